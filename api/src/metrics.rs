@@ -1,0 +1,23 @@
+//! Names of the sidecar metrics that the operator's scaler reads.
+
+/// Gauge: messages delivered to the sidecar and not settled.
+pub const UNSETTLED: &str = "warren_sidecar_unsettled";
+/// Gauge: handler calls that run.
+pub const IN_FLIGHT: &str = "warren_sidecar_in_flight";
+/// Counter: deliveries received.
+pub const DELIVERIES: &str = "warren_sidecar_deliveries_total";
+/// Counter: settled deliveries, by `outcome`.
+pub const OUTCOMES: &str = "warren_sidecar_outcomes_total";
+/// Histogram: seconds of a handler call.
+pub const HANDLER_SECONDS: &str = "warren_sidecar_handler_duration_seconds";
+/// Gauge: 1 while the consuming connection is up.
+pub const CONNECTED: &str = "warren_sidecar_connected";
+/// Gauge: 1 while the handler takes calls, 0 while consuming is held back because it does not.
+pub const HANDLER_UP: &str = "warren_sidecar_handler_up";
+/// Counter: deliveries without `delivery_mode=2`.
+pub const TRANSIENT: &str = "warren_sidecar_transient_messages_total";
+/// Gauge: the HTTP status (401, 403, 404, 405 or 431) with which the handler answers while consuming is held back because of
+/// it, 0 otherwise: not the messages are at fault then, but the handler's address or rights.
+pub const HANDLER_MISCONFIGURED: &str = "warren_sidecar_handler_misconfigured_status";
+/// Gauge: 1 while the breaker is open: most handler calls fail, and consuming is held for that.
+pub const BREAKER_OPEN: &str = "warren_sidecar_breaker_open";

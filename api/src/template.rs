@@ -1,0 +1,169 @@
+//! A pod template inside a custom resource.
+//!
+//! It is kept as the JSON that the user wrote, so that fields newer than this build's `k8s-openapi` survive, and it carries
+//! the real pod schema without descriptions, so that the API server refuses misspelt fields and the CRD stays small enough
+//! for client-side `kubectl apply` (256 KiB, <https://kubernetes.io/docs/reference/kubectl/>).
+
+use std::borrow::Cow;
+
+use k8s_openapi::api::core::v1::{PodTemplateSpec, ResourceRequirements};
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+/// Most containers in a template: bounds the cost of the CEL rules over them.
+const MAX_CONTAINERS: u64 = 32;
+
+/// A pod template as the user wrote it.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(transparent)]
+pub struct Template(pub Value);
+
+impl Template {
+    /// The template as a typed pod template.
+    ///
+    /// # Errors
+    /// What in the template is not as Kubernetes defines it.
+    pub fn parse(&self) -> Result<PodTemplateSpec, serde_json::Error> {
+        let mut value = self.0.clone();
+        quantities_as_text(&mut value);
+        serde_json::from_value(value)
+    }
+}
+
+/// Kubernetes takes `cpu: 1` for `cpu: "1"`; the typed form takes text only.
+fn quantities_as_text(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            for (key, entry) in map {
+                match (key.as_str(), entry) {
+                    ("limits" | "requests", Value::Object(quantities)) => {
+                        quantities.values_mut().for_each(number_as_text);
+                    }
+                    ("sizeLimit" | "divisor", entry) => number_as_text(entry),
+                    (_, entry) => quantities_as_text(entry),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(quantities_as_text),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+fn number_as_text(value: &mut Value) {
+    if let Value::Number(number) = value {
+        *value = Value::String(number.to_string());
+    }
+}
+
+impl JsonSchema for Template {
+    fn schema_name() -> Cow<'static, str> {
+        "Template".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let mut schema = kubernetes_schema::<PodTemplateSpec>();
+        bound_containers(&mut schema);
+        schema.insert("description".to_owned(), "The pod template, as in a Deployment.".into());
+        schema.insert("required".to_owned(), json!(["spec"]));
+        Schema::from(schema)
+    }
+}
+
+/// The schema of container resources, without descriptions.
+pub(crate) fn resources_schema(_: &mut SchemaGenerator) -> Schema {
+    Schema::from(kubernetes_schema::<ResourceRequirements>())
+}
+
+/// The schema of a Kubernetes type, inlined and made structural.
+fn kubernetes_schema<T: JsonSchema>() -> Map<String, Value> {
+    let settings = SchemaSettings::openapi3().with(|s| {
+        s.inline_subschemas = true;
+        s.meta_schema = None;
+    });
+    let mut value = settings.into_generator().into_root_schema_for::<T>().to_value();
+    make_structural(&mut value);
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+/// Rewrites what `k8s-openapi` emits into what an API server takes in a CRD: no descriptions, quantities and ports as
+/// int-or-string, no nulls.
+fn make_structural(value: &mut Value) {
+    let Value::Object(map) = value else { return };
+    for noise in ["description", "title", "$schema", "nullable", "default", "components", "definitions"] {
+        map.remove(noise);
+    }
+    if is_quantity_or_port(map) {
+        *map = Map::from_iter([("x-kubernetes-int-or-string".to_owned(), Value::Bool(true))]);
+        return;
+    }
+    if let Some(Value::Object(properties)) = map.get_mut("properties") {
+        for (name, property) in properties.iter_mut() {
+            make_structural(property);
+            match name.as_str() {
+                "sizeLimit" | "divisor" => *property = json!({"x-kubernetes-int-or-string": true}),
+                "limits" | "requests" if property["additionalProperties"].is_object() => {
+                    property["additionalProperties"] = json!({"x-kubernetes-int-or-string": true});
+                }
+                _ => {}
+            }
+        }
+    }
+    for nested in ["items", "additionalProperties"] {
+        if let Some(schema) = map.get_mut(nested) {
+            make_structural(schema);
+        }
+    }
+}
+
+/// Whether a schema is `IntOrString`, which has no type of its own or a union of two.
+fn is_quantity_or_port(map: &Map<String, Value>) -> bool {
+    map.contains_key("x-kubernetes-int-or-string")
+        || map.get("format").is_some_and(|format| format == "int-or-string")
+        || map.contains_key("anyOf")
+        || map.contains_key("oneOf")
+}
+
+fn bound_containers(schema: &mut Map<String, Value>) {
+    let Some(containers) = schema
+        .get_mut("properties")
+        .and_then(|p| p.pointer_mut("/spec/properties/containers"))
+        .and_then(Value::as_object_mut)
+    else {
+        return;
+    };
+    containers.insert("minItems".to_owned(), 1.into());
+    containers.insert("maxItems".to_owned(), MAX_CONTAINERS.into());
+    if let Some(name) = containers.get_mut("items").and_then(|i| i.pointer_mut("/properties/name")) {
+        name["maxLength"] = 63.into();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_where_kubernetes_takes_a_quantity_is_understood() {
+        let template = Template(json!({"spec": {"containers": [
+            {"name": "app", "resources": {"limits": {"cpu": 1, "memory": "64Mi"}}}
+        ]}}));
+        let parsed = template.parse().unwrap();
+        let limits = parsed.spec.unwrap().containers[0].resources.clone().unwrap().limits.unwrap();
+        assert_eq!(limits["cpu"].0, "1");
+    }
+
+    #[test]
+    fn a_template_of_the_wrong_shape_says_where() {
+        let template = Template(json!({"spec": {"containers": [{"name": 7}]}}));
+        assert!(template.parse().unwrap_err().to_string().contains("string"));
+    }
+}

@@ -1,0 +1,340 @@
+//! How to reach a broker: a Secret's keys, parsed once.
+//!
+//! Two layouts work unchanged: a hand-written Secret, and the `default-user` Secret of the RabbitMQ cluster operator.
+//! URIs are those of <https://www.rabbitmq.com/docs/uri-spec>.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
+
+const AMQP_PORT: u16 = 5672;
+const AMQPS_PORT: u16 = 5671;
+
+/// A broker's addresses, the identity to present and the virtual host. Equal values may share a connection.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct BrokerAccess {
+    endpoints: Vec<Endpoint>,
+    vhost: String,
+    username: String,
+    password: String,
+    tls: Option<Tls>,
+}
+
+/// One address of a broker.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Endpoint {
+    host: String,
+    port: u16,
+}
+
+/// What TLS needs beyond the system's root certificates, in PEM.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Tls {
+    pub(crate) ca: Option<String>,
+    pub(crate) identity: Option<(String, String)>,
+}
+
+/// Why a Secret cannot be used. The text says which key to write, and never holds a value.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SecretError {
+    /// No key says where the broker is.
+    #[error(
+        "the Secret has no broker address: set \"uri\" (amqp://user:password@host:5672/vhost), or \"uris\", or \"connection_string\", or \"host\", \"username\" and \"password\""
+    )]
+    NoAddress,
+    /// A key that the layout needs is missing.
+    #[error("the Secret lacks the key \"{0}\": add it")]
+    Missing(&'static str),
+    /// A key's value cannot be read.
+    #[error("the Secret's key \"{key}\" is not usable: {problem}")]
+    Invalid {
+        /// The key.
+        key: &'static str,
+        /// What is wrong with its value, without the value.
+        problem: String,
+    },
+}
+
+impl BrokerAccess {
+    /// Parses a Secret's keys; `vhost`, from a Queue's spec, wins over the Secret's.
+    ///
+    /// # Errors
+    /// The key that is missing or wrong.
+    pub fn parse(keys: &BTreeMap<String, Vec<u8>>, vhost: Option<&str>) -> Result<Self, SecretError> {
+        let keys = Keys(keys);
+        let tls = keys.tls()?;
+        let mut access = match keys.uris()? {
+            Some(uris) => Self::from_uris(&uris, keys.text("vhost")?.as_deref(), tls.as_ref())?,
+            None => Self::from_parts(&keys, tls)?,
+        };
+        if let Some(vhost) = vhost {
+            vhost.clone_into(&mut access.vhost);
+        }
+        Ok(access)
+    }
+
+    /// Parses one URI, as a command line gives it.
+    ///
+    /// # Errors
+    /// What is wrong with the URI.
+    pub fn from_uri(uri: &str) -> Result<Self, SecretError> {
+        Self::from_uris(&[("uri", uri.to_owned())], None, None)
+    }
+
+    fn from_uris(
+        uris: &[(&'static str, String)],
+        vhost: Option<&str>,
+        tls: Option<&Tls>,
+    ) -> Result<Self, SecretError> {
+        let mut access: Option<Self> = None;
+        for (key, uri) in uris {
+            let invalid = |problem: &str| SecretError::Invalid { key, problem: problem.to_owned() };
+            let parsed = AMQPUri::from_str(uri)
+                .map_err(|_| invalid("expected amqp://user:password@host:5672/vhost"))?;
+            if parsed.authority.host.is_empty() {
+                return Err(invalid("it names no host"));
+            }
+            let tls = match (tls.cloned(), &parsed.scheme) {
+                (None, AMQPScheme::AMQPS) => Some(Tls::default()),
+                (given, AMQPScheme::AMQP | AMQPScheme::AMQPS) => given,
+            };
+            // `amqp://` beside a CA means `amqps`: without a port of its own it gets that scheme's.
+            let port = match (&tls, parsed.authority.port) {
+                (Some(_), AMQP_PORT) if !names_port(uri) => AMQPS_PORT,
+                (_, port) => port,
+            };
+            let one = Self {
+                endpoints: vec![Endpoint { host: parsed.authority.host, port }],
+                vhost: vhost.map_or_else(|| or_root(parsed.vhost), str::to_owned),
+                username: parsed.authority.userinfo.username,
+                password: parsed.authority.userinfo.password,
+                tls,
+            };
+            match &mut access {
+                None => access = Some(one),
+                Some(first) => first.add(one).ok_or_else(|| {
+                    invalid("all addresses must share user, password, virtual host and scheme")
+                })?,
+            }
+        }
+        access.ok_or(SecretError::NoAddress)
+    }
+
+    fn from_parts(keys: &Keys<'_>, tls: Option<Tls>) -> Result<Self, SecretError> {
+        let host = keys.text("host")?.ok_or(SecretError::NoAddress)?;
+        let port = match keys.text("port")? {
+            None if tls.is_some() => AMQPS_PORT,
+            None => AMQP_PORT,
+            Some(text) => text.parse().ok().filter(|port| *port != 0).ok_or(SecretError::Invalid {
+                key: "port",
+                problem: "expected a number from 1 to 65535".to_owned(),
+            })?,
+        };
+        Ok(Self {
+            endpoints: vec![Endpoint { host, port }],
+            vhost: or_root(keys.text("vhost")?.unwrap_or_default()),
+            username: keys.text("username")?.ok_or(SecretError::Missing("username"))?,
+            password: keys.text("password")?.ok_or(SecretError::Missing("password"))?,
+            tls,
+        })
+    }
+
+    /// Takes over another access's addresses; none where anything else differs.
+    fn add(&mut self, other: Self) -> Option<()> {
+        let Self { endpoints, vhost, username, password, tls } = other;
+        let same =
+            vhost == self.vhost && username == self.username && password == self.password && tls == self.tls;
+        same.then(|| self.endpoints.extend(endpoints))
+    }
+
+    /// The first address, without credentials, for status and logs: `amqp://host:port/vhost`.
+    pub fn address(&self) -> String {
+        let scheme = if self.tls.is_some() { "amqps" } else { "amqp" };
+        let hosts: Vec<_> = self.endpoints.iter().map(|e| format!("{}:{}", e.host, e.port)).collect();
+        let vhost = percent_encoding::utf8_percent_encode(&self.vhost, percent_encoding::NON_ALPHANUMERIC);
+        format!("{scheme}://{}/{vhost}", hosts.join(","))
+    }
+
+    /// The virtual host.
+    pub fn vhost(&self) -> &str {
+        &self.vhost
+    }
+
+    /// The user.
+    pub fn username(&self) -> &str {
+        &self.username
+    }
+
+    /// How many addresses there are, at least one.
+    pub(crate) fn endpoints(&self) -> usize {
+        self.endpoints.len()
+    }
+
+    pub(crate) fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
+    }
+
+    /// The address of a number, as the AMQP library takes it.
+    pub(crate) fn uri(&self, endpoint: usize, query: AMQPQueryString) -> AMQPUri {
+        let Endpoint { host, port } = self.endpoints[endpoint % self.endpoints.len()].clone();
+        AMQPUri {
+            scheme: if self.tls.is_some() { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
+            authority: AMQPAuthority {
+                userinfo: AMQPUserInfo { username: self.username.clone(), password: self.password.clone() },
+                host,
+                port,
+            },
+            vhost: self.vhost.clone(),
+            query,
+        }
+    }
+}
+
+impl fmt::Debug for BrokerAccess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BrokerAccess")
+            .field("address", &self.address())
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An empty virtual host means "/": the cluster operator writes `amqp://...:5672/`.
+fn or_root(vhost: String) -> String {
+    if vhost.is_empty() { "/".to_owned() } else { vhost }
+}
+
+/// Whether a URI spells its port out.
+fn names_port(uri: &str) -> bool {
+    let authority = uri.split_once("://").map_or(uri, |(_, rest)| rest);
+    let authority = authority.split('/').next().unwrap_or_default();
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    host.rsplit(']').next().unwrap_or_default().contains(':')
+}
+
+/// A Secret's keys as text.
+struct Keys<'a>(&'a BTreeMap<String, Vec<u8>>);
+
+impl Keys<'_> {
+    /// A key's value without the newline that `echo` and editors leave; none where it is absent or empty.
+    fn text(&self, key: &'static str) -> Result<Option<String>, SecretError> {
+        let Some(bytes) = self.0.get(key) else { return Ok(None) };
+        let text = std::str::from_utf8(bytes)
+            .map_err(|_| SecretError::Invalid { key, problem: "expected UTF-8 text".to_owned() })?
+            .trim_end_matches(['\r', '\n']);
+        Ok((!text.is_empty()).then(|| text.to_owned()))
+    }
+
+    fn uris(&self) -> Result<Option<Vec<(&'static str, String)>>, SecretError> {
+        if let Some(lines) = self.text("uris")? {
+            let uris = lines.lines().map(str::trim).filter(|line| !line.is_empty());
+            return Ok(Some(uris.map(|uri| ("uris", uri.to_owned())).collect()));
+        }
+        for key in ["uri", "connection_string"] {
+            if let Some(uri) = self.text(key)? {
+                return Ok(Some(vec![(key, uri.trim().to_owned())]));
+            }
+        }
+        Ok(None)
+    }
+
+    fn tls(&self) -> Result<Option<Tls>, SecretError> {
+        let ca = self.pem("ca.crt")?;
+        let identity = match (self.pem("tls.crt")?, self.pem("tls.key")?) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            (Some(_), None) => return Err(SecretError::Missing("tls.key")),
+            (None, Some(_)) => return Err(SecretError::Missing("tls.crt")),
+        };
+        Ok((ca.is_some() || identity.is_some()).then_some(Tls { ca, identity }))
+    }
+
+    fn pem(&self, key: &'static str) -> Result<Option<String>, SecretError> {
+        match self.text(key)? {
+            Some(text) if !text.contains("-----BEGIN ") => {
+                Err(SecretError::Invalid { key, problem: "expected PEM text".to_owned() })
+            }
+            other => Ok(other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(keys: &[(&str, &str)]) -> BTreeMap<String, Vec<u8>> {
+        keys.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec())).collect()
+    }
+
+    fn parse(keys: &[(&str, &str)]) -> Result<BrokerAccess, SecretError> {
+        BrokerAccess::parse(&secret(keys), None)
+    }
+
+    const PEM: &str = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n";
+
+    #[test]
+    fn a_uri_gives_address_user_and_vhost_and_never_shows_the_password() {
+        let access = parse(&[("uri", "amqp://bob:s3cr%40t@rabbit:5673/shop\n")]).unwrap();
+        assert_eq!(access.address(), "amqp://rabbit:5673/shop");
+        assert_eq!((access.username(), access.password.as_str()), ("bob", "s3cr@t"));
+        assert!(!format!("{access:?}").contains("s3cr"));
+    }
+
+    #[test]
+    fn the_cluster_operators_default_user_secret_works_unchanged() {
+        let access = parse(&[
+            ("connection_string", "amqp://u:p@rabbit.shop.svc:5672/"),
+            ("default_user.conf", "default_user = u"),
+            ("host", "rabbit.shop.svc"),
+            ("password", "p"),
+            ("port", "5672"),
+            ("provider", "rabbitmq"),
+            ("type", "rabbitmq"),
+            ("username", "u"),
+        ])
+        .unwrap();
+        assert_eq!(access.address(), "amqp://rabbit.shop.svc:5672/%2F");
+    }
+
+    #[test]
+    fn parts_work_and_the_spec_s_vhost_wins() {
+        let keys = secret(&[("host", "h"), ("username", "u"), ("password", "p"), ("vhost", "a")]);
+        assert_eq!(BrokerAccess::parse(&keys, None).unwrap().vhost(), "a");
+        assert_eq!(BrokerAccess::parse(&keys, Some("b")).unwrap().vhost(), "b");
+    }
+
+    #[test]
+    fn a_ca_certificate_means_amqps_on_its_port() {
+        let access = parse(&[("uri", "amqp://u:p@h"), ("ca.crt", PEM)]).unwrap();
+        assert_eq!(access.address(), "amqps://h:5671/%2F");
+        let access = parse(&[("uri", "amqp://u:p@h:5672"), ("ca.crt", PEM)]).unwrap();
+        assert_eq!(access.address(), "amqps://h:5672/%2F");
+    }
+
+    #[test]
+    fn several_addresses_must_share_everything_else() {
+        let access = parse(&[("uris", "amqp://u:p@a:1/v\namqp://u:p@b:2/v\n")]).unwrap();
+        assert_eq!(access.address(), "amqp://a:1,b:2/v");
+        let error = parse(&[("uris", "amqp://u:p@a/v\namqp://other:p@b/v")]).unwrap_err();
+        assert!(error.to_string().contains("must share"), "{error}");
+    }
+
+    #[test]
+    fn every_bad_secret_names_the_key_and_not_its_value() {
+        for (keys, expected) in [
+            (vec![], "no broker address"),
+            (vec![("uri", "http://secret")], "\"uri\" is not usable"),
+            (vec![("uri", "secret nonsense")], "\"uri\" is not usable"),
+            (vec![("host", "h"), ("username", "u")], "lacks the key \"password\""),
+            (vec![("host", "h"), ("port", "secret"), ("username", "u"), ("password", "p")], "\"port\""),
+            (vec![("uri", "amqp://h"), ("ca.crt", "secret")], "expected PEM"),
+            (vec![("uri", "amqp://h"), ("tls.crt", PEM)], "lacks the key \"tls.key\""),
+        ] {
+            let error = parse(&keys).unwrap_err().to_string();
+            assert!(error.contains(expected) && !error.contains("secret"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! What a broker refuses, as errors that carry a decision and say what to do.
+
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
+use lapin::{Error, ErrorKind};
+
+/// What to do about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Category {
+    /// Trying again changes nothing until a person changes something.
+    Terminal,
+    /// Trying again soon may succeed.
+    Retryable,
+    /// Something else must come first, such as a queue that another declares.
+    Waiting,
+}
+
+/// A failed exchange with a broker.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BrokerError {
+    /// No connection could be made: name, network, TLS or time-out.
+    #[error(
+        "the broker at {address} cannot be reached: {detail}. Check the address, that the broker runs, and network policies"
+    )]
+    Unreachable {
+        /// The address, without credentials.
+        address: String,
+        /// What the system says.
+        detail: String,
+    },
+    /// The TLS handshake failed.
+    #[error(
+        "the TLS handshake with {address} failed: {detail}. Check that the Secret's ca.crt signed the broker's certificate and that it names this host"
+    )]
+    Tls {
+        /// The address, without credentials.
+        address: String,
+        /// What TLS says.
+        detail: String,
+    },
+    /// The broker does not take the credentials.
+    #[error("the broker refuses user \"{user}\": correct username and password in the Secret")]
+    AuthRefused {
+        /// The user.
+        user: String,
+    },
+    /// The virtual host is missing, or closed to the user.
+    #[error("virtual host \"{vhost}\" cannot be used: {detail}. Create it, or grant the user access to it")]
+    VhostRefused {
+        /// The virtual host.
+        vhost: String,
+        /// What the broker says.
+        detail: String,
+    },
+    /// 403: a right is missing.
+    #[error("the user lacks a right: {detail}. Grant it with rabbitmqctl set_permissions")]
+    AccessRefused {
+        /// What the broker says; names the resource.
+        detail: String,
+    },
+    /// 404: the queue or exchange does not exist.
+    #[error("{detail}")]
+    NotFound {
+        /// What the broker says; names the resource.
+        detail: String,
+    },
+    /// 405: another connection holds the queue exclusively.
+    #[error(
+        "{detail}. Another connection holds the name exclusively: choose another name, or end that connection"
+    )]
+    Locked {
+        /// What the broker says; names the resource.
+        detail: String,
+    },
+    /// 406: what exists differs from what was asked, or an argument is not taken.
+    #[error("{detail}")]
+    Precondition {
+        /// What the broker says; names the argument.
+        detail: String,
+    },
+    /// A message does not fit the negotiated frame size.
+    #[error("a frame is larger than the connection's maximum: {detail}")]
+    FrameTooLarge {
+        /// What the broker says.
+        detail: String,
+    },
+    /// The connection or channel is gone.
+    #[error("the connection to the broker was lost: {detail}")]
+    Closed {
+        /// Why.
+        detail: String,
+    },
+    /// The broker did not answer in time.
+    #[error("the broker did not answer within {seconds} s ({what})")]
+    TimedOut {
+        /// What was asked.
+        what: &'static str,
+        /// How long was waited.
+        seconds: u64,
+    },
+}
+
+impl BrokerError {
+    /// What to do about it.
+    pub const fn category(&self) -> Category {
+        match self {
+            Self::Unreachable { .. }
+            | Self::Closed { .. }
+            | Self::TimedOut { .. }
+            | Self::FrameTooLarge { .. } => Category::Retryable,
+            Self::NotFound { .. } => Category::Waiting,
+            Self::Tls { .. }
+            | Self::AuthRefused { .. }
+            | Self::VhostRefused { .. }
+            | Self::AccessRefused { .. }
+            | Self::Locked { .. }
+            | Self::Precondition { .. } => Category::Terminal,
+        }
+    }
+
+    /// A stable name, for metric labels and condition reasons.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } => "BrokerUnreachable",
+            Self::Tls { .. } => "TlsFailed",
+            Self::AuthRefused { .. } => "AuthRefused",
+            Self::VhostRefused { .. } => "VhostRefused",
+            Self::AccessRefused { .. } => "AccessRefused",
+            Self::NotFound { .. } => "NotFound",
+            Self::Locked { .. } => "Locked",
+            Self::Precondition { .. } => "ArgumentsDiffer",
+            Self::FrameTooLarge { .. } => "FrameTooLarge",
+            Self::Closed { .. } => "ConnectionLost",
+            Self::TimedOut { .. } => "TimedOut",
+        }
+    }
+
+    /// What a library error on an open connection means.
+    pub fn from_lapin(error: &Error) -> Self {
+        let ErrorKind::ProtocolError(protocol) = error.kind() else {
+            return Self::Closed { detail: error.to_string() };
+        };
+        let detail = protocol.get_message().to_string();
+        match protocol.kind() {
+            AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Self::AccessRefused { detail },
+            AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => Self::NotFound { detail },
+            AMQPErrorKind::Soft(AMQPSoftError::RESOURCELOCKED) => Self::Locked { detail },
+            AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => Self::Precondition { detail },
+            AMQPErrorKind::Hard(AMQPHardError::FRAMEERROR) => Self::FrameTooLarge { detail },
+            // The broker refuses some arguments for the whole connection.
+            AMQPErrorKind::Hard(AMQPHardError::NOTIMPLEMENTED | AMQPHardError::NOTALLOWED) => {
+                Self::Precondition { detail }
+            }
+            AMQPErrorKind::Soft(_) | AMQPErrorKind::Hard(_) => Self::Closed { detail },
+        }
+    }
+}
+
+/// What a 406 says of one argument that differs: a declaration stops at the first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The argument, such as `durable` or `x-queue-type`.
+    pub field: String,
+    /// What was asked for.
+    pub asked: String,
+    /// What the broker has.
+    pub existing: String,
+}
+
+impl Difference {
+    /// Reads the broker's sentence, such as `inequivalent arg 'durable' for queue 'q' in vhost '/': received 'true' but
+    /// current is 'false'`; none where it says something else.
+    pub fn parse(detail: &str) -> Option<Self> {
+        let (_, rest) = detail.split_once("inequivalent arg '")?;
+        let (field, rest) = rest.split_once('\'')?;
+        let (_, values) = rest.split_once(": received ")?;
+        let (asked, existing) = values.split_once(" but current is ")?;
+        Some(Self { field: field.to_owned(), asked: plain(asked), existing: plain(existing) })
+    }
+}
+
+/// `the value 'x' of type 'longstr'` and `'x'` are both `x`; `none` stays.
+fn plain(value: &str) -> String {
+    let value = value.trim_end_matches('.');
+    match value.split_once('\'').and_then(|(_, rest)| rest.split_once('\'')) {
+        Some((inner, _)) => inner.to_owned(),
+        None => value.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_406_names_the_field_and_both_values() {
+        for (text, field, asked, existing) in [
+            (
+                "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': received 'true' but current is 'false'",
+                "durable",
+                "true",
+                "false",
+            ),
+            (
+                "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received the value 'quorum' of type 'longstr' but current is none",
+                "x-queue-type",
+                "quorum",
+                "none",
+            ),
+            (
+                "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'e' in vhost '/': received 'topic' but current is 'direct'",
+                "type",
+                "topic",
+                "direct",
+            ),
+        ] {
+            let difference = Difference::parse(text).unwrap();
+            assert_eq!(
+                (difference.field.as_str(), difference.asked.as_str(), difference.existing.as_str()),
+                (field, asked, existing)
+            );
+        }
+        assert_eq!(Difference::parse("PRECONDITION_FAILED - invalid arg 'x-max-priority'"), None);
+    }
+}

@@ -1,0 +1,27 @@
+//! RabbitMQ for Warren's programs.
+//!
+//! | Module | What |
+//! |---|---|
+//! | [`access`] | a Secret's keys parsed into addresses, identity and TLS |
+//! | [`error`] | what a broker refuses, as errors that say what to do |
+//! | [`connect`] | one connection, bounded in time |
+//! | [`supervisor`] | a connection that comes back, numbered by generation |
+//! | [`topology`] | a Queue's spec as exchanges, queues and bindings: a pure plan |
+//! | [`declare`] | that plan sent to a broker, and what the broker has read back |
+
+pub mod access;
+pub mod connect;
+pub mod declare;
+pub mod error;
+pub mod supervisor;
+pub mod topology;
+
+pub use access::{BrokerAccess, SecretError};
+pub use error::{BrokerError, Category};
+pub use lapin;
+
+/// Makes ring the process's TLS provider. Call it first in `main`: two libraries here would otherwise each choose one.
+pub fn install_crypto_provider() {
+    // An error means that a provider is installed already, which is what is wanted.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}

@@ -1,0 +1,221 @@
+//! A connection that comes back.
+//!
+//! The library's own recovery replays consumers and had several bugs; here each connection has a generation number instead,
+//! and whoever uses a link tags its deliveries with it, so that nothing of an old connection is ever sent on a new one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use futures::StreamExt;
+use lapin::{Connection, Event};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::access::BrokerAccess;
+use crate::connect::{ConnectOptions, connect};
+use crate::error::BrokerError;
+
+/// The first wait before connecting again.
+const MIN_BACKOFF: Duration = Duration::from_millis(250);
+/// The longest wait: a broker that is back is used again within seconds.
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+
+/// How often a connection that reported no end is looked at all the same.
+const PULSE: Duration = Duration::from_secs(1);
+
+/// What became of the connection.
+#[derive(Clone, Debug)]
+pub enum LinkState {
+    /// The first attempt runs.
+    Connecting,
+    /// There is a connection.
+    Up(Link),
+    /// There is none; the next attempt follows by itself.
+    Down {
+        /// Why.
+        error: Arc<BrokerError>,
+        /// Failed attempts in a row.
+        attempts: u32,
+    },
+}
+
+impl LinkState {
+    /// The connection, if there is one.
+    pub const fn link(&self) -> Option<&Link> {
+        match self {
+            Self::Up(link) => Some(link),
+            Self::Connecting | Self::Down { .. } => None,
+        }
+    }
+}
+
+/// A living connection and its number.
+#[derive(Clone)]
+pub struct Link {
+    /// Rises by one with each connection, from 1.
+    pub generation: u64,
+    /// The connection.
+    pub connection: Arc<Connection>,
+    /// Why the broker reads no publishes (`connection.blocked`), while it does not.
+    pub blocked: Option<Arc<str>>,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link")
+            .field("generation", &self.generation)
+            .field("blocked", &self.blocked)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Keeps one connection to a broker. Dropping it closes the connection.
+#[derive(Debug)]
+pub struct Supervisor {
+    state: watch::Receiver<LinkState>,
+    lost: mpsc::UnboundedSender<u64>,
+    task: JoinHandle<()>,
+}
+
+impl Supervisor {
+    /// Starts connecting. A change of `access` (a rotated Secret) ends the connection and makes a new one.
+    pub fn spawn(access: watch::Receiver<Arc<BrokerAccess>>, options: ConnectOptions) -> Self {
+        let (publish, state) = watch::channel(LinkState::Connecting);
+        let (lost, reports) = mpsc::unbounded_channel();
+        let keeper = Keeper { access, options, publish, reports, generation: 0 };
+        Self { state, lost, task: tokio::spawn(keeper.run()) }
+    }
+
+    /// The state, and each change of it.
+    pub fn state(&self) -> watch::Receiver<LinkState> {
+        self.state.clone()
+    }
+
+    /// Reports that the connection of a generation is of no use; a later generation is left alone.
+    pub fn lost(&self, generation: u64) {
+        // The keeper ends only with this value.
+        let _ = self.lost.send(generation);
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Keeper {
+    access: watch::Receiver<Arc<BrokerAccess>>,
+    options: ConnectOptions,
+    publish: watch::Sender<LinkState>,
+    reports: mpsc::UnboundedReceiver<u64>,
+    generation: u64,
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        let mut endpoint = rand::random_range(0..usize::MAX / 2);
+        let mut attempts = 0;
+        let mut backoff = backoff();
+        loop {
+            let access = self.access.borrow_and_update().clone();
+            let error = match connect(&access, endpoint, &self.options).await {
+                Ok(connection) => {
+                    (attempts, backoff) = (0, self::backoff());
+                    self.generation += 1;
+                    self.hold(connection).await
+                }
+                Err(error) => error,
+            };
+            if let BrokerError::FrameTooLarge { .. } = error {
+                self.options.frame_max = None;
+            }
+            attempts += 1;
+            tracing::warn!(broker = %access.address(), name = %self.options.name, attempts, %error, "no connection to the broker");
+            self.publish.send_replace(LinkState::Down { error: Arc::new(error), attempts });
+            endpoint += 1;
+            // Several addresses are all tried before waiting.
+            if (attempts as usize).is_multiple_of(access.endpoints()) {
+                let pause = backoff.next().unwrap_or(MAX_BACKOFF);
+                let changed = async {
+                    // Without a sender the access never changes again.
+                    if self.access.changed().await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                };
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = changed => backoff = self::backoff(),
+                }
+            }
+        }
+    }
+
+    /// Publishes the connection until it ends, and says why it did.
+    async fn hold(&mut self, connection: Connection) -> BrokerError {
+        let generation = self.generation;
+        let mut events = std::pin::pin!(connection.events_listener());
+        let connection = Arc::new(connection);
+        let mut link = Link { generation, connection: Arc::clone(&connection), blocked: None };
+        tracing::info!(name = %self.options.name, generation, "connected to the broker");
+        self.publish.send_replace(LinkState::Up(link.clone()));
+        let mut access_open = true;
+        let mut pulse = tokio::time::interval(PULSE);
+        loop {
+            tokio::select! {
+                _ = pulse.tick() => if !connection.status().connected() {
+                    return BrokerError::Closed { detail: "the connection ended".to_owned() };
+                },
+                event = events.next() => match event {
+                    Some(Event::ConnectionBlocked(reason)) => {
+                        tracing::warn!(name = %self.options.name, %reason, "the broker blocks publishing");
+                        link.blocked = Some(reason.into());
+                        self.publish.send_replace(LinkState::Up(link.clone()));
+                    }
+                    Some(Event::ConnectionUnblocked) => {
+                        link.blocked = None;
+                        self.publish.send_replace(LinkState::Up(link.clone()));
+                    }
+                    Some(Event::Error(error)) => {
+                        // A refused declaration closes its channel and is reported to whoever made it.
+                        if !connection.status().connected() {
+                            return BrokerError::from_lapin(&error);
+                        }
+                    }
+                    // Flow is the library's business; later kinds of event change nothing here.
+                    Some(_) => {}
+                    None => return BrokerError::Closed { detail: "the connection ended".to_owned() },
+                },
+                Some(reported) = self.reports.recv() => {
+                    if reported == generation {
+                        close(&connection).await;
+                        return BrokerError::Closed { detail: "the connection was given up".to_owned() };
+                    }
+                }
+                changed = self.access.changed(), if access_open => match changed {
+                    Ok(()) => {
+                        close(&connection).await;
+                        return BrokerError::Closed { detail: "the broker's Secret changed".to_owned() };
+                    }
+                    Err(_) => access_open = false,
+                },
+            }
+        }
+    }
+}
+
+fn backoff() -> backon::ExponentialBackoff {
+    ExponentialBuilder::default()
+        .with_min_delay(MIN_BACKOFF)
+        .with_max_delay(MAX_BACKOFF)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+/// Says goodbye, but waits for no answer of a peer that may be gone.
+async fn close(connection: &Connection) {
+    let goodbye = connection.close(200, "bye".into());
+    let _ = tokio::time::timeout(Duration::from_secs(1), goodbye).await;
+}

@@ -1,0 +1,55 @@
+{{- define "warren.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "warren.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else if contains (include "warren.name" .) .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "warren.name" .) | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A name for what has no namespace: two releases in two namespaces must not share it. */}}
+{{- define "warren.clusterName" -}}
+{{- printf "%s:%s" .Release.Namespace (include "warren.fullname" .) -}}
+{{- end -}}
+
+{{- define "warren.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "warren.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end -}}
+
+{{- define "warren.labels" -}}
+{{ include "warren.selectorLabels" . }}
+app.kubernetes.io/part-of: warren
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- end -}}
+
+{{- define "warren.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "warren.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- required "serviceAccount.name must name an existing ServiceAccount when serviceAccount.create is false" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The reference of an image: (dict "image" .Values.image "version" .Chart.AppVersion) */}}
+{{- define "warren.image" -}}
+{{- if .image.digest -}}
+{{- printf "%s@%s" .image.repository .image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" .image.repository (default .version .image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "warren.subject" -}}
+- kind: ServiceAccount
+  name: {{ include "warren.serviceAccountName" . }}
+  namespace: {{ .Release.Namespace }}
+{{- end -}}

@@ -1,0 +1,354 @@
+//! What the facts mean, and what to do. Pure.
+
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::ResourceExt;
+use warren_api::metrics::CONNECTED;
+use warren_api::{Queue, Worker};
+use warren_broker::BrokerAccess;
+
+use super::facts::{Facts, Read, secret_names};
+
+/// What became of a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// As it should be.
+    Good,
+    /// Not as it should be.
+    Bad,
+    /// It cannot be told.
+    Unknown,
+}
+
+/// One line of the checklist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    pub verdict: Verdict,
+    /// What was looked at.
+    pub what: String,
+    /// What is wrong and what to do, or why it cannot be told.
+    pub detail: Option<String>,
+}
+
+impl Check {
+    pub fn good(what: impl Into<String>) -> Self {
+        Self { verdict: Verdict::Good, what: what.into(), detail: None }
+    }
+
+    pub fn bad(what: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { verdict: Verdict::Bad, what: what.into(), detail: Some(detail.into()) }
+    }
+
+    pub fn unknown(what: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { verdict: Verdict::Unknown, what: what.into(), detail: Some(detail.into()) }
+    }
+}
+
+/// Every check, from the installation to the Queues and their Workers.
+pub fn checks(facts: &Facts) -> Vec<Check> {
+    let mut all = vec![definitions(facts), operator(facts), leader(facts), rights(facts)];
+    match &facts.queues {
+        Err(why) => all.push(Check::unknown("Queues", why)),
+        Ok(queues) => all.extend(queues.iter().flat_map(|queue| of_queue(queue, facts))),
+    }
+    match &facts.workers {
+        Err(why) => all.push(Check::unknown("Workers", why)),
+        Ok(workers) => all.extend(workers.iter().flat_map(|worker| of_worker(worker, facts))),
+    }
+    all
+}
+
+fn definitions(facts: &Facts) -> Check {
+    let what = "custom resource definitions are installed";
+    match &facts.definitions {
+        Err(why) => Check::unknown(what, why),
+        Ok(all) => {
+            let missing: Vec<&str> =
+                all.iter().filter(|(_, established)| !established).map(|(name, _)| name.as_str()).collect();
+            if missing.is_empty() {
+                return Check::good(what);
+            }
+            Check::bad(
+                what,
+                format!("{} not there: install the chart, or kubectl apply -f crds/", missing.join(", ")),
+            )
+        }
+    }
+}
+
+fn operator(facts: &Facts) -> Check {
+    let what = "the operator runs";
+    match &facts.operator {
+        Err(why) => Check::unknown(what, format!("its pods cannot be listed in all namespaces: {why}")),
+        Ok(pods) if pods.is_empty() => {
+            Check::bad(what, "there is no pod of it: install the chart, or set its replicas above 0")
+        }
+        Ok(pods) => {
+            let ready = pods.iter().filter(|pod| is_ready(pod)).count();
+            let names: Vec<String> = pods
+                .iter()
+                .map(|pod| format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()))
+                .collect();
+            if ready == 0 {
+                return Check::bad(
+                    what,
+                    format!("no pod is ready: kubectl describe and logs of {}", names.join(", ")),
+                );
+            }
+            Check::good(format!("{what}: {ready} of {} pods ready ({})", pods.len(), names.join(", ")))
+        }
+    }
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().filter_map(|status| status.conditions.as_ref()).flatten();
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+fn leader(facts: &Facts) -> Check {
+    let what = "an operator leads and tells its metrics";
+    match &facts.metrics {
+        Err(why) => Check::unknown(what, why),
+        Ok(_) => Check::good(what),
+    }
+}
+
+fn rights(facts: &Facts) -> Check {
+    let what = format!("the operator has its rights in namespace {}", facts.namespace);
+    match &facts.rights {
+        Err(why) => Check::unknown(what, format!("{why} (needs create on subjectaccessreviews)")),
+        Ok(rights) => {
+            let missing: Vec<&str> =
+                rights.iter().filter(|right| !right.given).map(|right| right.what.as_str()).collect();
+            if missing.is_empty() {
+                return Check::good(what);
+            }
+            Check::bad(
+                what,
+                format!(
+                    "missing: {}. Set rbac.create, or add the namespace to the chart's watchNamespaces",
+                    missing.join(", ")
+                ),
+            )
+        }
+    }
+}
+
+fn of_queue(queue: &Queue, facts: &Facts) -> Vec<Check> {
+    let name = queue.name_any();
+    let mut all: Vec<Check> = secret_names(queue)
+        .iter()
+        .map(|secret| of_secret(&name, secret, facts.secrets.get(secret), queue))
+        .collect();
+    match queue.status.as_ref().map(|status| &status.conditions).filter(|conditions| !conditions.is_empty()) {
+        None => all.push(Check::bad(
+            format!("Queue {name} has a status"),
+            "no operator has looked at it: see whether it runs and watches this namespace",
+        )),
+        Some(conditions) => {
+            all.extend(conditions.iter().map(|condition| of_condition("Queue", &name, condition)));
+        }
+    }
+    all
+}
+
+fn of_secret(queue: &str, name: &str, secret: Option<&Read<Option<Secret>>>, spec: &Queue) -> Check {
+    let what = format!("Queue {queue}: Secret {name} tells where the broker is");
+    let secret = match secret {
+        None => return Check::unknown(what, "it was not read"),
+        Some(Err(why)) => return Check::unknown(what, why),
+        Some(Ok(None)) => {
+            return Check::bad(
+                what,
+                format!("there is no Secret {name}: create it, or name another in spec.broker"),
+            );
+        }
+        Some(Ok(Some(secret))) => secret,
+    };
+    let keys = secret.data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone())).collect();
+    match BrokerAccess::parse(&keys, spec.spec.broker.vhost.as_deref()) {
+        Ok(access) => Check::good(format!("{what}: {}", access.address())),
+        Err(error) => Check::bad(what, error.to_string()),
+    }
+}
+
+fn of_condition(kind: &str, name: &str, condition: &Condition) -> Check {
+    let what = match condition.type_.as_str() {
+        "BrokerReachable" => format!("{kind} {name}: BrokerReachable, from the operator"),
+        other => format!("{kind} {name}: {other}"),
+    };
+    let detail = format!("{}: {}", condition.reason, condition.message);
+    // What is wrong when it is there, rather than when it is not.
+    let good = if condition.type_ == "DeletionBlocked" { "False" } else { "True" };
+    match condition.status.as_str() {
+        status if status == good => Check::good(what),
+        "Unknown" => Check::unknown(what, detail),
+        _ => Check::bad(what, detail),
+    }
+}
+
+fn of_worker(worker: &Worker, facts: &Facts) -> Vec<Check> {
+    let name = worker.name_any();
+    let mut all = Vec::new();
+    let conditions = worker.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    if conditions.is_empty() {
+        all.push(Check::bad(
+            format!("Worker {name} has a status"),
+            "no operator has looked at it: see whether it runs and watches this namespace",
+        ));
+    }
+    all.extend(conditions.iter().map(|condition| of_condition("Worker", &name, condition)));
+    if conditions.iter().any(|condition| condition.reason == "MetricsUnreachable") {
+        all.push(policies(&name, facts));
+    }
+    let answers = facts.sidecars.as_ref().ok().and_then(|sidecars| sidecars.get(&name));
+    if let Some(answers) = answers {
+        let known: Vec<_> =
+            answers.iter().flatten().filter_map(|metrics| metrics.sum(CONNECTED, &[])).collect();
+        let what = format!("Worker {name}: the broker is reachable from its pods");
+        let connected = known.iter().filter(|connected| **connected > 0.0).count();
+        all.push(match (known.len(), connected) {
+            (0, _) => Check::unknown(what, "no sidecar's metrics can be read through the API server (needs get on pods/proxy)"),
+            (known, connected) if connected < known => Check::bad(
+                what,
+                format!("{} of {known} sidecars are not connected: kubectl logs -l warren.dev/worker={name} -c warren-sidecar", known - connected),
+            ),
+            (known, _) => Check::good(format!("{what}: {known} connected")),
+        });
+    }
+    all
+}
+
+/// A hint where the operator cannot scrape.
+fn policies(worker: &str, facts: &Facts) -> Check {
+    let what = format!("Worker {worker}: the operator may reach port 9400 of its pods");
+    match &facts.policies {
+        Err(why) => Check::unknown(what, why),
+        Ok(policies) => {
+            let incoming = policies.iter().filter(|policy| {
+                policy
+                    .spec
+                    .as_ref()
+                    .and_then(|spec| spec.policy_types.as_ref())
+                    .is_none_or(|types| types.iter().any(|kind| kind == "Ingress"))
+            });
+            let names: Vec<String> = incoming.map(ResourceExt::name_any).collect();
+            if names.is_empty() {
+                return Check::unknown(
+                    what,
+                    "no NetworkPolicy of this namespace forbids it: look at a service mesh, and at policies of the operator's namespace",
+                );
+            }
+            Check::bad(
+                what,
+                format!(
+                    "see NetworkPolicy {}: allow TCP 9400 from the operator's namespace",
+                    names.join(", ")
+                ),
+            )
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
+
+    use super::super::facts::Right;
+    use super::*;
+    use crate::exposition::Exposition;
+
+    fn condition(kind: &str, status: &str) -> serde_json::Value {
+        json!({"type": kind, "status": status, "reason": "Why", "message": "do this", "lastTransitionTime": "2026-01-01T00:00:00Z"})
+    }
+
+    fn facts() -> Facts {
+        let pod = json!({"metadata": {"name": "op", "namespace": "warren"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+        let queue = json!({"apiVersion": "warren.dev/v1alpha1", "kind": "Queue", "metadata": {"name": "orders"}, "spec": {},
+            "status": {"conditions": [condition("Ready", "True"), condition("DeletionBlocked", "False")]}});
+        let worker = json!({"apiVersion": "warren.dev/v1alpha1", "kind": "Worker", "metadata": {"name": "invoices"},
+            "spec": {"queueRef": {"name": "orders"}, "template": {}}, "status": {"conditions": [condition("Ready", "True")]}});
+        let secret = json!({"metadata": {"name": "rabbitmq"}, "data": {"uri": "YW1xcDovL3U6aGlkZGVuQGhvc3Q6NTY3Mi8="}});
+        Facts {
+            namespace: "shop".to_owned(),
+            definitions: Ok(vec![("queues.warren.dev".to_owned(), true)]),
+            operator: Ok(vec![serde_json::from_value(pod).unwrap()]),
+            metrics: Ok(Exposition::default()),
+            rights: Ok(vec![Right { what: "get secrets".to_owned(), given: true }]),
+            queues: Ok(vec![serde_json::from_value(queue).unwrap()]),
+            workers: Ok(vec![serde_json::from_value(worker).unwrap()]),
+            secrets: BTreeMap::from([(
+                "rabbitmq".to_owned(),
+                Ok(Some(serde_json::from_value(secret).unwrap())),
+            )]),
+            policies: Ok(vec![]),
+            sidecars: Ok(BTreeMap::from([(
+                "invoices".to_owned(),
+                vec![Some(Exposition::parse("warren_sidecar_connected 1\n"))],
+            )])),
+        }
+    }
+
+    fn wrong(facts: &Facts) -> Vec<String> {
+        let all = checks(facts).into_iter().filter(|check| check.verdict != Verdict::Good);
+        all.map(|check| format!("{}: {}", check.what, check.detail.unwrap_or_default())).collect()
+    }
+
+    #[test]
+    fn a_sound_installation_has_nothing_wrong_and_no_password_is_shown() {
+        assert_eq!(wrong(&facts()), Vec::<String>::new());
+        assert!(!format!("{:?}", checks(&facts())).contains("hidden"));
+    }
+
+    #[test]
+    fn each_fault_is_named_with_what_to_do() {
+        let one = |change: fn(&mut Facts)| {
+            let mut facts = facts();
+            change(&mut facts);
+            let wrong = wrong(&facts);
+            assert_eq!(wrong.len(), 1, "{wrong:?}");
+            wrong[0].clone()
+        };
+        assert!(
+            one(|f| f.definitions = Ok(vec![("queues.warren.dev".to_owned(), false)]))
+                .contains("kubectl apply")
+        );
+        assert!(one(|f| f.operator = Ok(vec![])).contains("install the chart"));
+        assert!(one(|f| f.operator = Ok(vec![Pod::default()])).contains("no pod is ready"));
+        assert!(
+            one(|f| f.rights = Ok(vec![Right { what: "get secrets".to_owned(), given: false }]))
+                .contains("missing: get secrets")
+        );
+        assert!(
+            one(|f| f.secrets = BTreeMap::from([("rabbitmq".to_owned(), Ok(None))])).contains("create it")
+        );
+        assert!(
+            one(|f| f.secrets = BTreeMap::from([("rabbitmq".to_owned(), Ok(Some(Secret::default())))]))
+                .contains("uri")
+        );
+        assert!(
+            one(|f| f.sidecars = Ok(BTreeMap::from([(
+                "invoices".to_owned(),
+                vec![Some(Exposition::parse("warren_sidecar_connected 0\n"))]
+            )])))
+            .contains("1 of 1 sidecars")
+        );
+        assert!(one(|f| f.queues.as_mut().unwrap()[0].status = None).contains("no operator has looked"));
+    }
+
+    #[test]
+    fn a_condition_that_is_not_true_comes_with_its_message() {
+        let mut facts = facts();
+        let status = facts.workers.as_mut().unwrap()[0].status.as_mut().unwrap();
+        status.conditions = vec![serde_json::from_value(condition("ScalingActive", "False")).unwrap()];
+        status.conditions[0].reason = "MetricsUnreachable".to_owned();
+        let policy =
+            json!({"metadata": {"name": "deny"}, "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}});
+        facts.policies = Ok(vec![serde_json::from_value(policy).unwrap()]);
+        let wrong = wrong(&facts);
+        assert!(wrong[0].contains("MetricsUnreachable: do this"), "{wrong:?}");
+        assert!(wrong[1].contains("NetworkPolicy deny: allow TCP 9400"), "{wrong:?}");
+    }
+}

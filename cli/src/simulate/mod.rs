@@ -1,0 +1,164 @@
+//! `kubectl warren simulate`: `manifest + trace -> two runs -> figures -> text, JSON, HTML`.
+//!
+//! The scaler is the operator's own [`warren_operator::scaler::decide`], looked at as often as the operator looks. Beside it
+//! runs a model of KEDA with an HPA. Everything but reading and writing files is pure.
+
+pub mod book;
+pub mod figures;
+pub mod keda;
+pub mod picture;
+pub mod setting;
+pub mod shapes;
+pub mod trace;
+pub mod warren;
+pub mod world;
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Args;
+use serde::Serialize;
+
+use self::figures::Figures;
+use self::keda::KedaHpa;
+use self::setting::Setting;
+use self::trace::Trace;
+use self::warren::Warren;
+use self::world::{Run, simulate};
+use crate::Answer;
+use crate::table::table;
+
+/// Runs Warren's scaler, and KEDA with an HPA beside it, over a recorded load in virtual time.
+#[derive(Debug, Args)]
+pub struct Simulate {
+    /// Manifest with the Worker; its Queue may be in it too
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+
+    /// The Worker's name, where the manifest has several
+    #[arg(long, value_name = "NAME")]
+    worker: Option<String>,
+
+    /// CSV of the load, a line an interval: the second at which it starts, the messages that arrive in it, and optionally the
+    /// seconds of a handler call
+    #[arg(long, value_name = "FILE")]
+    trace: PathBuf,
+
+    /// Seconds of a handler call
+    #[arg(long, value_name = "SECONDS")]
+    service_seconds: f64,
+
+    /// Seconds from the request for a pod to its first message
+    #[arg(long, value_name = "SECONDS")]
+    startup_seconds: f64,
+
+    /// Print the figures as one JSON object, on the last line
+    #[arg(long)]
+    json: bool,
+
+    /// Write a page with the plots
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
+
+/// Both runs with their figures.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Comparison {
+    /// Warren's run.
+    pub warren: (Run, Figures),
+    /// KEDA's and the HPA's run.
+    pub keda_hpa: (Run, Figures),
+}
+
+/// The figures as `--json` prints them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Both {
+    /// Warren's figures.
+    pub warren: Figures,
+    /// KEDA's and the HPA's figures.
+    pub keda_hpa: Figures,
+}
+
+impl Comparison {
+    /// Runs a trace through under both.
+    pub fn of(setting: &Setting, trace: &Trace) -> Self {
+        let Setting { spec, pods, .. } = setting;
+        let warren = simulate(trace, pods, &mut Warren::new(spec.clone()));
+        let mut keda =
+            KedaHpa::new(spec.min, spec.max, spec.target_wait, pods.service_seconds, spec.concurrency);
+        let keda_hpa = simulate(trace, pods, &mut keda);
+        let horizon = warren.ended_at.max(keda_hpa.ended_at);
+        let figures = |run: &Run| Figures::of(run, spec.target_wait, spec.min, horizon);
+        let (ours, theirs) = (figures(&warren), figures(&keda_hpa));
+        Self { warren: (warren, ours), keda_hpa: (keda_hpa, theirs) }
+    }
+
+    /// The figures alone.
+    pub const fn figures(&self) -> Both {
+        Both { warren: self.warren.1, keda_hpa: self.keda_hpa.1 }
+    }
+
+    /// The figures as a table.
+    pub fn table(&self) -> String {
+        let rows: Vec<[String; 3]> = rows(&self.warren.1)
+            .into_iter()
+            .zip(rows(&self.keda_hpa.1))
+            .map(|((name, ours), (_, theirs))| [name.to_owned(), ours, theirs])
+            .collect();
+        table(["", "WARREN", "KEDA + HPA"], &rows)
+    }
+}
+
+fn rows(figures: &Figures) -> [(&'static str, String); 8] {
+    let Figures {
+        wait_p50,
+        wait_p95,
+        wait_max,
+        replica_seconds,
+        peak_replicas,
+        changes,
+        seconds_over_target,
+        unfinished,
+    } = figures;
+    [
+        ("wait p50", format!("{wait_p50:.1} s")),
+        ("wait p95", format!("{wait_p95:.1} s")),
+        ("wait max", format!("{wait_max:.1} s")),
+        ("replica-seconds", format!("{replica_seconds:.0}")),
+        ("peak replicas", peak_replicas.to_string()),
+        ("changes", changes.to_string()),
+        ("seconds over target", format!("{seconds_over_target:.0}")),
+        ("unfinished", unfinished.to_string()),
+    ]
+}
+
+impl Simulate {
+    /// Reads, runs, prints.
+    ///
+    /// # Errors
+    /// A file that cannot be read or written, or what is wrong in it.
+    pub fn run(&self) -> anyhow::Result<Answer> {
+        let read = |path: &PathBuf| {
+            std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
+        };
+        let manifest = read(&self.file)?;
+        let setting =
+            Setting::parse(&manifest, self.worker.as_deref(), self.service_seconds, self.startup_seconds)?;
+        let trace = Trace::parse(&read(&self.trace)?)?;
+        let comparison = Comparison::of(&setting, &trace);
+        if let Some(path) = &self.html {
+            let page = picture::page(&setting, &trace, &comparison);
+            std::fs::write(path, page).with_context(|| format!("write {}", path.display()))?;
+        }
+        let mut text = picture::terminal(&comparison);
+        text += &comparison.table();
+        if self.json {
+            text += &serde_json::to_string(&comparison.figures())?;
+            text.push('\n');
+        }
+        Ok(text.into())
+    }
+}
+
+#[cfg(test)]
+mod random_tests;

@@ -1,0 +1,185 @@
+//! A recorded load: `seconds,arrivals[,service_seconds]`, parsed once.
+
+use thiserror::Error;
+
+/// Longest trace, in seconds: a year.
+const LONGEST: f64 = 366.0 * 86_400.0;
+/// Most messages in all: what fits in memory with room to spare.
+const MOST_ARRIVALS: u64 = 50_000_000;
+
+/// What is wrong with a trace.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum TraceError {
+    /// There is nothing in it.
+    #[error("the trace has no interval: write lines of \"seconds,arrivals\", such as \"0,12\"")]
+    Empty,
+    /// A line is not what it should be.
+    #[error("line {line} of the trace: {problem}")]
+    Line {
+        /// Its number, from 1.
+        line: usize,
+        /// What is wrong, and what to write.
+        problem: String,
+    },
+    /// More messages than can be simulated.
+    #[error("the trace has more than {MOST_ARRIVALS} arrivals: simulate a shorter part of it")]
+    TooLarge,
+}
+
+/// One interval: its arrivals come evenly spread over it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Interval {
+    /// Seconds since the trace began.
+    pub start: f64,
+    /// Where the next one starts.
+    pub end: f64,
+    /// Messages that arrive.
+    pub arrivals: u64,
+    /// Seconds of a handler call that begins in it, where the trace says so.
+    pub service: Option<f64>,
+}
+
+/// Intervals that follow each other without a gap; at least one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trace(Vec<Interval>);
+
+impl Trace {
+    /// Parses CSV. A header line, blank lines and lines that start with `#` are passed over. The last interval is as long as
+    /// the one before it, or a second.
+    ///
+    /// # Errors
+    /// The first line that is not a number of seconds, larger than the one before, and a count of messages.
+    pub fn parse(text: &str) -> Result<Self, TraceError> {
+        let mut rows: Vec<Row> = Vec::new();
+        let mut total = 0_u64;
+        for (index, line) in text.lines().enumerate() {
+            let line = line.trim().trim_start_matches('\u{feff}');
+            let is_header = rows.is_empty() && line.starts_with(|c: char| c.is_ascii_alphabetic());
+            if line.is_empty() || line.starts_with('#') || is_header {
+                continue;
+            }
+            let row = Row::parse(line).map_err(|problem| TraceError::Line { line: index + 1, problem })?;
+            if rows.last().is_some_and(|last| last.start >= row.start) {
+                let problem = "seconds must rise from line to line".to_owned();
+                return Err(TraceError::Line { line: index + 1, problem });
+            }
+            total = total.saturating_add(row.arrivals);
+            if total > MOST_ARRIVALS {
+                return Err(TraceError::TooLarge);
+            }
+            rows.push(row);
+        }
+        Self::from_rows(&rows)
+    }
+
+    fn from_rows(rows: &[Row]) -> Result<Self, TraceError> {
+        let last_length = match rows {
+            [.., before, last] => last.start - before.start,
+            [_] => 1.0,
+            [] => return Err(TraceError::Empty),
+        };
+        let ends = rows.iter().skip(1).map(|row| row.start);
+        let last_end = rows.last().map(|row| row.start + last_length);
+        let intervals = rows.iter().zip(ends.chain(last_end)).map(|(row, end)| Interval {
+            start: row.start,
+            end,
+            arrivals: row.arrivals,
+            service: row.service,
+        });
+        Ok(Self(intervals.collect()))
+    }
+
+    /// The intervals, in order.
+    pub fn intervals(&self) -> &[Interval] {
+        &self.0
+    }
+
+    /// Where the last interval ends.
+    pub fn end(&self) -> f64 {
+        self.0.last().map_or(0.0, |interval| interval.end)
+    }
+
+    /// Messages in all.
+    pub fn arrivals(&self) -> u64 {
+        self.0.iter().map(|interval| interval.arrivals).sum()
+    }
+
+    /// When each message arrives, in order.
+    pub fn times(&self) -> impl Iterator<Item = f64> + '_ {
+        self.0.iter().flat_map(|interval| {
+            let spacing = (interval.end - interval.start) / interval.arrivals.max(1) as f64;
+            (0..interval.arrivals).map(move |n| interval.start + spacing * n as f64)
+        })
+    }
+}
+
+struct Row {
+    start: f64,
+    arrivals: u64,
+    service: Option<f64>,
+}
+
+impl Row {
+    fn parse(line: &str) -> Result<Self, String> {
+        let cells: Vec<&str> = line.split(',').map(str::trim).collect();
+        let (start, arrivals, service) = match cells[..] {
+            [start, arrivals] => (start, arrivals, None),
+            [start, arrivals, service] => (start, arrivals, Some(service).filter(|text| !text.is_empty())),
+            _ => return Err("write \"seconds,arrivals\", such as \"30,12\"".to_owned()),
+        };
+        let number = |text: &str| text.parse::<f64>().ok().filter(|number| number.is_finite());
+        let start = number(start)
+            .filter(|start| (0.0..=LONGEST).contains(start))
+            .ok_or_else(|| format!("\"{start}\" is no number of seconds between 0 and {LONGEST}"))?;
+        let whole = number(arrivals).filter(|n| (0.0..=MOST_ARRIVALS as f64).contains(n) && n.fract() == 0.0);
+        let arrivals = whole
+            .ok_or_else(|| format!("\"{arrivals}\" is no count of messages between 0 and {MOST_ARRIVALS}"))?;
+        let service = service
+            .map(|text| {
+                number(text)
+                    .filter(|seconds| *seconds > 0.0)
+                    .ok_or_else(|| format!("\"{text}\" is no number of seconds above 0 for a handler call"))
+            })
+            .transpose()?;
+        // Checked: whole and not negative.
+        Ok(Self { start, arrivals: arrivals as u64, service })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> String {
+        Trace::parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn arrivals_are_spread_over_the_interval_that_starts_there() {
+        let trace = Trace::parse("seconds,arrivals\n0,2\n10,0\n# a comment\n\n20,4\n").unwrap();
+        assert_eq!(trace.times().collect::<Vec<_>>(), [0.0, 5.0, 20.0, 22.5, 25.0, 27.5]);
+        assert_eq!((trace.end(), trace.arrivals()), (30.0, 6));
+    }
+
+    #[test]
+    fn a_third_column_is_the_handlers_speed() {
+        let trace = Trace::parse("0,1,0.5\n1,1,\n2,1").unwrap();
+        let service: Vec<_> = trace.intervals().iter().map(|i| i.service).collect();
+        assert_eq!(service, [Some(0.5), None, None]);
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_its_line_and_what_to_write() {
+        assert!(refused("").contains("no interval"));
+        assert!(refused("0,1\n0,1").contains("line 2 of the trace: seconds must rise"));
+        assert!(refused("0,-1").contains("\"-1\" is no count"));
+        assert!(refused("0,1.5").contains("no count"));
+        assert!(refused("0,NaN").contains("no count"));
+        assert!(refused("-1,1").contains("no number of seconds"));
+        assert!(refused("0").contains("seconds,arrivals"));
+        assert!(refused("0,1,0").contains("above 0"));
+        assert!(refused("0,50000001").contains("no count"));
+        assert!(refused("0,30000000\n1,30000000").contains("shorter"));
+        assert!(refused("seconds,arrivals\n1,1\nseconds,arrivals").contains("line 3"));
+    }
+}

@@ -1,0 +1,55 @@
+//! The operator's own decision, looked at as often as the operator looks.
+
+use warren_operator::scaler::decide::{Inputs, Sidecars, Spec, Workload, decide};
+use warren_operator::scaler::history::History;
+
+use super::world::{Autoscaler, Look, Seen};
+
+/// Seconds between two looks at a Worker without pods.
+const AT_ZERO: f64 = 0.4;
+/// Seconds between two looks at a Worker with pods.
+const WITH_PODS: f64 = 1.0;
+
+/// Warren's scaler, with its memory.
+#[derive(Clone, Debug)]
+pub struct Warren {
+    spec: Spec,
+    history: History,
+}
+
+impl Warren {
+    /// A scaler that has never seen this Worker before.
+    pub fn new(spec: Spec) -> Self {
+        Self { spec, history: History::default() }
+    }
+}
+
+impl Autoscaler for Warren {
+    fn look(&mut self, seen: &Seen, now: f64) -> Look {
+        let Seen { ready, replicas, started, unsettled, in_flight, deliveries, settled, call_seconds } =
+            *seen;
+        let inputs = Inputs {
+            ready: Some((ready, 0.0)),
+            workload: Workload { replicas, rolling: false, failing: false },
+            sidecars: Sidecars {
+                started,
+                scraped: started,
+                unsettled,
+                in_flight,
+                deliveries,
+                settled,
+                calls: settled,
+                call_seconds,
+                held: 0,
+            },
+        };
+        let (decision, history) = decide(std::mem::take(&mut self.history), &inputs, &self.spec, now);
+        self.history = history;
+        let again_in = if decision.replicas == 0 { AT_ZERO } else { WITH_PODS };
+        Look { replicas: decision.replicas, again_in }
+    }
+
+    fn spares_the_busy(&self) -> bool {
+        true
+    }
+}

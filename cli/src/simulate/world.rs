@@ -1,0 +1,470 @@
+//! A queue, its consumers and the cluster that starts and ends them, in virtual time. Pure: the same inputs give the same run.
+//!
+//! Messages wait in one queue, oldest first. The broker hands them to consumers with room in their prefetch, in turn. A pod
+//! consumes `startup_seconds` after it was asked for. A pod that is let go hands back what it has not begun, ends what runs,
+//! and is gone.
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+
+use super::trace::Trace;
+
+/// Seconds after the trace within which everything must be done and let go; what is not done then is unfinished.
+const LONGEST_TAIL: f64 = 4.0 * 3600.0;
+/// Seconds between two points of the recorded series.
+pub const SAMPLE_SECONDS: f64 = 1.0;
+
+/// What the simulated pods are like.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pods {
+    /// Seconds of a handler call, where the trace says nothing else.
+    pub service_seconds: f64,
+    /// Seconds from the request for a pod to its first message.
+    pub startup_seconds: f64,
+    /// Messages that a pod holds at most.
+    pub prefetch: u32,
+    /// Handler calls at once in a pod, at most `prefetch`.
+    pub concurrency: u32,
+    /// Pods that are there at the beginning and always: the least that the scaler may ask for.
+    pub min: u32,
+}
+
+/// What a scaler can see.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Seen {
+    /// Messages ready for delivery.
+    pub ready: u64,
+    /// Pods asked for.
+    pub replicas: u32,
+    /// Pods that have started, those that end included.
+    pub started: u32,
+    /// Messages delivered and not acknowledged.
+    pub unsettled: u64,
+    /// Handler calls that run.
+    pub in_flight: u64,
+    /// Deliveries so far.
+    pub deliveries: u64,
+    /// Acknowledged so far, which is also handler calls ended so far.
+    pub settled: u64,
+    /// Seconds of the ended handler calls.
+    pub call_seconds: f64,
+}
+
+/// What a scaler does after a look.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Look {
+    /// Pods to ask for.
+    pub replicas: u32,
+    /// Seconds until it looks again; positive.
+    pub again_in: f64,
+}
+
+/// Decides the number of pods.
+pub trait Autoscaler {
+    /// Looks at the world at `now`.
+    fn look(&mut self, seen: &Seen, now: f64) -> Look;
+    /// Whether the pods with the least work are let go first, rather than the youngest.
+    fn spares_the_busy(&self) -> bool;
+}
+
+/// One point of the series.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Point {
+    /// Seconds since the beginning.
+    pub at: f64,
+    /// Messages that wait: ready, or delivered and not begun.
+    pub waiting: u64,
+    /// Pods that exist: starting, consuming and ending.
+    pub pods: u32,
+}
+
+/// What happened.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Run {
+    /// Of each message, in the order of their beginning: seconds of its arrival, and of the beginning of its handler call.
+    pub begun: Vec<(f64, f64)>,
+    /// Arrival of each message whose handler call never began.
+    pub never_begun: Vec<f64>,
+    /// Messages not done at the end.
+    pub unfinished: u64,
+    /// Sum over all pods of the seconds that they existed.
+    pub replica_seconds: f64,
+    /// Most pods asked for.
+    pub peak_replicas: u32,
+    /// How often the number of pods asked for changed.
+    pub changes: u32,
+    /// When everything was done and let go.
+    pub ended_at: f64,
+    /// The series, a point a second.
+    pub points: Vec<Point>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Started(u64),
+    Ended { pod: u64, service_index: usize },
+    Sample,
+    Look,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Event {
+    at: f64,
+    order: u64,
+    kind: Kind,
+}
+
+impl PartialEq for Event {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+impl Eq for Event {}
+impl PartialOrd for Event {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Event {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.at.total_cmp(&other.at).then(self.order.cmp(&other.order))
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Pod {
+    started: bool,
+    ending: bool,
+    running: u32,
+    /// Arrivals of messages delivered to it that it has not begun.
+    held: VecDeque<f64>,
+}
+
+struct World<'a> {
+    pods_are: &'a Pods,
+    trace: &'a Trace,
+    now: f64,
+    events: BinaryHeap<Reverse<Event>>,
+    order: u64,
+    /// Arrivals of the ready messages; what was handed back is at the front.
+    ready: VecDeque<f64>,
+    pods: BTreeMap<u64, Pod>,
+    next_pod: u64,
+    /// A consumer's entry for each message that it has room for, in turn.
+    room: VecDeque<u64>,
+    interval: usize,
+    replicas: u32,
+    started: u32,
+    in_flight: u64,
+    held: u64,
+    deliveries: u64,
+    settled: u64,
+    call_seconds: f64,
+    run: Run,
+}
+
+/// Runs a trace through, until all is done and the pods are let go.
+pub fn simulate(trace: &Trace, pods: &Pods, scaler: &mut dyn Autoscaler) -> Run {
+    let mut world = World::new(trace, pods);
+    let deadline = trace.end() + LONGEST_TAIL;
+    let mut arrivals = trace.times().peekable();
+    loop {
+        let next = world.events.peek().map_or(f64::INFINITY, |event| event.0.at);
+        if let Some(arrival) = arrivals.next_if(|arrival| *arrival <= next) {
+            world.pass_to(arrival);
+            world.ready.push_back(arrival);
+            world.dispatch();
+            continue;
+        }
+        let Some(Reverse(event)) = world.events.pop() else { break };
+        if event.at > deadline {
+            break;
+        }
+        world.pass_to(event.at);
+        world.happens(event.kind, scaler);
+        let over = event.at >= trace.end() && arrivals.peek().is_none();
+        if over && world.at_rest() {
+            break;
+        }
+    }
+    world.finish()
+}
+
+impl<'a> World<'a> {
+    fn new(trace: &'a Trace, pods: &'a Pods) -> Self {
+        let mut world = Self {
+            pods_are: pods,
+            trace,
+            now: 0.0,
+            events: BinaryHeap::new(),
+            order: 0,
+            ready: VecDeque::new(),
+            pods: BTreeMap::new(),
+            next_pod: 0,
+            room: VecDeque::new(),
+            interval: 0,
+            replicas: pods.min,
+            started: 0,
+            in_flight: 0,
+            held: 0,
+            deliveries: 0,
+            settled: 0,
+            call_seconds: 0.0,
+            run: Run { peak_replicas: pods.min, ..Run::default() },
+        };
+        for _ in 0..pods.min {
+            let pod = world.add_pod();
+            world.start(pod);
+        }
+        world.plan(0.0, Kind::Sample);
+        world.plan(0.0, Kind::Look);
+        world
+    }
+
+    fn plan(&mut self, after: f64, kind: Kind) {
+        self.order += 1;
+        self.events.push(Reverse(Event { at: self.now + after, order: self.order, kind }));
+    }
+
+    fn pass_to(&mut self, at: f64) {
+        self.run.replica_seconds += self.pods.len() as f64 * (at - self.now).max(0.0);
+        self.now = self.now.max(at);
+        let intervals = self.trace.intervals();
+        while intervals.get(self.interval + 1).is_some_and(|next| next.start <= self.now) {
+            self.interval += 1;
+        }
+    }
+
+    fn at_rest(&self) -> bool {
+        let all_done = self.ready.is_empty() && self.in_flight == 0 && self.held == 0;
+        all_done && self.replicas == self.pods_are.min && self.pods.len() == self.pods_are.min as usize
+    }
+
+    fn happens(&mut self, kind: Kind, scaler: &mut dyn Autoscaler) {
+        match kind {
+            Kind::Started(pod) => self.start(pod),
+            Kind::Ended { pod, service_index } => self.end_call(pod, service_index),
+            Kind::Sample => {
+                let waiting = self.ready.len() as u64 + self.held;
+                self.run.points.push(Point { at: self.now, waiting, pods: count(self.pods.len()) });
+                self.plan(SAMPLE_SECONDS, Kind::Sample);
+            }
+            Kind::Look => {
+                let look = scaler.look(&self.seen(), self.now);
+                self.scale(look.replicas, scaler.spares_the_busy());
+                self.plan(look.again_in.max(0.01), Kind::Look);
+            }
+        }
+    }
+
+    fn seen(&self) -> Seen {
+        Seen {
+            ready: self.ready.len() as u64,
+            replicas: self.replicas,
+            started: self.started,
+            unsettled: self.in_flight + self.held,
+            in_flight: self.in_flight,
+            deliveries: self.deliveries,
+            settled: self.settled,
+            call_seconds: self.call_seconds,
+        }
+    }
+
+    fn add_pod(&mut self) -> u64 {
+        self.next_pod += 1;
+        self.pods.insert(self.next_pod, Pod::default());
+        self.next_pod
+    }
+
+    /// A pod begins to consume; one that was let go meanwhile is not there any more.
+    fn start(&mut self, id: u64) {
+        let Some(pod) = self.pods.get_mut(&id) else { return };
+        pod.started = true;
+        self.started += 1;
+        self.room.extend(std::iter::repeat_n(id, self.pods_are.prefetch as usize));
+        self.dispatch();
+    }
+
+    fn dispatch(&mut self) {
+        while !self.ready.is_empty() {
+            let Some(id) = self.room.pop_front() else { return };
+            let Some(pod) = self.pods.get_mut(&id).filter(|pod| !pod.ending) else { continue };
+            let Some(arrival) = self.ready.pop_front() else { return };
+            pod.held.push_back(arrival);
+            self.held += 1;
+            self.deliveries += 1;
+            self.begin_calls(id);
+        }
+    }
+
+    fn service(&self) -> f64 {
+        self.service_of(self.interval)
+    }
+
+    fn service_of(&self, interval: usize) -> f64 {
+        let said = self.trace.intervals().get(interval).and_then(|interval| interval.service);
+        said.unwrap_or(self.pods_are.service_seconds)
+    }
+
+    fn begin_calls(&mut self, id: u64) {
+        while let Some(pod) = self.pods.get_mut(&id) {
+            if pod.running >= self.pods_are.concurrency {
+                return;
+            }
+            let Some(arrival) = pod.held.pop_front() else { return };
+            pod.running += 1;
+            self.held -= 1;
+            self.in_flight += 1;
+            self.run.begun.push((arrival, self.now));
+            self.plan(self.service(), Kind::Ended { pod: id, service_index: self.interval });
+        }
+    }
+
+    fn end_call(&mut self, id: u64, service_index: usize) {
+        let Some(pod) = self.pods.get_mut(&id) else { return };
+        pod.running -= 1;
+        let gone = pod.ending && pod.running == 0;
+        let ending = pod.ending;
+        self.in_flight -= 1;
+        self.settled += 1;
+        self.call_seconds += self.service_of(service_index);
+        if gone {
+            self.remove(id);
+        } else if !ending {
+            self.room.push_back(id);
+            self.begin_calls(id);
+            self.dispatch();
+        }
+    }
+
+    fn remove(&mut self, id: u64) {
+        if self.pods.remove(&id).is_some_and(|pod| pod.started) {
+            self.started -= 1;
+        }
+    }
+
+    fn scale(&mut self, wanted: u32, spare_the_busy: bool) {
+        if wanted == self.replicas {
+            return;
+        }
+        self.run.changes += 1;
+        self.run.peak_replicas = self.run.peak_replicas.max(wanted);
+        for _ in self.replicas..wanted {
+            let pod = self.add_pod();
+            self.plan(self.pods_are.startup_seconds, Kind::Started(pod));
+        }
+        if wanted < self.replicas {
+            let living = self.pods.iter().filter(|(_, pod)| !pod.ending);
+            // The ReplicaSet's own order: first those that have not started; then the cheapest; then the youngest.
+            let mut order: Vec<_> = living
+                .map(|(id, pod)| {
+                    let cost =
+                        if spare_the_busy { u64::from(pod.running) + pod.held.len() as u64 } else { 0 };
+                    (pod.started, cost, Reverse(*id))
+                })
+                .collect();
+            order.sort_unstable();
+            for (_, _, Reverse(id)) in order.into_iter().take((self.replicas - wanted) as usize) {
+                self.let_go(id);
+            }
+            self.dispatch();
+        }
+        self.replicas = wanted;
+    }
+
+    fn let_go(&mut self, id: u64) {
+        let Some(pod) = self.pods.get_mut(&id) else { return };
+        pod.ending = true;
+        let held = std::mem::take(&mut pod.held);
+        let idle = pod.running == 0;
+        self.held -= held.len() as u64;
+        for arrival in held.into_iter().rev() {
+            self.ready.push_front(arrival);
+        }
+        if idle {
+            self.remove(id);
+        }
+    }
+
+    fn finish(mut self) -> Run {
+        self.run.unfinished = self.ready.len() as u64 + self.held + self.in_flight;
+        self.run.never_begun = self.ready.into();
+        self.run.never_begun.extend(self.pods.into_values().flat_map(|pod| pod.held));
+        self.run.ended_at = self.now;
+        self.run
+    }
+}
+
+fn count(number: usize) -> u32 {
+    number.try_into().unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Asks for what a table says from a time on.
+    struct Planned(Vec<(f64, u32)>);
+
+    impl Autoscaler for Planned {
+        fn look(&mut self, _: &Seen, now: f64) -> Look {
+            let said =
+                self.0.iter().rev().find(|(from, _)| *from <= now).map_or(0, |(_, replicas)| *replicas);
+            Look { replicas: said, again_in: 1.0 }
+        }
+
+        fn spares_the_busy(&self) -> bool {
+            true
+        }
+    }
+
+    fn pods() -> Pods {
+        Pods { service_seconds: 2.0, startup_seconds: 5.0, prefetch: 1, concurrency: 1, min: 0 }
+    }
+
+    fn run(trace: &str, pods: &Pods, plan: &[(f64, u32)]) -> Run {
+        simulate(&Trace::parse(trace).unwrap(), pods, &mut Planned(plan.to_vec()))
+    }
+
+    #[test]
+    fn a_message_waits_for_its_pod_to_start_and_for_those_before_it() {
+        let run = run("0,2\n1,0", &pods(), &[(0.0, 1), (20.0, 0)]);
+        assert_eq!(run.begun, [(0.0, 5.0), (0.5, 7.0)]);
+        assert_eq!((run.replica_seconds, run.changes, run.peak_replicas, run.unfinished), (20.0, 2, 1, 0));
+    }
+
+    #[test]
+    fn a_pod_that_is_let_go_ends_what_it_runs_and_hands_back_the_rest() {
+        let two = Pods { prefetch: 2, service_seconds: 10.0, ..pods() };
+        let run = run("0,2\n1,0", &two, &[(0.0, 1), (6.0, 0), (30.0, 1), (60.0, 0)]);
+        assert_eq!(run.begun, [(0.0, 5.0), (0.5, 35.0)]);
+        // It ran from 0 to 15 and from 30 to 60.
+        assert_eq!((run.replica_seconds, run.unfinished), (45.0, 0));
+    }
+
+    #[test]
+    fn pods_that_have_not_started_go_first_and_then_the_idle() {
+        let slow = Pods { service_seconds: 100.0, ..pods() };
+        let run = run("0,1\n1,0", &slow, &[(0.0, 1), (10.0, 3), (12.0, 2), (20.0, 1), (200.0, 0)]);
+        assert_eq!(run.begun, [(0.0, 5.0)]);
+        assert_eq!(run.replica_seconds, 200.0 + 10.0 + 2.0);
+    }
+
+    #[test]
+    fn what_nobody_handles_is_unfinished() {
+        let run = run("0,3\n1,0", &pods(), &[]);
+        assert_eq!((run.unfinished, run.never_begun.len()), (3, 3));
+    }
+
+    #[test]
+    fn two_calls_at_once_run_side_by_side() {
+        let run = run("0,4\n1,0", &Pods { prefetch: 2, concurrency: 2, ..pods() }, &[(0.0, 1), (20.0, 0)]);
+        assert_eq!(run.begun.iter().map(|(_, begun)| *begun).collect::<Vec<_>>(), [5.0, 5.0, 7.0, 7.0]);
+    }
+
+    #[test]
+    fn the_handlers_speed_follows_the_trace() {
+        let run = run("0,1,1\n10,1,4\n20,0", &pods(), &[(0.0, 1), (30.0, 0)]);
+        assert_eq!(run.begun, [(0.0, 5.0), (10.0, 10.0)]);
+    }
+}

@@ -1,0 +1,3 @@
+module warren.dev/examples/orders
+
+go 1.22

@@ -1,0 +1,123 @@
+//! Which Queue has which queue of a broker: the oldest that names it. Pure.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::Key;
+
+/// A Queue's place in the order: when it was created, in seconds since 1970, then by name.
+type Place = (i64, Key);
+
+/// Claims on names, by the broker's address (its vhost included) and the queue's name.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    names: HashMap<(String, String), BTreeSet<Place>>,
+    claimants: BTreeMap<Key, Claimed>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Claimed {
+    age: i64,
+    address: String,
+    names: Vec<String>,
+}
+
+impl Claims {
+    /// Claims names. Gives the older Queue that has one of them, with that name, and the Queues whose case this changed.
+    pub(super) fn claim(
+        &mut self,
+        key: &Key,
+        age: i64,
+        address: &str,
+        names: Vec<String>,
+    ) -> (Option<(String, Key)>, Vec<Key>) {
+        let claimed = Claimed { age, address: address.to_owned(), names };
+        let mut others = Vec::new();
+        if self.claimants.get(key) != Some(&claimed) {
+            others = self.release(key);
+            for name in &claimed.names {
+                let places = self.names.entry((address.to_owned(), name.clone())).or_default();
+                places.insert((age, key.clone()));
+                others.extend(places.range((age, key.clone())..).skip(1).map(|(_, other)| other.clone()));
+            }
+            self.claimants.insert(key.clone(), claimed);
+        }
+        (self.holder(key), others)
+    }
+
+    /// The older Queue that has one of the names of `key`.
+    fn holder(&self, key: &Key) -> Option<(String, Key)> {
+        let claimed = self.claimants.get(key)?;
+        claimed.names.iter().find_map(|name| {
+            let (_, first) = self.names.get(&(claimed.address.clone(), name.clone()))?.first()?;
+            (first != key).then(|| (name.clone(), first.clone()))
+        })
+    }
+
+    /// Gives every name of a Queue up; gives the Queues that want one of them.
+    pub(super) fn release(&mut self, key: &Key) -> Vec<Key> {
+        let Some(Claimed { age, address, names }) = self.claimants.remove(key) else { return Vec::new() };
+        let mut others = Vec::new();
+        for name in names {
+            let at = (address.clone(), name);
+            if let Some(places) = self.names.get_mut(&at) {
+                places.remove(&(age, key.clone()));
+                others.extend(places.iter().map(|(_, other)| other.clone()));
+                if places.is_empty() {
+                    self.names.remove(&at);
+                }
+            }
+        }
+        others
+    }
+
+    /// Every Queue with a claim.
+    pub(super) fn claimants(&self) -> impl Iterator<Item = &Key> {
+        self.claimants.keys()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> Key {
+        Key { namespace: "shop".to_owned(), name: name.to_owned() }
+    }
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn the_older_keeps_the_name_whoever_comes_first() {
+        let mut claims = Claims::default();
+        assert_eq!(claims.claim(&key("young"), 2, "amqp://h/v", names(&["q"])), (None, vec![]));
+        let (holder, others) = claims.claim(&key("old"), 1, "amqp://h/v", names(&["q", "q.dlq"]));
+        assert_eq!((holder, others), (None, vec![key("young")]));
+        let (holder, _) = claims.claim(&key("young"), 2, "amqp://h/v", names(&["q"]));
+        assert_eq!(holder, Some(("q".to_owned(), key("old"))));
+    }
+
+    #[test]
+    fn a_name_that_is_given_up_goes_to_the_next() {
+        let mut claims = Claims::default();
+        claims.claim(&key("old"), 1, "a", names(&["q"]));
+        assert!(claims.claim(&key("young"), 2, "a", names(&["q"])).0.is_some());
+        assert_eq!(claims.release(&key("old")), [key("young")]);
+        assert_eq!(claims.claim(&key("young"), 2, "a", names(&["q"])).0, None);
+    }
+
+    #[test]
+    fn another_broker_or_vhost_is_another_name() {
+        let mut claims = Claims::default();
+        claims.claim(&key("old"), 1, "amqp://h/a", names(&["q"]));
+        assert_eq!(claims.claim(&key("young"), 2, "amqp://h/b", names(&["q"])).0, None);
+    }
+
+    #[test]
+    fn a_derived_name_conflicts_too() {
+        let mut claims = Claims::default();
+        claims.claim(&key("orders"), 1, "a", names(&["orders", "orders.dlq"]));
+        assert!(claims.claim(&key("other"), 2, "a", names(&["orders.dlq", "orders.dlq.dlq"])).0.is_some());
+    }
+}

@@ -1,0 +1,243 @@
+//! Brokers, kept apart: one lane each, with one connection that all its Queues share.
+//!
+//! **Invariant**: nobody waits for a broker. A reconcile hands its order to a lane and reads what the lane last observed; a
+//! lane that is down, black-holed or slow delays no other lane.
+
+mod claims;
+mod lane;
+mod pace;
+mod schedule;
+mod work;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::channel::mpsc::UnboundedSender;
+use kube::runtime::reflector::ObjectRef;
+use warren_api::{Queue, QueueType};
+use warren_broker::BrokerAccess;
+use warren_broker::topology::{BindingPlan, Topology};
+
+use claims::Claims;
+pub use lane::Lane;
+
+use crate::problem::Problem;
+
+/// A Queue's namespace and name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+}
+
+impl From<&Key> for ObjectRef<Queue> {
+    fn from(key: &Key) -> Self {
+        Self::new(&key.name).within(&key.namespace)
+    }
+}
+
+/// What a Queue wants of its broker.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Order {
+    /// The main queue.
+    pub main: String,
+    /// The queues' type.
+    pub queue_type: QueueType,
+    /// What is to be there, or to go.
+    pub topology: Topology,
+    /// What is to be done with it.
+    pub goal: Goal,
+}
+
+/// What an order is for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Goal {
+    /// Everything is to be there.
+    Keep {
+        /// What of the main queue is Warren's business.
+        claim: Claim,
+        /// Bindings to be taken back afterwards.
+        unbind: Vec<BindingPlan>,
+        /// Rungs to be deleted afterwards, once they are empty and unused, by their delays in seconds.
+        retire: Vec<u32>,
+    },
+    /// Everything is to go.
+    Remove {
+        /// Only without messages and consumers.
+        only_if_empty: bool,
+    },
+}
+
+/// What of the main queue is Warren's business.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// It is declared.
+    Declare,
+    /// It must exist and is left alone.
+    MustExist,
+    /// It must not exist; nothing is declared before that is known and recorded.
+    MustBeAbsent,
+}
+
+/// What became of an order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// Everything is there.
+    Declared {
+        /// Rungs that still hold messages, by their delays in seconds.
+        leftover: Vec<u32>,
+    },
+    /// The main queue does not exist, as it should be before the first declaration.
+    Absent,
+    /// Everything is gone.
+    Removed,
+    /// The broker refuses.
+    Refused(Problem),
+    /// The broker cannot be used.
+    Unreachable(Problem),
+}
+
+/// What a lane last observed of a Queue.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observation {
+    /// The order it is about.
+    pub order: Arc<Order>,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// Settings of every lane.
+#[derive(Clone, Debug)]
+pub struct LaneOptions {
+    /// How the operator's connections are called.
+    pub connection_name: String,
+    /// Seconds between two drift checks of a Queue, before jitter.
+    pub drift_check: Duration,
+}
+
+/// Every broker in use.
+#[derive(Debug)]
+pub struct Brokers {
+    options: LaneOptions,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    claims: Claims,
+    lanes: HashMap<BrokerAccess, Arc<Lane>>,
+    assigned: HashMap<Key, Arc<Lane>>,
+}
+
+impl Brokers {
+    /// No broker yet.
+    pub fn new(options: LaneOptions) -> Self {
+        Self { options, state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic cannot leave the maps in a bad state: each change is one insert or remove.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has `order` kept on the broker of `access`; whenever the observation changes, the Queue is sent to `changed`.
+    pub fn assign(
+        &self,
+        key: &Key,
+        access: &BrokerAccess,
+        order: Order,
+        changed: &UnboundedSender<ObjectRef<Queue>>,
+    ) -> Option<Observation> {
+        let (lane, former) = {
+            let mut state = self.state();
+            let lane = state
+                .lanes
+                .entry(access.clone())
+                .or_insert_with(|| Arc::new(Lane::spawn(access.clone(), &self.options)))
+                .clone();
+            let former = state.assigned.insert(key.clone(), lane.clone());
+            (lane, former)
+        };
+        if let Some(former) = former.filter(|former| !Arc::ptr_eq(former, &lane)) {
+            former.forget(key);
+            self.drop_unused();
+        }
+        lane.order(key, order, changed)
+    }
+
+    /// Claims the names of a broker's queues for a Queue that was created at `age`. Gives the Queue that has one of them
+    /// already, with that name; Queues whose claim this one overrides are sent to `changed`.
+    pub fn claim(
+        &self,
+        key: &Key,
+        age: i64,
+        address: &str,
+        names: Vec<String>,
+        changed: &UnboundedSender<ObjectRef<Queue>>,
+    ) -> Option<(String, Key)> {
+        let (holder, others) = self.state().claims.claim(key, age, address, names);
+        for other in &others {
+            // The receiver ends only with the process.
+            let _ = changed.unbounded_send(other.into());
+        }
+        holder
+    }
+
+    /// Stops keeping a Queue.
+    pub fn forget(&self, key: &Key) {
+        let lane = self.state().assigned.remove(key);
+        if let Some(lane) = lane {
+            lane.forget(key);
+            self.drop_unused();
+        }
+    }
+
+    /// Gives up the names of a Queue; others that want them are sent to `changed`.
+    pub fn release(&self, key: &Key, changed: &UnboundedSender<ObjectRef<Queue>>) {
+        let others = self.state().claims.release(key);
+        for other in &others {
+            // The receiver ends only with the process.
+            let _ = changed.unbounded_send(other.into());
+        }
+    }
+
+    /// Stops keeping every Queue of `namespace` (none: of all) that is not in `living`.
+    pub fn retain(
+        &self,
+        namespace: Option<&str>,
+        living: &BTreeSet<Key>,
+        changed: &UnboundedSender<ObjectRef<Queue>>,
+    ) {
+        let state = self.state();
+        let known = state.assigned.keys().chain(state.claims.claimants());
+        let gone: BTreeSet<Key> = known
+            .filter(|key| namespace.is_none_or(|n| n == key.namespace) && !living.contains(*key))
+            .cloned()
+            .collect();
+        drop(state);
+        for key in &gone {
+            self.forget(key);
+            self.release(key, changed);
+        }
+    }
+
+    /// The lane that keeps a Queue.
+    pub fn lane_of(&self, key: &Key) -> Option<Arc<Lane>> {
+        self.state().assigned.get(key).cloned()
+    }
+
+    /// How many brokers are connected and how many are not.
+    pub fn connected(&self) -> (usize, usize) {
+        let state = self.state();
+        let up = state.lanes.values().filter(|lane| lane.is_up()).count();
+        (up, state.lanes.len() - up)
+    }
+
+    fn drop_unused(&self) {
+        // The map's own reference is the only one left.
+        self.state().lanes.retain(|_, lane| Arc::strong_count(lane) > 1);
+    }
+}

@@ -1,0 +1,98 @@
+//! How much of a broker's work goes on at once, and how long a lost connection is no news. Pure.
+//!
+//! A broker that is slow forms quorum queues badly (3.10 closes the connection with INTERNAL_ERROR, and its dead-letter
+//! supervisor may die of many at once): after a loss the lane begins again with one declaration and widens while they succeed.
+
+use std::time::Duration;
+
+use warren_broker::BrokerError;
+
+/// Queues of a broker that are declared at once, at most.
+const WIDEST: usize = 4;
+/// Successes in a row that allow one more at once.
+const SUCCESSES: u32 = 16;
+/// How long a connection that was lost may take to come back before the Queues say so.
+const BLINK: Duration = Duration::from_secs(3);
+
+/// The width of a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pace {
+    width: usize,
+    successes: u32,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { width: WIDEST, successes: 0 }
+    }
+}
+
+impl Pace {
+    /// How many declarations may run at once.
+    pub(super) const fn width(self) -> usize {
+        self.width
+    }
+
+    /// One more succeeded.
+    pub(super) const fn succeeded(&mut self) {
+        self.successes += 1;
+        if self.successes >= SUCCESSES && self.width < WIDEST {
+            self.width += 1;
+            self.successes = 0;
+        }
+    }
+
+    /// The connection was lost, or the broker did not answer in time.
+    pub(super) const fn lost(&mut self) {
+        self.width = 1;
+        self.successes = 0;
+    }
+}
+
+/// How long to wait before telling the Queues of an error. A refusal does not pass by itself, and a broker that was never
+/// reached has nothing to come back.
+pub(super) const fn patience(error: &BrokerError, was_up: bool) -> Duration {
+    match error {
+        BrokerError::AuthRefused { .. } | BrokerError::VhostRefused { .. } | BrokerError::Tls { .. } => {
+            Duration::ZERO
+        }
+        BrokerError::Unreachable { .. }
+        | BrokerError::AccessRefused { .. }
+        | BrokerError::NotFound { .. }
+        | BrokerError::Locked { .. }
+        | BrokerError::Precondition { .. }
+        | BrokerError::FrameTooLarge { .. }
+        | BrokerError::Closed { .. }
+        | BrokerError::TimedOut { .. } => {
+            if was_up {
+                BLINK
+            } else {
+                Duration::ZERO
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_begins_again_with_one_and_widens_while_declarations_succeed() {
+        let mut pace = Pace::default();
+        pace.lost();
+        assert_eq!(pace.width(), 1);
+        (0..SUCCESSES).for_each(|_| pace.succeeded());
+        assert_eq!(pace.width(), 2);
+        (0..SUCCESSES * 10).for_each(|_| pace.succeeded());
+        assert_eq!(pace.width(), WIDEST);
+    }
+
+    #[test]
+    fn a_refusal_is_told_at_once_and_a_blink_is_not() {
+        let closed = BrokerError::Closed { detail: "x".to_owned() };
+        assert_eq!(patience(&closed, true), BLINK);
+        assert_eq!(patience(&closed, false), Duration::ZERO);
+        assert_eq!(patience(&BrokerError::AuthRefused { user: "u".to_owned() }, true), Duration::ZERO);
+    }
+}

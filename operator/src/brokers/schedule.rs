@@ -1,0 +1,62 @@
+//! When a lane looks at a Queue again: pure.
+
+use std::time::Duration;
+
+/// Drift checks a second that a broker gets at most.
+const CHECKS_A_SECOND: f64 = 100.0;
+/// The longest wait after a refusal that a person may mend at any time.
+const REFUSED_RETRY: Duration = Duration::from_secs(10);
+/// The first wait after a failure that may pass by itself.
+const FAILED_RETRY: Duration = Duration::from_secs(1);
+
+/// What became of the last attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Last {
+    Declared,
+    Refused,
+    Failed { in_a_row: u32 },
+}
+
+/// How long until the next check. `jitter` is random in 0..1 and spreads the checks of a fleet of `queues`.
+pub(super) fn next_check(last: Last, drift_check: Duration, queues: usize, jitter: f64) -> Duration {
+    let fleet = Duration::from_secs_f64(queues as f64 / CHECKS_A_SECOND);
+    let spread = jitter.mul_add(0.3, 0.7);
+    match last {
+        Last::Declared => drift_check.max(fleet).mul_f64(spread),
+        Last::Refused => drift_check.min(REFUSED_RETRY).max(fleet).mul_f64(spread),
+        Last::Failed { in_a_row } => {
+            let backoff = FAILED_RETRY.saturating_mul(1 << in_a_row.clamp(1, 6).saturating_sub(1));
+            backoff.min(drift_check.max(FAILED_RETRY)).mul_f64(spread)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DRIFT: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn a_declared_queue_is_checked_within_the_drift_interval() {
+        assert!(next_check(Last::Declared, DRIFT, 10, 1.0) <= DRIFT);
+        assert!(next_check(Last::Declared, DRIFT, 10, 0.0) >= DRIFT / 2);
+    }
+
+    #[test]
+    fn a_fleet_that_would_pass_the_ceiling_is_checked_less_often() {
+        assert_eq!(next_check(Last::Declared, DRIFT, 10_000, 1.0), Duration::from_secs(100));
+    }
+
+    #[test]
+    fn what_a_person_may_mend_is_looked_at_sooner() {
+        assert!(next_check(Last::Refused, DRIFT, 10, 1.0) <= REFUSED_RETRY);
+    }
+
+    #[test]
+    fn failures_back_off_up_to_the_drift_interval() {
+        let waits: Vec<_> =
+            (1..8).map(|n| next_check(Last::Failed { in_a_row: n }, DRIFT, 10, 1.0).as_secs()).collect();
+        assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
+    }
+}

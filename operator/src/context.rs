@@ -1,0 +1,187 @@
+//! What every reconcile of a scope (one namespace, or the whole cluster) works with.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::channel::mpsc::UnboundedSender;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::DynamicObject;
+use kube::runtime::controller::Action;
+use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Client, ResourceExt};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use warren_api::{Queue, Worker};
+
+use crate::brokers::Brokers;
+use crate::error::{Error, retry_delay};
+use crate::metrics::Metrics;
+use crate::scaler::board::Board;
+use crate::scaler::record::Records;
+use crate::secrets::Secrets;
+
+/// The name under which the operator owns fields.
+pub const FIELD_MANAGER: &str = "warren";
+
+/// Caches of a scope, filled by watches.
+#[derive(Clone)]
+pub struct Stores {
+    /// Queues.
+    pub queues: Store<Queue>,
+    /// Workers.
+    pub workers: Store<Worker>,
+    /// Deployments that the operator made.
+    pub deployments: Store<Deployment>,
+    /// ConfigMaps that the operator made.
+    pub config_maps: Store<ConfigMap>,
+    /// Pods of those Deployments.
+    pub pods: Store<Pod>,
+}
+
+/// Everything a reconcile needs.
+pub struct Context {
+    /// The namespace that is watched; none: all.
+    pub namespace: Option<String>,
+    /// The API server.
+    pub client: Client,
+    /// Publishes events.
+    pub recorder: Recorder,
+    /// Metrics of the process.
+    pub metrics: Arc<Metrics>,
+    /// Brokers of the process.
+    pub brokers: Arc<Brokers>,
+    /// Secrets of the process.
+    pub secrets: Arc<Secrets>,
+    /// What the scaler last decided and saw.
+    pub board: Arc<Board>,
+    /// The scaler's last decisions, of the process.
+    pub records: Arc<Records>,
+    /// Caches.
+    pub stores: Stores,
+    /// Brings a Queue to its reconcile.
+    pub queue_changed: UnboundedSender<ObjectRef<Queue>>,
+    /// Brings a Worker to its reconcile.
+    pub worker_changed: UnboundedSender<ObjectRef<Worker>>,
+    /// Failed reconciles in a row.
+    pub retries: Retries,
+    /// The sidecar image of this operator's version.
+    pub sidecar_image: String,
+    /// Whether every cache is filled.
+    pub filled: watch::Receiver<bool>,
+    /// Ends the controllers.
+    pub shutdown: Shutdown,
+    /// When Queues were first seen, by uid.
+    pub seen: Mutex<HashMap<String, Instant>>,
+}
+
+impl Context {
+    /// Waits until every cache is filled: what is not in a cache before that may exist all the same.
+    pub async fn caches_filled(&self) {
+        // A sender that is gone means the end of the process.
+        let _ = self.filled.clone().wait_for(|filled| *filled).await;
+    }
+
+    /// Workers that consume a Queue.
+    pub fn workers_of(&self, queue: &Queue) -> Vec<Arc<Worker>> {
+        let (namespace, name) = (queue.namespace(), queue.name_any());
+        self.stores.workers.state_filter(|w| w.spec.queue_ref.name == name && w.namespace() == namespace)
+    }
+
+    /// How long this process has known a Queue.
+    pub fn seen_for(&self, queue: &Queue) -> Duration {
+        let uid = queue.uid().unwrap_or_default();
+        locked(&self.seen).entry(uid).or_insert_with(Instant::now).elapsed()
+    }
+
+    /// Forgets when Queues other than `living`, by uid, were seen.
+    pub fn forget_seen(&self, living: &HashSet<String>) {
+        locked(&self.seen).retain(|uid, _| living.contains(uid));
+    }
+
+    /// Publishes an event, without waiting for it.
+    pub fn event(&self, object: &ObjectReference, type_: EventType, reason: &str, note: &str, action: &str) {
+        let event = Event {
+            type_,
+            reason: reason.to_owned(),
+            note: Some(shortened(note)),
+            action: action.to_owned(),
+            secondary: None,
+        };
+        let (recorder, object) = (self.recorder.clone(), object.clone());
+        tokio::spawn(async move {
+            if let Err(error) = recorder.publish(&event, &object).await {
+                tracing::debug!(%error, reason = %event.reason, "event not published");
+            }
+        });
+    }
+
+    /// Publishes that a condition changed.
+    pub fn condition_event(&self, object: &ObjectReference, condition: &Condition, action: &str) {
+        let type_ = if condition.status == "False" { EventType::Warning } else { EventType::Normal };
+        self.event(object, type_, &condition.reason, &condition.message, action);
+    }
+
+    /// What to do after a failed reconcile.
+    pub fn failed(&self, kind: &'static str, object: &ObjectRef<DynamicObject>, error: &Error) -> Action {
+        let attempt = self.retries.failed(object);
+        self.metrics.reconcile_failed(kind, error.category());
+        tracing::warn!(%kind, name = %object.name, namespace = object.namespace, attempt, %error, "reconcile failed");
+        Action::requeue(retry_delay(attempt, rand::random()))
+    }
+}
+
+/// An event's note holds 1 kB.
+fn shortened(text: &str) -> String {
+    text.chars().take(1000).collect()
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Single inserts and removes: a panic leaves nothing half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Counts failed reconciles in a row.
+#[derive(Debug, Default)]
+pub struct Retries(Mutex<HashMap<ObjectRef<DynamicObject>, u32>>);
+
+impl Retries {
+    /// Counts one more; gives the number of those before.
+    fn failed(&self, object: &ObjectRef<DynamicObject>) -> u32 {
+        let mut counts = locked(&self.0);
+        let count = counts.entry(object.clone()).or_default();
+        *count = count.saturating_add(1);
+        *count - 1
+    }
+
+    /// Forgets the failures.
+    pub fn succeeded(&self, object: &ObjectRef<DynamicObject>) {
+        locked(&self.0).remove(object);
+    }
+}
+
+/// Tells every part of the process to end.
+#[derive(Clone, Debug)]
+pub struct Shutdown(watch::Receiver<bool>);
+
+impl Shutdown {
+    /// The one who ends, and those who are ended.
+    pub fn channel() -> (watch::Sender<bool>, Self) {
+        let (sender, receiver) = watch::channel(false);
+        (sender, Self(receiver))
+    }
+
+    /// Waits for the end.
+    pub async fn cancelled(mut self) {
+        // A sender that is gone means the end too.
+        let _ = self.0.wait_for(|ended| *ended).await;
+    }
+
+    /// Whether the end has come.
+    pub fn is_cancelled(&self) -> bool {
+        *self.0.borrow() || self.0.has_changed().is_err()
+    }
+}

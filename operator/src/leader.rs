@@ -1,0 +1,300 @@
+//! Leader election by a Lease: one replica works, the others stand by.
+//!
+//! **Guarantee**: a replica whose Lease was not renewed in time writes nothing any more, even when it was frozen meanwhile:
+//! [`Leadership::guard`] refuses its requests before it notices by itself. Expiry is judged by a monotonic clock from when a
+//! renewal was *seen*, never by comparing clocks of two machines, and each update is guarded by the resource version.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{ObjectMeta, PostParams};
+use kube::client::Body;
+use kube::{Api, Client};
+use tokio::time::Instant;
+
+/// The Lease's name.
+pub const LEASE: &str = "warren-operator";
+/// How long a Lease holds after its last renewal.
+const DURATION: Duration = Duration::from_secs(13);
+/// How long after its last renewal a leader still writes: well below the duration.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How often a leader renews.
+const RENEW: Duration = Duration::from_secs(2);
+/// How often a standby looks.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long one request may take.
+const REQUEST: Duration = Duration::from_secs(5);
+
+/// Whether this process may write.
+#[derive(Clone, Debug)]
+pub struct Leadership {
+    epoch: Instant,
+    /// Milliseconds after `epoch` until which it may.
+    until: Arc<AtomicU64>,
+    writes: Arc<AtomicU64>,
+}
+
+impl Leadership {
+    /// Of a process that does not lead yet.
+    pub fn none() -> Self {
+        Self { epoch: Instant::now(), until: Arc::default(), writes: Arc::default() }
+    }
+
+    /// Leads for ever: the only replica.
+    pub fn permanent(&self) {
+        self.until.store(u64::MAX, Ordering::Release);
+    }
+
+    fn extend(&self, renewed: Instant) {
+        let until = (renewed + DEADLINE).duration_since(self.epoch).as_millis();
+        self.until.store(u64::try_from(until).unwrap_or(u64::MAX), Ordering::Release);
+    }
+
+    fn end(&self) {
+        self.until.store(0, Ordering::Release);
+    }
+
+    /// Whether this process may write now.
+    pub fn may_write(&self) -> bool {
+        self.epoch.elapsed().as_millis() < u128::from(self.until.load(Ordering::Acquire))
+    }
+
+    /// Requests so far that changed something, Leases apart.
+    pub fn writes(&self) -> u64 {
+        self.writes.load(Ordering::Relaxed)
+    }
+
+    /// Lets a request to the API server pass, or refuses it: writes are the leader's, except to the Lease itself.
+    ///
+    /// # Errors
+    /// This process does not lead.
+    pub fn guard(&self, request: http::Request<Body>) -> Result<http::Request<Body>, NotLeading> {
+        let reads = request.method() == http::Method::GET;
+        if reads || request.uri().path().contains("/leases") {
+            return Ok(request);
+        }
+        if !self.may_write() {
+            return Err(NotLeading);
+        }
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        Ok(request)
+    }
+}
+
+/// A write of a process that does not lead.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("this replica does not lead, so it writes nothing")]
+pub struct NotLeading;
+
+/// What a standby does about the Lease it sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Move {
+    Take,
+    Wait,
+}
+
+/// Whether to take a Lease that has not changed for `unchanged`.
+fn judge(spec: &LeaseSpec, unchanged: Duration, me: &str) -> Move {
+    let seconds = spec.lease_duration_seconds.unwrap_or(0).max(0).unsigned_abs();
+    match spec.holder_identity.as_deref() {
+        None | Some("") => Move::Take,
+        Some(holder) if holder == me => Move::Take,
+        Some(_) if unchanged >= Duration::from_secs(u64::from(seconds)) => Move::Take,
+        Some(_) => Move::Wait,
+    }
+}
+
+/// The Lease as `me` holds it from `now` on.
+fn taken(former: &LeaseSpec, me: &str, now: Timestamp) -> LeaseSpec {
+    let mine = former.holder_identity.as_deref() == Some(me);
+    let transitions = former.lease_transitions.unwrap_or(0);
+    LeaseSpec {
+        holder_identity: Some(me.to_owned()),
+        lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
+        acquire_time: if mine { former.acquire_time.clone() } else { Some(MicroTime(now)) },
+        renew_time: Some(MicroTime(now)),
+        lease_transitions: Some(if mine { transitions } else { transitions.saturating_add(1) }),
+        ..former.clone()
+    }
+}
+
+/// Takes part in the election.
+pub struct Elector {
+    leases: Api<Lease>,
+    identity: String,
+    leadership: Leadership,
+}
+
+impl Elector {
+    /// Takes part in the election in `namespace` as `identity`, which no other living process has.
+    pub fn new(client: Client, namespace: &str, identity: String, leadership: Leadership) -> Self {
+        Self { leases: Api::namespaced(client, namespace), identity, leadership }
+    }
+
+    /// Waits until this process leads; gives the Lease.
+    pub async fn acquire(&self) -> Lease {
+        let mut seen: Option<(Option<String>, Instant)> = None;
+        loop {
+            match within(self.try_acquire(&mut seen)).await {
+                Ok(Some(lease)) => return lease,
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, lease = LEASE, "the Lease cannot be had yet"),
+            }
+            tokio::time::sleep(LOOK.mul_f64(rand::random_range(0.8..1.0))).await;
+        }
+    }
+
+    async fn try_acquire(&self, seen: &mut Option<(Option<String>, Instant)>) -> kube::Result<Option<Lease>> {
+        let begun = Instant::now();
+        let taken = match self.leases.get_opt(LEASE).await? {
+            None => {
+                let metadata = ObjectMeta { name: Some(LEASE.to_owned()), ..ObjectMeta::default() };
+                let spec = taken(&LeaseSpec::default(), &self.identity, Timestamp::now());
+                self.leases.create(&PostParams::default(), &Lease { metadata, spec: Some(spec) }).await
+            }
+            Some(mut lease) => {
+                let version = lease.metadata.resource_version.clone();
+                let since = match seen {
+                    Some((before, since)) if *before == version => *since,
+                    _ => seen.insert((version, begun)).1,
+                };
+                let spec = lease.spec.take().unwrap_or_default();
+                if judge(&spec, since.elapsed(), &self.identity) == Move::Wait {
+                    return Ok(None);
+                }
+                lease.spec = Some(self::taken(&spec, &self.identity, Timestamp::now()));
+                self.leases.replace(LEASE, &PostParams::default(), &lease).await
+            }
+        };
+        match taken {
+            Ok(lease) => {
+                self.leadership.extend(begun);
+                Ok(Some(lease))
+            }
+            // Another was quicker.
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Renews the Lease for as long as that works; returns when it is lost, which ends the process.
+    pub async fn keep(&self, mut lease: Lease) {
+        let mut renewed = Instant::now();
+        while renewed.elapsed() < DEADLINE {
+            tokio::time::sleep(RENEW).await;
+            let begun = Instant::now();
+            match within(self.renew(&lease)).await {
+                Ok(Some(next)) => {
+                    (lease, renewed) = (next, begun);
+                    self.leadership.extend(begun);
+                }
+                Ok(None) => break,
+                Err(error) => tracing::warn!(%error, "the Lease was not renewed, tried again"),
+            }
+        }
+        self.leadership.end();
+    }
+
+    /// Renews it; none when another holds it.
+    async fn renew(&self, lease: &Lease) -> kube::Result<Option<Lease>> {
+        let mut next = lease.clone();
+        next.spec = Some(taken(&lease.spec.clone().unwrap_or_default(), &self.identity, Timestamp::now()));
+        match self.leases.replace(LEASE, &PostParams::default(), &next).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                // A renewal whose answer was lost looks like this too.
+                let mut found = self.leases.get(LEASE).await?;
+                let spec = found.spec.clone().unwrap_or_default();
+                if spec.holder_identity.as_deref() != Some(self.identity.as_str()) {
+                    return Ok(None);
+                }
+                found.spec = Some(taken(&spec, &self.identity, Timestamp::now()));
+                self.leases.replace(LEASE, &PostParams::default(), &found).await.map(Some)
+            }
+            renewed => renewed.map(Some),
+        }
+    }
+
+    /// Gives the Lease back, so that a standby leads within seconds.
+    pub async fn release(&self) {
+        self.leadership.end();
+        let release = async {
+            let mut lease = self.leases.get(LEASE).await?;
+            let Some(spec) = lease.spec.as_mut() else { return Ok(()) };
+            if spec.holder_identity.as_deref() != Some(self.identity.as_str()) {
+                return Ok(());
+            }
+            spec.holder_identity = None;
+            spec.lease_duration_seconds = Some(1);
+            self.leases.replace(LEASE, &PostParams::default(), &lease).await.map(drop)
+        };
+        if let Err(error) = within(release).await {
+            tracing::warn!(%error, "the Lease was not given back");
+        }
+    }
+}
+
+/// Bounds a request: one that hangs must not outlive the Lease.
+async fn within<T>(request: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
+    Ok(tokio::time::timeout(REQUEST, request).await??)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(by: &str) -> LeaseSpec {
+        taken(&LeaseSpec::default(), by, Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn a_lease_that_is_renewed_is_left_alone_and_one_that_is_not_is_taken() {
+        assert_eq!(judge(&held("a"), DURATION - LOOK, "b"), Move::Wait);
+        assert_eq!(judge(&held("a"), DURATION, "b"), Move::Take);
+    }
+
+    #[test]
+    fn a_released_lease_and_ones_own_are_taken_at_once() {
+        let released = LeaseSpec { holder_identity: None, ..held("a") };
+        assert_eq!(judge(&released, Duration::ZERO, "b"), Move::Take);
+        assert_eq!(judge(&held("a"), Duration::ZERO, "a"), Move::Take);
+    }
+
+    #[test]
+    fn transitions_count_changes_of_holder_alone() {
+        let first = held("a");
+        assert_eq!(first.lease_transitions, Some(1));
+        assert_eq!(taken(&first, "a", Timestamp::UNIX_EPOCH).lease_transitions, Some(1));
+        assert_eq!(taken(&first, "b", Timestamp::UNIX_EPOCH).lease_transitions, Some(2));
+    }
+
+    fn request(method: &str, path: &str) -> http::Request<Body> {
+        http::Request::builder().method(method).uri(path).body(Body::empty()).unwrap()
+    }
+
+    #[test]
+    fn who_does_not_lead_reads_and_writes_nothing_but_the_lease() {
+        let leadership = Leadership::none();
+        assert!(leadership.guard(request("GET", "/api/v1/pods")).is_ok());
+        assert!(
+            leadership.guard(request("PUT", "/apis/coordination.k8s.io/v1/namespaces/w/leases/x")).is_ok()
+        );
+        assert!(leadership.guard(request("PATCH", "/apis/apps/v1/namespaces/n/deployments/d")).is_err());
+        leadership.permanent();
+        assert!(leadership.guard(request("PATCH", "/apis/apps/v1/namespaces/n/deployments/d")).is_ok());
+        assert_eq!(leadership.writes(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_was_frozen_past_its_deadline_writes_nothing() {
+        let leadership = Leadership::none();
+        leadership.extend(Instant::now());
+        assert!(leadership.may_write());
+        tokio::time::advance(DEADLINE).await;
+        assert!(!leadership.may_write());
+    }
+}

@@ -1,0 +1,147 @@
+//! What is wrong, as a condition says it: a reason for programs and a sentence for people that says what to do.
+
+use warren_api::conditions::queue::{BROKER_REACHABLE, DECLARED};
+use warren_broker::declare::{DeclareError, Object};
+use warren_broker::error::{BrokerError, Difference};
+
+/// One thing that keeps a resource from being Ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The condition type that is False because of it.
+    pub condition: &'static str,
+    /// CamelCase, for programs.
+    pub reason: &'static str,
+    /// A sentence that says what to do.
+    pub message: String,
+}
+
+impl Problem {
+    /// A problem of a condition.
+    pub fn new(condition: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { condition, reason, message: message.into() }
+    }
+}
+
+/// Why a broker cannot be used.
+pub fn unreachable(error: &BrokerError) -> Problem {
+    let reason = match error {
+        BrokerError::AuthRefused { .. } => "AuthRefused",
+        BrokerError::VhostRefused { .. } => "VhostNotFound",
+        BrokerError::Tls { .. } => "TlsFailed",
+        BrokerError::Unreachable { .. }
+        | BrokerError::AccessRefused { .. }
+        | BrokerError::NotFound { .. }
+        | BrokerError::Locked { .. }
+        | BrokerError::Precondition { .. }
+        | BrokerError::FrameTooLarge { .. }
+        | BrokerError::Closed { .. }
+        | BrokerError::TimedOut { .. } => "BrokerUnreachable",
+    };
+    Problem::new(BROKER_REACHABLE, reason, error.to_string())
+}
+
+/// Why a declaration was refused; what exists on the broker is never touched.
+pub fn refused(error: &DeclareError) -> Problem {
+    let DeclareError { object, error } = error;
+    let (reason, message) = match error {
+        BrokerError::Precondition { detail } => match Difference::parse(detail) {
+            Some(difference) => differs(object, &difference),
+            None => (
+                "ArgumentsRefused",
+                format!(
+                    "the broker does not take {object}: {detail}. Change the spec to what this version of RabbitMQ supports"
+                ),
+            ),
+        },
+        BrokerError::NotFound { detail } => match object {
+            Object::Exchange(name) | Object::Binding(name, _) => (
+                "ExchangeNotFound",
+                format!(
+                    "exchange \"{name}\" does not exist: create it, or let Warren do so with bindings[].declare: {{type: ...}}"
+                ),
+            ),
+            Object::Queue(name) => ("QueueNotFound", format!("queue \"{name}\": {detail}")),
+        },
+        BrokerError::AccessRefused { detail } => (
+            "AccessRefused",
+            format!(
+                "the user of the Secret may not declare {object}: {detail}. Grant configure, read and write on the queue's names and configure and read on the exchanges (rabbitmqctl set_permissions)"
+            ),
+        ),
+        BrokerError::Locked { .. } => ("Locked", format!("{object}: {error}")),
+        BrokerError::TimedOut { .. } => (
+            "TimedOut",
+            format!("{object}: {error}. It is tried again by itself; look at the broker's load and alarms"),
+        ),
+        BrokerError::Unreachable { .. }
+        | BrokerError::Tls { .. }
+        | BrokerError::AuthRefused { .. }
+        | BrokerError::VhostRefused { .. }
+        | BrokerError::FrameTooLarge { .. }
+        | BrokerError::Closed { .. } => {
+            ("BrokerUnreachable", format!("{object}: {error}. It is tried again by itself"))
+        }
+    };
+    Problem::new(DECLARED, reason, message)
+}
+
+fn differs(object: &Object, difference: &Difference) -> (&'static str, String) {
+    let Difference { field, asked, existing } = difference;
+    let name = match object {
+        Object::Exchange(name) | Object::Queue(name) | Object::Binding(name, _) => name,
+    };
+    if field == "durable" {
+        let message = format!(
+            "{object} exists and is not durable, so it and its messages would not survive a restart of the broker. Warren leaves it as it is: delete it when it is empty (rabbitmqctl delete_queue {name}) and it is declared durable by itself, or use another name"
+        );
+        return ("NotDurable", message);
+    }
+    let message = format!(
+        "{object} exists with {field} = {existing}, and the spec asks for {asked}. Warren leaves it as it is: change the spec to what exists, or use another name and move over (docs/changing-a-queue.md), or delete it when it is empty"
+    );
+    ("ArgumentsDiffer", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(detail: &str) -> Problem {
+        refused(&DeclareError {
+            object: Object::Queue("orders".to_owned()),
+            error: BrokerError::Precondition { detail: detail.to_owned() },
+        })
+    }
+
+    #[test]
+    fn a_queue_that_is_not_durable_is_named_as_such_with_a_way_out() {
+        let problem = refusal(
+            "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'orders' in vhost '/': received 'true' but current is 'false'",
+        );
+        assert_eq!((problem.condition, problem.reason), ("Declared", "NotDurable"));
+        assert!(problem.message.contains("delete_queue orders"), "{}", problem.message);
+    }
+
+    #[test]
+    fn an_argument_that_differs_is_named_with_both_values() {
+        let problem = refusal(
+            "PRECONDITION_FAILED - inequivalent arg 'x-max-length' for queue 'orders' in vhost '/': received the value '10' of type 'long' but current is the value '20' of type 'long'",
+        );
+        assert_eq!(problem.reason, "ArgumentsDiffer");
+        assert!(
+            problem.message.contains("x-max-length = 20") && problem.message.contains("asks for 10"),
+            "{}",
+            problem.message
+        );
+    }
+
+    #[test]
+    fn a_missing_exchange_says_how_to_get_one() {
+        let problem = refused(&DeclareError {
+            object: Object::Exchange("shop".to_owned()),
+            error: BrokerError::NotFound { detail: "no exchange 'shop'".to_owned() },
+        });
+        assert_eq!(problem.reason, "ExchangeNotFound");
+        assert!(problem.message.contains("declare:"));
+    }
+}

@@ -1,0 +1,235 @@
+//! The pipeline's shell: reads, hands the order to the broker's lane, writes the status when it changes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{FutureExt, Stream, StreamExt};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::controller::{Action, Config};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::{Controller, watcher};
+use kube::{Api, Resource, ResourceExt};
+use warren_api::Queue;
+use warren_api::conditions::READY;
+use warren_api::conditions::queue::{DECLARED, DELETION_BLOCKED};
+use warren_api::queue::QueueStatus;
+
+use super::status::{Progress, status};
+use super::validate::{key, validate};
+use super::{dereference, finalizer, plan};
+use crate::brokers::{Key, Order, Outcome};
+use crate::condition::{find, status_patch};
+use crate::context::{Context, FIELD_MANAGER};
+use crate::error::Error;
+use crate::problem::Problem;
+use crate::scaler::board::Durability;
+use crate::scaler::task::worker_key;
+use crate::worker::dereference::pods_of;
+
+/// Reconciles at once: none of them waits for a broker.
+const CONCURRENCY: u16 = 32;
+/// A broker that answers at once spares a new Queue the condition Unknown.
+const FIRST_ANSWER: Duration = Duration::from_secs(2);
+/// How long a new Queue waits for its turn on a broker that answers, before it says that it waits.
+const TURN: Duration = Duration::from_secs(300);
+/// How long a status takes to come back in the cache.
+const RECORDED: Duration = Duration::from_millis(300);
+/// What keeps a deletion, such as a Worker's pods, is looked at again so often.
+const BLOCKED_RETRY: Duration = Duration::from_secs(5);
+/// Everything else brings a Queue here by itself; this is a net.
+const RESYNC: Duration = Duration::from_secs(600);
+
+/// Runs the controller until `context.shutdown`.
+pub async fn run(
+    queues: impl Stream<Item = Result<Queue, watcher::Error>> + Send + 'static,
+    changed: impl Stream<Item = ObjectRef<Queue>> + Send + 'static,
+    context: Arc<Context>,
+) {
+    let shutdown = context.shutdown.clone();
+    Controller::for_stream(queues, context.stores.queues.clone())
+        .with_config(Config::default().concurrency(CONCURRENCY))
+        .reconcile_on(changed)
+        .graceful_shutdown_on(async move { shutdown.cancelled().await })
+        .run(|queue, context| reconcile(queue, context).boxed(), error_policy, context)
+        .for_each(|_| std::future::ready(()))
+        .await;
+}
+
+async fn reconcile(queue: Arc<Queue>, context: Arc<Context>) -> Result<Action, Error> {
+    context.caches_filled().await;
+    let _timer = context.metrics.reconciling("queue");
+    let progress = if queue.metadata.deletion_timestamp.is_some() {
+        match end(&queue, &context).await? {
+            Some(problem) => Progress::Blocked(problem),
+            None => return Ok(Action::await_change()),
+        }
+    } else {
+        finalizer::follow_policy(&queue, &context).await?;
+        match converge(&queue, &context).await? {
+            Some(progress) => progress,
+            None => return Ok(Action::requeue(FIRST_ANSWER)),
+        }
+    };
+    let pause = match &progress {
+        Progress::Blocked(_) => BLOCKED_RETRY,
+        // What is recorded now is to be declared next.
+        Progress::Observed { outcome: Outcome::Absent, .. } => RECORDED,
+        Progress::Invalid(_) | Progress::Pending { .. } | Progress::Observed { .. } => RESYNC,
+    };
+    let durability = durability(&queue, &context);
+    write(&queue, status(&queue, progress, durability, &Time(Timestamp::now())), &context).await?;
+    context.retries.succeeded(&ObjectRef::from_obj(&*queue).erase());
+    Ok(Action::requeue(pause.mul_f64(rand::random_range(0.7..1.0))))
+}
+
+/// What the sidecars of the Queue's Workers have counted.
+fn durability(queue: &Queue, context: &Context) -> Durability {
+    let workers = context.workers_of(queue);
+    workers.iter().fold(Durability::default(), |sum, worker| {
+        sum + context.board.entry(&worker_key(worker)).view().durability
+    })
+}
+
+/// Has the Queue kept on its broker; none while there is nothing to say.
+async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, Error> {
+    let key = key(queue);
+    let secret = dereference::secret(queue, context).await?;
+    let access = match validate(queue, &secret) {
+        Ok(access) => access,
+        Err(problem) => {
+            context.brokers.forget(&key);
+            context.brokers.release(&key, &context.queue_changed);
+            return Ok(Some(Progress::Invalid(problem)));
+        }
+    };
+    let address = access.address();
+    let order = plan::keep(queue);
+    if let Some(problem) = conflict(queue, &key, &address, &order, context) {
+        context.brokers.forget(&key);
+        return Ok(Some(Progress::Invalid(problem)));
+    }
+    let observation = context.brokers.assign(&key, &access, order.clone(), &context.queue_changed);
+    match observation.filter(|observation| *observation.order == order) {
+        Some(observation) => Ok(Some(Progress::Observed { address, outcome: observation.outcome })),
+        None if first_answer_is_due(queue, context) => Ok(Some(Progress::Pending { address })),
+        None => Ok(None),
+    }
+}
+
+/// An older Queue that has one of the names on the broker already.
+fn conflict(queue: &Queue, key: &Key, address: &str, order: &Order, context: &Context) -> Option<Problem> {
+    let age = queue.creation_timestamp().map_or(i64::MAX, |created| created.0.as_second());
+    // The main queue, which comes last, is what people know.
+    let names = order.topology.queues.iter().rev().map(|queue| queue.name.clone()).collect();
+    let (name, older) = context.brokers.claim(key, age, address, names, &context.queue_changed)?;
+    let Key { namespace, name: holder } = older;
+    let message = format!(
+        "queue \"{name}\" of this broker is kept by the older Queue \"{holder}\" in namespace \"{namespace}\": set another spec.queueName, or delete one of the two"
+    );
+    Some(Problem::new(DECLARED, "Conflict", message))
+}
+
+/// Ends a Queue as its policy says; gives what keeps it.
+async fn end(queue: &Queue, context: &Context) -> Result<Option<Problem>, Error> {
+    let key = key(queue);
+    let blocked = match plan::remove(queue).filter(|_| finalizer::is_set(queue)) {
+        None => None,
+        Some(order) => removal(queue, &key, order, context).await?,
+    };
+    if blocked.is_none() {
+        context.brokers.forget(&key);
+        context.brokers.release(&key, &context.queue_changed);
+        finalizer::remove(queue, context).await?;
+    }
+    Ok(blocked)
+}
+
+/// Has the broker's queues removed; gives what keeps them, none once they are gone.
+async fn removal(
+    queue: &Queue,
+    key: &Key,
+    order: Order,
+    context: &Context,
+) -> Result<Option<Problem>, Error> {
+    let problem = |reason, message: String| Ok(Some(Problem::new(DELETION_BLOCKED, reason, message)));
+    let consuming = context.workers_of(queue).into_iter().find(|worker| !pods_of(worker, context).is_empty());
+    if let Some(worker) = consuming {
+        let name = worker.name_any();
+        return problem(
+            "WorkersRunning",
+            format!(
+                "Worker \"{name}\" still has pods on this queue: delete it first, or set deletionPolicy: Retain"
+            ),
+        );
+    }
+    let secret = dereference::secret(queue, context).await?;
+    let access = match validate(queue, &secret) {
+        Ok(access) => access,
+        Err(wrong) => {
+            let message =
+                format!("{}. To let go without the broker, set deletionPolicy: Retain", wrong.message);
+            return problem(wrong.reason, message);
+        }
+    };
+    // What an older Queue keeps is not this one's to delete.
+    if conflict(queue, key, &access.address(), &order, context).is_some() {
+        return Ok(None);
+    }
+    let observation = context.brokers.assign(key, &access, order.clone(), &context.queue_changed);
+    match observation.filter(|observation| *observation.order == order).map(|observation| observation.outcome)
+    {
+        Some(Outcome::Removed) => Ok(None),
+        Some(Outcome::Refused(refused)) => problem(refused.reason, refused.message),
+        Some(Outcome::Unreachable(down)) => problem(
+            down.reason,
+            format!("{}. To let go without the broker, set deletionPolicy: Retain", down.message),
+        ),
+        Some(Outcome::Declared { .. } | Outcome::Absent) | None => {
+            problem("Deleting", "the broker's queues are being deleted".to_owned())
+        }
+    }
+}
+
+/// Whether a Queue that waits for its broker's first answer is to say so. One that has a status for this generation, such
+/// as after the operator's restart, keeps it until there is news; one of many on a broker that answers waits its turn.
+fn first_answer_is_due(queue: &Queue, context: &Context) -> bool {
+    let said = queue
+        .status
+        .as_ref()
+        .is_some_and(|s| !s.conditions.is_empty() && s.observed_generation == queue.metadata.generation);
+    let answers = context.brokers.lane_of(&key(queue)).is_some_and(|lane| lane.is_up());
+    let patience = if answers { TURN } else { FIRST_ANSWER };
+    !said && context.seen_for(queue) >= patience
+}
+
+async fn write(queue: &Queue, status: QueueStatus, context: &Context) -> Result<(), Error> {
+    let ready = find(&status.conditions, READY);
+    let former = queue.status.as_ref().and_then(|s| find(&s.conditions, READY));
+    context.metrics.queue_ready(&key(queue), ready.is_some_and(|c| c.status == "True"));
+    let Some(patch) = status_patch(queue.status.as_ref(), &status)? else { return Ok(()) };
+    let queues: Api<Queue> = Api::namespaced(context.client.clone(), &queue.namespace().unwrap_or_default());
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    match queues.patch_status(&queue.name_any(), &params, &Patch::Merge(patch)).await {
+        Ok(_) => {}
+        // Deleted meanwhile.
+        Err(kube::Error::Api(answer)) if answer.code == 404 => return Ok(()),
+        Err(error) => return Err(error.into()),
+    }
+    if let Some(ready) =
+        ready.filter(|c| former.is_none_or(|f| (&f.status, &f.reason) != (&c.status, &c.reason)))
+    {
+        tracing::info!(namespace = queue.namespace(), queue = %queue.name_any(), ready = %ready.status, reason = %ready.reason, message = %ready.message, "queue");
+        // A new Queue on its way to being Ready is no news worth a request.
+        if ready.status == "False" || former.is_some_and(|former| former.status == "False") {
+            context.condition_event(&queue.object_ref(&()), ready, "Declare");
+        }
+    }
+    Ok(())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the controller's signature")]
+fn error_policy(queue: Arc<Queue>, error: &Error, context: Arc<Context>) -> Action {
+    context.failed("queue", &ObjectRef::from_obj(&*queue).erase(), error)
+}

@@ -1,0 +1,208 @@
+//! Step 5: what is said of a Queue. Pure.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use warren_api::conditions::READY;
+use warren_api::conditions::queue::{BROKER_REACHABLE, DECLARED, DELETION_BLOCKED, PERSISTENT_MESSAGES};
+use warren_api::{Queue, QueueStatus, QueueType};
+
+use super::plan::declared;
+use crate::brokers::Outcome;
+use crate::condition::{Statement, Status, conditions, find};
+use crate::problem::Problem;
+use crate::scaler::board::Durability;
+
+/// How far a Queue has come.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Progress {
+    /// It cannot be sent to a broker.
+    Invalid(Problem),
+    /// The broker has not answered yet.
+    Pending {
+        /// The broker's address.
+        address: String,
+    },
+    /// The broker's lane has observed something.
+    Observed {
+        /// The broker's address.
+        address: String,
+        /// What.
+        outcome: Outcome,
+    },
+    /// It is being deleted, and something keeps it.
+    Blocked(Problem),
+}
+
+/// The status that follows.
+pub fn status(queue: &Queue, progress: Progress, durability: Durability, now: &Time) -> QueueStatus {
+    let former = queue.status.clone().unwrap_or_default();
+    let name = queue.broker_name();
+    let mut next = QueueStatus {
+        observed_generation: queue.metadata.generation,
+        queue_name: Some(name.to_owned()),
+        broker_address: None,
+        created: former.created,
+        declared: former.declared.clone(),
+        conditions: Vec::new(),
+    };
+    let statements = match progress {
+        Progress::Invalid(problem) => unreachable(&problem),
+        Progress::Pending { address } => {
+            next.broker_address = Some(address);
+            pending()
+        }
+        Progress::Observed { address, outcome } => {
+            next.broker_address = Some(address);
+            observed(queue, &mut next, outcome)
+        }
+        Progress::Blocked(problem) => {
+            next.broker_address.clone_from(&former.broker_address);
+            let mut kept: Vec<Statement> = [BROKER_REACHABLE, DECLARED]
+                .iter()
+                .filter_map(|kind| find(&former.conditions, kind).map(|before| Statement::of(kind, before)))
+                .collect();
+            kept.insert(0, Statement::new(READY, false, "Deleting", problem.message.clone()));
+            kept.push(Statement::new(DELETION_BLOCKED, true, problem.reason, problem.message));
+            kept
+        }
+    };
+    let mut statements = statements;
+    statements.extend(persistent_messages(queue, durability, &former));
+    next.conditions = conditions(&former.conditions, statements, queue.metadata.generation, now);
+    next
+}
+
+fn observed(queue: &Queue, next: &mut QueueStatus, outcome: Outcome) -> Vec<Statement> {
+    let name = queue.broker_name();
+    match outcome {
+        Outcome::Declared { leftover } => {
+            next.declared = Some(declared(queue, &leftover));
+            vec![
+                Statement::new(READY, true, "Declared", format!("queue \"{name}\" takes and gives messages")),
+                Statement::new(BROKER_REACHABLE, true, "Connected", "the broker answers"),
+                Statement::new(DECLARED, true, "Declared", described(queue)),
+            ]
+        }
+        Outcome::Absent | Outcome::Removed => {
+            next.created = Some(matches!(outcome, Outcome::Absent));
+            pending()
+        }
+        Outcome::Refused(problem) => vec![
+            Statement::new(READY, false, problem.reason, problem.message.clone()),
+            Statement::new(BROKER_REACHABLE, true, "Connected", "the broker answers"),
+            Statement::new(DECLARED, false, problem.reason, problem.message),
+        ],
+        Outcome::Unreachable(problem) => unreachable(&problem),
+    }
+}
+
+fn pending() -> Vec<Statement> {
+    let waiting = "the broker has not answered yet";
+    [READY, BROKER_REACHABLE, DECLARED]
+        .map(|kind| Statement::new(kind, Status::Unknown, "Connecting", waiting))
+        .to_vec()
+}
+
+/// What is on a broker that cannot be asked is not known.
+fn unreachable(problem: &Problem) -> Vec<Statement> {
+    if problem.condition == DECLARED {
+        return vec![
+            Statement::new(READY, false, problem.reason, problem.message.clone()),
+            Statement::new(BROKER_REACHABLE, Status::Unknown, problem.reason, "not asked"),
+            Statement::new(DECLARED, false, problem.reason, problem.message.clone()),
+        ];
+    }
+    vec![
+        Statement::new(READY, false, problem.reason, problem.message.clone()),
+        Statement::new(BROKER_REACHABLE, false, problem.reason, problem.message.clone()),
+        Statement::new(DECLARED, Status::Unknown, problem.reason, "not known until the broker answers"),
+    ]
+}
+
+/// On a durable classic queue, messages without `delivery_mode=2` do not survive a restart; a quorum queue keeps all. The
+/// share is written anew only when the answer changes.
+fn persistent_messages(queue: &Queue, durability: Durability, former: &QueueStatus) -> Option<Statement> {
+    if queue.spec.queue_type == QueueType::Quorum {
+        return None;
+    }
+    let Durability { deliveries, transient } = durability;
+    let before = find(&former.conditions, PERSISTENT_MESSAGES);
+    let statement = match (deliveries, transient) {
+        (0, _) => return before.map(|before| Statement::of(PERSISTENT_MESSAGES, before)),
+        (_, 0) => Statement::new(
+            PERSISTENT_MESSAGES,
+            true,
+            "Persistent",
+            "every message seen survives a restart of the broker",
+        ),
+        (deliveries, transient) => {
+            let share = (transient as f64 / deliveries as f64 * 100.0).clamp(0.1, 100.0);
+            let message = format!(
+                "{share:.1} % of the messages seen lack delivery_mode=2 and would be lost when the broker restarts: have the producer set it (\"persistent\"), or use type: Quorum, which keeps all"
+            );
+            Statement::new(PERSISTENT_MESSAGES, false, "TransientMessages", message)
+        }
+    };
+    match before {
+        Some(before) if before.reason == statement.reason => Some(Statement::of(PERSISTENT_MESSAGES, before)),
+        _ => Some(statement),
+    }
+}
+
+fn described(queue: &Queue) -> String {
+    let spec = &queue.spec;
+    let name = queue.broker_name();
+    let rungs = spec.retry.delays_seconds.len();
+    let bindings = spec.bindings.len();
+    format!(
+        "queues \"{name}\" and \"{name}.dlq\", {rungs} retry queues and {bindings} bindings are on the broker"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::jiff::Timestamp;
+    use warren_api::QueueSpec;
+
+    use super::*;
+    use crate::condition::{find, is_true};
+
+    fn now() -> Time {
+        Time(Timestamp::from_second(1).unwrap())
+    }
+
+    fn observed(outcome: Outcome) -> QueueStatus {
+        let queue = Queue::new("orders", QueueSpec::default());
+        let progress = Progress::Observed { address: "amqp://h".to_owned(), outcome };
+        status(&queue, progress, Durability::default(), &now())
+    }
+
+    #[test]
+    fn a_declared_queue_is_ready() {
+        let status = observed(Outcome::Declared { leftover: vec![7] });
+        assert!(is_true(&status.conditions, READY) && is_true(&status.conditions, DECLARED));
+        assert_eq!(status.declared.unwrap().retry_delays_seconds, [5, 60, 600, 7]);
+    }
+
+    #[test]
+    fn transient_messages_on_a_classic_queue_are_told_with_their_share() {
+        let spec = QueueSpec { queue_type: QueueType::Classic, ..QueueSpec::default() };
+        let progress = || Progress::Observed { address: "amqp://h".to_owned(), outcome: Outcome::Absent };
+        let seen = Durability { deliveries: 200, transient: 50 };
+        let told = status(&Queue::new("orders", spec), progress(), seen, &now());
+        let condition = find(&told.conditions, PERSISTENT_MESSAGES).unwrap();
+        assert_eq!(condition.status, "False");
+        assert!(condition.message.starts_with("25.0 %"), "{}", condition.message);
+        let quorum = status(&Queue::new("orders", QueueSpec::default()), progress(), seen, &now());
+        assert!(find(&quorum.conditions, PERSISTENT_MESSAGES).is_none());
+    }
+
+    #[test]
+    fn a_refusal_is_about_the_declaration_and_an_outage_about_the_broker() {
+        let refused = observed(Outcome::Refused(Problem::new(DECLARED, "NotDurable", "m")));
+        assert!(is_true(&refused.conditions, BROKER_REACHABLE));
+        assert_eq!(find(&refused.conditions, READY).unwrap().reason, "NotDurable");
+        let down = observed(Outcome::Unreachable(Problem::new(BROKER_REACHABLE, "AuthRefused", "m")));
+        assert_eq!(find(&down.conditions, BROKER_REACHABLE).unwrap().reason, "AuthRefused");
+        assert_eq!(find(&down.conditions, DECLARED).unwrap().status, "Unknown");
+    }
+}

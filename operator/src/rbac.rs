@@ -1,0 +1,47 @@
+//! The rights that the operator needs in the namespaces it watches; `charts/warren/files/rbac-rules.yaml` is this list.
+
+use k8s_openapi::api::rbac::v1::PolicyRule;
+
+fn rule(group: &str, resources: &[&str], verbs: &[&str]) -> PolicyRule {
+    let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+    PolicyRule {
+        api_groups: Some(vec![group.to_owned()]),
+        resources: Some(owned(resources)),
+        verbs: owned(verbs),
+        ..PolicyRule::default()
+    }
+}
+
+/// Every rule.
+pub fn rules() -> Vec<PolicyRule> {
+    vec![
+        // Resources of the Warren API: read; "patch" is for finalizers.
+        rule("warren.dev", &["queues", "workers"], &["get", "list", "watch", "patch"]),
+        rule("warren.dev", &["queues/status", "workers/status"], &["patch"]),
+        // For owner references with blockOwnerDeletion where the API server checks them.
+        rule("warren.dev", &["queues/finalizers", "workers/finalizers"], &["update"]),
+        // What a Worker becomes; the garbage collector deletes it.
+        rule("apps", &["deployments"], &["get", "list", "watch", "create", "patch"]),
+        rule("apps", &["deployments/scale"], &["patch"]),
+        rule("", &["configmaps"], &["get", "list", "watch", "create", "patch"]),
+        // The scaler finds the sidecars, and marks which pods may go first.
+        rule("", &["pods"], &["get", "list", "watch", "patch"]),
+        // The brokers' addresses and users: named Secrets only, never a list.
+        rule("", &["secrets"], &["get"]),
+        rule("events.k8s.io", &["events"], &["create", "patch"]),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_can_only_be_read_by_name() {
+        let rules = rules();
+        let secrets: Vec<_> =
+            rules.iter().filter(|rule| rule.resources.iter().flatten().any(|r| r == "secrets")).collect();
+        assert_eq!(secrets.len(), 1);
+        assert_eq!(secrets[0].verbs, ["get"]);
+    }
+}

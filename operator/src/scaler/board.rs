@@ -1,0 +1,134 @@
+//! What the scaler last decided and saw of each Worker: written by its task, read by the Worker's reconcile.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::decide::Decision;
+use crate::brokers::Key;
+
+/// How the handlers of a Worker's pods do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Handlers {
+    /// Pods whose sidecar answered.
+    pub scraped: u32,
+    /// Of these, how many hold consuming back because their handler fails.
+    pub held: u32,
+    /// The HTTP status that tells of a wrong path or missing rights.
+    pub misconfigured: Option<u16>,
+    /// Of the scraped, how many are connected to the broker.
+    pub connected: u32,
+}
+
+/// What sidecars have counted of deliveries without `delivery_mode=2`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Durability {
+    /// Deliveries.
+    pub deliveries: u64,
+    /// Of these, those that a restart of the broker would lose on a classic queue.
+    pub transient: u64,
+}
+
+impl std::ops::Add for Durability {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { deliveries: self.deliveries + other.deliveries, transient: self.transient + other.transient }
+    }
+}
+
+/// The scaler's view of one Worker.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct View {
+    /// The last decision of mode Builtin.
+    pub decision: Option<Decision>,
+    /// The handlers, from the last scrape.
+    pub handlers: Handlers,
+    /// What the sidecars have counted.
+    pub durability: Durability,
+    /// Messages settled in the last while, which shares a Queue's backlog among its Workers.
+    pub settled_lately: f64,
+}
+
+/// One Worker.
+#[derive(Debug, Default)]
+pub struct Entry {
+    view: Mutex<View>,
+    /// Held while replicas are written, so that a reconcile never puts back a number that the scaler has just changed.
+    pub writing: tokio::sync::Mutex<()>,
+}
+
+impl Entry {
+    fn locked(&self) -> MutexGuard<'_, View> {
+        // One assignment: a panic leaves nothing half done.
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known.
+    pub fn view(&self) -> View {
+        self.locked().clone()
+    }
+
+    /// Replaces what is known; gives what was.
+    pub fn replace(&self, view: View) -> View {
+        std::mem::replace(&mut self.locked(), view)
+    }
+}
+
+/// Every Worker.
+#[derive(Debug, Default)]
+pub struct Board {
+    entries: Mutex<HashMap<Key, Arc<Entry>>>,
+    sharing: Mutex<HashMap<Key, Arc<[Key]>>>,
+}
+
+impl Board {
+    fn locked(&self) -> MutexGuard<'_, HashMap<Key, Arc<Entry>>> {
+        // Single inserts and removes: a panic leaves nothing half done.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sharing(&self) -> MutexGuard<'_, HashMap<Key, Arc<[Key]>>> {
+        // One assignment: a panic leaves nothing half done.
+        self.sharing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says which Workers share a Queue, each with all that do.
+    pub fn share(&self, sharing: HashMap<Key, Arc<[Key]>>) {
+        *self.sharing() = sharing;
+    }
+
+    /// A Worker's part of its Queue's backlog, from 0 to 1: as much as it settled lately of what all did.
+    pub fn part(&self, worker: &Key) -> f64 {
+        let Some(all) = self.sharing().get(worker).cloned() else { return 1.0 };
+        let lately = |key: &Key| self.entry(key).view().settled_lately;
+        part(lately(worker), all.iter().map(lately).sum(), all.len())
+    }
+
+    /// A Worker's entry, made at first need.
+    pub fn entry(&self, worker: &Key) -> Arc<Entry> {
+        self.locked().entry(worker.clone()).or_default().clone()
+    }
+
+    /// Forgets a Worker.
+    pub fn forget(&self, worker: &Key) {
+        self.locked().remove(worker);
+    }
+}
+
+/// Nobody's part is zero: who handled nothing yet would never begin.
+fn part(own: f64, all: f64, workers: usize) -> f64 {
+    if workers < 2 { 1.0 } else { (own + 1.0) / (all + workers as f64) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_share_a_backlog_by_what_each_settled_and_the_parts_make_a_whole() {
+        assert_eq!(part(0.0, 0.0, 1), 1.0);
+        assert_eq!(part(0.0, 0.0, 2), 0.5);
+        assert!(part(98.0, 98.0, 2) > 0.9);
+        assert!((part(98.0, 98.0, 2) + part(0.0, 98.0, 2) - 1.0).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,440 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn spec() -> Spec {
+    Spec {
+        min: 0,
+        max: 50,
+        target_wait: 10.0,
+        stabilization: 60.0,
+        concurrency: 1,
+        handler_timeout: 30.0,
+        quorum: true,
+        paused: false,
+    }
+}
+
+fn waiting(ready: u64) -> Inputs {
+    Inputs { ready: Some((ready, 0.0)), ..Inputs::default() }
+}
+
+/// A cluster that obeys at once and a handler of constant speed, in steps of a second.
+struct World {
+    spec: Spec,
+    history: History,
+    now: f64,
+    replicas: u32,
+    queue: f64,
+    settled: f64,
+    service: f64,
+    changes: u32,
+    decision: Option<Decision>,
+}
+
+impl World {
+    fn new(spec: Spec, service: f64) -> Self {
+        Self {
+            spec,
+            history: History::default(),
+            now: 0.0,
+            replicas: 0,
+            queue: 0.0,
+            settled: 0.0,
+            service,
+            changes: 0,
+            decision: None,
+        }
+    }
+
+    fn second(&mut self, arrivals: f64) -> &Decision {
+        self.now += 1.0;
+        self.queue += arrivals;
+        let capacity = f64::from(self.replicas * self.spec.concurrency) / self.service;
+        let done = capacity.min(self.queue);
+        self.queue -= done;
+        self.settled += done;
+        let busy = (done * self.service).ceil() as u64;
+        let inputs = Inputs {
+            ready: Some((self.queue as u64, 0.0)),
+            workload: Workload { replicas: self.replicas, ..Workload::default() },
+            sidecars: Sidecars {
+                started: self.replicas,
+                scraped: self.replicas,
+                unsettled: busy,
+                in_flight: busy,
+                deliveries: self.settled as u64,
+                settled: self.settled as u64,
+                calls: self.settled as u64,
+                call_seconds: self.settled.floor() * self.service,
+                held: 0,
+            },
+        };
+        let (decision, history) = decide(std::mem::take(&mut self.history), &inputs, &self.spec, self.now);
+        self.history = history;
+        if decision.replicas != self.replicas {
+            self.changes += 1;
+            self.replicas = decision.replicas;
+        }
+        self.decision.insert(decision)
+    }
+}
+
+#[test]
+fn a_burst_at_zero_goes_to_the_wanted_number_in_one_step() {
+    let (decision, _) = decide(History::default(), &waiting(200), &spec(), 0.0);
+    // 200 messages / 10 s x 1 s / 0.93
+    assert_eq!((decision.replicas, decision.reason), (22, Reason::ScaledOut));
+    assert!(decision.message.contains("200 waiting"), "{}", decision.message);
+    assert!(decision.message.contains("assumed"), "{}", decision.message);
+}
+
+#[test]
+fn a_measured_service_time_replaces_the_assumption_and_pods_get_time_to_start() {
+    let (decision, _) = decide(History::with_service_seconds(0.1), &waiting(200), &spec(), 100.0);
+    // 200 messages / (7.5 s - 5 s to start) x 0.1 s / 0.93
+    assert_eq!(decision.replicas, 9);
+    assert!(decision.message.contains("measured"), "{}", decision.message);
+}
+
+#[test]
+fn one_message_gets_one_pod_and_no_more_pods_than_messages_are_asked_for() {
+    let slow = History::with_service_seconds(600.0);
+    assert_eq!(decide(slow.clone(), &waiting(1), &spec(), 0.0).0.replicas, 1);
+    assert_eq!(decide(slow, &waiting(4), &spec(), 0.0).0.replicas, 4);
+}
+
+#[test]
+fn after_the_burst_replicas_go_back_to_zero_in_steps() {
+    let mut world = World::new(spec(), 0.1);
+    world.second(300.0);
+    assert_eq!(world.replicas, 32);
+    let mut steps = vec![];
+    for _ in 0..300 {
+        let before = world.replicas;
+        world.second(0.0);
+        if world.replicas != before {
+            steps.push(world.replicas);
+        }
+    }
+    // What the assumption had asked for goes first, what the measured load amounted to a minute after it.
+    assert_eq!(steps, [2, 1, 0]);
+}
+
+#[test]
+fn what_is_there_for_long_is_let_go_by_halves() {
+    let mut world = World::new(spec(), 0.5);
+    for _ in 0..300 {
+        world.second(40.0);
+    }
+    assert!((20..=24).contains(&world.replicas), "{}", world.replicas);
+    let mut steps = vec![world.replicas];
+    for _ in 0..300 {
+        world.second(0.0);
+        if world.replicas != steps[steps.len() - 1] {
+            steps.push(world.replicas);
+        }
+    }
+    assert_eq!(steps.last(), Some(&0));
+    assert!(steps.windows(2).all(|pair| pair[1] >= pair[0] / 2), "{steps:?}");
+}
+
+#[test]
+fn a_trickle_keeps_one_pod_and_not_two() {
+    let mut world = World::new(spec(), 0.5);
+    world.second(20.0);
+    assert!(world.replicas > 1);
+    for second in 0..300 {
+        world.second(f64::from(u8::from(second % 3 == 0)));
+    }
+    assert_eq!(world.replicas, 1);
+}
+
+#[test]
+fn while_more_waits_than_runs_nobody_goes() {
+    let mut history = History::with_service_seconds(0.1);
+    let mut inputs = waiting(40);
+    inputs.workload.replicas = 20;
+    inputs.sidecars =
+        Sidecars { started: 20, scraped: 20, unsettled: 20, in_flight: 20, ..Sidecars::default() };
+    for now in 0..300 {
+        // Something moves: this is no stall.
+        inputs.sidecars.settled += 1;
+        let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
+        history = next;
+        assert_eq!(decision.replicas, 20, "{decision:?}");
+    }
+}
+
+#[test]
+fn slow_starts_are_learned_and_ask_for_more_pods_at_once() {
+    let mut history = History::with_service_seconds(0.1);
+    let target = Spec { target_wait: 40.0, ..spec() };
+    let mut inputs = waiting(10_000);
+    let before = decide(history.clone(), &inputs, &target, 0.0).0.replicas;
+    for now in 0..=20 {
+        inputs.workload.replicas = 5;
+        inputs.ready = Some((0, 0.0));
+        inputs.sidecars.started = if now < 20 { 0 } else { 5 };
+        inputs.sidecars.scraped = inputs.sidecars.started;
+        history = decide(history, &inputs, &target, f64::from(now)).1;
+    }
+    inputs.workload.replicas = 0;
+    inputs.ready = Some((10_000, 0.0));
+    inputs.sidecars = Sidecars::default();
+    let after = decide(history, &inputs, &target, 21.0).0.replicas;
+    assert!(after > before, "{before} {after}");
+}
+
+#[test]
+fn steady_load_is_served_and_left_alone() {
+    let mut world = World::new(spec(), 0.5);
+    for _ in 0..120 {
+        world.second(8.0);
+    }
+    world.changes = 0;
+    for second in 0..600_u32 {
+        // A noise of a fifth either way.
+        let noise = f64::from((second * 7919) % 41) / 100.0 - 0.2;
+        world.second(8.0 * (1.0 + noise));
+    }
+    assert!(world.changes <= 2, "{} changes", world.changes);
+    assert!((4..=8).contains(&world.replicas), "{}", world.replicas);
+}
+
+#[test]
+fn a_missing_or_stale_depth_holds() {
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 7;
+    inputs.ready = None;
+    let (decision, history) = decide(History::default(), &inputs, &spec(), 0.0);
+    assert_eq!((decision.replicas, decision.reason), (7, Reason::DepthUnknown));
+    assert!(!decision.reason.is_active());
+    inputs.ready = Some((0, 11.0));
+    assert_eq!(decide(history, &inputs, &spec(), 1000.0).0.replicas, 7);
+}
+
+#[test]
+fn unacknowledged_work_keeps_the_last_pod() {
+    let mut history = History::default();
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 1;
+    inputs.sidecars = Sidecars { started: 1, scraped: 1, unsettled: 1, in_flight: 1, ..Sidecars::default() };
+    for now in 0..1000 {
+        let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
+        history = next;
+        assert_eq!(decision.replicas, 1, "{decision:?}");
+    }
+}
+
+#[test]
+fn one_zero_of_a_quorum_queue_is_not_believed() {
+    let spec = Spec { stabilization: 0.0, ..spec() };
+    let mut history = History::default();
+    let mut inputs = waiting(30);
+    inputs.workload.replicas = 4;
+    for now in 0..60 {
+        history = decide(history, &inputs, &spec, f64::from(now)).1;
+    }
+    inputs.ready = Some((0, 0.0));
+    let (decision, history) = decide(history, &inputs, &spec, 60.0);
+    assert_eq!((decision.replicas, decision.reason), (4, Reason::ZeroUnconfirmed));
+    let (_, history) = decide(history, &inputs, &spec, 61.0);
+    let (decision, _) = decide(history, &inputs, &spec, 62.0);
+    assert_eq!((decision.replicas, decision.reason), (2, Reason::ScaledIn));
+}
+
+#[test]
+fn a_sidecar_that_cannot_be_scraped_blocks_scale_in_but_not_scale_out() {
+    let mut history = History::default();
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 3;
+    inputs.sidecars = Sidecars { started: 3, scraped: 2, ..Sidecars::default() };
+    let mut last = None;
+    for now in 0..200 {
+        let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
+        history = next;
+        assert_eq!(decision.replicas, 3);
+        last = Some(decision);
+    }
+    assert_eq!(last.unwrap().reason, Reason::SidecarsUnreachable);
+    inputs.ready = Some((400, 0.0));
+    assert_eq!(decide(history, &inputs, &spec(), 200.0).0.replicas, 42);
+}
+
+#[test]
+fn no_scraped_pod_for_a_minute_is_said() {
+    let mut history = History::default();
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 1;
+    inputs.sidecars = Sidecars { started: 1, ..Sidecars::default() };
+    let mut reasons = vec![];
+    for now in 0..=60 {
+        let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
+        history = next;
+        reasons.push(decision.reason);
+    }
+    assert_eq!(reasons[60], Reason::MetricsUnreachable);
+    assert!(!reasons[..60].contains(&Reason::MetricsUnreachable));
+}
+
+#[test]
+fn a_stalled_consumer_is_not_no_load_and_gets_no_more_pods() {
+    let mut history = History::default();
+    let mut inputs = waiting(5);
+    inputs.workload.replicas = 2;
+    inputs.sidecars = Sidecars { started: 2, scraped: 2, unsettled: 2, in_flight: 2, ..Sidecars::default() };
+    let mut last = None;
+    for now in 0..100 {
+        inputs.ready = Some((5 + u64::from(now > 70) * 10_000, 0.0));
+        let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
+        history = next;
+        last = Some(decision);
+    }
+    let last = last.unwrap();
+    assert_eq!(last.reason, Reason::Stalled);
+    assert!(!last.reason.is_active());
+}
+
+#[test]
+fn failing_handlers_hold() {
+    let mut inputs = waiting(10_000);
+    inputs.workload.replicas = 2;
+    inputs.sidecars = Sidecars { started: 2, scraped: 2, held: 2, ..Sidecars::default() };
+    let (decision, _) = decide(History::default(), &inputs, &spec(), 0.0);
+    assert_eq!((decision.replicas, decision.reason), (2, Reason::HandlerFailing));
+}
+
+#[test]
+fn a_rollout_does_not_feed_the_estimate() {
+    let mut inputs = waiting(10);
+    inputs.sidecars =
+        Sidecars { started: 1, scraped: 1, calls: 10, call_seconds: 10.0, ..Sidecars::default() };
+    inputs.workload = Workload { replicas: 1, rolling: true, failing: false };
+    let (_, history) = decide(History::default(), &inputs, &spec(), 0.0);
+    inputs.sidecars.calls = 20;
+    inputs.sidecars.call_seconds = 900.0;
+    let (_, history) = decide(history, &inputs, &spec(), 1.0);
+    assert_eq!(history.service_seconds(), None);
+    inputs.workload.rolling = false;
+    inputs.sidecars.calls = 30;
+    inputs.sidecars.call_seconds = 905.0;
+    let (_, history) = decide(history, &inputs, &spec(), 2.0);
+    assert_eq!(history.service_seconds(), Some(0.5));
+}
+
+#[test]
+fn a_paused_worker_keeps_its_pods() {
+    let mut inputs = waiting(10_000);
+    inputs.workload.replicas = 3;
+    let (decision, _) = decide(History::default(), &inputs, &Spec { paused: true, ..spec() }, 0.0);
+    assert_eq!((decision.replicas, decision.reason), (3, Reason::Paused));
+}
+
+prop_compose! {
+    fn specs()(min in 0_u32..20, extra in 0_u32..80, target in 1_u32..100_000, stabilization in 0_u32..300,
+               concurrency in 1_u32..2000, quorum: bool, paused: bool) -> Spec {
+        Spec {
+            min,
+            max: (min + extra).max(1),
+            target_wait: f64::from(target),
+            stabilization: f64::from(stabilization),
+            concurrency,
+            handler_timeout: 30.0,
+            quorum,
+            paused,
+        }
+    }
+}
+
+prop_compose! {
+    fn readings()(ready in proptest::option::weighted(0.9, (0_u64..1_000_000, 0.0_f64..20.0)),
+                  replicas in 0_u32..100, rolling: bool, failing: bool, started in 0_u32..100, unscraped in 0_u32..3,
+                  unsettled in 0_u64..5000, in_flight in 0_u64..5000, counters in (0_u64..u64::MAX, 0_u64..u64::MAX, 0_u64..u64::MAX),
+                  call_seconds in prop_oneof![8 => 0.0..1e9, 1 => Just(f64::NAN), 1 => Just(-1.0), 1 => Just(f64::INFINITY)],
+                  held in 0_u32..100) -> Inputs {
+        Inputs {
+            ready,
+            workload: Workload { replicas, rolling, failing },
+            sidecars: Sidecars {
+                started,
+                scraped: started.saturating_sub(unscraped),
+                unsettled,
+                in_flight,
+                deliveries: counters.0,
+                settled: counters.1,
+                calls: counters.2,
+                call_seconds,
+                held,
+            },
+        }
+    }
+}
+
+fn run(inputs: &[Inputs], spec: &Spec) -> (History, f64) {
+    let mut history = History::default();
+    let mut now = 0.0;
+    for one in inputs {
+        history = decide(history, one, spec, now).1;
+        now += 1.0;
+    }
+    (history, now)
+}
+
+proptest! {
+    #[test]
+    fn a_decision_that_moves_stays_within_the_limits(past in proptest::collection::vec(readings(), 0..20), inputs in readings(), spec in specs()) {
+        let (history, now) = run(&past, &spec);
+        let (decision, _) = decide(history, &inputs, &spec, now);
+        prop_assert!(decision.replicas == inputs.workload.replicas || (spec.min..=spec.max).contains(&decision.replicas));
+    }
+
+    #[test]
+    fn a_larger_backlog_never_means_fewer_pods(past in proptest::collection::vec(readings(), 0..20), inputs in readings(), more in 0_u64..1_000_000, spec in specs()) {
+        let (history, now) = run(&past, &spec);
+        let mut larger = inputs.clone();
+        larger.ready = inputs.ready.map(|(ready, age)| (ready + more, age));
+        let (few, _) = decide(history.clone(), &inputs, &spec, now);
+        let (many, _) = decide(history, &larger, &spec, now);
+        // What holds does so whatever the backlog is; a stall needs a backlog, and never lets pods go.
+        prop_assume!(many.reason != Reason::Stalled);
+        prop_assert!(many.replicas >= few.replicas, "{few:?} {many:?}");
+    }
+
+    #[test]
+    fn unacknowledged_work_never_scales_to_zero(past in proptest::collection::vec(readings(), 0..20), mut inputs in readings(), spec in specs()) {
+        inputs.workload.replicas = inputs.workload.replicas.max(1);
+        inputs.sidecars.unsettled = inputs.sidecars.unsettled.max(1);
+        let (history, now) = run(&past, &spec);
+        prop_assert!(decide(history, &inputs, &spec, now).0.replicas > 0);
+    }
+
+    #[test]
+    fn unknown_holds(past in proptest::collection::vec(readings(), 0..20), mut inputs in readings(), spec in specs()) {
+        inputs.ready = None;
+        let (history, now) = run(&past, &spec);
+        prop_assert_eq!(decide(history, &inputs, &spec, now).0.replicas, inputs.workload.replicas);
+    }
+
+    #[test]
+    fn nonsense_in_the_measured_seconds_never_moves_replicas(seconds in prop_oneof![Just(f64::NAN), Just(-5.0), Just(f64::NEG_INFINITY), Just(f64::INFINITY)]) {
+        let mut inputs = waiting(10);
+        inputs.workload.replicas = 2;
+        inputs.sidecars = Sidecars { started: 2, scraped: 2, calls: 10, call_seconds: 10.0, ..Sidecars::default() };
+        let sane = decide(History::with_service_seconds(1.0), &inputs, &spec(), 0.0);
+        inputs.sidecars.calls = 20;
+        inputs.sidecars.call_seconds = seconds;
+        let (decision, _) = decide(sane.1, &inputs, &spec(), 1.0);
+        prop_assert_eq!(decision.replicas, sane.0.replicas);
+    }
+
+    #[test]
+    fn a_constant_load_settles(rate in 0.1_f64..40.0, service in 0.01_f64..2.0) {
+        prop_assume!(rate * service < 35.0);
+        let mut world = World::new(spec(), service);
+        for _ in 0..200 { world.second(rate); }
+        world.changes = 0;
+        for _ in 0..600 { world.second(rate); }
+        prop_assert!(world.changes <= 2, "{} changes at {} replicas", world.changes, world.replicas);
+    }
+}

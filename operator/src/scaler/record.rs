@@ -1,0 +1,156 @@
+//! The last decisions of each Worker with what they were made from, for `/decisions/NAMESPACE/NAME`.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::decide::{Decision, Inputs};
+use crate::brokers::Key;
+
+/// Decisions that are kept of a Worker.
+const KEPT: usize = 10;
+
+/// What is told of a Worker, as JSON.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Told {
+    /// Seconds since the Worker was looked at; the ages below count from then.
+    pub looked_seconds_ago: f64,
+    /// Ready messages; none: not known.
+    pub ready: Option<u64>,
+    /// Seconds since they were counted.
+    pub ready_age_seconds: Option<f64>,
+    /// Messages delivered and not settled.
+    pub unsettled: u64,
+    /// Handler calls that run.
+    pub in_flight: u64,
+    /// Pods whose sidecar has started.
+    pub sidecars_started: u32,
+    /// Of these, how many answered at that look.
+    pub sidecars_answered: u32,
+    /// Whether a rollout is under way.
+    pub rolling: bool,
+    /// Whether pods crash or cannot start.
+    pub failing: bool,
+    /// The decision of that look, with its numbers.
+    pub message: String,
+    /// Decisions that differ in replicas or reason from the one before, newest first.
+    pub decisions: Vec<ToldDecision>,
+}
+
+/// A decision, as JSON.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ToldDecision {
+    /// When it was made.
+    pub seconds_ago: f64,
+    /// Replicas.
+    pub replicas: u32,
+    /// What the formula gave.
+    pub raw: u32,
+    /// Why, as one word.
+    pub reason: String,
+    /// Why, with the numbers.
+    pub message: String,
+}
+
+#[derive(Debug)]
+struct Record {
+    looked: Instant,
+    inputs: Inputs,
+    message: String,
+    decisions: VecDeque<(Instant, Decision)>,
+}
+
+/// Every Worker's record.
+#[derive(Debug, Default)]
+pub struct Records(Mutex<HashMap<Key, Record>>);
+
+impl Records {
+    fn locked(&self) -> MutexGuard<'_, HashMap<Key, Record>> {
+        // Single inserts and removes: a panic leaves nothing half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a decision and what it was made from.
+    pub fn note(&self, worker: &Key, inputs: Inputs, decision: &Decision) {
+        let looked = Instant::now();
+        let mut records = self.locked();
+        let record = records.entry(worker.clone()).or_insert_with(|| Record {
+            looked,
+            inputs: Inputs::default(),
+            message: String::new(),
+            decisions: VecDeque::new(),
+        });
+        (record.looked, record.inputs) = (looked, inputs);
+        record.message.clone_from(&decision.message);
+        let same = |last: &Decision| (last.replicas, last.reason) == (decision.replicas, decision.reason);
+        if !record.decisions.front().is_some_and(|(_, last)| same(last)) {
+            record.decisions.push_front((looked, decision.clone()));
+            record.decisions.truncate(KEPT);
+        }
+    }
+
+    /// A Worker is gone, or not Warren's to scale any more.
+    pub fn forget(&self, worker: &Key) {
+        self.locked().remove(worker);
+    }
+
+    /// What is told of a Worker; none where Warren does not scale it.
+    pub fn told(&self, worker: &Key) -> Option<Told> {
+        let records = self.locked();
+        let Record { looked, inputs: Inputs { ready, workload, sidecars }, message, decisions } =
+            records.get(worker)?;
+        let decisions = decisions.iter().map(|(at, decision)| ToldDecision {
+            seconds_ago: at.elapsed().as_secs_f64(),
+            replicas: decision.replicas,
+            raw: decision.raw,
+            reason: decision.reason.as_str().to_owned(),
+            message: decision.message.clone(),
+        });
+        Some(Told {
+            looked_seconds_ago: looked.elapsed().as_secs_f64(),
+            ready: ready.map(|(ready, _)| ready),
+            ready_age_seconds: ready.map(|(_, age)| age),
+            unsettled: sidecars.unsettled,
+            in_flight: sidecars.in_flight,
+            sidecars_started: sidecars.started,
+            sidecars_answered: sidecars.scraped,
+            rolling: workload.rolling,
+            failing: workload.failing,
+            message: message.clone(),
+            decisions: decisions.collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::decide::Reason;
+    use super::*;
+
+    fn decided(replicas: u32, reason: Reason) -> Decision {
+        Decision { replicas, raw: replicas, reason, message: format!("{replicas}") }
+    }
+
+    #[test]
+    fn the_last_ten_different_decisions_are_told_newest_first() {
+        let (records, worker) = (Records::default(), Key { namespace: "n".to_owned(), name: "w".to_owned() });
+        assert_eq!(records.told(&worker), None);
+        let inputs = Inputs { ready: Some((7, 0.5)), ..Inputs::default() };
+        for replicas in 0..12 {
+            records.note(&worker, inputs.clone(), &decided(replicas, Reason::ScaledOut));
+            records.note(&worker, inputs.clone(), &decided(replicas, Reason::ScaledOut));
+        }
+        let told = records.told(&worker).unwrap();
+        assert_eq!((told.ready, told.ready_age_seconds, told.message.as_str()), (Some(7), Some(0.5), "11"));
+        assert_eq!(
+            told.decisions.iter().map(|d| d.replicas).collect::<Vec<_>>(),
+            (2..12).rev().collect::<Vec<_>>()
+        );
+        records.forget(&worker);
+        assert_eq!(records.told(&worker), None);
+    }
+}

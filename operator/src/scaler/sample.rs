@@ -1,0 +1,231 @@
+//! Sidecars' metrics as numbers: parsing, and sums over pods that come, go and restart. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use warren_api::metrics;
+
+use super::board::Durability;
+use super::decide::Sidecars;
+
+/// A handler that was never up counts as failing after so many seconds: before that, it starts.
+const STARTING_SECONDS: f64 = 30.0;
+
+/// What one sidecar's `/metrics` says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sample {
+    /// Delivered and not settled.
+    pub unsettled: u64,
+    /// Running handler calls.
+    pub in_flight: u64,
+    /// Deliveries since its start.
+    pub deliveries: u64,
+    /// Settled deliveries since its start.
+    pub settled: u64,
+    /// Ended handler calls since its start.
+    pub calls: u64,
+    /// Seconds of those calls.
+    pub call_seconds: f64,
+    /// Deliveries without `delivery_mode=2` since its start.
+    pub transient: u64,
+    /// Whether the consuming connection is up.
+    pub connected: bool,
+    /// Whether the handler takes calls.
+    pub handler_up: bool,
+    /// The status that tells of a wrong path or missing rights.
+    pub misconfigured: Option<u16>,
+}
+
+/// Parses the Prometheus text format; what is not needed is passed over, what is not there is zero.
+pub fn parse(text: &str) -> Sample {
+    let mut sample = Sample::default();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let Some((name, value)) = name_and_value(line) else { continue };
+        let count = value.max(0.0) as u64;
+        match name {
+            metrics::UNSETTLED => sample.unsettled += count,
+            metrics::IN_FLIGHT => sample.in_flight += count,
+            metrics::DELIVERIES => sample.deliveries += count,
+            metrics::OUTCOMES => sample.settled += count,
+            metrics::TRANSIENT => sample.transient += count,
+            metrics::CONNECTED => sample.connected = value > 0.0,
+            metrics::HANDLER_UP => sample.handler_up = value > 0.0,
+            metrics::HANDLER_MISCONFIGURED => {
+                sample.misconfigured = u16::try_from(count).ok().filter(|status| *status != 0);
+            }
+            _ => match name.strip_prefix(metrics::HANDLER_SECONDS) {
+                Some("_sum") => sample.call_seconds += value.max(0.0),
+                Some("_count") => sample.calls += count,
+                _ => {}
+            },
+        }
+    }
+    sample
+}
+
+/// `name{labels} value [timestamp]`; values that are no finite number are passed over.
+fn name_and_value(line: &str) -> Option<(&str, f64)> {
+    let (name, rest) = match line.find(['{', ' ']) {
+        Some(at) if line.as_bytes()[at] == b'{' => (&line[..at], &line[line.rfind('}')? + 1..]),
+        Some(at) => (&line[..at], &line[at..]),
+        None => return None,
+    };
+    let value: f64 = rest.split_ascii_whitespace().next()?.parse().ok()?;
+    value.is_finite().then_some((name, value))
+}
+
+/// Sums that never fall, over the sidecars of a Worker.
+#[derive(Clone, Debug, Default)]
+pub struct Tracker {
+    pods: BTreeMap<String, Tracked>,
+    total: Sample,
+}
+
+#[derive(Clone, Debug)]
+struct Tracked {
+    last: Sample,
+    since: f64,
+    was_up: bool,
+}
+
+impl Tracker {
+    /// Takes the answers of one round in, by pod; a pod not among `living` is forgotten. Work that a sidecar did before it
+    /// was first seen counts only where `whole` says so: its pod is younger than the tracker.
+    pub fn observe(
+        &mut self,
+        samples: Vec<(String, bool, Sample)>,
+        living: &BTreeSet<String>,
+        started: u32,
+        now: f64,
+    ) -> Sidecars {
+        self.pods.retain(|pod, _| living.contains(pod));
+        let mut sums = Sidecars {
+            started,
+            scraped: samples.len().try_into().unwrap_or(u32::MAX),
+            ..Sidecars::default()
+        };
+        for (pod, whole, sample) in samples {
+            let before = self.pods.get(&pod);
+            let base = match before {
+                Some(tracked)
+                    if tracked.last.deliveries <= sample.deliveries && tracked.last.calls <= sample.calls =>
+                {
+                    tracked.last.clone()
+                }
+                // Started again: its counters begin at zero.
+                Some(_) => Sample::default(),
+                None if whole => Sample::default(),
+                None => sample.clone(),
+            };
+            self.total.deliveries += sample.deliveries.saturating_sub(base.deliveries);
+            self.total.settled += sample.settled.saturating_sub(base.settled);
+            self.total.calls += sample.calls.saturating_sub(base.calls);
+            self.total.call_seconds += (sample.call_seconds - base.call_seconds).max(0.0);
+            self.total.transient += sample.transient.saturating_sub(base.transient);
+            sums.unsettled += sample.unsettled;
+            sums.in_flight += sample.in_flight;
+            let since = before.map_or(now, |tracked| tracked.since);
+            let was_up = sample.handler_up || before.is_some_and(|tracked| tracked.was_up);
+            if !sample.handler_up
+                && (was_up || now - since > STARTING_SECONDS || sample.misconfigured.is_some())
+            {
+                sums.held += 1;
+            }
+            self.pods.insert(pod, Tracked { last: sample, since, was_up });
+        }
+        sums.deliveries = self.total.deliveries;
+        sums.settled = self.total.settled;
+        sums.calls = self.total.calls;
+        sums.call_seconds = self.total.call_seconds;
+        sums
+    }
+
+    /// Messages that a pod held when it was last seen.
+    pub fn unsettled(&self, pod: &str) -> Option<u64> {
+        self.pods.get(pod).map(|tracked| tracked.last.unsettled)
+    }
+
+    /// What was counted since the tracker began.
+    pub const fn durability(&self) -> Durability {
+        Durability { deliveries: self.total.deliveries, transient: self.total.transient }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TEXT: &str = r#"
+# HELP warren_sidecar_in_flight Handler calls that run.
+# TYPE warren_sidecar_in_flight gauge
+warren_sidecar_in_flight{namespace="shop",worker="w",queue="a b}"} 3
+warren_sidecar_unsettled 5
+warren_sidecar_outcomes_total{outcome="ack"} 7
+warren_sidecar_outcomes_total{outcome="retry"} 2
+warren_sidecar_handler_duration_seconds_bucket{le="0.1"} 9
+warren_sidecar_handler_duration_seconds_sum 1.5
+warren_sidecar_handler_duration_seconds_count 9
+warren_sidecar_deliveries_total 12 1700000000
+warren_sidecar_handler_up 1
+warren_sidecar_connected 0
+warren_sidecar_handler_misconfigured_status 404
+something_else NaN
+"#;
+
+    #[test]
+    fn a_sidecars_metrics_are_read() {
+        let sample = parse(TEXT);
+        assert_eq!((sample.in_flight, sample.unsettled, sample.settled, sample.deliveries), (3, 5, 9, 12));
+        assert_eq!((sample.calls, sample.call_seconds), (9, 1.5));
+        assert_eq!((sample.handler_up, sample.connected, sample.misconfigured), (true, false, Some(404)));
+    }
+
+    fn counted(deliveries: u64) -> Sample {
+        Sample { deliveries, settled: deliveries, calls: deliveries, handler_up: true, ..Sample::default() }
+    }
+
+    fn observe(tracker: &mut Tracker, pod: &str, whole: bool, sample: Sample) -> Sidecars {
+        let living = BTreeSet::from(["a".to_owned(), "b".to_owned()]);
+        tracker.observe(vec![(pod.to_owned(), whole, sample)], &living, 1, 0.0)
+    }
+
+    #[test]
+    fn a_restarted_sidecar_counts_from_zero_and_the_sums_go_on() {
+        let mut tracker = Tracker::default();
+        assert_eq!(observe(&mut tracker, "a", false, counted(100)).settled, 0);
+        assert_eq!(observe(&mut tracker, "a", false, counted(110)).settled, 10);
+        assert_eq!(observe(&mut tracker, "a", false, counted(4)).settled, 14);
+        assert_eq!(observe(&mut tracker, "b", true, counted(6)).settled, 20);
+    }
+
+    #[test]
+    fn a_handler_that_starts_is_not_failing_yet() {
+        let mut tracker = Tracker::default();
+        let living = BTreeSet::from(["a".to_owned()]);
+        let down = || vec![("a".to_owned(), true, Sample::default())];
+        assert_eq!(tracker.observe(down(), &living, 1, 0.0).held, 0);
+        assert_eq!(tracker.observe(down(), &living, 1, 31.0).held, 1);
+        let up = vec![("a".to_owned(), true, Sample { handler_up: true, ..Sample::default() })];
+        assert_eq!(tracker.observe(up, &living, 1, 32.0).held, 0);
+        assert_eq!(tracker.observe(down(), &living, 1, 33.0).held, 1);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_without_a_panic(text in "\\PC{0,200}") {
+            parse(&text);
+        }
+
+        #[test]
+        fn sums_never_fall(counts in proptest::collection::vec((0_u64..1000, 0_u64..1000), 1..50)) {
+            let mut tracker = Tracker::default();
+            let mut last = 0;
+            for (deliveries, calls) in counts {
+                let sums = observe(&mut tracker, "a", true, Sample { deliveries, calls, ..Sample::default() });
+                prop_assert!(sums.deliveries >= last);
+                last = sums.deliveries;
+            }
+        }
+    }
+}

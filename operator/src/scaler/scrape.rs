@@ -1,0 +1,58 @@
+//! Reads sidecars' `/metrics` over the pods' addresses.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use warren_api::names::SIDECAR_PORT;
+
+use super::sample::{Sample, parse};
+
+/// Scrapes at once, over all Workers.
+const AT_ONCE: usize = 64;
+/// How long one scrape may take once it has begun.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// A sidecar's metrics are a few kB.
+const MOST_BYTES: usize = 256 * 1024;
+
+/// Scrapes sidecars, a bounded number at once.
+#[derive(Debug)]
+pub struct Scraper {
+    slots: Semaphore,
+}
+
+impl Default for Scraper {
+    fn default() -> Self {
+        Self { slots: Semaphore::new(AT_ONCE) }
+    }
+}
+
+impl Scraper {
+    /// Reads one sidecar's metrics; none when it does not answer in time.
+    pub async fn scrape(&self, address: IpAddr) -> Option<Sample> {
+        // The semaphore is never closed.
+        let _slot = self.slots.acquire().await;
+        let answer = tokio::time::timeout(TIMEOUT, get(address)).await.ok()?;
+        answer.inspect_err(|error| tracing::debug!(%address, %error, "not scraped")).ok()
+    }
+}
+
+async fn get(address: IpAddr) -> anyhow::Result<Sample> {
+    let stream = TcpStream::connect((address, SIDECAR_PORT)).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request = hyper::Request::get("/metrics").header("host", "sidecar").body(Empty::<Bytes>::new())?;
+    let exchange = async move {
+        let response = sender.send_request(request).await?;
+        anyhow::ensure!(response.status().is_success(), "status {}", response.status());
+        let body =
+            Limited::new(response.into_body(), MOST_BYTES).collect().await.map_err(|e| anyhow::anyhow!(e))?;
+        Ok(parse(&String::from_utf8_lossy(&body.to_bytes())))
+    };
+    // The exchange drops the sender, which ends the connection.
+    let (answer, _) = tokio::join!(exchange, connection);
+    answer
+}

@@ -1,0 +1,161 @@
+//! Secrets, read with `get` alone: the operator may neither list nor watch them.
+//!
+//! Each Secret in use is read again every few seconds; when it changes, the resources that use it are reconciled. One read
+//! serves all who use the same Secret.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::channel::mpsc::UnboundedSender;
+use k8s_openapi::api::core::v1::Secret;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Api, Client};
+use tokio::time::Instant;
+use warren_api::{Queue, Worker};
+
+/// How old a read may be when a resource is reconciled.
+const FRESH: Duration = Duration::from_secs(2);
+/// How often each Secret in use is read.
+const POLL: Duration = Duration::from_secs(5);
+/// Reads a second at most.
+const READ_SPACING: Duration = Duration::from_millis(40);
+/// A user that has not asked for so long is gone; living ones are reconciled far more often.
+const FORGET_USER: Duration = Duration::from_secs(3600);
+
+/// What was read.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SecretState {
+    /// Its keys.
+    Found(Arc<BTreeMap<String, Vec<u8>>>),
+    /// There is none.
+    Missing,
+    /// The operator may not read it.
+    Forbidden,
+}
+
+/// Who is reconciled when a Secret changes.
+#[derive(Clone, Debug)]
+pub enum User {
+    /// A Queue.
+    Queue(ObjectRef<Queue>, UnboundedSender<ObjectRef<Queue>>),
+    /// A Worker.
+    Worker(ObjectRef<Worker>, UnboundedSender<ObjectRef<Worker>>),
+}
+
+impl User {
+    fn key(&self) -> (&'static str, String) {
+        match self {
+            Self::Queue(queue, _) => ("queue", queue.name.clone()),
+            Self::Worker(worker, _) => ("worker", worker.name.clone()),
+        }
+    }
+
+    fn notify(&self) {
+        // The receivers end only with the process.
+        match self {
+            Self::Queue(queue, changed) => drop(changed.unbounded_send(queue.clone())),
+            Self::Worker(worker, changed) => drop(changed.unbounded_send(worker.clone())),
+        }
+    }
+}
+
+type Name = (String, String);
+
+#[derive(Debug, Default)]
+struct Slot {
+    state: Option<(SecretState, Instant)>,
+    users: HashMap<(&'static str, String), (User, Instant)>,
+    /// Held while it is read, so that many readers make one request.
+    reading: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// The Secrets in use.
+pub struct Secrets {
+    client: Client,
+    slots: Mutex<HashMap<Name, Slot>>,
+}
+
+impl Secrets {
+    /// None yet.
+    pub fn new(client: Client) -> Self {
+        Self { client, slots: Mutex::default() }
+    }
+
+    fn slots(&self) -> MutexGuard<'_, HashMap<Name, Slot>> {
+        // Single inserts and removes: a panic leaves nothing half done.
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads a Secret, and has `user` reconciled when it changes.
+    ///
+    /// # Errors
+    /// The API server did not answer.
+    pub async fn get(&self, namespace: &str, name: &str, user: User) -> Result<SecretState, kube::Error> {
+        let key = (namespace.to_owned(), name.to_owned());
+        let reading = {
+            let mut slots = self.slots();
+            let slot = slots.entry(key.clone()).or_default();
+            slot.users.insert(user.key(), (user, Instant::now()));
+            if let Some(state) = slot.fresh() {
+                return Ok(state);
+            }
+            slot.reading.clone()
+        };
+        let _one_at_a_time = reading.lock().await;
+        if let Some(state) = self.slots().get(&key).and_then(Slot::fresh) {
+            return Ok(state);
+        }
+        self.read(&key).await
+    }
+
+    async fn read(&self, key: &Name) -> Result<SecretState, kube::Error> {
+        let (namespace, name) = key;
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        let state = match secrets.get_opt(name).await {
+            Ok(Some(secret)) => {
+                let keys = secret.data.unwrap_or_default().into_iter().map(|(k, v)| (k, v.0)).collect();
+                SecretState::Found(Arc::new(keys))
+            }
+            Ok(None) => SecretState::Missing,
+            Err(kube::Error::Api(status)) if status.code == 403 => SecretState::Forbidden,
+            Err(error) => return Err(error),
+        };
+        let mut slots = self.slots();
+        if let Some(slot) = slots.get_mut(key) {
+            let before = slot.state.replace((state.clone(), Instant::now()));
+            if before.is_some_and(|(before, _)| before != state) {
+                slot.users.values().for_each(|(user, _)| user.notify());
+            }
+        }
+        Ok(state)
+    }
+
+    /// Reads each Secret in use again and again, for ever.
+    pub async fn poll(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(POLL.mul_f64(rand::random_range(0.8..1.2))).await;
+            for key in self.in_use() {
+                if let Err(error) = self.read(&key).await {
+                    tracing::debug!(namespace = %key.0, secret = %key.1, %error, "not read");
+                }
+                tokio::time::sleep(READ_SPACING).await;
+            }
+        }
+    }
+
+    fn in_use(&self) -> Vec<Name> {
+        let mut slots = self.slots();
+        slots.retain(|_, slot| {
+            slot.users.retain(|_, (_, seen)| seen.elapsed() < FORGET_USER);
+            !slot.users.is_empty()
+        });
+        slots.keys().cloned().collect()
+    }
+}
+
+impl Slot {
+    fn fresh(&self) -> Option<SecretState> {
+        self.state.as_ref().filter(|(_, read)| read.elapsed() < FRESH).map(|(state, _)| state.clone())
+    }
+}

@@ -1,0 +1,131 @@
+//! Step 4: both objects by server-side apply, and only where they are not as they should be.
+
+use futures::future::join_all;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use warren_api::Worker;
+use warren_api::conditions::worker::TEMPLATE_VALID;
+use warren_api::worker::ScalingMode;
+
+use super::annotate::annotate;
+use super::build::{Built, digest};
+use super::covers::covers;
+use super::dereference::Surroundings;
+use crate::context::{Context, FIELD_MANAGER};
+use crate::error::Error;
+use crate::problem::Problem;
+
+/// Annotation of a running pod: a digest of the sidecar's configuration that it was last told of.
+const CONFIG_DIGEST: &str = "warren.dev/config-digest";
+
+/// Applies what differs. The inner error is what the API server does not take.
+pub async fn apply(
+    worker: &Worker,
+    built: &Built,
+    around: &Surroundings,
+    context: &Context,
+) -> Result<Result<(), Problem>, Error> {
+    let namespace = worker.namespace().unwrap_or_default();
+    let config_maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), &namespace);
+    let deployments: Api<Deployment> = Api::namespaced(context.client.clone(), &namespace);
+    let reconfigured = around
+        .config_map
+        .as_deref()
+        .map(serde_json::to_value)
+        .transpose()?
+        .is_some_and(|live| !covers(&live, &built.config_map));
+    // The pods mount the ConfigMap: it comes first.
+    if let Err(problem) = one(&config_maps, worker, &built.config_map, around.config_map.as_deref()).await? {
+        return Ok(Err(problem));
+    }
+    if reconfigured {
+        hasten(built, around, context).await;
+    }
+    one(&deployments, worker, &built.deployment, around.deployment.as_deref()).await
+}
+
+/// What an object must have. In mode Builtin the scaler writes a Deployment's replicas, and a cache that has not seen that
+/// yet is no reason to apply.
+fn required(worker: &Worker, desired: &Value) -> Value {
+    let mut required = desired.clone();
+    if worker.spec.scaling.mode == ScalingMode::Builtin
+        && let Some(spec) = required.get_mut("spec").and_then(Value::as_object_mut)
+    {
+        spec.remove("replicas");
+    }
+    required
+}
+
+/// The kubelet looks at a pod's ConfigMaps once a minute or so, and at once when the pod itself changes, see
+/// <https://kubernetes.io/docs/tasks/configure-pod-container/configure-pod-configmap/#mounted-configmaps-are-updated-automatically>.
+async fn hasten(built: &Built, around: &Surroundings, context: &Context) {
+    let digest = digest(&built.config_map["data"]);
+    let living = around.pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
+    join_all(living.map(|pod| annotate(context, pod, CONFIG_DIGEST, &digest))).await;
+}
+
+async fn one<K>(
+    api: &Api<K>,
+    worker: &Worker,
+    desired: &Value,
+    live: Option<&K>,
+) -> Result<Result<(), Problem>, Error>
+where
+    K: Resource<DynamicType = ()> + Serialize + DeserializeOwned + Clone + std::fmt::Debug,
+{
+    let name = desired["metadata"]["name"].as_str().unwrap_or_default();
+    match live {
+        Some(live) if covers(&serde_json::to_value(live)?, &required(worker, desired)) => return Ok(Ok(())),
+        Some(_) => {}
+        // What is not in the cache, which holds labelled objects only, may be somebody else's.
+        None => {
+            let found = api.get_metadata_opt(name).await?;
+            let mine = |owner: &k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference| {
+                Some(&owner.uid) == worker.metadata.uid.as_ref()
+            };
+            if found.is_some_and(|found| !found.owner_references().iter().any(mine)) {
+                let kind = K::kind(&());
+                return Ok(Err(Problem::new(
+                    TEMPLATE_VALID,
+                    "NameTaken",
+                    format!(
+                        "{kind} \"{name}\" exists and is not this Worker's: rename or delete one of them"
+                    ),
+                )));
+            }
+        }
+    }
+    match api.patch(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(desired)).await {
+        Ok(_) => {
+            tracing::info!(namespace = worker.namespace(), worker = %worker.name_any(), kind = %K::kind(&()), name, "applied");
+            Ok(Ok(()))
+        }
+        Err(kube::Error::Api(refusal)) if is_refusal(refusal.code, &refusal.reason) => Ok(Err(Problem::new(
+            TEMPLATE_VALID,
+            "Refused",
+            format!(
+                "the API server does not take the {}: {}. Correct spec.template",
+                K::kind(&()),
+                refusal.message
+            ),
+        ))),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether an answer is about what was sent, so that sending it again changes nothing.
+fn is_refusal(code: u16, reason: &str) -> bool {
+    match code {
+        400 | 413 | 422 => true,
+        // 403 is admission's word for quotas and policies too; a namespace that is going refuses everything.
+        403 => true,
+        // Server-side apply answers 500 where a field does not fit the schema.
+        500 => reason == "InternalError" || reason.is_empty(),
+        _ => false,
+    }
+}

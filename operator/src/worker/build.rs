@@ -1,0 +1,297 @@
+//! Step 3: a validated Worker as a ConfigMap and a Deployment. Pure.
+//!
+//! The user's template is kept as the JSON that the user wrote; only the sidecar, its volumes, the drain hook, the grace
+//! period and labels are added.
+
+use kube::{Resource, ResourceExt};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use warren_api::names::{
+    BROKER_DIR, CONFIG_DIR, CONFIG_KEY, MANAGED_BY, SIDECAR_CONTAINER, SIDECAR_PORT, WORKER_LABEL,
+    config_map, drain_token,
+};
+use warren_api::sidecar::{BatchConfig, ConsumerConfig, HandlerConfig, QueueConfig};
+use warren_api::worker::UpgradePolicy;
+use warren_api::{SidecarConfig, Worker, headers};
+
+use super::validate::{BROKER_VOLUME, CONFIG_VOLUME, ValidWorker};
+
+/// Annotation of the Deployment: a digest of what rolls the pods.
+pub const TEMPLATE_DIGEST: &str = "warren.dev/template-digest";
+/// The user and group of the sidecar.
+const SIDECAR_USER: u32 = 65532;
+/// Old ReplicaSets that are kept for `kubectl rollout undo`.
+const REVISION_HISTORY: u32 = 3;
+
+/// What the pods were last rolled with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rolled {
+    /// The digest of what rolls the pods.
+    pub digest: Option<String>,
+    /// The sidecar's image.
+    pub image: Option<String>,
+}
+
+/// What is to be applied.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Built {
+    /// The sidecar's live configuration.
+    pub config_map: Value,
+    /// The pods.
+    pub deployment: Value,
+    /// The sidecar image in it.
+    pub image: String,
+}
+
+/// Builds both objects. `rolled` is what runs, `newest` the sidecar image of this operator's version.
+pub fn build(valid: &ValidWorker<'_>, rolled: &Rolled, newest: &str, replicas: u32) -> Built {
+    let digest = digest(&what_rolls(valid));
+    let image = image(valid.worker, rolled, &digest, newest);
+    let name = valid.worker.name_any();
+    let metadata = |name: &str, annotations: Value| {
+        json!({
+            "name": name,
+            "namespace": valid.worker.namespace(),
+            "labels": labels(&valid.worker.name_any()),
+            "annotations": annotations,
+            "ownerReferences": valid.worker.controller_owner_ref(&()).map_or_else(|| json!([]), |owner| json!([owner])),
+        })
+    };
+    // A configuration is text and numbers, which always are JSON.
+    let config = serde_json::to_string_pretty(&sidecar_config(valid)).unwrap_or_default();
+    Built {
+        config_map: json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": metadata(&config_map(&name), json!({})),
+            "data": {CONFIG_KEY: config},
+        }),
+        deployment: json!({
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": metadata(&name, json!({TEMPLATE_DIGEST: digest})),
+            "spec": {
+                "replicas": replicas,
+                "revisionHistoryLimit": REVISION_HISTORY,
+                "selector": {"matchLabels": {WORKER_LABEL: name}},
+                "template": pod_template(valid, &image),
+            },
+        }),
+        image,
+    }
+}
+
+/// The labels of what the operator makes for a Worker.
+fn labels(worker: &str) -> Value {
+    json!({
+        WORKER_LABEL: worker,
+        "app.kubernetes.io/name": worker,
+        "app.kubernetes.io/component": "worker",
+        "app.kubernetes.io/managed-by": MANAGED_BY,
+    })
+}
+
+/// What rolls the pods when it changes.
+fn what_rolls(valid: &ValidWorker<'_>) -> Value {
+    let spec = &valid.worker.spec;
+    let sidecar = &spec.sidecar;
+    json!([
+        spec.template,
+        valid.container,
+        valid.port,
+        spec.shutdown,
+        sidecar.image,
+        sidecar.resources,
+        sidecar.log_level,
+    ])
+}
+
+/// A short digest of a JSON value.
+pub(super) fn digest(value: &Value) -> String {
+    Sha256::digest(value.to_string()).iter().take(12).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// An operator upgrade restarts no pod: the image stays until something else rolls the pods.
+fn image(worker: &Worker, rolled: &Rolled, digest: &str, newest: &str) -> String {
+    let sidecar = &worker.spec.sidecar;
+    if let Some(image) = sidecar.image.as_deref().filter(|image| !image.is_empty()) {
+        return image.to_owned();
+    }
+    match (&rolled.image, sidecar.upgrade_policy) {
+        (Some(image), UpgradePolicy::OnNextRollout) if rolled.digest.as_deref() == Some(digest) => {
+            image.clone()
+        }
+        _ => newest.to_owned(),
+    }
+}
+
+fn sidecar_config(valid: &ValidWorker<'_>) -> SidecarConfig {
+    let (spec, queue) = (&valid.worker.spec, valid.queue);
+    // Rungs that are not on the broker yet are none for the sidecars.
+    let declared = queue.status.as_ref().and_then(|status| status.declared.as_ref());
+    let exists = |delay: &&i32| declared.is_none_or(|declared| declared.retry_delays_seconds.contains(delay));
+    let delays = queue.spec.retry.delays_seconds.iter().filter(exists);
+    let prefetch = u16::try_from(spec.consumer.prefetch).unwrap_or(1);
+    let concurrency = spec.consumer.concurrency.and_then(|c| u16::try_from(c).ok()).unwrap_or(prefetch);
+    SidecarConfig {
+        namespace: valid.worker.namespace().unwrap_or_default(),
+        worker: valid.worker.name_any(),
+        queue: QueueConfig {
+            name: queue.broker_name().to_owned(),
+            queue_type: queue.spec.queue_type,
+            vhost: queue.spec.broker.vhost.clone(),
+            retry_delays_seconds: delays.map(|delay| delay.unsigned_abs()).collect(),
+            max_attempts: queue.spec.retry.max_attempts.unsigned_abs(),
+            consumer_timeout_seconds: queue.spec.consumer_timeout_seconds.map(i32::unsigned_abs),
+        },
+        handler: HandlerConfig {
+            path: spec.handler.http.path.clone(),
+            timeout_seconds: spec.handler.http.timeout_seconds.unsigned_abs(),
+            reply: spec.handler.http.reply,
+            max_body_bytes: spec.handler.http.max_body_bytes.map(|bytes| u64::from(bytes.unsigned_abs())),
+            batch: spec.handler.batch.as_ref().map(|batch| BatchConfig {
+                max_messages: u16::try_from(batch.max_messages).unwrap_or(1),
+                max_wait_milliseconds: batch.max_wait_milliseconds.unsigned_abs(),
+            }),
+        },
+        consumer: ConsumerConfig {
+            prefetch,
+            concurrency,
+            paused: valid.held,
+            prefetch_mode: spec.consumer.prefetch_mode,
+            ordering_key: spec.consumer.ordering_key.clone(),
+        },
+    }
+}
+
+fn pod_template(valid: &ValidWorker<'_>, image: &str) -> Value {
+    let Value::Object(mut template) = valid.worker.spec.template.0.clone() else { return Value::Null };
+    let token = drain_token(&valid.worker.uid().unwrap_or_default());
+    let metadata = pod_metadata(take_map(&mut template, "metadata"), &valid.worker.name_any());
+    let mut spec = take_map(&mut template, "spec");
+    spec.insert("terminationGracePeriodSeconds".to_owned(), valid.grace_seconds.into());
+    let containers = take_list(&mut spec, "containers").into_iter().map(|container| match container {
+        Value::Object(container) if container.get("name").is_some_and(|name| *name == valid.container) => {
+            with_drain_hook(container, &token)
+        }
+        other => other,
+    });
+    let containers: Vec<Value> = containers.collect();
+    let mut init = take_list(&mut spec, "initContainers");
+    init.push(sidecar(valid, image, &token));
+    let mut volumes = take_list(&mut spec, "volumes");
+    volumes.push(json!({"name": CONFIG_VOLUME, "configMap": {"name": config_map(&valid.worker.name_any())}}));
+    volumes.push(json!({"name": BROKER_VOLUME, "secret": {"secretName": valid.secret}}));
+    for (key, items) in [("containers", containers), ("initContainers", init), ("volumes", volumes)] {
+        spec.insert(key.to_owned(), items.into());
+    }
+    template.insert("metadata".to_owned(), metadata.into());
+    template.insert("spec".to_owned(), spec.into());
+    template.into()
+}
+
+fn pod_metadata(mut metadata: Map<String, Value>, worker: &str) -> Map<String, Value> {
+    metadata.remove("creationTimestamp");
+    let mut labels = take_map(&mut metadata, "labels");
+    labels.insert(WORKER_LABEL.to_owned(), worker.into());
+    for (label, value) in [("app.kubernetes.io/name", worker), ("app.kubernetes.io/managed-by", MANAGED_BY)] {
+        labels.entry(label).or_insert_with(|| value.into());
+    }
+    let mut annotations = take_map(&mut metadata, "annotations");
+    for annotation in ["traffic.sidecar.istio.io/excludeInboundPorts", "config.linkerd.io/skip-inbound-ports"]
+    {
+        let ports = match annotations.get(annotation).and_then(Value::as_str) {
+            Some(ports) if !ports.is_empty() => format!("{ports},{SIDECAR_PORT}"),
+            _ => SIDECAR_PORT.to_string(),
+        };
+        annotations.insert(annotation.to_owned(), ports.into());
+    }
+    metadata.insert("labels".to_owned(), labels.into());
+    metadata.insert("annotations".to_owned(), annotations.into());
+    metadata
+}
+
+/// A hook of the user's own stays.
+fn with_drain_hook(mut container: Map<String, Value>, token: &str) -> Value {
+    let mut lifecycle = take_map(&mut container, "lifecycle");
+    lifecycle.entry("preStop").or_insert_with(|| drain_hook(token));
+    container.insert("lifecycle".to_owned(), lifecycle.into());
+    container.into()
+}
+
+fn take_map(map: &mut Map<String, Value>, key: &str) -> Map<String, Value> {
+    match map.remove(key) {
+        Some(Value::Object(taken)) => taken,
+        _ => Map::new(),
+    }
+}
+
+fn take_list(map: &mut Map<String, Value>, key: &str) -> Vec<Value> {
+    match map.remove(key) {
+        Some(Value::Array(taken)) => taken,
+        _ => Vec::new(),
+    }
+}
+
+/// The kubelet keeps the container alive until the sidecar has drained.
+fn drain_hook(token: &str) -> Value {
+    json!({"httpGet": {
+        "path": "/drain",
+        "port": SIDECAR_PORT,
+        "httpHeaders": [{"name": headers::DRAIN_TOKEN, "value": token}],
+    }})
+}
+
+/// A native sidecar, last of the init containers: whatever the user starts before it outlives it.
+fn sidecar(valid: &ValidWorker<'_>, image: &str, token: &str) -> Value {
+    let sidecar = &valid.worker.spec.sidecar;
+    let field = |path: &str| json!({"fieldRef": {"fieldPath": path}});
+    let probe = |path: &str, period: u32, failures: u32| {
+        json!({
+            "httpGet": {"path": path, "port": SIDECAR_PORT},
+            "periodSeconds": period,
+            "timeoutSeconds": 3,
+            "failureThreshold": failures,
+        })
+    };
+    let resources = match &sidecar.resources {
+        Some(resources) if *resources != Default::default() => json!(resources),
+        _ => json!({"requests": {"cpu": "10m", "memory": "32Mi"}}),
+    };
+    json!({
+        "name": SIDECAR_CONTAINER,
+        "image": image,
+        "args": ["run"],
+        "restartPolicy": "Always",
+        "env": [
+            {"name": "WARREN_HANDLER_PORT", "value": valid.port.to_string()},
+            {"name": "WARREN_DRAIN_TIMEOUT_SECONDS", "value": valid.drain_seconds.to_string()},
+            {"name": "WARREN_DRAIN_TOKEN", "value": token},
+            {"name": "WARREN_LOG_LEVEL", "value": sidecar.log_level.as_str()},
+            {"name": "WARREN_POD_NAME", "valueFrom": field("metadata.name")},
+            {"name": "WARREN_POD_NAMESPACE", "valueFrom": field("metadata.namespace")},
+        ],
+        "ports": [{"name": "metrics", "containerPort": SIDECAR_PORT, "protocol": "TCP"}],
+        "readinessProbe": probe("/readyz", 5, 3),
+        "livenessProbe": probe("/livez", 10, 6),
+        "lifecycle": {"preStop": drain_hook(token)},
+        "resources": resources,
+        "securityContext": {
+            "runAsNonRoot": true,
+            "runAsUser": SIDECAR_USER,
+            "runAsGroup": SIDECAR_USER,
+            "readOnlyRootFilesystem": true,
+            "allowPrivilegeEscalation": false,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumeMounts": [
+            {"name": CONFIG_VOLUME, "mountPath": CONFIG_DIR, "readOnly": true},
+            {"name": BROKER_VOLUME, "mountPath": BROKER_DIR, "readOnly": true},
+        ],
+    })
+}
+
+#[cfg(test)]
+#[path = "build_tests.rs"]
+mod tests;

@@ -1,0 +1,121 @@
+use serde_json::json;
+
+use super::super::validate::tests::{surroundings, worker};
+use super::super::validate::validate;
+use super::*;
+
+fn built(spec: Value, rolled: &Rolled) -> Built {
+    let (worker, around) = (worker(spec), surroundings());
+    build(&validate(&worker, &around).unwrap(), rolled, "sidecar:new", 3)
+}
+
+fn fresh(spec: Value) -> Built {
+    built(spec, &Rolled::default())
+}
+
+fn rolled_from(built: &Built, image: &str) -> Rolled {
+    let digest = built.deployment["metadata"]["annotations"][TEMPLATE_DIGEST].as_str().unwrap();
+    Rolled { digest: Some(digest.to_owned()), image: Some(image.to_owned()) }
+}
+
+#[test]
+fn the_sidecar_is_a_native_one_without_privileges() {
+    let built = fresh(json!({}));
+    let sidecar = &built.deployment["spec"]["template"]["spec"]["initContainers"][0];
+    assert_eq!(sidecar["restartPolicy"], "Always");
+    assert_eq!(sidecar["image"], "sidecar:new");
+    let security = &sidecar["securityContext"];
+    assert_eq!(
+        (
+            &security["runAsNonRoot"],
+            &security["readOnlyRootFilesystem"],
+            &security["capabilities"]["drop"][0]
+        ),
+        (&json!(true), &json!(true), &json!("ALL"))
+    );
+    assert_eq!(sidecar["resources"], json!({"requests": {"cpu": "10m", "memory": "32Mi"}}));
+}
+
+#[test]
+fn only_the_sidecar_mounts_the_secret() {
+    let pod = fresh(json!({})).deployment["spec"]["template"]["spec"].clone();
+    assert!(pod["containers"][0].get("volumeMounts").is_none());
+    let mounts = pod["initContainers"][0]["volumeMounts"].as_array().unwrap();
+    assert!(mounts.iter().any(|mount| mount["name"] == BROKER_VOLUME));
+}
+
+#[test]
+fn a_pod_drains_before_its_application_is_told_to_end_unless_the_user_has_a_hook() {
+    let hook = |built: &Built| {
+        built.deployment["spec"]["template"]["spec"]["containers"][0]["lifecycle"]["preStop"].clone()
+    };
+    let drain = hook(&fresh(json!({})));
+    assert_eq!((&drain["httpGet"]["path"], &drain["httpGet"]["port"]), (&json!("/drain"), &json!(9400)));
+    assert_eq!(drain["httpGet"]["httpHeaders"][0]["value"], drain_token("u-1"));
+    let own = json!({"exec": {"command": ["sleep", "5"]}});
+    let with_hook = fresh(json!({"template": {"spec": {"containers": [
+        {"name": "app", "ports": [{"containerPort": 80}], "lifecycle": {"preStop": own}}
+    ]}}}));
+    assert_eq!(hook(&with_hook), own);
+}
+
+#[test]
+fn the_users_template_is_otherwise_untouched() {
+    let template = json!({
+        "metadata": {"labels": {"app.kubernetes.io/name": "mine"}, "annotations": {"config.linkerd.io/skip-inbound-ports": "7000"}},
+        "spec": {
+            "nodeSelector": {"disk": "ssd"},
+            "fieldOfTheFuture": {"x": 1},
+            "containers": [{"name": "app", "image": "app:1", "ports": [{"containerPort": 8080}]}, {"name": "other"}],
+            "initContainers": [{"name": "first"}],
+            "volumes": [{"name": "data", "emptyDir": {}}],
+        },
+    });
+    let built = fresh(json!({"template": template})).deployment["spec"]["template"].clone();
+    assert_eq!(built["metadata"]["labels"]["app.kubernetes.io/name"], "mine");
+    assert_eq!(built["metadata"]["annotations"]["config.linkerd.io/skip-inbound-ports"], "7000,9400");
+    let spec = &built["spec"];
+    assert_eq!((&spec["nodeSelector"]["disk"], &spec["fieldOfTheFuture"]["x"]), (&json!("ssd"), &json!(1)));
+    assert_eq!(
+        (&spec["initContainers"][0]["name"], &spec["volumes"][0]["name"]),
+        (&json!("first"), &json!("data"))
+    );
+    assert_eq!(spec["containers"][1], json!({"name": "other"}));
+}
+
+#[test]
+fn what_is_read_live_does_not_roll_the_pods() {
+    let before = fresh(json!({})).deployment;
+    let live = json!({"consumer": {"prefetch": 50, "concurrency": 5, "paused": true}, "scaling": {"maxReplicas": 7},
+                      "handler": {"http": {"path": "/x", "timeoutSeconds": 30}}});
+    let after = fresh(live);
+    assert_eq!(after.deployment, before);
+    let config: SidecarConfig =
+        serde_json::from_str(after.config_map["data"][CONFIG_KEY].as_str().unwrap()).unwrap();
+    assert_eq!(
+        (config.consumer.prefetch, config.consumer.concurrency, config.consumer.paused),
+        (50, 5, true)
+    );
+    assert_eq!(config.queue.retry_delays_seconds, [5, 60, 600]);
+}
+
+#[test]
+fn an_operator_upgrade_keeps_the_image_until_something_else_rolls_the_pods() {
+    let rolled = rolled_from(&fresh(json!({})), "sidecar:old");
+    assert_eq!(built(json!({}), &rolled).image, "sidecar:old");
+    assert_eq!(built(json!({"sidecar": {"logLevel": "debug"}}), &rolled).image, "sidecar:new");
+    assert_eq!(built(json!({"sidecar": {"upgradePolicy": "Automatic"}}), &rolled).image, "sidecar:new");
+    assert_eq!(built(json!({"sidecar": {"image": "mine:1"}}), &rolled).image, "mine:1");
+}
+
+#[test]
+fn both_objects_are_owned_by_the_worker() {
+    let built = fresh(json!({}));
+    for object in [&built.config_map, &built.deployment] {
+        let owner = &object["metadata"]["ownerReferences"][0];
+        assert_eq!(
+            (&owner["kind"], &owner["uid"], &owner["controller"]),
+            (&json!("Worker"), &json!("u-1"), &json!(true))
+        );
+    }
+}

@@ -1,0 +1,112 @@
+//! Whether an object of the API server already is as it should be. Pure.
+
+use serde_json::Value;
+
+/// Whether everything in `desired` is in `live` too; what the API server filled in by itself does not matter.
+pub fn covers(live: &Value, desired: &Value) -> bool {
+    match (live, desired) {
+        (Value::Object(live), Value::Object(desired)) => {
+            desired.iter().all(|(key, value)| match live.get(key) {
+                Some(found) if is_quantities(key) => quantities_cover(found, value),
+                Some(found) => covers(found, value),
+                None => is_empty(value),
+            })
+        }
+        (Value::Array(live), Value::Array(desired)) => {
+            live.len() == desired.len()
+                && live.iter().zip(desired).all(|(live, desired)| covers(live, desired))
+        }
+        (live, desired) => live == desired,
+    }
+}
+
+/// The API server drops what is empty.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Object(map) => map.values().all(is_empty),
+        Value::Array(items) => items.is_empty(),
+        Value::String(text) => text.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+fn is_quantities(key: &str) -> bool {
+    matches!(key, "limits" | "requests")
+}
+
+fn quantities_cover(live: &Value, desired: &Value) -> bool {
+    let (Value::Object(live), Value::Object(desired)) = (live, desired) else { return live == desired };
+    desired.iter().all(|(key, value)| live.get(key).is_some_and(|found| same_quantity(found, value)))
+}
+
+/// `1`, `"1"` and `"1000m"` are the same, and the API server writes one where the user wrote another.
+fn same_quantity(a: &Value, b: &Value) -> bool {
+    if a == b {
+        return true;
+    }
+    match (quantity(a), quantity(b)) {
+        (Some(a), Some(b)) => (a - b).abs() <= a.abs() * 1e-9,
+        _ => false,
+    }
+}
+
+/// A quantity as <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/> has them.
+fn quantity(value: &Value) -> Option<f64> {
+    let text = match value {
+        Value::Number(number) => return number.as_f64(),
+        Value::String(text) => text,
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => return None,
+    };
+    if let Ok(plain) = text.parse() {
+        return Some(plain);
+    }
+    let digits = text.find(|c: char| c.is_ascii_alphabetic())?;
+    let (number, suffix) = text.split_at(digits);
+    let factor: f64 = match suffix {
+        "n" => 1e-9,
+        "u" => 1e-6,
+        "m" => 1e-3,
+        "k" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "T" => 1e12,
+        "P" => 1e15,
+        "E" => 1e18,
+        "Ki" => 1024.0,
+        "Mi" => 1024.0 * 1024.0,
+        "Gi" => 1024.0 * 1024.0 * 1024.0,
+        "Ti" => 1024_f64.powi(4),
+        "Pi" => 1024_f64.powi(5),
+        "Ei" => 1024_f64.powi(6),
+        _ => return None,
+    };
+    number.parse::<f64>().ok().map(|number| number * factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn defaults_of_the_api_server_do_not_matter_and_changes_do() {
+        let desired = json!({"a": {"b": 1}, "list": [{"name": "x"}], "empty": {}});
+        assert!(covers(
+            &json!({"a": {"b": 1, "c": 2}, "list": [{"name": "x", "policy": "Always"}]}),
+            &desired
+        ));
+        assert!(!covers(&json!({"a": {"b": 2}, "list": [{"name": "x"}]}), &desired));
+        assert!(!covers(&json!({"a": {"b": 1}, "list": [{"name": "x"}, {"name": "y"}]}), &desired));
+        assert!(!covers(&json!({"a": {"b": 1}}), &desired));
+    }
+
+    #[test]
+    fn quantities_are_compared_by_value() {
+        let desired = json!({"limits": {"cpu": "1000m", "memory": "1024Mi"}});
+        assert!(covers(&json!({"limits": {"cpu": "1", "memory": "1Gi"}}), &desired));
+        assert!(covers(&json!({"limits": {"cpu": 1, "memory": "1Gi"}}), &desired));
+        assert!(!covers(&json!({"limits": {"cpu": "2", "memory": "1Gi"}}), &desired));
+    }
+}

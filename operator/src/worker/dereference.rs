@@ -1,0 +1,66 @@
+//! Step 1: what the Worker points to and what exists of it, all from caches.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::ResourceExt;
+use kube::runtime::reflector::ObjectRef;
+use warren_api::names::{WORKER_LABEL, config_map};
+use warren_api::{Queue, Worker};
+
+use crate::context::Context;
+use crate::error::Error;
+use crate::secrets::{SecretState, User};
+
+/// Everything that surrounds a Worker.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// Its Queue.
+    pub queue: Option<Arc<Queue>>,
+    /// The Secret that the sidecars use; none without a Queue.
+    pub secret: Option<SecretState>,
+    /// Its Deployment.
+    pub deployment: Option<Arc<Deployment>>,
+    /// Its ConfigMap.
+    pub config_map: Option<Arc<ConfigMap>>,
+    /// Its pods.
+    pub pods: Vec<Arc<Pod>>,
+}
+
+/// The Secret that the sidecars of a Queue's Workers use.
+pub fn worker_secret(queue: &Queue) -> &str {
+    let broker = &queue.spec.broker;
+    &broker.worker_secret_ref.as_ref().unwrap_or(&broker.secret_ref).name
+}
+
+/// Looks everything up.
+pub async fn dereference(worker: &Worker, context: &Context) -> Result<Surroundings, Error> {
+    let namespace = worker.namespace().unwrap_or_default();
+    let name = worker.name_any();
+    let stores = &context.stores;
+    let queue = stores.queues.get(&ObjectRef::new(&worker.spec.queue_ref.name).within(&namespace));
+    let secret = match &queue {
+        None => None,
+        Some(queue) => {
+            let user = User::Worker(ObjectRef::from_obj(worker), context.worker_changed.clone());
+            Some(context.secrets.get(&namespace, worker_secret(queue), user).await?)
+        }
+    };
+    Ok(Surroundings {
+        queue,
+        secret,
+        deployment: stores.deployments.get(&ObjectRef::new(&name).within(&namespace)),
+        config_map: stores.config_maps.get(&ObjectRef::new(&config_map(&name)).within(&namespace)),
+        pods: pods_of(worker, context),
+    })
+}
+
+/// The pods of a Worker.
+pub fn pods_of(worker: &Worker, context: &Context) -> Vec<Arc<Pod>> {
+    let (namespace, name) = (worker.namespace(), worker.name_any());
+    context
+        .stores
+        .pods
+        .state_filter(|pod| pod.labels().get(WORKER_LABEL) == Some(&name) && pod.namespace() == namespace)
+}

@@ -1,0 +1,13 @@
+//! The Worker controller: `dereference -> validate -> build -> apply -> status`, one file a step.
+
+pub mod annotate;
+mod apply;
+pub mod build;
+mod covers;
+pub mod dereference;
+pub mod pods;
+pub mod reconcile;
+pub mod status;
+pub mod validate;
+
+pub use reconcile::run;

@@ -1,0 +1,143 @@
+//! What can be told of a Worker's pods from their status. Pure.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use kube::ResourceExt;
+use warren_api::names::SIDECAR_CONTAINER;
+
+/// Reasons of a waiting container that do not pass by themselves, or not soon.
+const STUCK: [&str; 8] = [
+    "CrashLoopBackOff",
+    "ImagePullBackOff",
+    "ErrImagePull",
+    "ErrImageNeverPull",
+    "InvalidImageName",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "RunContainerError",
+];
+
+/// What keeps pods from working: a reason and a sentence.
+pub fn trouble(pods: &[Arc<Pod>]) -> Option<(String, String)> {
+    pods.iter()
+        .filter(|pod| pod.metadata.deletion_timestamp.is_none())
+        .find_map(|pod| stuck(pod).or_else(|| unschedulable(pod)))
+}
+
+fn stuck(pod: &Pod) -> Option<(String, String)> {
+    container_statuses(pod).find_map(|container| {
+        let waiting = container.state.as_ref()?.waiting.as_ref()?;
+        let reason = waiting.reason.as_deref().filter(|reason| STUCK.contains(reason))?;
+        let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+        let detail = match (last, &waiting.message) {
+            (Some(last), _) if reason == "CrashLoopBackOff" => {
+                format!(
+                    "it ended with exit code {} ({})",
+                    last.exit_code,
+                    last.reason.as_deref().unwrap_or("Error")
+                )
+            }
+            (_, Some(message)) => message.clone(),
+            (_, None) => "no detail".to_owned(),
+        };
+        let (name, pod_name) = (&container.name, pod.name_any());
+        let look = match reason {
+            "CrashLoopBackOff" => format!("see kubectl logs {pod_name} -c {name} --previous"),
+            "CreateContainerConfigError" => "see that the Secrets and ConfigMaps it names exist".to_owned(),
+            _ => "check the image's name, tag and pull secret".to_owned(),
+        };
+        Some((reason.to_owned(), format!("pod {pod_name}, container {name}: {detail}; {look}")))
+    })
+}
+
+fn unschedulable(pod: &Pod) -> Option<(String, String)> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let scheduled = conditions.iter().find(|c| c.type_ == "PodScheduled" && c.status == "False")?;
+    let reason = scheduled.reason.clone().filter(|reason| reason == "Unschedulable")?;
+    let message = scheduled.message.clone().unwrap_or_default();
+    Some((
+        reason,
+        format!("pod {} fits no node: {message}; free or add capacity, or ask for less", pod.name_any()),
+    ))
+}
+
+fn container_statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
+    pod.status.iter().flat_map(|status| {
+        status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten())
+    })
+}
+
+/// Whether the sidecar has ever started: one that has not holds no message.
+pub fn sidecar_started(pod: &Pod) -> bool {
+    container_statuses(pod).filter(|container| container.name == SIDECAR_CONTAINER).any(|container| {
+        container.restart_count > 0
+            || container
+                .state
+                .as_ref()
+                .is_some_and(|state| state.running.is_some() || state.terminated.is_some())
+    })
+}
+
+/// Whether the sidecar runs now, so that it can be scraped.
+pub fn sidecar_runs(pod: &Pod) -> bool {
+    container_statuses(pod)
+        .filter(|container| container.name == SIDECAR_CONTAINER)
+        .any(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()))
+}
+
+/// Whether a pod has ended and will not come back.
+pub fn ended(pod: &Pod) -> bool {
+    pod.status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref())
+        .is_some_and(|phase| phase == "Succeeded" || phase == "Failed")
+}
+
+/// Whether a pod is Ready.
+pub fn ready(pod: &Pod) -> bool {
+    pod.status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref())
+        .is_some_and(|conditions| conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(status: Value) -> Arc<Pod> {
+        Arc::new(serde_json::from_value(json!({"metadata": {"name": "p-1"}, "status": status})).unwrap())
+    }
+
+    #[test]
+    fn a_crash_loop_names_pod_container_and_exit_code() {
+        let pod = pod(json!({"containerStatuses": [{
+            "name": "app", "image": "", "imageID": "", "ready": false, "restartCount": 3,
+            "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 40s"}},
+            "lastState": {"terminated": {"exitCode": 2, "reason": "Error"}},
+        }]}));
+        let (reason, message) = trouble(&[pod]).unwrap();
+        assert_eq!(reason, "CrashLoopBackOff");
+        assert!(message.contains("p-1, container app") && message.contains("exit code 2"), "{message}");
+    }
+
+    #[test]
+    fn a_pod_that_fits_no_node_is_said() {
+        let pod = pod(json!({"conditions": [
+            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available"}
+        ]}));
+        assert_eq!(trouble(&[pod]).unwrap().0, "Unschedulable");
+    }
+
+    #[test]
+    fn a_pod_that_is_only_starting_is_no_trouble() {
+        let pod = pod(json!({"containerStatuses": [{
+            "name": "app", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"waiting": {"reason": "ContainerCreating"}},
+        }]}));
+        assert_eq!(trouble(&[pod]), None);
+    }
+}

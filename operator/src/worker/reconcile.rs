@@ -1,0 +1,143 @@
+//! The pipeline's shell.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{FutureExt, Stream, StreamExt};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::controller::{Action, Config};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::{Controller, watcher};
+use kube::{Api, Resource, ResourceExt};
+use warren_api::conditions::READY;
+use warren_api::names::SIDECAR_CONTAINER;
+use warren_api::worker::ScalingMode;
+use warren_api::{Worker, WorkerStatus};
+
+use super::apply::apply;
+use super::build::{Rolled, TEMPLATE_DIGEST, build};
+use super::dereference::{Surroundings, dereference};
+use super::status::status;
+use super::validate::{unordered, validate};
+use crate::condition::{find, status_patch};
+use crate::context::{Context, FIELD_MANAGER};
+use crate::error::Error;
+use crate::problem::Problem;
+use crate::scaler::board::{Entry, View};
+use crate::scaler::task::worker_key;
+
+/// Reconciles at once.
+const CONCURRENCY: u16 = 16;
+/// Everything else brings a Worker here by itself; this is a net.
+const RESYNC: Duration = Duration::from_secs(600);
+/// What the API server refused may pass later, such as a quota.
+const REFUSED_RETRY: Duration = Duration::from_secs(20);
+
+/// Runs the controller until `context.shutdown`.
+pub async fn run(
+    workers: impl Stream<Item = Result<Worker, watcher::Error>> + Send + 'static,
+    changed: impl Stream<Item = ObjectRef<Worker>> + Send + 'static,
+    context: Arc<Context>,
+) {
+    let shutdown = context.shutdown.clone();
+    Controller::for_stream(workers, context.stores.workers.clone())
+        .with_config(Config::default().concurrency(CONCURRENCY))
+        .reconcile_on(changed)
+        .graceful_shutdown_on(async move { shutdown.cancelled().await })
+        .run(|worker, context| reconcile(worker, context).boxed(), error_policy, context)
+        .for_each(|_| std::future::ready(()))
+        .await;
+}
+
+async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action, Error> {
+    context.caches_filled().await;
+    let _timer = context.metrics.reconciling("worker");
+    // The garbage collector takes what the Worker owns.
+    if worker.metadata.deletion_timestamp.is_some() {
+        return Ok(Action::await_change());
+    }
+    let entry = context.board.entry(&worker_key(&worker));
+    let around = dereference(&worker, &context).await?;
+    let (problem, image) = converge(&worker, &around, &entry, &context).await?;
+    let view = entry.view();
+    let said = status(&worker, problem.as_ref(), image, &around, &view, &Time(Timestamp::now()));
+    write(&worker, said, &context).await?;
+    context.retries.succeeded(&ObjectRef::from_obj(&*worker).erase());
+    let next =
+        if problem.is_some_and(|problem| problem.reason == "Refused") { REFUSED_RETRY } else { RESYNC };
+    Ok(Action::requeue(next.mul_f64(rand::random_range(0.7..1.0))))
+}
+
+/// Validates, builds and applies; gives what is wrong, and the sidecar image that the pods were rolled with.
+async fn converge(
+    worker: &Worker,
+    around: &Surroundings,
+    entry: &Entry,
+    context: &Context,
+) -> Result<(Option<Problem>, Option<String>), Error> {
+    let valid = match validate(worker, around) {
+        Ok(valid) => valid,
+        Err(problem) => return Ok((Some(problem), None)),
+    };
+    let _writing = entry.writing.lock().await;
+    let replicas = replicas(worker, around, &entry.view());
+    let built = build(&valid, &rolled(around), &context.sidecar_image, replicas);
+    match apply(worker, &built, around, context).await? {
+        Ok(()) => Ok((unordered(worker, valid.queue), Some(built.image))),
+        Err(problem) => Ok((Some(problem), None)),
+    }
+}
+
+/// In mode Builtin the scaler's number, and until it has one the number that is there.
+fn replicas(worker: &Worker, around: &Surroundings, view: &View) -> u32 {
+    let live = || around.deployment.as_deref().and_then(|d| d.spec.as_ref()?.replicas);
+    let replicas = match worker.spec.scaling.mode {
+        ScalingMode::Builtin => match &view.decision {
+            Some(decision) => return decision.replicas,
+            None => live().unwrap_or(worker.spec.scaling.min_replicas),
+        },
+        ScalingMode::External | ScalingMode::Manual => worker.spec.replicas,
+    };
+    replicas.max(0).unsigned_abs()
+}
+
+/// What runs: the digest on the Deployment and the sidecar's image in its template.
+fn rolled(around: &Surroundings) -> Rolled {
+    let Some(deployment) = around.deployment.as_deref() else { return Rolled::default() };
+    let pod = deployment.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+    let sidecar =
+        pod.and_then(|pod| pod.init_containers.iter().flatten().find(|c| c.name == SIDECAR_CONTAINER));
+    Rolled {
+        digest: deployment.annotations().get(TEMPLATE_DIGEST).cloned(),
+        image: sidecar.and_then(|sidecar| sidecar.image.clone()),
+    }
+}
+
+async fn write(worker: &Worker, status: WorkerStatus, context: &Context) -> Result<(), Error> {
+    let Some(patch) = status_patch(worker.status.as_ref(), &status)? else { return Ok(()) };
+    let workers: Api<Worker> =
+        Api::namespaced(context.client.clone(), &worker.namespace().unwrap_or_default());
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    match workers.patch_status(&worker.name_any(), &params, &Patch::Merge(patch)).await {
+        Ok(_) => {}
+        // Deleted meanwhile.
+        Err(kube::Error::Api(answer)) if answer.code == 404 => return Ok(()),
+        Err(error) => return Err(error.into()),
+    }
+    let ready = find(&status.conditions, READY);
+    let former = worker.status.as_ref().and_then(|s| find(&s.conditions, READY));
+    if let Some(ready) =
+        ready.filter(|c| former.is_none_or(|f| (&f.status, &f.reason) != (&c.status, &c.reason)))
+    {
+        tracing::info!(namespace = worker.namespace(), worker = %worker.name_any(), ready = %ready.status, reason = %ready.reason, message = %ready.message, "worker");
+        context.condition_event(&worker.object_ref(&()), ready, "Reconcile");
+    }
+    Ok(())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the controller's signature")]
+fn error_policy(worker: Arc<Worker>, error: &Error, context: Arc<Context>) -> Action {
+    context.failed("worker", &ObjectRef::from_obj(&*worker).erase(), error)
+}

@@ -1,0 +1,306 @@
+//! Step 5: what is said of a Worker. Pure.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
+use warren_api::conditions::READY;
+use warren_api::conditions::worker::{
+    AVAILABLE, HANDLER_HEALTHY, QUEUE_READY, SCALING_ACTIVE, TEMPLATE_VALID,
+};
+use warren_api::names::WORKER_LABEL;
+use warren_api::worker::{ScalingMode, ScalingStatus};
+use warren_api::{Worker, WorkerStatus};
+
+use super::dereference::Surroundings;
+use super::pods::{ready, trouble};
+use crate::condition::{Statement, Status, conditions, find};
+use crate::problem::Problem;
+use crate::scaler::board::View;
+
+/// Reason of a scaler that has not looked yet.
+const UNSEEN: &str = "Starting";
+
+/// The status that follows from what is wrong (if anything), what exists and what the scaler saw.
+pub fn status(
+    worker: &Worker,
+    problem: Option<&Problem>,
+    image: Option<String>,
+    around: &Surroundings,
+    view: &View,
+    now: &Time,
+) -> WorkerStatus {
+    let former = worker.status.clone().unwrap_or_default();
+    let deployment = around.deployment.as_deref();
+    let desired = deployment.and_then(|d| d.spec.as_ref()?.replicas).unwrap_or(0);
+    let existing = deployment.and_then(|d| d.status.as_ref()?.replicas).unwrap_or(0);
+
+    let mut all = vec![
+        template_valid(problem),
+        queue_ready(worker, problem, around),
+        available(worker, problem, desired, around, view),
+        scaling_active(worker, view),
+    ];
+    all.extend(handler_healthy(worker, desired, view, &former));
+    let mut all: Vec<Statement> = all.into_iter().map(|statement| kept(statement, &former)).collect();
+    all.insert(0, summary(worker, &all));
+    WorkerStatus {
+        observed_generation: worker.metadata.generation,
+        replicas: existing,
+        desired_replicas: desired,
+        selector: Some(format!("{WORKER_LABEL}={}", worker.name_any())),
+        sidecar_version: image.or(former.sidecar_version),
+        scaling: scaling(view, former.scaling),
+        conditions: conditions(&former.conditions, all, worker.metadata.generation, now),
+    }
+}
+
+/// Numbers in a message change all the time; it is written anew only when the reason changes. A scaler that has not looked
+/// yet, such as after the operator's restart, takes back nothing.
+fn kept(statement: Statement, former: &WorkerStatus) -> Statement {
+    let Some(before) = find(&former.conditions, statement.kind).filter(|_| statement.kind == SCALING_ACTIVE)
+    else {
+        return statement;
+    };
+    let same = before.status == statement.status.as_str() && before.reason == statement.reason;
+    let unseen = statement.reason == UNSEEN && former.scaling.is_some();
+    if same || unseen { Statement::of(statement.kind, before) } else { statement }
+}
+
+fn scaling(view: &View, former: Option<ScalingStatus>) -> Option<ScalingStatus> {
+    let decision = view.decision.as_ref();
+    let Some(decision) = decision else { return former };
+    let next = ScalingStatus {
+        replicas: signed(decision.replicas),
+        raw: signed(decision.raw),
+        reason: decision.reason.as_str().to_owned(),
+        message: decision.message.clone(),
+    };
+    match former {
+        Some(former) if (former.replicas, &former.reason) == (next.replicas, &next.reason) => Some(former),
+        _ => Some(next),
+    }
+}
+
+fn signed(number: u32) -> i32 {
+    number.try_into().unwrap_or(i32::MAX)
+}
+
+fn template_valid(problem: Option<&Problem>) -> Statement {
+    match problem.filter(|problem| problem.condition == TEMPLATE_VALID) {
+        Some(problem) => Statement::new(TEMPLATE_VALID, false, problem.reason, problem.message.clone()),
+        None => Statement::new(TEMPLATE_VALID, true, "Accepted", "the template can become pods"),
+    }
+}
+
+fn queue_ready(worker: &Worker, problem: Option<&Problem>, around: &Surroundings) -> Statement {
+    if let Some(problem) = problem.filter(|problem| problem.condition == QUEUE_READY) {
+        return Statement::new(QUEUE_READY, false, problem.reason, problem.message.clone());
+    }
+    let name = &worker.spec.queue_ref.name;
+    let Some(queue) = around.queue.as_deref() else {
+        let message = format!("there is no Queue \"{name}\": create it, or name another in spec.queueRef");
+        return Statement::new(QUEUE_READY, false, "QueueNotFound", message);
+    };
+    match queue.status.as_ref().and_then(|status| find(&status.conditions, READY)) {
+        Some(ready) if ready.status == "True" => {
+            Statement::new(QUEUE_READY, true, "QueueReady", format!("Queue \"{name}\" is Ready"))
+        }
+        Some(ready) => {
+            let status = if ready.status == "False" { Status::False } else { Status::Unknown };
+            Statement::new(
+                QUEUE_READY,
+                status,
+                ready.reason.clone(),
+                format!("Queue \"{name}\": {}", ready.message),
+            )
+        }
+        None => Statement::new(
+            QUEUE_READY,
+            Status::Unknown,
+            "Connecting",
+            format!("Queue \"{name}\" has no status yet"),
+        ),
+    }
+}
+
+fn available(
+    worker: &Worker,
+    problem: Option<&Problem>,
+    desired: i32,
+    around: &Surroundings,
+    view: &View,
+) -> Statement {
+    if let Some((reason, message)) = trouble(&around.pods) {
+        return Statement::new(AVAILABLE, false, reason, message);
+    }
+    let Some(deployment) = around.deployment.as_deref() else {
+        let reason = if problem.is_some() { "NotBuilt" } else { "Creating" };
+        let status = if problem.is_some() { Status::False } else { Status::Unknown };
+        return Statement::new(AVAILABLE, status, reason, "there is no Deployment yet");
+    };
+    let refused = deployment.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    if let Some(refused) = refused.into_iter().find(|c| c.type_ == "ReplicaFailure" && c.status == "True") {
+        let message = format!(
+            "pods are refused: {}. Correct the quota, the policy or spec.template",
+            refused.message.as_deref().unwrap_or_default()
+        );
+        return Statement::new(
+            AVAILABLE,
+            false,
+            refused.reason.clone().unwrap_or_else(|| "ReplicaFailure".to_owned()),
+            message,
+        );
+    }
+    if worker.spec.consumer.paused {
+        return Statement::new(
+            AVAILABLE,
+            true,
+            "Paused",
+            "consumer.paused is set: pods stay and consume nothing",
+        );
+    }
+    if desired == 0 {
+        return Statement::new(AVAILABLE, true, "ScaledToZero", "no pod is wanted");
+    }
+    let running = around.pods.iter().filter(|pod| ready(pod)).count();
+    if running == 0 {
+        return Statement::new(AVAILABLE, false, "PodsStarting", "no pod is ready yet");
+    }
+    let handlers = &view.handlers;
+    if handlers.scraped > 0 && handlers.connected == 0 {
+        let message = "no sidecar is connected to the broker: see the logs of container warren-sidecar, and the rights of the Secret that the Queue names";
+        return Statement::new(AVAILABLE, false, "SidecarsDisconnected", message);
+    }
+    Statement::new(AVAILABLE, true, "PodsReady", "pods are ready and consume")
+}
+
+fn scaling_active(worker: &Worker, view: &View) -> Statement {
+    match worker.spec.scaling.mode {
+        ScalingMode::External => {
+            Statement::new(SCALING_ACTIVE, true, "External", "an HPA or KEDA writes the scale subresource")
+        }
+        ScalingMode::Manual => Statement::new(SCALING_ACTIVE, true, "Manual", "spec.replicas is obeyed"),
+        ScalingMode::Builtin => match &view.decision {
+            None => Statement::new(
+                SCALING_ACTIVE,
+                Status::Unknown,
+                "Starting",
+                "the queue has not been measured yet",
+            ),
+            Some(decision) => {
+                let mut message = decision.message.clone();
+                if worker.spec.replicas != 1 {
+                    message.push_str(". spec.replicas is ignored in scaling.mode Builtin: use minReplicas and maxReplicas, or mode Manual");
+                }
+                Statement::new(SCALING_ACTIVE, decision.reason.is_active(), decision.reason.as_str(), message)
+            }
+        },
+    }
+}
+
+fn handler_healthy(worker: &Worker, desired: i32, view: &View, former: &WorkerStatus) -> Option<Statement> {
+    let handlers = &view.handlers;
+    if handlers.scraped == 0 {
+        // Pods that have not been looked into are as they were; without pods there is nothing to say.
+        let before = find(&former.conditions, HANDLER_HEALTHY).filter(|_| desired > 0);
+        return before.map(|before| Statement::of(HANDLER_HEALTHY, before));
+    }
+    let http = &worker.spec.handler.http;
+    if let Some(code) = handlers.misconfigured {
+        let port =
+            http.port.map_or_else(|| "<the container's first port>".to_owned(), |port| port.to_string());
+        return Some(Statement::new(
+            HANDLER_HEALTHY,
+            false,
+            "HandlerMisconfigured",
+            format!(
+                "POST http://localhost:{port}{} answers {code}: correct spec.handler.http.path or port, or what the application allows. Consuming is held back, nothing is dead-lettered",
+                http.path
+            ),
+        ));
+    }
+    if handlers.held > 0 && handlers.held >= handlers.scraped {
+        return Some(Statement::new(
+            HANDLER_HEALTHY,
+            false,
+            "HandlerFailing",
+            "the handler is away or fails most messages: see the application's logs. Consuming is held back and resumes by itself",
+        ));
+    }
+    Some(Statement::new(HANDLER_HEALTHY, true, "Handling", "the handler takes messages"))
+}
+
+/// `Ready` is True when everything else is; its reason is that of the first that is not.
+fn summary(worker: &Worker, all: &[Statement]) -> Statement {
+    let worst = all
+        .iter()
+        .find(|statement| statement.status == Status::False)
+        .or_else(|| all.iter().find(|statement| statement.status == Status::Unknown));
+    match worst {
+        Some(worst) => Statement::new(READY, worst.status, worst.reason.clone(), worst.message.clone()),
+        None => {
+            let reason = if worker.spec.consumer.paused { "Paused" } else { "Ready" };
+            Statement::new(READY, true, reason, "messages are handled as they come")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::jiff::Timestamp;
+    use serde_json::json;
+
+    use super::super::validate::tests::{surroundings, worker};
+    use super::*;
+    use crate::scaler::board::Handlers;
+    use crate::scaler::decide::{Decision, Reason};
+
+    fn now() -> Time {
+        Time(Timestamp::from_second(1).unwrap())
+    }
+
+    fn say(problem: Option<&Problem>, view: &View) -> WorkerStatus {
+        status(&worker(json!({})), problem, None, &surroundings(), view, &now())
+    }
+
+    fn decided(reason: Reason, message: &str) -> View {
+        let decision = Decision { replicas: 2, raw: 2, reason, message: message.to_owned() };
+        View { decision: Some(decision), ..View::default() }
+    }
+
+    #[test]
+    fn the_summary_carries_the_first_failure() {
+        let problem = Problem::new(TEMPLATE_VALID, "PortTaken", "use another port");
+        let status = say(Some(&problem), &View::default());
+        let ready = find(&status.conditions, READY).unwrap();
+        assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "PortTaken"));
+        assert_eq!(status.conditions[0].type_, READY);
+    }
+
+    #[test]
+    fn a_decision_with_other_numbers_alone_writes_nothing() {
+        let mut worker = worker(json!({}));
+        let first =
+            status(&worker, None, None, &surroundings(), &decided(Reason::Steady, "1 waiting"), &now());
+        worker.status = Some(first.clone());
+        let second =
+            status(&worker, None, None, &surroundings(), &decided(Reason::Steady, "2 waiting"), &now());
+        assert_eq!(first, second);
+        let third =
+            status(&worker, None, None, &surroundings(), &decided(Reason::Stalled, "3 waiting"), &now());
+        assert_eq!(find(&third.conditions, SCALING_ACTIVE).unwrap().message, "3 waiting");
+    }
+
+    #[test]
+    fn a_wrong_path_is_named_with_url_and_status() {
+        let handlers = Handlers { scraped: 1, held: 1, misconfigured: Some(404), connected: 1 };
+        let status = say(None, &View { handlers, ..View::default() });
+        let healthy = find(&status.conditions, HANDLER_HEALTHY).unwrap();
+        assert_eq!(healthy.reason, "HandlerMisconfigured");
+        assert!(healthy.message.contains("answers 404"), "{}", healthy.message);
+    }
+
+    #[test]
+    fn the_scale_subresource_gets_its_selector() {
+        assert_eq!(say(None, &View::default()).selector.as_deref(), Some("warren.dev/worker=invoices"));
+    }
+}

@@ -1,0 +1,290 @@
+//! Step 2: everything that can be wrong with a Worker, found before anything is applied. Pure; later steps read only
+//! [`ValidWorker`].
+
+use k8s_openapi::api::core::v1::{Container, PodSpec};
+use kube::ResourceExt;
+use warren_api::conditions::worker::{QUEUE_READY, TEMPLATE_VALID};
+use warren_api::names::{PUBLISH_PORT, SIDECAR_CONTAINER, SIDECAR_PORT};
+use warren_api::worker::{DRAIN_MARGIN_SECONDS, ScalingMode};
+use warren_api::{Queue, Worker};
+
+use super::dereference::{Surroundings, worker_secret};
+use crate::problem::Problem;
+use crate::secrets::SecretState;
+
+/// Volumes that the sidecar brings.
+pub const CONFIG_VOLUME: &str = "warren-config";
+/// See [`CONFIG_VOLUME`].
+pub const BROKER_VOLUME: &str = "warren-broker";
+
+/// A Worker that can be built.
+#[derive(Clone, Debug)]
+pub struct ValidWorker<'a> {
+    /// The resource.
+    pub worker: &'a Worker,
+    /// Its Queue.
+    pub queue: &'a Queue,
+    /// The Secret that the sidecars mount.
+    pub secret: String,
+    /// The container that handles messages.
+    pub container: String,
+    /// The port it listens on.
+    pub port: u16,
+    /// Whether consuming is held: paused, or the order that was asked for cannot be kept.
+    pub held: bool,
+    /// Seconds that a drain may take.
+    pub drain_seconds: i64,
+    /// The `terminationGracePeriodSeconds` of the template, raised where it was too short for a drain.
+    pub grace_seconds: i64,
+}
+
+/// Seconds that a drain may take.
+pub fn drain_seconds(worker: &Worker) -> i32 {
+    let least = worker.spec.handler.http.timeout_seconds.saturating_add(DRAIN_MARGIN_SECONDS);
+    worker.spec.shutdown.drain_timeout_seconds.unwrap_or(least).max(least)
+}
+
+/// Why the order that `consumer.orderingKey` asks for cannot be kept: several pods would each get some messages of a key.
+pub fn unordered(worker: &Worker, queue: &Queue) -> Option<Problem> {
+    let spec = &worker.spec;
+    spec.consumer.ordering_key.as_ref()?;
+    let (most, field) = match spec.scaling.mode {
+        ScalingMode::Builtin => (spec.scaling.max_replicas, "scaling.maxReplicas"),
+        ScalingMode::External | ScalingMode::Manual => (spec.replicas, "replicas"),
+    };
+    let one_at_a_time = queue.spec.single_active_consumer || most <= 1;
+    (!one_at_a_time).then(|| {
+        let message = format!(
+            "consumer.orderingKey needs one consuming pod at a time, and consuming is held until then: use a Queue with singleActiveConsumer: true, or {field}: 1"
+        );
+        Problem::new(QUEUE_READY, "OrderingNotGuaranteed", message)
+    })
+}
+
+/// Finds what is wrong, or gives what is to be built.
+pub fn validate<'a>(worker: &'a Worker, around: &'a Surroundings) -> Result<ValidWorker<'a>, Problem> {
+    let template = |reason, message: String| Problem::new(TEMPLATE_VALID, reason, message);
+    let parsed = worker.spec.template.parse().map_err(|error| {
+        template(
+            "TemplateInvalid",
+            format!("spec.template is not a pod template: {error}. Correct that field"),
+        )
+    })?;
+    let pod = parsed.spec.unwrap_or_default();
+    let container = handler_container(worker, &pod)?;
+    let port = handler_port(worker, container)?;
+    reserved(&pod)?;
+
+    let queue = around.queue.as_deref().ok_or_else(|| {
+        let name = &worker.spec.queue_ref.name;
+        let namespace = worker.namespace().unwrap_or_default();
+        Problem::new(
+            QUEUE_READY,
+            "QueueNotFound",
+            format!("there is no Queue \"{name}\" in namespace \"{namespace}\": create it, or name another in spec.queueRef"),
+        )
+    })?;
+    let secret = worker_secret(queue);
+    match around.secret {
+        Some(SecretState::Found(_)) => {}
+        Some(SecretState::Missing | SecretState::Forbidden) | None => {
+            return Err(Problem::new(
+                QUEUE_READY,
+                "SecretNotFound",
+                format!(
+                    "the pods need Secret \"{secret}\", which Queue \"{}\" names, and it cannot be read: create it with the key \"uri\" (amqp://user:password@host:5672/vhost)",
+                    queue.name_any()
+                ),
+            ));
+        }
+    }
+    let drain_seconds = i64::from(drain_seconds(worker));
+    let least_grace = drain_seconds + i64::from(DRAIN_MARGIN_SECONDS);
+    Ok(ValidWorker {
+        worker,
+        queue,
+        secret: secret.to_owned(),
+        held: worker.spec.consumer.paused || unordered(worker, queue).is_some(),
+        container: container.name.clone(),
+        port,
+        drain_seconds,
+        grace_seconds: pod.termination_grace_period_seconds.unwrap_or(0).max(least_grace),
+    })
+}
+
+fn handler_container<'p>(worker: &Worker, pod: &'p PodSpec) -> Result<&'p Container, Problem> {
+    let wanted = worker.spec.handler.container.as_deref();
+    let found = match wanted {
+        None => pod.containers.first(),
+        Some(name) => pod.containers.iter().find(|container| container.name == name),
+    };
+    found.ok_or_else(|| {
+        let names: Vec<_> = pod.containers.iter().map(|c| c.name.as_str()).collect();
+        let message = match wanted {
+            None => "spec.template has no container: add the one that handles messages".to_owned(),
+            Some(name) => format!(
+                "spec.template has no container \"{name}\": set spec.handler.container to one of [{}], or leave it out for the first",
+                names.join(", ")
+            ),
+        };
+        Problem::new(TEMPLATE_VALID, "ContainerNotFound", message)
+    })
+}
+
+fn handler_port(worker: &Worker, container: &Container) -> Result<u16, Problem> {
+    let first = || container.ports.iter().flatten().map(|port| port.container_port).next();
+    let port = worker.spec.handler.http.port.or_else(first).ok_or_else(|| {
+        Problem::new(
+            TEMPLATE_VALID,
+            "PortMissing",
+            format!(
+                "container \"{}\" names no port: set spec.handler.http.port, or give the container ports: [{{containerPort: 8080}}]",
+                container.name
+            ),
+        )
+    })?;
+    u16::try_from(port).ok().filter(|port| *port != 0).ok_or_else(|| {
+        Problem::new(
+            TEMPLATE_VALID,
+            "PortMissing",
+            format!("port {port} is not a port: use one from 1 to 65535"),
+        )
+    })
+}
+
+/// What the sidecar needs for itself.
+fn reserved(pod: &PodSpec) -> Result<(), Problem> {
+    let all = || pod.containers.iter().chain(pod.init_containers.iter().flatten());
+    for container in all() {
+        if container.name == SIDECAR_CONTAINER {
+            let message = format!(
+                "a container is named \"{SIDECAR_CONTAINER}\", which is the sidecar's name: rename it"
+            );
+            return Err(Problem::new(TEMPLATE_VALID, "NameTaken", message));
+        }
+        for port in container.ports.iter().flatten().map(|port| port.container_port) {
+            if port == i32::from(SIDECAR_PORT) || port == i32::from(PUBLISH_PORT) {
+                return Err(Problem::new(
+                    TEMPLATE_VALID,
+                    "PortTaken",
+                    format!(
+                        "container \"{}\" uses port {port}, but {SIDECAR_PORT} and {PUBLISH_PORT} are the sidecar's: let it listen on another port",
+                        container.name
+                    ),
+                ));
+            }
+        }
+    }
+    for volume in pod.volumes.iter().flatten() {
+        if volume.name == CONFIG_VOLUME || volume.name == BROKER_VOLUME {
+            let message = format!("volume \"{}\" has a name that the sidecar uses: rename it", volume.name);
+            return Err(Problem::new(TEMPLATE_VALID, "NameTaken", message));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+    use warren_api::QueueSpec;
+
+    use super::*;
+
+    /// A Worker "invoices" on Queue "orders" whose spec is `spec` over the smallest.
+    pub(crate) fn worker(spec: Value) -> Worker {
+        let mut whole = json!({
+            "queueRef": {"name": "orders"},
+            "template": {"spec": {"containers": [{"name": "app", "image": "app:1", "ports": [{"containerPort": 8080}]}]}},
+        });
+        for (key, value) in spec.as_object().unwrap() {
+            whole[key] = value.clone();
+        }
+        serde_json::from_value(json!({
+            "apiVersion": "warren.dev/v1alpha1",
+            "kind": "Worker",
+            "metadata": {"name": "invoices", "namespace": "shop", "uid": "u-1", "generation": 3},
+            "spec": whole,
+        }))
+        .unwrap()
+    }
+
+    pub(crate) fn surroundings() -> Surroundings {
+        let mut queue = Queue::new("orders", QueueSpec::default());
+        queue.metadata.namespace = Some("shop".to_owned());
+        Surroundings {
+            queue: Some(Arc::new(queue)),
+            secret: Some(SecretState::Found(Arc::default())),
+            ..Surroundings::default()
+        }
+    }
+
+    fn problem(spec: Value) -> Problem {
+        validate(&worker(spec), &surroundings()).unwrap_err()
+    }
+
+    #[test]
+    fn the_smallest_worker_is_valid() {
+        let (worker, around) = (worker(json!({})), surroundings());
+        let valid = validate(&worker, &around).unwrap();
+        assert_eq!((valid.container.as_str(), valid.port), ("app", 8080));
+        assert_eq!((valid.drain_seconds, valid.grace_seconds), (45, 60));
+    }
+
+    #[test]
+    fn a_longer_grace_period_of_the_user_stays() {
+        let worker = worker(json!({"template": {"spec": {
+            "terminationGracePeriodSeconds": 600,
+            "containers": [{"name": "app", "ports": [{"containerPort": 80}]}],
+        }}}));
+        assert_eq!(validate(&worker, &surroundings()).unwrap().grace_seconds, 600);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_template_is_named_with_a_way_out() {
+        let containers = |value: Value| json!({"spec": {"containers": value}});
+        for (spec, reason, text) in [
+            (json!({"handler": {"container": "web"}}), "ContainerNotFound", "one of [app]"),
+            (json!({"template": containers(json!([{"name": "app"}]))}), "PortMissing", "handler.http.port"),
+            (
+                json!({"template": containers(json!([{"name": "app", "ports": [{"containerPort": 9400}]}]))}),
+                "PortTaken",
+                "another port",
+            ),
+            (
+                json!({"handler": {"http": {"port": 80}}, "template": containers(json!([{"name": "warren-sidecar"}]))}),
+                "NameTaken",
+                "rename",
+            ),
+            (json!({"template": containers(json!("x"))}), "TemplateInvalid", "not a pod template"),
+        ] {
+            let problem = problem(spec);
+            assert_eq!((problem.condition, problem.reason), (TEMPLATE_VALID, reason));
+            assert!(problem.message.contains(text), "{}", problem.message);
+        }
+    }
+
+    #[test]
+    fn an_order_that_several_pods_would_break_is_refused_and_holds_consuming() {
+        let around = surroundings();
+        let several = worker(json!({"consumer": {"orderingKey": "x-customer"}}));
+        let problem = unordered(&several, around.queue.as_deref().unwrap()).unwrap();
+        assert_eq!(problem.reason, "OrderingNotGuaranteed");
+        assert!(validate(&several, &around).unwrap().held);
+        let one = worker(json!({"consumer": {"orderingKey": "x-customer"}, "scaling": {"maxReplicas": 1}}));
+        assert!(!validate(&one, &around).unwrap().held);
+    }
+
+    #[test]
+    fn a_missing_queue_or_secret_is_said() {
+        let worker = worker(json!({}));
+        let without_queue = Surroundings { queue: None, ..surroundings() };
+        assert_eq!(validate(&worker, &without_queue).unwrap_err().reason, "QueueNotFound");
+        let without_secret = Surroundings { secret: Some(SecretState::Missing), ..surroundings() };
+        let problem = validate(&worker, &without_secret).unwrap_err();
+        assert_eq!(problem.reason, "SecretNotFound");
+        assert!(problem.message.contains("\"rabbitmq\""), "{}", problem.message);
+    }
+}

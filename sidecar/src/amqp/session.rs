@@ -1,0 +1,168 @@
+//! The consuming channel: opened anew after each loss, with a generation number of its own.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::{FutureExt, Stream};
+use warren_broker::BrokerError;
+use warren_broker::lapin::message::Delivery;
+use warren_broker::lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
+    QueueDeclareOptions,
+};
+use warren_broker::lapin::types::FieldTable;
+use warren_broker::lapin::{Channel, Connection, Consumer, Error};
+
+/// How long the broker may take to answer a request on an open connection.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A channel to consume on.
+#[derive(Debug)]
+pub struct Session {
+    /// The channel's number.
+    pub generation: u64,
+    channel: Channel,
+    consumer: Option<Consumer>,
+    cancelled: bool,
+}
+
+/// What the consumer's stream says.
+#[derive(Debug)]
+pub enum Arrival {
+    /// A message.
+    Message(Box<Delivery>),
+    /// The consumer has ended as asked; nothing more comes.
+    Cancelled,
+    /// The broker cancelled the consumer, or the channel has ended.
+    Lost(String),
+}
+
+/// Opens a channel and checks, without declaring anything, that the queue is there.
+///
+/// # Errors
+/// Why there is no channel; [`BrokerError::NotFound`] if the queue is missing.
+pub async fn open(connection: &Connection, queue: &str) -> Result<Channel, BrokerError> {
+    let opening = async {
+        let channel = connection.create_channel().await?;
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
+        Ok(channel)
+    };
+    patiently("the queue", opening).await
+}
+
+/// Starts consuming.
+///
+/// # Errors
+/// Why the broker refused; the channel is closed then.
+pub async fn consume(channel: Channel, queue: String, prefetch: u16) -> Result<Consumer, BrokerError> {
+    let consuming = async {
+        channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+        let options = BasicConsumeOptions::default();
+        channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default()).await
+    };
+    patiently("consuming", consuming).await
+}
+
+async fn patiently<T>(
+    what: &'static str,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, BrokerError> {
+    match tokio::time::timeout(PATIENCE, work).await {
+        Ok(result) => result.map_err(|error| BrokerError::from_lapin(&error)),
+        Err(_) => Err(BrokerError::TimedOut { what, seconds: PATIENCE.as_secs() }),
+    }
+}
+
+impl Session {
+    /// A session on an open channel.
+    pub fn new(generation: u64, channel: Channel) -> Self {
+        Self { generation, channel, consumer: None, cancelled: false }
+    }
+
+    /// The channel.
+    pub fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    /// Whether the channel still works.
+    pub fn is_open(&self) -> bool {
+        self.channel.status().connected()
+    }
+
+    /// The consumer that was started on this channel.
+    pub fn set_consumer(&mut self, consumer: Consumer) {
+        self.consumer = Some(consumer);
+        self.cancelled = false;
+    }
+
+    /// Cancels the consumer. The frame is queued before this returns, so what is given back afterwards is not delivered
+    /// here again; the end shows on the stream.
+    pub fn cancel(&mut self) {
+        let Some(consumer) = &self.consumer else { return };
+        self.cancelled = true;
+        let (channel, tag) = (self.channel.clone(), consumer.tag());
+        let mut cancelling =
+            Box::pin(async move { channel.basic_cancel(tag, BasicCancelOptions::default()).await });
+        if (&mut cancelling).now_or_never().is_none() {
+            tokio::spawn(cancelling);
+        }
+    }
+
+    /// Queues an acknowledgement; false if the channel is gone.
+    pub fn ack(&self, tag: u64, multiple: bool) -> bool {
+        // The frame is queued by the first poll. Waiting until it is written would cost a round through the I/O thread each.
+        let sent = self.channel.basic_ack(tag, BasicAckOptions { multiple }).now_or_never();
+        !matches!(sent, Some(Err(_)))
+    }
+
+    /// Queues a return to the queue; false if the channel is gone.
+    pub fn nack(&self, tag: u64) -> bool {
+        let options = BasicNackOptions { multiple: false, requeue: true };
+        !matches!(self.channel.basic_nack(tag, options).now_or_never(), Some(Err(_)))
+    }
+
+    /// The next thing from the consumer.
+    pub fn poll_arrival(&mut self, context: &mut Context<'_>) -> Poll<Arrival> {
+        let Some(consumer) = &mut self.consumer else { return Poll::Pending };
+        match Pin::new(consumer).poll_next(context) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Some(Ok(delivery))) => Poll::Ready(Arrival::Message(Box::new(delivery))),
+            Poll::Ready(Some(Err(error))) => {
+                self.consumer = None;
+                Poll::Ready(Arrival::Lost(BrokerError::from_lapin(&error).to_string()))
+            }
+            Poll::Ready(None) => {
+                self.consumer = None;
+                Poll::Ready(if self.cancelled && self.is_open() {
+                    Arrival::Cancelled
+                } else {
+                    Arrival::Lost(
+                        "the broker cancelled the consumer: the queue was deleted or its node is gone"
+                            .to_owned(),
+                    )
+                })
+            }
+        }
+    }
+}
+
+/// Waits until the broker has read everything that was sent on the channel before: it answers in order.
+pub async fn flush(channel: Channel) {
+    // Whether it works or not, there is nothing more to be done for what was sent.
+    let _ = patiently("a flush", async { channel.basic_qos(1, BasicQosOptions::default()).await }).await;
+}
+
+/// Closes a channel whose consumer has ended.
+pub fn discard(session: Session) {
+    let channel = session.channel;
+    tokio::spawn(async move {
+        // A channel that is gone already needs no closing.
+        let _ = tokio::time::timeout(PATIENCE, channel.close(200, "done".into())).await;
+    });
+}
+
+/// A connection that a channel lives on.
+pub type Shared = Arc<Connection>;

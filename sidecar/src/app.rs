@@ -1,0 +1,186 @@
+//! A sidecar put together: servers, publisher, engine, signals.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use warren_broker::BrokerAccess;
+use warren_broker::connect::ConnectOptions;
+
+use crate::amqp::publisher::Publisher;
+use crate::config::{Fixed, Live};
+use crate::handler::pool::Endpoint;
+use crate::health::Health;
+use crate::inbox::Inbox;
+use crate::metrics::{Labels, Metrics};
+use crate::otlp::Spans;
+use crate::runtime::{self, Parts};
+use crate::server::admin::Admin;
+use crate::server::local::Local;
+use crate::server::publish::Publish;
+use crate::server::{listen, serve};
+
+/// The ports of a sidecar.
+#[derive(Clone, Copy, Debug)]
+pub struct Ports {
+    /// Metrics, probes and drain.
+    pub admin: SocketAddr,
+    /// The application's side.
+    pub local: SocketAddr,
+}
+
+impl Ports {
+    /// A pod's: everyone may scrape and probe, only the pod itself may publish.
+    pub fn pod() -> Self {
+        Self {
+            admin: (Ipv4Addr::UNSPECIFIED, warren_api::names::SIDECAR_PORT).into(),
+            local: (Ipv4Addr::LOCALHOST, warren_api::names::PUBLISH_PORT).into(),
+        }
+    }
+}
+
+/// A sidecar that listens and is ready to run.
+#[derive(Debug)]
+pub struct Sidecar {
+    ports: Ports,
+    parts: Parts,
+}
+
+impl Sidecar {
+    /// Listens, and serves from now on what the engine is not needed for.
+    ///
+    /// # Errors
+    /// If a port is taken.
+    pub async fn bind(live: Live, fixed: Fixed, endpoint: Endpoint, ports: Ports) -> std::io::Result<Self> {
+        let (admin, local) = (listen(ports.admin).await?, listen(ports.local).await?);
+        let ports = Ports { admin: admin.local_addr()?, local: local.local_addr()? };
+        let (sender, inbox) = mpsc::unbounded_channel();
+        let labels = {
+            let config = live.config.borrow();
+            Labels {
+                namespace: config.namespace.clone(),
+                worker: config.worker.clone(),
+                queue: config.queue.name.clone(),
+            }
+        };
+        let metrics = Arc::new(Metrics::new(labels).map_err(std::io::Error::other)?);
+        metrics.mark_start();
+        let health = Arc::new(Health::default());
+        let options = ConnectOptions::named(format!("warren-sidecar {} publish", fixed.instance));
+        let publisher = Publisher::new(live.access.clone(), options);
+        let drain_token = fixed.drain_token.as_deref().map(Arc::from);
+        spawn_servers(
+            admin,
+            Admin {
+                metrics: Arc::clone(&metrics),
+                health: Arc::clone(&health),
+                engine: Some(sender.clone()),
+                drain_token,
+            },
+            local,
+            Local { engine: Some(sender.clone()), publish: Publish::new(&publisher, Arc::clone(&metrics)) },
+        );
+        let spans = fixed.spans.clone().map(|config| {
+            let live = live.config.borrow();
+            let defaults = vec![
+                ("service.name".to_owned(), live.worker.clone()),
+                ("k8s.namespace.name".to_owned(), live.namespace.clone()),
+            ];
+            Spans::start(config, defaults, Arc::clone(&metrics))
+        });
+        let parts = Parts { live, fixed, endpoint, metrics, health, inbox, sender, publisher, spans };
+        Ok(Self { ports, parts })
+    }
+
+    /// Where it listens.
+    pub fn ports(&self) -> Ports {
+        self.ports
+    }
+
+    /// The way to the engine's loop.
+    pub fn inbox(&self) -> mpsc::UnboundedSender<Inbox> {
+        self.parts.sender.clone()
+    }
+
+    /// Runs until it is told to end.
+    pub async fn run(self) {
+        runtime::run(self.parts).await;
+    }
+}
+
+/// Runs a sidecar until a signal ends it.
+///
+/// # Errors
+/// If a port is taken or the process may not listen to signals.
+pub async fn run(live: Live, fixed: Fixed, endpoint: Endpoint, ports: Ports) -> std::io::Result<()> {
+    let sidecar = Sidecar::bind(live, fixed, endpoint, ports).await?;
+    forward_signals(sidecar.inbox())?;
+    sidecar.run().await;
+    Ok(())
+}
+
+/// Serves the publish API alone, for a producer that consumes nothing, until a signal ends it.
+///
+/// # Errors
+/// If a port is taken or the process may not listen to signals.
+pub async fn publish_only(
+    access: watch::Receiver<Arc<BrokerAccess>>,
+    instance: &str,
+    ports: Ports,
+) -> std::io::Result<()> {
+    let (admin, local) = (listen(ports.admin).await?, listen(ports.local).await?);
+    let (sender, mut inbox) = mpsc::unbounded_channel();
+    forward_signals(sender)?;
+    let labels = Labels { namespace: String::new(), worker: String::new(), queue: String::new() };
+    let metrics = Arc::new(Metrics::new(labels).map_err(std::io::Error::other)?);
+    metrics.mark_start();
+    let health = Arc::new(Health::default());
+    let publisher =
+        Publisher::new(access, ConnectOptions::named(format!("warren-sidecar {instance} publish")));
+    spawn_servers(
+        admin,
+        Admin { metrics: Arc::clone(&metrics), health: Arc::clone(&health), engine: None, drain_token: None },
+        local,
+        Local { engine: None, publish: Publish::new(&publisher, Arc::clone(&metrics)) },
+    );
+    let mut pulse = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            _ = pulse.tick() => {
+                health.beat();
+                // A producer may wait for the API; whether the broker is there each answer says.
+                health.connected();
+                metrics.blocked.set(i64::from(publisher.blocked().is_some()));
+            }
+            message = inbox.recv() => if matches!(message, Some(Inbox::Terminate) | None) {
+                return Ok(());
+            },
+        }
+    }
+}
+
+fn spawn_servers(admin_port: TcpListener, admin: Admin, local_port: TcpListener, local: Local) {
+    tokio::spawn(serve(admin_port, move |request| admin.clone().handle(request)));
+    tokio::spawn(serve(local_port, move |request| local.clone().handle(request)));
+}
+
+/// SIGTERM, and Ctrl-C at a terminal.
+fn forward_signals(sender: mpsc::UnboundedSender<Inbox>) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if sender.send(Inbox::Terminate).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}

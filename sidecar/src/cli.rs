@@ -1,0 +1,289 @@
+//! The command line.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use warren_api::names;
+use warren_api::queue::{QueueSpec, QueueType, Retry};
+use warren_api::sidecar::{BatchConfig, ConsumerConfig, HandlerConfig, QueueConfig, SidecarConfig};
+use warren_api::worker::PrefetchMode;
+use warren_broker::connect::{ConnectOptions, connect};
+use warren_broker::{BrokerAccess, declare, topology};
+
+use crate::app::{self, Ports};
+use crate::config::{self, Files, Fixed, Live};
+use crate::handler::pool::Endpoint;
+use crate::otlp;
+
+/// What ends the program.
+pub type Failure = Box<dyn std::error::Error>;
+
+/// Consumes a RabbitMQ queue for the application beside it, over HTTP.
+#[derive(Debug, Parser)]
+#[command(name = "warren-sidecar", version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run in a pod that the operator made.
+    Run(RunArgs),
+    /// Run on this machine, without Kubernetes.
+    Local(LocalArgs),
+    /// Serve the publish API alone, beside an application that only produces.
+    Publish(PublishArgs),
+}
+
+/// What a producer's sidecar is told.
+#[derive(Debug, Args)]
+struct PublishArgs {
+    /// The broker, such as amqp://guest:guest@localhost:5672; without it the Secret's files are read.
+    #[arg(long, env = "WARREN_AMQP", hide_env_values = true)]
+    amqp: Option<String>,
+    /// The folder of the broker Secret.
+    #[arg(long, default_value_os_t = Files::default().broker)]
+    broker: PathBuf,
+    /// Virtual host; default: the Secret's.
+    #[arg(long)]
+    vhost: Option<String>,
+    /// error, warn, info, debug or trace.
+    #[arg(long, env = "WARREN_LOG_LEVEL", default_value = "info")]
+    log_level: String,
+    /// The pod's name.
+    #[arg(long, env = "WARREN_POD_NAME", default_value = "producer")]
+    pod_name: String,
+    /// Port of metrics and probes.
+    #[arg(long, default_value_t = names::SIDECAR_PORT)]
+    admin_port: u16,
+    /// Port of the publish API, on localhost.
+    #[arg(long, default_value_t = names::PUBLISH_PORT)]
+    local_port: u16,
+}
+
+/// What the operator sets.
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// The application's port on localhost.
+    #[arg(long, env = "WARREN_HANDLER_PORT")]
+    handler_port: u16,
+    /// How long a drain may take.
+    #[arg(long, env = "WARREN_DRAIN_TIMEOUT_SECONDS", default_value_t = 45)]
+    drain_timeout_seconds: u64,
+    /// What a drain request must carry.
+    #[arg(long, env = "WARREN_DRAIN_TOKEN", hide_env_values = true)]
+    drain_token: Option<String>,
+    /// error, warn, info, debug or trace.
+    #[arg(long, env = "WARREN_LOG_LEVEL", default_value = "info")]
+    log_level: String,
+    /// The pod's name.
+    #[arg(long, env = "WARREN_POD_NAME", default_value = "pod")]
+    pod_name: String,
+    /// The configuration file.
+    #[arg(long, default_value_os_t = Files::default().config)]
+    config: PathBuf,
+    /// The folder of the broker Secret.
+    #[arg(long, default_value_os_t = Files::default().broker)]
+    broker: PathBuf,
+}
+
+/// A Worker in flags.
+#[derive(Debug, Args)]
+struct LocalArgs {
+    /// The broker, such as amqp://guest:guest@localhost:5672. In the environment it is not seen in the process list.
+    #[arg(long, env = "WARREN_AMQP", hide_env_values = true)]
+    amqp: String,
+    /// The queue to consume; with --config the configuration's.
+    #[arg(long, required_unless_present = "config")]
+    queue: Option<String>,
+    /// Where the application takes messages, such as http://localhost:8080/messages.
+    #[arg(long)]
+    handler: String,
+    /// Declare the queue with its retry and dead-letter queues, as a Queue with defaults would.
+    #[arg(long)]
+    declare: bool,
+    /// With --declare: a classic queue instead of a quorum queue.
+    #[arg(long)]
+    classic: bool,
+    /// Messages held unacknowledged at most.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=2000))]
+    prefetch: u16,
+    /// Handler calls at once; default prefetch.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=2000))]
+    concurrency: Option<u16>,
+    /// Seconds after which a call counts as failed.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=86400))]
+    timeout_seconds: u32,
+    /// Seconds that a failed message waits before each further attempt, such as 5,60,600.
+    #[arg(long, value_delimiter = ',', default_values_t = [5, 60, 600])]
+    retry_delays_seconds: Vec<u32>,
+    /// Attempts in all.
+    #[arg(long, default_value_t = 24)]
+    max_attempts: u32,
+    /// Several messages in one POST: at most so many.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=2000))]
+    batch: Option<u16>,
+    /// With --batch: how long the first message waits for others.
+    #[arg(long, default_value_t = 20)]
+    batch_wait_milliseconds: u32,
+    /// A header's name, or routing-key: same value, one at a time, in order.
+    #[arg(long)]
+    ordering_key: Option<String>,
+    /// The window follows the load; --prefetch is its ceiling.
+    #[arg(long)]
+    auto_prefetch: bool,
+    /// Send the body of a 2xx to the message's reply_to.
+    #[arg(long)]
+    reply: bool,
+    /// Dead-letter messages with a larger body.
+    #[arg(long)]
+    max_body_bytes: Option<u64>,
+    /// How long Ctrl-C waits for what runs; default the time-out and 15 s.
+    #[arg(long)]
+    drain_timeout_seconds: Option<u64>,
+    /// A configuration file as a pod gets it; it replaces the flags about queue and consuming.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Port of metrics, probes and drain; 0 picks a free one.
+    #[arg(long, default_value_t = names::SIDECAR_PORT)]
+    admin_port: u16,
+    /// Port for the application; 0 picks a free one.
+    #[arg(long, default_value_t = names::PUBLISH_PORT)]
+    local_port: u16,
+    /// error, warn, info, debug or trace.
+    #[arg(long, env = "WARREN_LOG_LEVEL", default_value = "info")]
+    log_level: String,
+}
+
+impl Cli {
+    /// Does what was asked.
+    ///
+    /// # Errors
+    /// What a person should read.
+    pub async fn run(self) -> Result<(), Failure> {
+        match self.command {
+            Command::Run(args) => run(args).await,
+            Command::Local(args) => local(args).await,
+            Command::Publish(args) => publish(args).await,
+        }
+    }
+}
+
+async fn run(args: RunArgs) -> Result<(), Failure> {
+    crate::logging::start(&args.log_level);
+    let live = Files { config: args.config, broker: args.broker }.watch()?;
+    let path = live.config.borrow().handler.path.clone();
+    let endpoint = Endpoint::local(args.handler_port, &path)?;
+    let fixed = Fixed {
+        instance: args.pod_name,
+        drain_timeout: Duration::from_secs(args.drain_timeout_seconds),
+        drain_token: args.drain_token.filter(|token| !token.is_empty()),
+        spans: spans(),
+    };
+    Ok(app::run(live, fixed, endpoint, Ports::pod()).await?)
+}
+
+async fn local(args: LocalArgs) -> Result<(), Failure> {
+    crate::logging::start(&args.log_level);
+    let config = local_config(&args)?;
+    let access = BrokerAccess::from_uri(&args.amqp)?;
+    let mut endpoint = Endpoint::parse(&args.handler)?;
+    if args.config.is_some() {
+        endpoint = endpoint.with_path(&config.handler.path)?;
+    }
+    if args.declare {
+        declare_queue(&access, &config, args.classic).await?;
+    }
+    let drain = args.drain_timeout_seconds.unwrap_or(u64::from(config.handler.timeout_seconds) + 15);
+    let fixed = Fixed {
+        instance: "local".to_owned(),
+        drain_timeout: Duration::from_secs(drain),
+        drain_token: None,
+        spans: spans(),
+    };
+    let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let ports = Ports { admin: (here, args.admin_port).into(), local: (here, args.local_port).into() };
+    tracing::info!(queue = %config.queue.name, handler = %endpoint.url(), broker = %access.address(), "local mode; Ctrl-C ends it");
+    Ok(app::run(Live::fixed(config, access), fixed, endpoint, ports).await?)
+}
+
+/// Where the environment wants spans to go. A sidecar that cannot obey says so and works without.
+fn spans() -> Option<otlp::Config> {
+    otlp::Config::from_variables(|name| std::env::var(name).ok()).unwrap_or_else(|error| {
+        tracing::error!(%error, "no spans are exported");
+        None
+    })
+}
+
+async fn publish(args: PublishArgs) -> Result<(), Failure> {
+    crate::logging::start(&args.log_level);
+    let access = match &args.amqp {
+        Some(uri) => config::fixed_access(BrokerAccess::from_uri(uri)?),
+        None => config::watch_access(args.broker, args.vhost)?,
+    };
+    let mut ports = Ports::pod();
+    ports.admin.set_port(args.admin_port);
+    ports.local.set_port(args.local_port);
+    Ok(app::publish_only(access, &args.pod_name, ports).await?)
+}
+
+fn local_config(args: &LocalArgs) -> Result<SidecarConfig, Failure> {
+    if let Some(path) = &args.config {
+        return Ok(config::read_config(path)?);
+    }
+    let endpoint: http::Uri = args.handler.parse().map_err(|_| {
+        Endpoint::parse(&args.handler).err().map_or_else(|| "no handler".to_owned(), |e| e.to_string())
+    })?;
+    let queue_type = if args.classic { QueueType::Classic } else { QueueType::Quorum };
+    Ok(SidecarConfig {
+        namespace: "local".to_owned(),
+        worker: "local".to_owned(),
+        queue: QueueConfig {
+            name: args.queue.clone().unwrap_or_default(),
+            queue_type,
+            vhost: None,
+            retry_delays_seconds: args.retry_delays_seconds.clone(),
+            max_attempts: args.max_attempts,
+            consumer_timeout_seconds: None,
+        },
+        handler: HandlerConfig {
+            path: endpoint.path().to_owned(),
+            timeout_seconds: args.timeout_seconds,
+            reply: args.reply,
+            max_body_bytes: args.max_body_bytes,
+            batch: args.batch.map(|max_messages| BatchConfig {
+                max_messages: max_messages.min(args.prefetch),
+                max_wait_milliseconds: args.batch_wait_milliseconds,
+            }),
+        },
+        consumer: ConsumerConfig {
+            prefetch: args.prefetch,
+            concurrency: args.concurrency.unwrap_or(args.prefetch).min(args.prefetch),
+            paused: false,
+            prefetch_mode: if args.auto_prefetch { PrefetchMode::Auto } else { PrefetchMode::Fixed },
+            ordering_key: args.ordering_key.clone(),
+        },
+    })
+}
+
+async fn declare_queue(access: &BrokerAccess, config: &SidecarConfig, classic: bool) -> Result<(), Failure> {
+    let delays = config
+        .queue
+        .retry_delays_seconds
+        .iter()
+        .map(|delay| i32::try_from(*delay))
+        .collect::<Result<_, _>>()?;
+    let spec = QueueSpec {
+        queue_type: if classic { QueueType::Classic } else { QueueType::Quorum },
+        retry: Retry { delays_seconds: delays, max_attempts: i32::try_from(config.queue.max_attempts)? },
+        ..QueueSpec::default()
+    };
+    let connection = connect(access, 0, &ConnectOptions::named("warren-sidecar local declare")).await?;
+    let channel = connection.create_channel().await?;
+    declare::declare(&channel, &topology::plan(&config.queue.name, &spec)).await?;
+    connection.close(200, "declared".into()).await?;
+    Ok(())
+}

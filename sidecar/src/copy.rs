@@ -1,0 +1,242 @@
+//! The properties of a copy that goes to the retry or dead-letter queue: everything of the original but what would lose the
+//! copy, multiply it, or make the broker take it for a cycle.
+
+use http::HeaderValue;
+use warren_api::headers;
+use warren_broker::lapin::BasicProperties;
+use warren_broker::lapin::types::{AMQPValue, FieldTable, ShortString};
+
+use crate::core::Copy;
+use crate::handler::trace::TRACEPARENT;
+use crate::message::Message;
+
+/// The longest text of why a message is dead: header frames have a size limit.
+const LONGEST_DETAIL: usize = 1024;
+
+/// Headers that the broker sets or acts on, which a copy must not carry.
+fn is_dropped(name: &str) -> bool {
+    matches!(name, "CC" | "BCC" | "x-death" | "x-delivery-count")
+        || name.starts_with("x-first-death-")
+        || name.starts_with("x-last-death-")
+        || matches!(name, headers::DEAD_REASON | headers::DEAD_DETAIL | headers::ORIGIN_QUEUE)
+}
+
+/// The properties of a copy of `message`, which was consumed from `queue`. A message without an id gets `fresh_id`, so that
+/// the handler can tell its attempts from other messages.
+pub fn properties(
+    message: &Message,
+    copy: &Copy,
+    queue: &str,
+    fresh_id: impl FnOnce() -> String,
+) -> BasicProperties {
+    let original = &message.properties;
+    let mut table = FieldTable::default();
+    if let Some(given) = original.headers() {
+        for (name, value) in given.inner() {
+            if !is_dropped(name.as_str()) {
+                table.insert(name.clone(), value.clone());
+            }
+        }
+    }
+    set_text_once(&mut table, headers::ORIGIN_EXCHANGE, &message.exchange);
+    set_text_once(&mut table, headers::ORIGIN_ROUTING_KEY, &message.routing_key);
+    if let Some(expiration) = original.expiration() {
+        set_text_once(&mut table, headers::ORIGINAL_EXPIRATION, expiration.as_str());
+    }
+    if let Some(user) = original.user_id() {
+        set_text_once(&mut table, headers::ORIGINAL_USER_ID, user.as_str());
+    }
+    match copy {
+        Copy::Retry { attempts, .. } => set_attempts(&mut table, *attempts),
+        Copy::Dead { reason, detail, attempts } => {
+            set_attempts(&mut table, *attempts);
+            set_text(&mut table, headers::DEAD_REASON, reason.as_str());
+            set_text(&mut table, headers::DEAD_DETAIL, cut(detail, LONGEST_DETAIL));
+            set_text(&mut table, headers::ORIGIN_QUEUE, queue);
+        }
+        Copy::Reply => {}
+    }
+    let mut properties = BasicProperties::default().with_headers(table).with_delivery_mode(2);
+    let id = original.message_id().clone().filter(|id| !id.as_str().is_empty());
+    properties = properties.with_message_id(id.unwrap_or_else(|| short(&fresh_id())));
+    macro_rules! keep {
+        ($($get:ident $with:ident),*) => {
+            $(if let Some(value) = original.$get() { properties = properties.$with(value.clone()); })*
+        };
+    }
+    keep!(
+        content_type with_content_type, content_encoding with_content_encoding, priority with_priority,
+        correlation_id with_correlation_id, reply_to with_reply_to, timestamp with_timestamp, kind with_type,
+        app_id with_app_id, cluster_id with_cluster_id
+    );
+    properties
+}
+
+/// The properties of a reply to a message's `reply_to`.
+pub fn reply_properties(message: &Message, content_type: Option<&HeaderValue>, id: &str) -> BasicProperties {
+    let mut properties = BasicProperties::default().with_delivery_mode(2).with_message_id(short(id));
+    if let Some(correlation) = message.properties.correlation_id() {
+        properties = properties.with_correlation_id(correlation.clone());
+    }
+    if let Some(content_type) = content_type.and_then(|value| value.to_str().ok()) {
+        properties = properties.with_content_type(short(content_type));
+    }
+    if let Some(trace) = message.header(TRACEPARENT) {
+        let mut table = FieldTable::default();
+        set_text(&mut table, TRACEPARENT, trace);
+        properties = properties.with_headers(table);
+    }
+    properties
+}
+
+fn set_attempts(table: &mut FieldTable, attempts: u32) {
+    let attempts = i32::try_from(attempts).unwrap_or(i32::MAX);
+    table.insert(short(headers::ATTEMPTS), AMQPValue::LongInt(attempts));
+}
+
+fn set_text(table: &mut FieldTable, name: &str, value: &str) {
+    table.insert(short(name), AMQPValue::LongString(value.into()));
+}
+
+fn set_text_once(table: &mut FieldTable, name: &str, value: &str) {
+    if !table.inner().contains_key(name) {
+        set_text(table, name, value);
+    }
+}
+
+/// Text for a field of at most 255 bytes.
+pub fn short(text: &str) -> ShortString {
+    ShortString::try_new(cut(text, 255)).unwrap_or_default()
+}
+
+/// At most so many bytes of a text, never half a character.
+pub fn cut(text: &str, most: usize) -> &str {
+    let mut end = text.len().min(most);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::DeadReason;
+    use bytes::Bytes;
+
+    fn message(properties: BasicProperties) -> Message {
+        Message::new("shop".into(), "order.new".into(), false, properties, Bytes::from_static(b"body"))
+    }
+
+    fn headers(pairs: &[(&str, AMQPValue)]) -> BasicProperties {
+        let mut table = FieldTable::default();
+        for (name, value) in pairs {
+            table.insert(short(name), value.clone());
+        }
+        BasicProperties::default().with_headers(table)
+    }
+
+    fn long(text: &str) -> AMQPValue {
+        AMQPValue::LongString(text.into())
+    }
+
+    fn retry(properties: BasicProperties) -> BasicProperties {
+        let copy = Copy::Retry { delay_seconds: Some(5), attempts: 1 };
+        super::properties(&message(properties), &copy, "orders", || "fresh".to_owned())
+    }
+
+    fn dead(properties: BasicProperties, detail: &str) -> BasicProperties {
+        let copy = Copy::Dead { reason: DeadReason::Exhausted, detail: detail.to_owned(), attempts: 3 };
+        super::properties(&message(properties), &copy, "orders", || "fresh".to_owned())
+    }
+
+    fn get(properties: &BasicProperties, name: &str) -> Option<String> {
+        crate::message::text(properties.headers().as_ref().unwrap(), name).map(str::to_owned)
+    }
+
+    #[test]
+    fn expiration_moves_to_a_header_and_the_first_one_is_kept() {
+        let copy = retry(BasicProperties::default().with_expiration("100".into()));
+        assert_eq!(*copy.expiration(), None);
+        assert_eq!(get(&copy, headers::ORIGINAL_EXPIRATION).as_deref(), Some("100"));
+        assert_eq!(get(&retry(copy), headers::ORIGINAL_EXPIRATION).as_deref(), Some("100"));
+    }
+
+    #[test]
+    fn user_id_moves_to_a_header() {
+        let copy = retry(BasicProperties::default().with_user_id("guest".into()));
+        assert_eq!(*copy.user_id(), None);
+        assert_eq!(get(&copy, headers::ORIGINAL_USER_ID).as_deref(), Some("guest"));
+    }
+
+    #[test]
+    fn what_multiplies_a_copy_or_looks_like_a_cycle_is_dropped() {
+        let names =
+            ["CC", "BCC", "x-death", "x-first-death-queue", "x-last-death-reason", "x-delivery-count"];
+        let pairs: Vec<_> = names.iter().map(|name| (*name, long("v"))).collect();
+        let copy = retry(headers(&pairs));
+        for name in names {
+            assert_eq!(get(&copy, name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn all_other_properties_and_headers_stay() {
+        let original = headers(&[("x-customer", long("7")), ("count", AMQPValue::LongInt(3))])
+            .with_content_type("text/plain".into())
+            .with_content_encoding("gzip".into())
+            .with_priority(4)
+            .with_correlation_id("c".into())
+            .with_reply_to("r".into())
+            .with_message_id("m".into())
+            .with_timestamp(1)
+            .with_type("t".into())
+            .with_app_id("a".into())
+            .with_delivery_mode(1);
+        let copy = retry(original.clone());
+        assert_eq!(copy.content_type(), original.content_type());
+        assert_eq!(copy.content_encoding(), original.content_encoding());
+        assert_eq!(copy.priority(), original.priority());
+        assert_eq!(copy.correlation_id(), original.correlation_id());
+        assert_eq!(copy.reply_to(), original.reply_to());
+        assert_eq!(copy.message_id(), original.message_id());
+        assert_eq!(copy.timestamp(), original.timestamp());
+        assert_eq!(copy.kind(), original.kind());
+        assert_eq!(copy.app_id(), original.app_id());
+        assert_eq!(*copy.delivery_mode(), Some(2));
+        assert_eq!(get(&copy, "x-customer").as_deref(), Some("7"));
+        let table = copy.headers().as_ref().unwrap();
+        assert_eq!(crate::message::integer(table, "count"), Some(3));
+        assert_eq!(crate::message::integer(table, headers::ATTEMPTS), Some(1));
+    }
+
+    #[test]
+    fn the_origin_is_set_on_the_first_copy_only() {
+        let first = retry(BasicProperties::default());
+        assert_eq!(get(&first, headers::ORIGIN_EXCHANGE).as_deref(), Some("shop"));
+        let second = Message::new(String::new(), "orders".into(), false, first, Bytes::new());
+        let copy = Copy::Retry { delay_seconds: Some(5), attempts: 2 };
+        let second = super::properties(&second, &copy, "orders", String::new);
+        assert_eq!(get(&second, headers::ORIGIN_EXCHANGE).as_deref(), Some("shop"));
+        assert_eq!(get(&second, headers::ORIGIN_ROUTING_KEY).as_deref(), Some("order.new"));
+        assert_eq!(second.message_id().as_ref().unwrap().as_str(), "fresh", "and so is the id");
+    }
+
+    #[test]
+    fn a_replayed_message_that_fails_again_climbs_from_the_start_and_says_nothing_of_its_old_death() {
+        let replayed = message(dead(BasicProperties::default(), "first death"));
+        assert_eq!(replayed.attempts, 0);
+        let copy = Copy::Retry { delay_seconds: Some(5), attempts: 1 };
+        let again = super::properties(&replayed, &copy, "orders", String::new);
+        assert_eq!(get(&again, headers::DEAD_REASON), None);
+        assert_eq!(get(&again, headers::DEAD_DETAIL), None);
+    }
+
+    #[test]
+    fn a_dead_copy_says_why_and_its_text_is_cut_between_characters() {
+        let copy = dead(BasicProperties::default(), &"ä".repeat(4000));
+        assert_eq!(get(&copy, headers::DEAD_REASON).as_deref(), Some("attempts-exhausted"));
+        assert_eq!(get(&copy, headers::ORIGIN_QUEUE).as_deref(), Some("orders"));
+        assert_eq!(get(&copy, headers::DEAD_DETAIL).unwrap().len(), LONGEST_DETAIL);
+    }
+}

@@ -1,0 +1,278 @@
+//! What answers do: the handler's, the application's late ones, and the broker's to a published copy.
+
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use super::breaker::{Change, PROBES};
+use super::engine::Engine;
+use super::event::{
+    Answers, CallId, Copy, DeadReason, DeliveryId, Effect, Failure, LateReply, Observation, Outcome,
+    PublishResult, Time, Verdict,
+};
+use super::settings::Rung;
+use super::window::State;
+
+/// The longest that a message of an ordering key waits in place for its next attempt.
+const LONGEST_IN_PLACE: Duration = Duration::from_secs(60);
+
+impl Engine {
+    pub(super) fn answered(&mut self, call: CallId, answers: Answers, now: Time, effects: &mut Vec<Effect>) {
+        let Some(ended) = self.calls.remove(&call) else { return };
+        self.auto.called(now.saturating_sub(ended.started), ended.deliveries.len());
+        let mut each = match answers {
+            Answers::Each(verdicts) => {
+                for (verdict, (id, _)) in verdicts.iter().zip(&ended.deliveries) {
+                    self.judge_handler(verdict, Some(*id), now, effects);
+                }
+                verdicts.into_iter()
+            }
+            Answers::All(verdict) => {
+                // One answer is one piece of news about the application, however many messages it is for.
+                self.judge_handler(&verdict, ended.deliveries.first().map(|(id, _)| *id), now, effects);
+                vec![verdict; ended.deliveries.len()].into_iter()
+            }
+        };
+        // What is tried again at once goes back in its old order, so the last is put back first.
+        let verdicts: Vec<_> = ended.deliveries.iter().map(|_| each.next()).collect();
+        for ((id, key), verdict) in ended.deliveries.into_iter().zip(verdicts).rev() {
+            let verdict = verdict.unwrap_or_else(|| {
+                let detail = "the handler's answer has no outcome for this message".to_owned();
+                Verdict::Retry(Failure { detail, ..Failure::default() })
+            });
+            let current = self.generation.is_some()
+                && matches!(self.window.get_mut(id), Some(slot) if slot.state == State::Running { call });
+            if current {
+                self.conclude(id, verdict, now, effects);
+            } else {
+                self.ready.release(key);
+                effects.push(Effect::Observe(Observation::Stale));
+            }
+        }
+    }
+
+    /// What an answer says about the application rather than about the message.
+    fn judge_handler(
+        &mut self,
+        verdict: &Verdict,
+        id: Option<DeliveryId>,
+        now: Time,
+        effects: &mut Vec<Effect>,
+    ) {
+        let identity = id.and_then(|id| self.window.get_mut(id)).and_then(|slot| slot.incoming.identity);
+        let change = match verdict {
+            Verdict::Ack | Verdict::Reply | Verdict::Later | Verdict::DeadLetter { .. } => {
+                self.throttle.succeeded();
+                self.breaker.succeeded()
+            }
+            Verdict::Retry(failure) => self.breaker.failed(identity, failure.status, now, self.seed),
+            Verdict::NotNow { after, status } => {
+                let running = self.calls.len() + 1;
+                self.throttle.not_now(running, *after, now);
+                if *status == 503 {
+                    self.breaker.failed(identity, Some(*status), now, self.seed)
+                } else {
+                    Change::None
+                }
+            }
+            Verdict::Unreached => {
+                if self.handler.refused(now) {
+                    effects.push(Effect::Observe(Observation::HandlerDown));
+                }
+                Change::None
+            }
+        };
+        match change {
+            Change::None => {}
+            Change::Opened(status) => effects.push(Effect::Observe(Observation::BreakerOpened { status })),
+            Change::Closed => {
+                self.throttle.restart();
+                effects.push(Effect::Observe(Observation::BreakerClosed));
+            }
+        }
+    }
+
+    /// Applies a verdict to a delivery that was at the handler.
+    fn conclude(&mut self, id: DeliveryId, verdict: Verdict, now: Time, effects: &mut Vec<Effect>) {
+        match verdict {
+            Verdict::Ack => self.finish(id, Outcome::Ack, now, effects),
+            Verdict::Reply => self.publish(id, Copy::Reply, 0, effects),
+            Verdict::Retry(failure) if self.breaker.open_since().is_some() => {
+                self.probe_failed(id, &failure, now, effects);
+            }
+            Verdict::Retry(failure) => self.failed(id, &failure, now, effects),
+            Verdict::DeadLetter { reason, detail } => {
+                let attempts = self.attempts_with_this(id);
+                self.publish(id, Copy::Dead { reason, detail, attempts }, 0, effects);
+            }
+            Verdict::NotNow { .. } | Verdict::Unreached => self.call_again(id, false),
+            Verdict::Later => {
+                let deadline = now + self.settings.late_timeout;
+                if let Some(slot) = self.window.get_mut(id) {
+                    slot.state = State::Later { deadline };
+                    self.late += 1;
+                    self.timers.push(Reverse((deadline, id)));
+                }
+            }
+        }
+    }
+
+    fn attempts_with_this(&mut self, id: DeliveryId) -> u32 {
+        self.window
+            .get_mut(id)
+            .map_or(1, |slot| slot.incoming.attempts.saturating_add(slot.local_attempts).saturating_add(1))
+    }
+
+    /// An attempt failed: up the ladder, or out. A message of an ordering key waits in place and holds its key.
+    fn failed(&mut self, id: DeliveryId, failure: &Failure, now: Time, effects: &mut Vec<Effect>) {
+        let attempts = self.attempts_with_this(id);
+        match self.settings.ladder.after(attempts, failure.after) {
+            Rung::Exhausted => {
+                let detail = failure.detail.clone();
+                self.publish(id, Copy::Dead { reason: DeadReason::Exhausted, detail, attempts }, 0, effects);
+            }
+            Rung::Delay(seconds) => {
+                let Some(slot) = self.window.get_mut(id) else { return };
+                if slot.incoming.key.is_some() {
+                    slot.local_attempts += 1;
+                    let until = now + Duration::from_secs(u64::from(seconds)).min(LONGEST_IN_PLACE);
+                    slot.state = State::Waiting { until };
+                    self.timers.push(Reverse((until, id)));
+                } else {
+                    self.publish(id, Copy::Retry { delay_seconds: Some(seconds), attempts }, 0, effects);
+                }
+            }
+        }
+    }
+
+    /// A failure while the breaker is open is no attempt. After three of them it is the message's own fault if others have
+    /// succeeded meanwhile, else it makes room for another to be tried.
+    fn probe_failed(&mut self, id: DeliveryId, failure: &Failure, now: Time, effects: &mut Vec<Effect>) {
+        let successes = self.breaker.successes;
+        let first_rung = self.settings.ladder.delays_seconds.first().copied();
+        let Some(slot) = self.window.get_mut(id) else { return };
+        if slot.probe_failures == 0 {
+            slot.successes_then = successes;
+        }
+        slot.probe_failures = slot.probe_failures.saturating_add(1);
+        let alone = slot.probe_failures < PROBES;
+        let others_succeeded = successes > slot.successes_then;
+        let (attempts, keyed) = (slot.incoming.attempts, slot.incoming.key.is_some());
+        if alone || (keyed && !others_succeeded) {
+            self.call_again(id, true);
+        } else if others_succeeded {
+            self.failed(id, failure, now, effects);
+        } else {
+            self.publish(id, Copy::Retry { delay_seconds: first_rung, attempts }, 0, effects);
+        }
+    }
+
+    /// Back among those that wait for a call, with nothing counted.
+    fn call_again(&mut self, id: DeliveryId, after_others: bool) {
+        if let Some(slot) = self.window.get_mut(id) {
+            slot.state = State::Received;
+            if after_others {
+                self.ready.put_last(id);
+            } else {
+                self.ready.put_back(id);
+            }
+        }
+    }
+
+    pub(super) fn publish(&mut self, id: DeliveryId, copy: Copy, tries: u32, effects: &mut Vec<Effect>) {
+        if let Some(slot) = self.window.get_mut(id) {
+            slot.state = State::Publishing { copy: copy.clone(), tries };
+            effects.push(Effect::Publish { id, copy });
+        }
+    }
+
+    /// The broker's answer to a copy: only a confirmed one lets its delivery be acknowledged.
+    pub(super) fn published(
+        &mut self,
+        id: DeliveryId,
+        result: PublishResult,
+        now: Time,
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.generation.is_none() {
+            return;
+        }
+        let Some(slot) = self.window.get_mut(id) else { return };
+        let State::Publishing { copy, tries } = &slot.state else { return };
+        let (copy, tries) = (copy.clone(), *tries);
+        let outcome = match copy {
+            Copy::Retry { .. } => Outcome::Retry,
+            Copy::Dead { .. } => Outcome::DeadLetter,
+            Copy::Reply => Outcome::Ack,
+        };
+        match result {
+            PublishResult::Confirmed => self.finish(id, outcome, now, effects),
+            PublishResult::Unroutable if copy == Copy::Reply => {
+                // Whoever asked is gone. The work is done all the same and must not be done again.
+                effects.push(Effect::Observe(Observation::ReplyUnroutable));
+                self.finish(id, outcome, now, effects);
+            }
+            PublishResult::Unroutable | PublishResult::Failed => {
+                let dead = matches!(copy, Copy::Dead { .. });
+                effects.push(Effect::Observe(Observation::Unpublished { result, dead }));
+                let until = now + self.pause_of(tries);
+                if let Some(slot) = self.window.get_mut(id) {
+                    slot.state = State::Unpublished { copy, tries: tries + 1, until };
+                    self.timers.push(Reverse((until, id)));
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self, id: DeliveryId, outcome: Outcome, now: Time, effects: &mut Vec<Effect>) {
+        let key = self.window.finish(id, now);
+        self.ready.release(key);
+        effects.push(Effect::Forget { id });
+        effects.push(Effect::Observe(Observation::Settled(outcome)));
+    }
+
+    /// The application ends a delivery that it had answered with `later`.
+    pub(super) fn late_answer(
+        &mut self,
+        id: DeliveryId,
+        verdict: Verdict,
+        now: Time,
+        effects: &mut Vec<Effect>,
+    ) {
+        let reply = self.late_state(id);
+        effects.push(Effect::Late(reply));
+        if reply == LateReply::Accepted {
+            self.late -= 1;
+            self.judge_handler(&verdict, Some(id), now, effects);
+            self.conclude(id, verdict, now, effects);
+        }
+    }
+
+    /// A timer of a delivery has run out; it may have been set for a state that is over.
+    pub(super) fn expired(&mut self, id: DeliveryId, now: Time, effects: &mut Vec<Effect>) {
+        let Some(slot) = self.window.get_mut(id) else { return };
+        match &slot.state {
+            State::Waiting { until } if now >= *until => self.call_again(id, false),
+            State::Unpublished { copy, tries, until } if now >= *until => {
+                let (copy, tries) = (copy.clone(), *tries);
+                self.publish(id, copy, tries, effects);
+            }
+            State::Later { deadline } if now >= *deadline => {
+                self.late -= 1;
+                let detail =
+                    "the application answered \"later\" and then neither ended nor extended the delivery"
+                        .to_owned();
+                let verdict = Verdict::Retry(Failure { detail, ..Failure::default() });
+                self.judge_handler(&verdict, Some(id), now, effects);
+                self.conclude(id, verdict, now, effects);
+            }
+            State::Waiting { .. }
+            | State::Unpublished { .. }
+            | State::Later { .. }
+            | State::Received
+            | State::Running { .. }
+            | State::Publishing { .. }
+            | State::Finished { .. }
+            | State::Settled => {}
+        }
+    }
+}

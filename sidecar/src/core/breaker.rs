@@ -1,0 +1,205 @@
+//! An outage is not poison: when most recent answers are failures, it is the application that is broken, not the messages.
+//!
+//! Closed, the breaker counts. Open, messages are held and one at a time is tried with growing pauses; nothing counts as an
+//! attempt. One success closes it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::backoff::Backoff;
+use super::event::Time;
+
+/// How many recent answers are looked at.
+pub const SAMPLES: usize = 20;
+/// The share of failures among them that opens the breaker, in percent.
+pub const SHARE_PERCENT: usize = 80;
+/// A few poison messages that come again and again are no outage: this many different ones must have failed.
+const DISTINCT: usize = 3;
+/// How many probes a message may fail before others' success makes the failure its own.
+pub const PROBES: u8 = 3;
+
+/// One recent answer.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    failed: bool,
+    status: Option<u16>,
+    /// The message's identity; messages without an id count as different ones.
+    identity: Option<u64>,
+}
+
+/// What the answers of late say about the application.
+#[derive(Debug)]
+pub(super) struct Breaker {
+    recent: VecDeque<Sample>,
+    open: Option<Open>,
+    /// Successes ever: tells whether anything has succeeded since some moment.
+    pub successes: u64,
+}
+
+#[derive(Debug)]
+struct Open {
+    since: Time,
+    next_probe: Time,
+    backoff: Backoff,
+    status: Option<u16>,
+}
+
+/// What an answer did to the breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Nothing.
+    None,
+    /// It opened; the status that most failures had.
+    Opened(Option<u16>),
+    /// It closed.
+    Closed,
+}
+
+impl Breaker {
+    pub fn new() -> Self {
+        Self { recent: VecDeque::with_capacity(SAMPLES), open: None, successes: 0 }
+    }
+
+    /// Since when it is open.
+    pub fn open_since(&self) -> Option<Time> {
+        self.open.as_ref().map(|open| open.since)
+    }
+
+    /// When the next message may be tried, while it is open.
+    pub fn next_probe(&self) -> Option<Time> {
+        self.open.as_ref().map(|open| open.next_probe)
+    }
+
+    /// The status that most failures had when it opened.
+    pub fn status(&self) -> Option<u16> {
+        self.open.as_ref().and_then(|open| open.status)
+    }
+
+    /// The application took a message and dealt with it, be it by refusing it.
+    pub fn succeeded(&mut self) -> Change {
+        self.successes += 1;
+        if self.open.take().is_some() {
+            self.recent.clear();
+            return Change::Closed;
+        }
+        self.record(Sample { failed: false, status: None, identity: None });
+        Change::None
+    }
+
+    /// The application failed on a message.
+    pub fn failed(&mut self, identity: Option<u64>, status: Option<u16>, now: Time, seed: u64) -> Change {
+        self.record(Sample { failed: true, status, identity });
+        if let Some(open) = &mut self.open {
+            // Calls that were on the way when it opened are no probes.
+            if now < open.next_probe {
+                return Change::None;
+            }
+            open.next_probe = now + open.backoff.pause();
+            open.status = status;
+            return Change::None;
+        }
+        if !self.is_outage() {
+            return Change::None;
+        }
+        let status = self.common_status();
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30), seed);
+        self.open = Some(Open { since: now, next_probe: now + backoff.pause(), backoff, status });
+        Change::Opened(status)
+    }
+
+    fn record(&mut self, sample: Sample) {
+        if self.recent.len() == SAMPLES {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(sample);
+    }
+
+    fn is_outage(&self) -> bool {
+        let failures: Vec<&Sample> = self.recent.iter().filter(|sample| sample.failed).collect();
+        if self.recent.len() < SAMPLES || failures.len() * 100 < SAMPLES * SHARE_PERCENT {
+            return false;
+        }
+        let mut known: Vec<u64> = failures.iter().filter_map(|sample| sample.identity).collect();
+        let anonymous = failures.len() - known.len();
+        known.sort_unstable();
+        known.dedup();
+        known.len() + anonymous >= DISTINCT
+    }
+
+    fn common_status(&self) -> Option<u16> {
+        let mut statuses: Vec<u16> =
+            self.recent.iter().filter(|sample| sample.failed).filter_map(|sample| sample.status).collect();
+        statuses.sort_unstable();
+        statuses.chunk_by(|a, b| a == b).max_by_key(|run| run.len()).and_then(|run| run.first().copied())
+    }
+}
+
+/// Whether a status says that the handler's address or permissions are wrong, rather than its work.
+pub fn is_misconfigured(status: u16) -> bool {
+    matches!(status, 401 | 403 | 404 | 405 | 431)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fail(breaker: &mut Breaker, identity: u64) -> Change {
+        breaker.failed(Some(identity), Some(500), Time::ZERO, 1)
+    }
+
+    #[test]
+    fn it_opens_when_eighty_percent_of_the_last_twenty_failed() {
+        let mut breaker = Breaker::new();
+        for _ in 0..4 {
+            breaker.succeeded();
+        }
+        for n in 0..15 {
+            assert_eq!(fail(&mut breaker, n), Change::None);
+        }
+        assert_eq!(fail(&mut breaker, 15), Change::Opened(Some(500)));
+    }
+
+    #[test]
+    fn a_fifth_of_successes_and_more_keeps_it_closed() {
+        let mut breaker = Breaker::new();
+        for n in 0..200 {
+            let change = if n % 4 == 0 { breaker.succeeded() } else { fail(&mut breaker, n) };
+            assert_eq!(change, Change::None);
+        }
+    }
+
+    #[test]
+    fn one_poison_message_that_comes_again_and_again_is_no_outage() {
+        let mut breaker = Breaker::new();
+        for n in 0..200 {
+            assert_eq!(fail(&mut breaker, n % 2), Change::None);
+        }
+    }
+
+    #[test]
+    fn a_success_closes_it_and_forgets_the_past() {
+        let mut breaker = Breaker::new();
+        for n in 0..20 {
+            fail(&mut breaker, n);
+        }
+        assert!(breaker.open_since().is_some());
+        assert_eq!(breaker.succeeded(), Change::Closed);
+        assert_eq!(fail(&mut breaker, 99), Change::None);
+    }
+
+    #[test]
+    fn probes_come_with_growing_pauses_of_at_most_half_a_minute() {
+        let mut breaker = Breaker::new();
+        for n in 0..20 {
+            fail(&mut breaker, n);
+        }
+        let mut now = Time::ZERO;
+        for n in 0..20 {
+            let next = breaker.next_probe().unwrap();
+            assert!(next > now && next - now <= Duration::from_secs(30));
+            now = next;
+            breaker.failed(Some(n), None, now, 1);
+        }
+        assert!(now > Duration::from_secs(200));
+    }
+}

@@ -1,0 +1,337 @@
+//! The engine: one `step` takes an event and the time and appends what is to be done.
+//!
+//! After every event the engine looks at itself as a whole, in this order: time-outs, acknowledgements, subscription, what is
+//! given back, calls, the end of a drain. So no event needs to know what others may have made possible.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::time::Duration;
+
+use super::backoff::{Backoff, mix};
+use super::breaker::Breaker;
+use super::event::{
+    CallId, Called, Copy, DeadReason, DeliveryId, Effect, Event, Incoming, LateReply, Observation, Time,
+};
+use super::flow::{Drain, Handler, Subscription};
+use super::prefetch::AutoPrefetch;
+use super::ready::Ready;
+use super::settings::Settings;
+use super::throttle::Throttle;
+use super::window::{State, Window};
+
+/// The share of the broker's delivery time-out after which a held delivery is warned of, in percent.
+const HELD_LONG_PERCENT: u32 = 80;
+
+/// A call that runs, also when the channel of its deliveries is gone.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub deliveries: Vec<(DeliveryId, Option<u64>)>,
+    pub started: Time,
+}
+
+/// The consumer engine of one queue.
+#[derive(Debug)]
+pub struct Engine {
+    pub(super) settings: Settings,
+    pub(super) seed: u64,
+    /// The channel, while there is one.
+    pub(super) generation: Option<u64>,
+    pub(super) subscription: Subscription,
+    pub(super) window: Window,
+    pub(super) ready: Ready,
+    pub(super) calls: HashMap<CallId, Call>,
+    next_call: u64,
+    /// Deliveries that the application goes on with after its answer.
+    pub(super) late: usize,
+    pub(super) handler: Handler,
+    pub(super) breaker: Breaker,
+    pub(super) throttle: Throttle,
+    pub(super) auto: AutoPrefetch,
+    /// When to look again at single deliveries; entries may be stale.
+    pub(super) timers: BinaryHeap<Reverse<(Time, DeliveryId)>>,
+    pub(super) drain: Drain,
+    pub(super) terminating: bool,
+    wake: Option<Time>,
+}
+
+/// A few numbers for gauges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Deliveries that are not settled.
+    pub unsettled: usize,
+    /// Messages at the handler.
+    pub in_flight: usize,
+    /// The window asked of the broker; 0 while not consuming.
+    pub prefetch: u16,
+    /// Whether the handler accepts connections.
+    pub handler_accepts: bool,
+    /// Whether the breaker is open, and the status that most failures had (0: none).
+    pub breaker: Option<u16>,
+    /// Whether a drain goes on or has ended.
+    pub draining: bool,
+    /// Whether deliveries come in.
+    pub consuming: bool,
+}
+
+impl Engine {
+    /// An engine that has no channel and does not know its handler yet. The seed spreads the pauses of many sidecars.
+    pub fn new(settings: Settings, seed: u64) -> Self {
+        Self {
+            throttle: Throttle::new(settings.concurrency, mix(seed)),
+            settings,
+            seed,
+            generation: None,
+            subscription: Subscription::None,
+            window: Window::default(),
+            ready: Ready::default(),
+            calls: HashMap::new(),
+            next_call: 0,
+            late: 0,
+            handler: Handler::new(seed),
+            breaker: Breaker::new(),
+            auto: AutoPrefetch::default(),
+            timers: BinaryHeap::new(),
+            drain: Drain::No,
+            terminating: false,
+            wake: None,
+        }
+    }
+
+    /// Takes an event in and appends what is to be done because of it.
+    pub fn step(&mut self, event: Event, now: Time, effects: &mut Vec<Effect>) {
+        match event {
+            Event::Configured(settings) => self.configured(*settings),
+            Event::Opened { generation } => self.opened(generation),
+            Event::Lost { generation } => self.lost(generation, effects),
+            Event::Subscribed { generation } => self.subscribed(generation, now),
+            Event::Unsubscribed { generation } => self.unsubscribed(generation),
+            Event::Delivered(incoming) => self.delivered(incoming, now, effects),
+            Event::Answered { call, answers } => self.answered(call, answers, now, effects),
+            Event::Published { id, result } => self.published(id, result, now, effects),
+            Event::LateAnswer { id, verdict } => self.late_answer(id, verdict, now, effects),
+            Event::Extended { id } => self.extended(id, now, effects),
+            Event::HandlerPort { accepting } => self.handler_port(accepting, effects),
+            Event::Drain => self.begin_drain(now, effects),
+            Event::Terminate => self.terminate(now, effects),
+            Event::Tick => {}
+        }
+        self.evaluate(now, effects);
+    }
+
+    /// When to call [`Self::step`] with [`Event::Tick`] if nothing happens before.
+    pub fn next_wake(&self) -> Option<Time> {
+        self.wake
+    }
+
+    /// The state in numbers.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            unsettled: self.window.unsettled(),
+            in_flight: self.at_work(),
+            prefetch: self.subscription.prefetch().unwrap_or(0),
+            handler_accepts: self.handler.is_up(),
+            breaker: self.breaker.open_since().map(|_| self.breaker.status().unwrap_or(0)),
+            draining: !matches!(self.drain, Drain::No),
+            consuming: matches!(self.subscription, Subscription::Active { .. }),
+        }
+    }
+
+    fn at_work(&self) -> usize {
+        self.calls.values().map(|call| call.deliveries.len()).sum::<usize>() + self.late
+    }
+
+    fn configured(&mut self, settings: Settings) {
+        self.throttle.set_ceiling(settings.concurrency);
+        self.settings = settings;
+    }
+
+    fn opened(&mut self, generation: u64) {
+        self.generation = Some(generation);
+        self.subscription = Subscription::None;
+        self.window = Window::new(generation);
+        self.late = 0;
+        self.timers.clear();
+    }
+
+    fn lost(&mut self, generation: u64, effects: &mut Vec<Effect>) {
+        if self.generation != Some(generation) {
+            return;
+        }
+        self.generation = None;
+        self.subscription = Subscription::None;
+        self.window = Window::new(generation);
+        self.late = 0;
+        self.timers.clear();
+        let busy: Vec<u64> = self.busy_keys().collect();
+        self.ready.rebuild(Vec::new(), busy.into_iter());
+        effects.push(Effect::ForgetAll { generation });
+    }
+
+    /// The keys of calls that run, whatever became of their channel.
+    pub(super) fn busy_keys(&self) -> impl Iterator<Item = u64> {
+        self.calls.values().flat_map(|call| call.deliveries.iter().filter_map(|(_, key)| *key))
+    }
+
+    fn delivered(&mut self, mut incoming: Incoming, now: Time, effects: &mut Vec<Effect>) {
+        if incoming.oversized.is_some() {
+            // It never comes to a call, so it has no place in its key's order.
+            incoming.key = None;
+        }
+        let (id, key, oversized, attempts) =
+            (incoming.id, incoming.key, incoming.oversized, incoming.attempts);
+        if self.generation != Some(id.generation) || !self.window.push(incoming, now) {
+            return;
+        }
+        match oversized {
+            None => self.ready.push(id, key),
+            Some(bytes) => {
+                let detail =
+                    format!("the body has {bytes} bytes, which is more than handler.http.maxBodyBytes");
+                self.publish(id, Copy::Dead { reason: DeadReason::TooLarge, detail, attempts }, 0, effects);
+            }
+        }
+    }
+
+    fn extended(&mut self, id: DeliveryId, now: Time, effects: &mut Vec<Effect>) {
+        let reply = self.late_state(id);
+        if reply == LateReply::Accepted {
+            let deadline = now + self.settings.late_timeout;
+            if let Some(slot) = self.window.get_mut(id) {
+                slot.state = State::Later { deadline };
+                self.timers.push(Reverse((deadline, id)));
+            }
+        }
+        effects.push(Effect::Late(reply));
+    }
+
+    /// Whether a delivery waits for the application's late answer.
+    pub(super) fn late_state(&mut self, id: DeliveryId) -> LateReply {
+        let connected = self.generation.is_some();
+        if let Some(slot) = self.window.get_mut(id) {
+            let waits = connected && matches!(slot.state, State::Later { .. });
+            return if waits { LateReply::Accepted } else { LateReply::Ended };
+        }
+        let earlier = id.generation >= 1 && id.generation < self.window.generation;
+        let lost = !connected && id.generation == self.window.generation;
+        if earlier || lost || self.window.has_seen(id) { LateReply::Ended } else { LateReply::Unknown }
+    }
+
+    fn evaluate(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        self.wake = None;
+        self.expire(now, effects);
+        let prefetch = self.subscription.prefetch().unwrap_or(self.settings.prefetch);
+        if self.generation.is_some() {
+            self.window.flush(now, prefetch, effects);
+            self.wake_at(self.window.ack_due());
+        }
+        self.probe_handler(effects);
+        self.reverse_drain(now, effects);
+        self.reconcile_subscription(now, effects);
+        self.give_back(now, effects);
+        self.dispatch(now, effects);
+        self.warn_of_long_held(now, effects);
+        self.finish_drain(now, effects);
+    }
+
+    pub(super) fn wake_at(&mut self, at: Option<Time>) {
+        if let Some(at) = at {
+            self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+        }
+    }
+
+    fn expire(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        while let Some(Reverse((at, id))) = self.timers.peek().copied() {
+            if at > now {
+                self.wake_at(Some(at));
+                return;
+            }
+            self.timers.pop();
+            self.expired(id, now, effects);
+        }
+    }
+
+    /// Starts what may start.
+    fn dispatch(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        while self.may_dispatch(now) {
+            let running = self.calls.len() + self.late;
+            let start = match self.breaker.next_probe() {
+                Some(_) if running > 0 => None,
+                Some(probe) => self.throttle.may_start(0).map(|start| start.max(probe)),
+                None => self.throttle.may_start(running),
+            };
+            let Some(start) = start else { return };
+            let Some(start) = self.batch_complete_at(now).map(|complete| complete.max(start)) else { return };
+            if start > now {
+                self.wake_at(Some(start));
+                return;
+            }
+            self.start_call(now, effects);
+        }
+    }
+
+    /// When the next call has all the messages that it should wait for; none: nothing is ready.
+    fn batch_complete_at(&mut self, now: Time) -> Option<Time> {
+        let first = self.ready.peek()?;
+        let Some(batch) = self.settings.batch else { return Some(now) };
+        let target = self.subscription.prefetch().unwrap_or(0);
+        let full = self.ready.len() >= usize::from(batch.max_messages)
+            || self.window.unsettled() >= usize::from(target);
+        let since = self.window.get_mut(first).map_or(now, |slot| slot.since);
+        Some(if full { now } else { since + batch.max_wait })
+    }
+
+    fn start_call(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let most = match self.breaker.open_since() {
+            Some(_) => 1,
+            None => self.settings.batch.map_or(1, |batch| usize::from(batch.max_messages.max(1))),
+        };
+        self.next_call += 1;
+        let call = CallId(self.next_call);
+        let mut deliveries = Vec::with_capacity(most.min(self.ready.len()));
+        let mut owners = Vec::with_capacity(most.min(self.ready.len()));
+        while deliveries.len() < most {
+            let Some(id) = self.ready.pop() else { break };
+            let Some(slot) = self.window.get_mut(id) else { continue };
+            let attempt = slot.incoming.attempts.saturating_add(slot.local_attempts).saturating_add(1);
+            // A message that has failed goes alone, so that it cannot fail others with it again.
+            if attempt > 1 && !deliveries.is_empty() {
+                self.ready.put_back(id);
+                break;
+            }
+            slot.state = State::Running { call };
+            deliveries.push(Called { id, attempt });
+            owners.push((id, slot.incoming.key));
+            if attempt > 1 {
+                break;
+            }
+        }
+        if deliveries.is_empty() {
+            return;
+        }
+        self.throttle.started(now);
+        self.calls.insert(call, Call { deliveries: owners, started: now });
+        effects.push(Effect::Call { call, deliveries });
+    }
+
+    fn warn_of_long_held(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let limit = self.settings.consumer_timeout * HELD_LONG_PERCENT / 100;
+        let Some(oldest) = self.window.oldest() else { return };
+        if oldest.warned {
+            return;
+        }
+        let (since, id) = (oldest.since, oldest.incoming.id);
+        if now >= since + limit {
+            oldest.warned = true;
+            effects.push(Effect::Observe(Observation::HeldLong { id, held: now - since }));
+        } else {
+            self.wake_at(Some(since + limit));
+        }
+    }
+
+    /// A pause that grows with the number of tries, for one delivery.
+    pub(super) fn pause_of(&mut self, tries: u32) -> Duration {
+        self.seed = mix(self.seed);
+        let first = Duration::from_millis(200) * 2_u32.saturating_pow(tries.min(8));
+        Backoff::new(first.min(Duration::from_secs(30)), Duration::from_secs(30), self.seed).pause()
+    }
+}

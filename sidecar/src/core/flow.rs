@@ -1,0 +1,318 @@
+//! Whether messages flow: the subscription, the handler's port, what is given back, and the drain.
+
+use std::time::Duration;
+
+use super::backoff::Backoff;
+use super::engine::Engine;
+use super::event::{DeliveryId, Effect, Observation, Outcome, Time};
+use super::window::State;
+
+/// How long messages are held through an outage of the application before healthy pods get them.
+pub const HOLD: Duration = Duration::from_secs(10);
+/// Messages held to probe with while the breaker is open: two, so that one poison message cannot keep it open.
+const PROBE_WINDOW: u16 = 2;
+/// How much longer than its drain a pod may live: when this has passed without SIGTERM, nobody means to end it.
+const GRACE_MARGIN: Duration = Duration::from_secs(15);
+
+/// The consumer, as far as this side knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Subscription {
+    None,
+    Subscribing { prefetch: u16, since: Time },
+    Active { prefetch: u16 },
+    Cancelling { prefetch: u16 },
+}
+
+impl Subscription {
+    pub fn prefetch(self) -> Option<u16> {
+        match self {
+            Self::None => None,
+            Self::Subscribing { prefetch, .. }
+            | Self::Active { prefetch }
+            | Self::Cancelling { prefetch } => Some(prefetch),
+        }
+    }
+}
+
+/// The handler's port.
+#[derive(Debug)]
+pub(super) struct Handler {
+    /// Since when it refuses; at the start it is not known, which is the same.
+    down_since: Option<Time>,
+    /// Whether a try of the port is on the way.
+    probing: bool,
+    backoff: Backoff,
+    first: bool,
+}
+
+impl Handler {
+    pub fn new(seed: u64) -> Self {
+        let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), seed);
+        Self { down_since: Some(Time::ZERO), probing: false, backoff, first: true }
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.down_since.is_none()
+    }
+
+    /// A call was refused; true if that is news.
+    pub fn refused(&mut self, now: Time) -> bool {
+        let news = self.down_since.is_none();
+        self.down_since.get_or_insert(now);
+        news
+    }
+}
+
+/// The drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Drain {
+    No,
+    /// It goes on; whether the port was seen refusing since.
+    Active {
+        since: Time,
+        refused: bool,
+    },
+    /// It has ended.
+    Done {
+        since: Time,
+        refused: bool,
+    },
+}
+
+impl Engine {
+    pub(super) fn subscribed(&mut self, generation: u64, now: Time) {
+        if self.generation != Some(generation) {
+            return;
+        }
+        if let Subscription::Subscribing { prefetch, since } = self.subscription {
+            self.auto.round_trip(now.saturating_sub(since));
+            self.subscription = Subscription::Active { prefetch };
+        }
+    }
+
+    pub(super) fn unsubscribed(&mut self, generation: u64) {
+        if self.generation == Some(generation) {
+            self.subscription = Subscription::None;
+        }
+    }
+
+    /// The window that should be asked for; none: no consumer now.
+    fn desired(&mut self, now: Time) -> Option<u16> {
+        if self.settings.paused || self.drain != Drain::No || !self.handler.is_up() {
+            return None;
+        }
+        match self.breaker.open_since() {
+            Some(since) if now >= since + HOLD => Some(PROBE_WINDOW),
+            Some(since) => {
+                self.wake_at(Some(since + HOLD));
+                None
+            }
+            None => {
+                let target = self.auto.target(&self.settings, now);
+                if self.settings.auto_prefetch {
+                    self.wake_at(self.auto.next_look());
+                }
+                Some(target)
+            }
+        }
+    }
+
+    pub(super) fn reconcile_subscription(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let desired = self.desired(now);
+        let Some(generation) = self.generation else { return };
+        match (self.subscription, desired) {
+            (Subscription::None, Some(prefetch)) if self.window.unsettled() < usize::from(prefetch) => {
+                self.subscription = Subscription::Subscribing { prefetch, since: now };
+                effects.push(Effect::Subscribe { generation, prefetch });
+            }
+            (Subscription::Active { prefetch }, desired) if desired != Some(prefetch) => {
+                self.subscription = Subscription::Cancelling { prefetch };
+                effects.push(Effect::Unsubscribe { generation });
+            }
+            (Subscription::None | Subscription::Active { .. }, _)
+            | (Subscription::Subscribing { .. } | Subscription::Cancelling { .. }, _) => {}
+        }
+    }
+
+    /// Whether calls may start at all.
+    pub(super) fn may_dispatch(&self, now: Time) -> bool {
+        let draining = match self.drain {
+            Drain::No => true,
+            Drain::Active { since, .. } => {
+                now < since + self.settings.drain_timeout / 2 && self.breaker.open_since().is_none()
+            }
+            Drain::Done { .. } => false,
+        };
+        draining && self.generation.is_some() && self.handler.is_up() && !self.settings.paused
+    }
+
+    /// How many of the waiting messages to keep; none: all of them.
+    fn keep(&mut self, now: Time) -> Option<usize> {
+        match self.drain {
+            Drain::Active { since, .. } => {
+                self.wake_at(Some(since + self.settings.drain_timeout / 2).filter(|half| *half > now));
+                if !self.may_dispatch(now) {
+                    return Some(0);
+                }
+            }
+            Drain::Done { .. } => return Some(0),
+            Drain::No => {}
+        }
+        if self.settings.paused {
+            return Some(0);
+        }
+        if let Some(since) = self.handler.down_since {
+            if now >= since + HOLD {
+                return Some(0);
+            }
+            if self.window.open() > 0 {
+                self.wake_at(Some(since + HOLD));
+            }
+        }
+        self.breaker.open_since().filter(|since| now >= *since + HOLD).map(|_| usize::from(PROBE_WINDOW))
+    }
+
+    /// Gives back what waits though it cannot be handled here, once no consumer would bring it straight back.
+    pub(super) fn give_back(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let Some(keep) = self.keep(now) else { return };
+        if self.generation.is_none()
+            || matches!(self.subscription, Subscription::Active { .. } | Subscription::Subscribing { .. })
+        {
+            return;
+        }
+        let draining = self.drain != Drain::No;
+        let kept: Vec<DeliveryId> = self.ready.iter().take(keep).collect();
+        let returned: Vec<DeliveryId> = self
+            .window
+            .open_slots()
+            .filter(|slot| match slot.state {
+                State::Received | State::Waiting { .. } => !kept.contains(&slot.incoming.id),
+                State::Unpublished { .. } => draining,
+                State::Running { .. }
+                | State::Later { .. }
+                | State::Publishing { .. }
+                | State::Finished { .. }
+                | State::Settled => false,
+            })
+            .map(|slot| slot.incoming.id)
+            .collect();
+        if returned.is_empty() {
+            return;
+        }
+        for id in returned {
+            self.window.give_back(id);
+            effects.push(Effect::Nack { id });
+            effects.push(Effect::Forget { id });
+            effects.push(Effect::Observe(Observation::Settled(Outcome::Returned)));
+        }
+        let busy: Vec<u64> = self
+            .window
+            .open_slots()
+            .filter_map(|slot| slot.incoming.key)
+            .collect::<Vec<u64>>()
+            .into_iter()
+            .chain(self.busy_keys())
+            .collect();
+        self.ready.rebuild(kept, busy.into_iter());
+    }
+
+    /// Keeps one try of the port on the way while its answer matters.
+    pub(super) fn probe_handler(&mut self, effects: &mut Vec<Effect>) {
+        if self.handler.probing {
+            return;
+        }
+        let after = if self.handler.first {
+            Duration::ZERO
+        } else if !self.handler.is_up() {
+            self.handler.backoff.pause()
+        } else if self.drain != Drain::No {
+            Duration::from_secs(1)
+        } else {
+            return;
+        };
+        self.handler.first = false;
+        self.handler.probing = true;
+        effects.push(Effect::ProbeHandler { after });
+    }
+
+    pub(super) fn handler_port(&mut self, accepting: bool, effects: &mut Vec<Effect>) {
+        self.handler.probing = false;
+        if accepting {
+            if self.handler.down_since.take().is_some() {
+                self.handler.backoff.reset();
+                effects.push(Effect::Observe(Observation::HandlerUp));
+            }
+            if let Drain::Active { refused: true, .. } | Drain::Done { refused: true, .. } = self.drain
+                && !self.terminating
+            {
+                self.drain = Drain::No;
+                effects.push(Effect::Observe(Observation::DrainReversed));
+            }
+        } else if let Drain::Active { refused, .. } | Drain::Done { refused, .. } = &mut self.drain {
+            *refused = true;
+        }
+    }
+
+    pub(super) fn begin_drain(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        match self.drain {
+            Drain::No => {
+                self.drain = Drain::Active { since: now, refused: false };
+                effects.push(Effect::Observe(Observation::DrainBegan));
+            }
+            Drain::Active { .. } => {}
+            Drain::Done { .. } => effects.push(Effect::Drained { complete: self.has_ended() }),
+        }
+    }
+
+    pub(super) fn terminate(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if self.terminating {
+            return;
+        }
+        self.terminating = true;
+        match self.drain {
+            Drain::No => {
+                effects.push(Effect::Observe(Observation::TerminatedUndrained));
+                self.begin_drain(now, effects);
+            }
+            Drain::Active { .. } => {}
+            Drain::Done { .. } => effects.push(Effect::Exit),
+        }
+    }
+
+    /// After the whole grace period without SIGTERM the pod lives on.
+    pub(super) fn reverse_drain(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let Drain::Done { since, .. } = self.drain else { return };
+        if self.terminating {
+            return;
+        }
+        let grace = since + self.settings.drain_timeout + GRACE_MARGIN;
+        if now >= grace {
+            self.drain = Drain::No;
+            effects.push(Effect::Observe(Observation::DrainReversed));
+        } else {
+            self.wake_at(Some(grace));
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.calls.is_empty() && self.window.open() == 0 && self.subscription == Subscription::None
+    }
+
+    pub(super) fn finish_drain(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let Drain::Active { since, refused } = self.drain else { return };
+        let complete = self.has_ended();
+        let deadline = since + self.settings.drain_timeout;
+        if !complete && now < deadline {
+            self.wake_at(Some(deadline));
+            return;
+        }
+        self.drain = Drain::Done { since, refused };
+        effects.push(Effect::Observe(Observation::DrainEnded { took: now - since, complete }));
+        effects.push(Effect::Drained { complete });
+        if self.terminating {
+            effects.push(Effect::Exit);
+        } else {
+            self.wake_at(Some(deadline + GRACE_MARGIN));
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The engine's settings: parsed once, in units that it can use.
+
+use std::time::Duration;
+
+/// What the engine needs of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Messages held unacknowledged at most, from 1.
+    pub prefetch: u16,
+    /// Whether the window follows the load, with `prefetch` as its ceiling.
+    pub auto_prefetch: bool,
+    /// Messages at work at once, from 1.
+    pub concurrency: u16,
+    /// Whether consuming is held.
+    pub paused: bool,
+    /// The retry ladder.
+    pub ladder: Ladder,
+    /// Several messages a call, if asked for.
+    pub batch: Option<Batch>,
+    /// How long the application may be silent about a delivery that it answered with `later`.
+    pub late_timeout: Duration,
+    /// How long a drain may take.
+    pub drain_timeout: Duration,
+    /// How long the broker lets a delivery be unacknowledged.
+    pub consumer_timeout: Duration,
+}
+
+/// Several messages a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Messages in a call at most, from 1.
+    pub max_messages: u16,
+    /// How long the first message waits for others.
+    pub max_wait: Duration,
+}
+
+/// The retry ladder: attempt n waits `delays_seconds[n - 1]`, the last delay repeats.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ladder {
+    /// Seconds of each rung, rising; empty for none.
+    pub delays_seconds: Vec<u32>,
+    /// Attempts in all, the first included.
+    pub max_attempts: u32,
+}
+
+/// Where a message goes after its attempt has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rung {
+    /// To the retry queue of that delay.
+    Delay(u32),
+    /// To the dead-letter queue.
+    Exhausted,
+}
+
+impl Ladder {
+    /// Where a message goes whose attempt number `attempts` has just failed. A wish of the handler takes the first rung that
+    /// is not shorter, else the last.
+    pub fn after(&self, attempts: u32, wish: Option<Duration>) -> Rung {
+        if attempts >= self.max_attempts {
+            return Rung::Exhausted;
+        }
+        let Some(last) = self.delays_seconds.last() else {
+            return Rung::Exhausted;
+        };
+        let rung = match wish {
+            Some(wish) => {
+                self.delays_seconds.iter().find(|delay| Duration::from_secs(u64::from(**delay)) >= wish)
+            }
+            None => self.delays_seconds.get(attempts.saturating_sub(1) as usize),
+        };
+        Rung::Delay(*rung.unwrap_or(last))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ladder() -> Ladder {
+        Ladder { delays_seconds: vec![5, 60, 600], max_attempts: 5 }
+    }
+
+    #[test]
+    fn attempt_n_waits_the_nth_delay_and_the_last_repeats() {
+        let waits: Vec<_> = (1..=5).map(|attempt| ladder().after(attempt, None)).collect();
+        assert_eq!(
+            waits,
+            [Rung::Delay(5), Rung::Delay(60), Rung::Delay(600), Rung::Delay(600), Rung::Exhausted]
+        );
+    }
+
+    #[test]
+    fn retry_after_takes_the_first_rung_that_is_not_shorter_else_the_last() {
+        let wish = |seconds| ladder().after(1, Some(Duration::from_secs(seconds)));
+        assert_eq!(wish(0), Rung::Delay(5));
+        assert_eq!(wish(5), Rung::Delay(5));
+        assert_eq!(wish(6), Rung::Delay(60));
+        assert_eq!(wish(4000), Rung::Delay(600));
+    }
+
+    #[test]
+    fn without_rungs_the_first_failure_is_the_last() {
+        assert_eq!(Ladder { delays_seconds: vec![], max_attempts: 24 }.after(1, None), Rung::Exhausted);
+    }
+}

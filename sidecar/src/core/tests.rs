@@ -1,0 +1,834 @@
+//! The engine as a whole: a model of broker, handler and publisher that performs effects, scenarios in plain words, and
+//! random interleavings.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::event::LateReply;
+use super::*;
+
+fn settings() -> Settings {
+    Settings {
+        prefetch: 1,
+        auto_prefetch: false,
+        concurrency: 1,
+        paused: false,
+        ladder: Ladder { delays_seconds: vec![5, 60, 600], max_attempts: 5 },
+        batch: None,
+        late_timeout: Duration::from_secs(30),
+        drain_timeout: Duration::from_secs(60),
+        consumer_timeout: Duration::from_secs(1800),
+    }
+}
+
+fn retry(status: u16) -> Verdict {
+    Verdict::Retry(Failure { status: Some(status), ..Failure::default() })
+}
+
+/// A message on the modelled broker.
+#[derive(Clone, Debug)]
+struct Message {
+    number: u64,
+    attempts: u32,
+    key: Option<u64>,
+}
+
+/// Performs effects on a modelled broker, and checks each one.
+struct World {
+    engine: Engine,
+    now: Time,
+    generation: u64,
+    connected: bool,
+    consuming: Option<u16>,
+    next_tag: u64,
+    queue: std::collections::VecDeque<Message>,
+    unacked: BTreeMap<u64, Message>,
+    delivered_to_consumer: BTreeSet<u64>,
+    calls: HashMap<CallId, Vec<Called>>,
+    at_handler: HashMap<DeliveryId, CallId>,
+    late: Vec<DeliveryId>,
+    finished: HashSet<DeliveryId>,
+    publishes: Vec<(DeliveryId, Copy)>,
+    pending: Vec<Event>,
+    probe_at: Option<Time>,
+    port_open: bool,
+    handled: Vec<u64>,
+    dead: Vec<(u64, DeadReason)>,
+    retried: Vec<(u64, Option<u32>, u32)>,
+    observed: Vec<Observation>,
+    drained: Vec<bool>,
+    exits: usize,
+    late_replies: Vec<LateReply>,
+    acks: Vec<(u64, bool, u32)>,
+}
+
+impl World {
+    fn new(settings: Settings) -> Self {
+        Self {
+            engine: Engine::new(settings, 7),
+            now: Time::ZERO,
+            generation: 0,
+            connected: false,
+            consuming: None,
+            next_tag: 1,
+            queue: Default::default(),
+            unacked: Default::default(),
+            delivered_to_consumer: Default::default(),
+            calls: Default::default(),
+            at_handler: Default::default(),
+            late: vec![],
+            finished: Default::default(),
+            publishes: vec![],
+            pending: vec![],
+            probe_at: None,
+            port_open: true,
+            handled: vec![],
+            dead: vec![],
+            retried: vec![],
+            observed: vec![],
+            drained: vec![],
+            exits: 0,
+            late_replies: vec![],
+            acks: vec![],
+        }
+    }
+
+    /// A connected world whose handler accepts, with messages waiting.
+    fn running(settings: Settings, messages: u64) -> Self {
+        let mut world = Self::new(settings);
+        for number in 0..messages {
+            world.queue.push_back(Message { number, attempts: 0, key: None });
+        }
+        world.connect();
+        world.settle();
+        world
+    }
+
+    fn step(&mut self, event: Event) {
+        let mut effects = Vec::new();
+        self.engine.step(event, self.now, &mut effects);
+        for effect in effects {
+            self.perform(effect);
+        }
+    }
+
+    fn connect(&mut self) {
+        if !self.connected {
+            self.connected = true;
+            self.generation += 1;
+            self.next_tag = 1;
+            self.step(Event::Opened { generation: self.generation });
+        }
+    }
+
+    fn disconnect(&mut self) {
+        if self.connected {
+            self.connected = false;
+            self.consuming = None;
+            self.delivered_to_consumer.clear();
+            for (_, message) in std::mem::take(&mut self.unacked).into_iter().rev() {
+                self.queue.push_front(message);
+            }
+            self.pending
+                .retain(|event| !matches!(event, Event::Subscribed { .. } | Event::Unsubscribed { .. }));
+            self.step(Event::Lost { generation: self.generation });
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Subscribe { generation, prefetch } => {
+                assert!(
+                    self.connected && generation == self.generation,
+                    "subscribed on a channel that is gone"
+                );
+                assert_eq!(self.consuming, None, "two consumers at once");
+                self.consuming = Some(prefetch);
+                self.delivered_to_consumer.clear();
+                self.pending.push(Event::Subscribed { generation });
+            }
+            Effect::Unsubscribe { generation } => {
+                assert!(
+                    self.connected && generation == self.generation,
+                    "cancelled on a channel that is gone"
+                );
+                self.consuming = None;
+                self.pending.push(Event::Unsubscribed { generation });
+            }
+            Effect::Call { call, deliveries } => {
+                for called in &deliveries {
+                    assert!(self.is_held(called.id), "called for a delivery that is not held");
+                    assert!(!self.finished.contains(&called.id), "called again after its end");
+                    assert!(self.at_handler.insert(called.id, call).is_none(), "called twice at once");
+                    let key = self.unacked.get(&called.id.tag).and_then(|message| message.key);
+                    assert!(!self.busy_elsewhere(called.id, key), "two of one key at once");
+                }
+                self.calls.insert(call, deliveries);
+            }
+            Effect::Ack { id, multiple, count } => {
+                assert!(
+                    self.connected && id.generation == self.generation,
+                    "an ack for a channel that is gone"
+                );
+                let tags: Vec<u64> = if multiple {
+                    self.unacked.range(..=id.tag).map(|(tag, _)| *tag).collect()
+                } else {
+                    vec![id.tag]
+                };
+                assert_eq!(tags.len(), count as usize, "the count is of what it settles");
+                for tag in tags {
+                    let id = DeliveryId { generation: id.generation, tag };
+                    assert!(self.unacked.remove(&tag).is_some(), "settled twice");
+                    assert!(self.finished.contains(&id), "acknowledged before its end");
+                    self.delivered_to_consumer.remove(&tag);
+                }
+                self.acks.push((id.tag, multiple, count));
+            }
+            Effect::Nack { id } => {
+                assert!(
+                    self.connected && id.generation == self.generation,
+                    "a nack for a channel that is gone"
+                );
+                assert!(!self.finished.contains(&id), "given back after its end");
+                assert!(!self.at_handler.contains_key(&id), "given back while the handler works on it");
+                let message = self.unacked.remove(&id.tag).expect("settled twice");
+                self.delivered_to_consumer.remove(&id.tag);
+                self.queue.push_front(message);
+            }
+            Effect::Publish { id, copy } => self.publishes.push((id, copy)),
+            Effect::Forget { .. } | Effect::ForgetAll { .. } => {}
+            Effect::ProbeHandler { after } => {
+                assert_eq!(self.probe_at, None, "one try of the port at a time");
+                self.probe_at = Some(self.now + after);
+            }
+            Effect::Drained { complete } => self.drained.push(complete),
+            Effect::Exit => self.exits += 1,
+            Effect::Late(reply) => self.late_replies.push(reply),
+            Effect::Observe(observation) => self.observed.push(observation),
+        }
+    }
+
+    fn is_held(&self, id: DeliveryId) -> bool {
+        self.connected && id.generation == self.generation && self.unacked.contains_key(&id.tag)
+    }
+
+    fn busy_elsewhere(&self, id: DeliveryId, key: Option<u64>) -> bool {
+        key.is_some()
+            && self.at_handler.keys().any(|other| {
+                *other != id
+                    && other.generation == self.generation
+                    && self.unacked.get(&other.tag).and_then(|message| message.key) == key
+            })
+    }
+
+    /// Delivers one message if the broker would.
+    fn deliver(&mut self) -> bool {
+        let Some(prefetch) = self.consuming else { return false };
+        if self.delivered_to_consumer.len() >= usize::from(prefetch) {
+            return false;
+        }
+        let Some(message) = self.queue.pop_front() else { return false };
+        let id = DeliveryId { generation: self.generation, tag: self.next_tag };
+        self.next_tag += 1;
+        self.delivered_to_consumer.insert(id.tag);
+        let incoming = Incoming {
+            id,
+            attempts: message.attempts,
+            identity: Some(message.number),
+            key: message.key,
+            oversized: None,
+        };
+        self.unacked.insert(id.tag, message);
+        self.step(Event::Delivered(incoming));
+        true
+    }
+
+    fn answer(&mut self, call: CallId, verdict: Verdict) {
+        let deliveries = self.calls.remove(&call).expect("a call that runs");
+        for called in &deliveries {
+            self.at_handler.remove(&called.id);
+            if self.is_held(called.id) {
+                let number = self.unacked[&called.id.tag].number;
+                match verdict {
+                    Verdict::Ack => {
+                        self.finished.insert(called.id);
+                        self.handled.push(number);
+                    }
+                    Verdict::Later => self.late.push(called.id),
+                    _ => {}
+                }
+            }
+        }
+        self.step(Event::Answered { call, answers: Answers::All(verdict) });
+    }
+
+    fn answer_all(&mut self, verdict: impl Into<Verdict>) -> usize {
+        let verdict = verdict.into();
+        let mut calls: Vec<CallId> = self.calls.keys().copied().collect();
+        calls.sort();
+        for call in &calls {
+            self.answer(*call, verdict.clone());
+        }
+        calls.len()
+    }
+
+    fn publish_done(&mut self, index: usize, result: PublishResult) {
+        let (id, copy) = self.publishes.remove(index);
+        if result == PublishResult::Confirmed && self.is_held(id) {
+            self.finished.insert(id);
+            let message = self.unacked[&id.tag].clone();
+            match copy {
+                Copy::Retry { delay_seconds, attempts } => {
+                    self.retried.push((message.number, delay_seconds, attempts));
+                    self.queue.push_back(Message { attempts, ..message });
+                }
+                Copy::Dead { reason, .. } => self.dead.push((message.number, reason)),
+                Copy::Reply => self.handled.push(message.number),
+            }
+        }
+        self.step(Event::Published { id, result });
+    }
+
+    /// Delivers, confirms and replies until nothing more happens by itself; calls stay unanswered.
+    fn settle(&mut self) {
+        loop {
+            let mut progress = false;
+            for event in std::mem::take(&mut self.pending) {
+                progress = true;
+                self.step(event);
+            }
+            if self.probe_at.is_some_and(|at| at <= self.now) {
+                self.probe_at = None;
+                progress = true;
+                self.step(Event::HandlerPort { accepting: self.port_open });
+            }
+            while self.deliver() {
+                progress = true;
+            }
+            while !self.publishes.is_empty() {
+                progress = true;
+                self.publish_done(0, PublishResult::Confirmed);
+            }
+            if !progress {
+                return;
+            }
+        }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        loop {
+            let wake = self.engine.next_wake();
+            let next = wake.into_iter().chain(self.probe_at).min();
+            let Some(next) = next.filter(|next| *next <= end) else { break };
+            self.now = self.now.max(next);
+            if wake.is_some_and(|wake| wake <= self.now) {
+                self.step(Event::Tick);
+            }
+            self.settle();
+            if self.engine.next_wake().is_some_and(|wake| wake <= next) {
+                self.now += Duration::from_millis(1);
+            }
+        }
+        // No tick here: what the engine set no time for must not depend on one.
+        self.now = self.now.max(end);
+    }
+
+    /// Answers every call as it comes for a while of virtual time.
+    fn answering(&mut self, time: Duration, mut verdict: impl FnMut(&Self, &[Called]) -> Verdict) {
+        let end = self.now + time;
+        while self.now < end {
+            let mut calls: Vec<CallId> = self.calls.keys().copied().collect();
+            calls.sort();
+            for call in calls {
+                let answer = verdict(self, &self.calls[&call]);
+                self.answer(call, answer);
+                self.settle();
+            }
+            self.pass(Duration::from_millis(100));
+        }
+    }
+
+    fn saw(&self, wanted: &Observation) -> usize {
+        self.observed.iter().filter(|seen| *seen == wanted).count()
+    }
+}
+
+#[test]
+fn a_2xx_acks_and_the_next_message_comes() {
+    let mut world = World::running(settings(), 3);
+    assert_eq!(world.unacked.len(), 1);
+    for _ in 0..3 {
+        assert_eq!(world.answer_all(Verdict::Ack), 1);
+        world.settle();
+    }
+    assert_eq!(world.handled, [0, 1, 2]);
+    assert_eq!(world.acks, [(1, false, 1), (2, false, 1), (3, false, 1)]);
+}
+
+#[test]
+fn a_failure_climbs_the_ladder_and_is_acked_only_after_the_confirm() {
+    let mut world = World::running(settings(), 1);
+    world.answer_all(retry(500));
+    assert_eq!(world.acks, []);
+    world.publish_done(0, PublishResult::Confirmed);
+    assert_eq!(world.acks, [(1, false, 1)]);
+    assert_eq!(world.retried, [(0, Some(5), 1)]);
+    for _ in 0..4 {
+        world.settle();
+        world.answer_all(retry(500));
+    }
+    world.settle();
+    assert_eq!(world.retried, [(0, Some(5), 1), (0, Some(60), 2), (0, Some(600), 3), (0, Some(600), 4)]);
+    assert_eq!(world.dead, [(0, DeadReason::Exhausted)]);
+}
+
+#[test]
+fn a_copy_that_is_not_confirmed_leaves_the_delivery_unacked_and_is_tried_again() {
+    let mut world = World::running(settings(), 1);
+    world.answer_all(retry(500));
+    world.publish_done(0, PublishResult::Failed);
+    assert_eq!(world.unacked.len(), 1);
+    assert!(world.publishes.is_empty());
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.retried, [(0, Some(5), 1)]);
+    assert!(world.unacked.is_empty() || world.unacked.len() == 1);
+    assert!(world.saw(&Observation::Unpublished { result: PublishResult::Failed, dead: false }) == 1);
+}
+
+#[test]
+fn a_refused_connection_is_no_attempt_and_holds_consuming_until_the_port_accepts() {
+    let mut world = World::running(Settings { prefetch: 4, ..settings() }, 4);
+    world.port_open = false;
+    world.answer_all(Verdict::Unreached);
+    world.settle();
+    assert_eq!(world.consuming, None);
+    assert_eq!(world.unacked.len(), 4);
+    world.pass(Duration::from_secs(11));
+    assert_eq!((world.unacked.len(), world.queue.len()), (0, 4), "after 10 s healthy pods get what was held");
+    world.port_open = true;
+    world.answering(Duration::from_secs(12), |_, calls| {
+        assert!(calls.iter().all(|called| called.attempt == 1));
+        Verdict::Ack
+    });
+    assert_eq!(world.handled.len(), 4);
+}
+
+#[test]
+fn not_now_counts_no_attempt_and_waits_as_long_as_asked() {
+    let mut world = World::running(settings(), 1);
+    world.answer_all(Verdict::NotNow { after: Some(Duration::from_secs(3)), status: 429 });
+    world.pass(Duration::from_millis(2900));
+    assert!(world.calls.is_empty());
+    world.pass(Duration::from_millis(200));
+    assert_eq!(world.calls.values().next().unwrap()[0].attempt, 1);
+}
+
+#[test]
+fn ten_minutes_of_503_then_404_dead_letter_nothing_and_heal_by_themselves() {
+    for status in [503, 404] {
+        let ladder = Ladder { delays_seconds: vec![1], max_attempts: 3 };
+        let mut world = World::running(Settings { prefetch: 10, concurrency: 4, ladder, ..settings() }, 40);
+        let mut calls = 0;
+        world.answering(Duration::from_secs(600), |_, _| {
+            calls += 1;
+            match status {
+                503 => Verdict::NotNow { after: None, status },
+                status => retry(status),
+            }
+        });
+        assert_eq!(world.dead, [], "{status}");
+        assert!(world.engine.snapshot().breaker.is_some());
+        assert!(calls < 150, "{calls} calls hammer an application that is down");
+        assert_eq!(world.engine.snapshot().breaker, Some(status));
+        world.answering(Duration::from_secs(120), |_, _| Verdict::Ack);
+        assert_eq!((world.handled.len(), world.engine.snapshot().breaker), (40, None));
+        assert_eq!(world.saw(&Observation::BreakerClosed), 1);
+    }
+}
+
+#[test]
+fn an_open_breaker_gives_back_what_is_held_after_ten_seconds_but_for_two_to_probe_with() {
+    let ladder = Ladder { delays_seconds: vec![1], max_attempts: 100 };
+    let mut world = World::running(Settings { prefetch: 50, concurrency: 1, ladder, ..settings() }, 300);
+    while world.engine.snapshot().breaker.is_none() {
+        world.answer_all(retry(500));
+        world.settle();
+    }
+    assert_eq!(world.consuming, None);
+    assert!(world.unacked.len() > 30);
+    world.pass(Duration::from_millis(10_100));
+    assert!(world.unacked.len() <= 4, "{}", world.unacked.len());
+}
+
+#[test]
+fn a_message_that_fails_three_probes_while_others_succeed_goes_to_the_ladder() {
+    let ladder = Ladder { delays_seconds: vec![1], max_attempts: 2 };
+    let mut world = World::running(Settings { prefetch: 10, concurrency: 1, ladder, ..settings() }, 60);
+    // Everything fails until the breaker opens; then all but the odd ones succeed.
+    while world.engine.snapshot().breaker.is_none() {
+        world.answer_all(retry(500));
+        world.settle();
+    }
+    world.answering(Duration::from_secs(3000), |world, calls| {
+        let number = world.unacked.get(&calls[0].id.tag).map_or(0, |message| message.number);
+        if number % 10 == 0 { retry(500) } else { Verdict::Ack }
+    });
+    let mut poison: Vec<u64> = world.dead.iter().map(|(number, _)| *number).collect();
+    poison.sort_unstable();
+    assert!(poison.contains(&50), "{poison:?}");
+    assert!(world.queue.is_empty() && world.unacked.is_empty());
+}
+
+#[test]
+fn an_answer_after_a_reconnect_is_dropped_and_the_message_comes_again() {
+    let mut world = World::running(settings(), 1);
+    let call = *world.calls.keys().next().unwrap();
+    world.disconnect();
+    world.connect();
+    world.settle();
+    // The old call still takes the one place at the handler.
+    assert_eq!(world.calls.len(), 1);
+    world.answer(call, Verdict::Ack);
+    assert_eq!(world.saw(&Observation::Stale), 1);
+    assert_eq!(world.acks, []);
+    world.answer_all(Verdict::Ack);
+    assert_eq!(world.handled, [0]);
+}
+
+#[test]
+fn a_drain_finishes_what_runs_gives_back_the_rest_and_answers() {
+    let mut world = World::running(Settings { prefetch: 5, ..settings() }, 9);
+    world.step(Event::Drain);
+    world.settle();
+    assert_eq!(world.consuming, None);
+    assert_eq!(world.drained, [] as [bool; 0]);
+    // The prefetched ones are started within half the time.
+    world.answer_all(Verdict::Ack);
+    assert_eq!(world.calls.len(), 1);
+    world.pass(Duration::from_secs(30));
+    assert_eq!(world.unacked.len(), 1, "the rest went back");
+    world.answer_all(Verdict::Ack);
+    assert_eq!(world.drained, [true]);
+    assert_eq!((world.handled.len(), world.queue.len(), world.exits), (2, 7, 0));
+    world.step(Event::Terminate);
+    assert_eq!(world.exits, 1);
+}
+
+#[test]
+fn a_drain_ends_at_its_deadline_with_work_still_running() {
+    let mut world = World::running(settings(), 1);
+    world.step(Event::Drain);
+    world.settle();
+    world.pass(Duration::from_secs(61));
+    assert_eq!(world.drained, [false]);
+    world.answer_all(Verdict::Ack);
+    assert_eq!(world.handled, [0], "what ends after it is acked all the same");
+}
+
+#[test]
+fn a_drain_is_reversed_when_the_application_was_down_and_is_up_again() {
+    let mut world = World::running(settings(), 1);
+    world.answer_all(Verdict::Ack);
+    world.step(Event::Drain);
+    world.settle();
+    assert_eq!(world.drained, [true]);
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.consuming, None, "a port that was never seen refusing reverses nothing");
+    world.port_open = false;
+    world.pass(Duration::from_secs(2));
+    world.port_open = true;
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.consuming, Some(1));
+}
+
+#[test]
+fn a_drain_is_reversed_when_the_grace_period_has_passed_without_sigterm() {
+    let mut world = World::running(settings(), 0);
+    world.step(Event::Drain);
+    world.settle();
+    world.pass(Duration::from_secs(74));
+    assert_eq!(world.consuming, None);
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.consuming, Some(1));
+}
+
+#[test]
+fn sigterm_without_a_drain_before_it_drains_and_is_counted() {
+    let mut world = World::running(settings(), 1);
+    world.step(Event::Terminate);
+    world.settle();
+    assert_eq!(world.exits, 0);
+    world.answer_all(Verdict::Ack);
+    world.settle();
+    assert_eq!((world.exits, world.saw(&Observation::TerminatedUndrained)), (1, 1));
+    assert!(world.unacked.is_empty());
+}
+
+#[test]
+fn paused_keeps_what_runs_and_gives_back_the_rest() {
+    let mut world = World::running(Settings { prefetch: 3, ..settings() }, 3);
+    world.step(Event::Configured(Box::new(Settings { prefetch: 3, paused: true, ..settings() })));
+    world.settle();
+    assert_eq!((world.unacked.len(), world.queue.len()), (1, 2));
+    world.answer_all(Verdict::Ack);
+    assert_eq!(world.handled, [0]);
+    world.step(Event::Configured(Box::new(Settings { prefetch: 3, ..settings() })));
+    world.settle();
+    assert_eq!(world.calls.len(), 1);
+}
+
+#[test]
+fn a_late_answer_ends_the_delivery_once() {
+    let mut world = World::running(settings(), 1);
+    world.answer_all(Verdict::Later);
+    let id = world.late[0];
+    world.pass(Duration::from_secs(29));
+    world.step(Event::Extended { id });
+    world.pass(Duration::from_secs(29));
+    world.finished.insert(id);
+    world.step(Event::LateAnswer { id, verdict: Verdict::Ack });
+    world.step(Event::LateAnswer { id, verdict: Verdict::Ack });
+    world.step(Event::LateAnswer { id: DeliveryId { generation: 1, tag: 99 }, verdict: Verdict::Ack });
+    assert_eq!(
+        world.late_replies,
+        [LateReply::Accepted, LateReply::Accepted, LateReply::Ended, LateReply::Unknown]
+    );
+    assert_eq!(world.acks, [(1, false, 1)]);
+}
+
+#[test]
+fn later_without_a_heartbeat_is_a_failed_attempt() {
+    let mut world = World::running(settings(), 1);
+    world.answer_all(Verdict::Later);
+    world.pass(Duration::from_secs(31));
+    assert_eq!(world.retried, [(0, Some(5), 1)]);
+}
+
+#[test]
+fn messages_of_a_key_go_in_order_and_a_failing_one_holds_only_its_key() {
+    let mut world = World::new(Settings { prefetch: 6, concurrency: 6, ..settings() });
+    for (number, key) in [(0, 1), (1, 1), (2, 2), (3, 2), (4, 1)] {
+        world.queue.push_back(Message { number, attempts: 0, key: Some(key) });
+    }
+    world.connect();
+    world.settle();
+    let mut failed = false;
+    world.answering(Duration::from_secs(20), |world, calls| {
+        let number = world.unacked[&calls[0].id.tag].number;
+        if number == 0 && !failed {
+            failed = true;
+            return retry(500);
+        }
+        Verdict::Ack
+    });
+    let of_key_1: Vec<u64> =
+        world.handled.iter().copied().filter(|number| [0, 1, 4].contains(number)).collect();
+    assert_eq!(of_key_1, [0, 1, 4]);
+    assert_eq!(world.handled[..2], [2, 3], "the other key did not wait");
+    assert_eq!(world.retried, [], "in place, not over the ladder");
+}
+
+#[test]
+fn a_batch_goes_when_it_is_full_or_has_waited() {
+    let batch = Some(Batch { max_messages: 4, max_wait: Duration::from_millis(20) });
+    let mut world = World::running(Settings { prefetch: 20, concurrency: 3, batch, ..settings() }, 6);
+    assert_eq!(world.calls.values().map(Vec::len).collect::<Vec<_>>(), [4]);
+    world.pass(Duration::from_millis(25));
+    let mut sizes: Vec<_> = world.calls.values().map(Vec::len).collect();
+    sizes.sort_unstable();
+    assert_eq!(sizes, [2, 4]);
+}
+
+#[test]
+fn a_partly_failed_batch_settles_each_message_by_its_own_outcome() {
+    let batch = Some(Batch { max_messages: 3, max_wait: Duration::from_millis(20) });
+    let mut world = World::running(Settings { prefetch: 3, concurrency: 1, batch, ..settings() }, 3);
+    let (call, deliveries) = world.calls.drain().next().unwrap();
+    world.at_handler.clear();
+    world.finished.insert(deliveries[0].id);
+    world.finished.insert(deliveries[2].id);
+    let answers = Answers::Each(vec![Verdict::Ack, retry(500), Verdict::Ack]);
+    world.step(Event::Answered { call, answers });
+    world.publish_done(0, PublishResult::Confirmed);
+    assert_eq!(world.retried, [(1, Some(5), 1)]);
+    assert!(world.unacked.is_empty());
+}
+
+#[test]
+fn a_delivery_held_for_most_of_the_brokers_time_out_is_warned_of_once() {
+    let mut world = World::running(settings(), 1);
+    world.pass(Duration::from_secs(1700));
+    assert_eq!(world.observed.iter().filter(|seen| matches!(seen, Observation::HeldLong { .. })).count(), 1);
+}
+
+#[test]
+fn the_auto_window_starts_small_and_grows_with_a_fast_handler() {
+    let auto = Settings { prefetch: 500, concurrency: 2, auto_prefetch: true, ..settings() };
+    let mut world = World::running(auto, 20_000);
+    assert_eq!(world.consuming, Some(4));
+    // A handler that takes a second needs no more than one waiting message each.
+    world.answering(Duration::from_secs(60), |_, _| Verdict::Ack);
+    assert!(world.consuming.is_some_and(|window| window <= 500));
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Deliver,
+    Answer(usize, Verdict),
+    Publish(usize, PublishResult),
+    Connect,
+    Disconnect,
+    Reply,
+    Port(bool),
+    Drain,
+    Late(usize, bool),
+    Pass(u64),
+    Pause(bool),
+    Prefetch(u16),
+}
+
+fn verdict() -> impl Strategy<Value = Verdict> {
+    prop_oneof![
+        6 => Just(Verdict::Ack),
+        3 => (400_u16..600).prop_map(retry),
+        1 => Just(Verdict::DeadLetter { reason: DeadReason::Rejected, detail: String::new() }),
+        1 => Just(Verdict::Reply),
+        1 => Just(Verdict::Unreached),
+        1 => Just(Verdict::Later),
+        1 => (0_u64..20, prop::sample::select(vec![429, 503]))
+            .prop_map(|(s, status)| Verdict::NotNow { after: Some(Duration::from_secs(s)), status }),
+    ]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let result = prop::sample::select(vec![
+        PublishResult::Confirmed,
+        PublishResult::Confirmed,
+        PublishResult::Failed,
+        PublishResult::Unroutable,
+    ]);
+    prop_oneof![
+        12 => Just(Op::Deliver),
+        12 => (any::<usize>(), verdict()).prop_map(|(index, verdict)| Op::Answer(index, verdict)),
+        6 => (any::<usize>(), result).prop_map(|(index, result)| Op::Publish(index, result)),
+        3 => Just(Op::Connect),
+        1 => Just(Op::Disconnect),
+        6 => Just(Op::Reply),
+        3 => prop::bool::weighted(0.8).prop_map(Op::Port),
+        1 => Just(Op::Drain),
+        2 => (any::<usize>(), any::<bool>()).prop_map(|(index, end)| Op::Late(index, end)),
+        6 => (0_u64..30_000).prop_map(Op::Pass),
+        1 => any::<bool>().prop_map(Op::Pause),
+        1 => (1_u16..9).prop_map(Op::Prefetch),
+    ]
+}
+
+fn apply(world: &mut World, op: Op, settings: &mut Settings) {
+    match op {
+        Op::Deliver => {
+            world.deliver();
+        }
+        Op::Answer(index, verdict) => {
+            let mut calls: Vec<CallId> = world.calls.keys().copied().collect();
+            calls.sort();
+            if !calls.is_empty() {
+                world.answer(calls[index % calls.len()], verdict);
+            }
+        }
+        Op::Publish(index, result) => {
+            if !world.publishes.is_empty() {
+                let index = index % world.publishes.len();
+                let unroutable_reply =
+                    world.publishes[index].1 == Copy::Reply && result == PublishResult::Unroutable;
+                if unroutable_reply && world.is_held(world.publishes[index].0) {
+                    world.finished.insert(world.publishes[index].0);
+                }
+                world.publish_done(index, result);
+            }
+        }
+        Op::Connect => world.connect(),
+        Op::Disconnect => world.disconnect(),
+        Op::Reply => {
+            if !world.pending.is_empty() {
+                let event = world.pending.remove(0);
+                world.step(event);
+            }
+        }
+        Op::Port(accepting) => {
+            if world.probe_at.take().is_some() {
+                world.step(Event::HandlerPort { accepting });
+            }
+        }
+        Op::Drain => world.step(Event::Drain),
+        Op::Late(index, end) => {
+            if !world.late.is_empty() {
+                let index = index % world.late.len();
+                let id = world.late[index];
+                if end {
+                    let held = world.is_held(id) && !world.finished.contains(&id);
+                    let later = world.engine.late_state(id) == LateReply::Accepted;
+                    assert!(!later || held);
+                    if later {
+                        world.finished.insert(id);
+                    }
+                    world.step(Event::LateAnswer { id, verdict: Verdict::Ack });
+                    world.late.remove(index);
+                } else {
+                    world.step(Event::Extended { id });
+                }
+            }
+        }
+        Op::Pass(milliseconds) => {
+            world.now += Duration::from_millis(milliseconds);
+            world.step(Event::Tick);
+        }
+        Op::Pause(paused) => {
+            settings.paused = paused;
+            world.step(Event::Configured(Box::new(settings.clone())));
+        }
+        Op::Prefetch(prefetch) => {
+            settings.prefetch = prefetch;
+            settings.concurrency = settings.concurrency.min(prefetch);
+            world.step(Event::Configured(Box::new(settings.clone())));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// The model asserts at each effect that nothing is settled twice, acknowledged before its end, called twice at once or
+    /// sent to a channel that is gone. In the end, when everything works again, every message is handled or dead-lettered.
+    #[test]
+    fn whatever_happens_every_message_is_settled_once_and_none_is_forgotten(
+        ops in prop::collection::vec(op(), 1..200),
+        prefetch in 1_u16..8,
+        concurrency in 1_u16..8,
+        keyed in any::<bool>(),
+        batched in any::<bool>(),
+    ) {
+        let batch = batched.then_some(Batch { max_messages: 3, max_wait: Duration::from_millis(20) });
+        let mut settings = Settings { prefetch, concurrency, batch, ..settings() };
+        let mut world = World::new(settings.clone());
+        for number in 0..12 {
+            world.queue.push_back(Message { number, attempts: 0, key: keyed.then_some(number % 3) });
+        }
+        for op in ops {
+            apply(&mut world, op, &mut settings);
+        }
+        settings.paused = false;
+        world.step(Event::Configured(Box::new(settings)));
+        world.port_open = true;
+        world.connect();
+        world.settle();
+        world.answering(Duration::from_secs(700), |_, _| Verdict::Ack);
+        let mut ended: HashSet<u64> = world.handled.iter().copied().collect();
+        ended.extend(world.dead.iter().map(|(number, _)| *number));
+        // What the application ended late is counted by the model as finished, not as handled.
+        prop_assert!(world.queue.is_empty(), "{} wait", world.queue.len());
+        prop_assert!(world.unacked.is_empty(), "{} held", world.unacked.len());
+    }
+}

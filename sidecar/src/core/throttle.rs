@@ -1,0 +1,146 @@
+//! How many calls run at once: the user's limit, fewer after "not now" answers, and started in bursts that a fast handler
+//! answers before the next burst.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::backoff::Backoff;
+use super::event::Time;
+
+/// Calls that start at once. With a fast handler fewer connections are faster: a further burst starts only when this one has
+/// been running for [`BURST_PAUSE`].
+const BURST: usize = 32;
+const BURST_PAUSE: Duration = Duration::from_millis(2);
+/// The longest pause that a "not now" answer may ask for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// Limits the calls that run.
+#[derive(Debug)]
+pub(super) struct Throttle {
+    /// Calls at once, lowered by "not now" and raised by successes; never above the user's.
+    limit: usize,
+    ceiling: usize,
+    /// No call starts before this.
+    until: Time,
+    backoff: Backoff,
+    /// When the last calls started, oldest first.
+    starts: VecDeque<Time>,
+}
+
+impl Throttle {
+    pub fn new(ceiling: u16, seed: u64) -> Self {
+        let ceiling = usize::from(ceiling.max(1));
+        Self {
+            limit: ceiling,
+            ceiling,
+            until: Time::ZERO,
+            backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(30), seed),
+            starts: VecDeque::with_capacity(BURST),
+        }
+    }
+
+    /// The user's limit has changed.
+    pub fn set_ceiling(&mut self, ceiling: u16) {
+        let ceiling = usize::from(ceiling.max(1));
+        if self.limit == self.ceiling || self.limit > ceiling {
+            self.limit = ceiling;
+        }
+        self.ceiling = ceiling;
+    }
+
+    /// When a call may start while this many run; none: not before one ends.
+    pub fn may_start(&self, running: usize) -> Option<Time> {
+        if running >= self.limit {
+            return None;
+        }
+        let burst = match self.starts.front() {
+            Some(start) if running >= BURST && self.starts.len() == BURST => *start + BURST_PAUSE,
+            _ => Time::ZERO,
+        };
+        Some(burst.max(self.until))
+    }
+
+    /// A call starts.
+    pub fn started(&mut self, now: Time) {
+        if self.ceiling > BURST {
+            if self.starts.len() == BURST {
+                self.starts.pop_front();
+            }
+            self.starts.push_back(now);
+        }
+    }
+
+    /// The handler did its work.
+    pub fn succeeded(&mut self) {
+        if self.limit < self.ceiling {
+            self.limit += 1;
+        }
+        self.backoff.reset();
+    }
+
+    /// The handler cannot take more now.
+    pub fn not_now(&mut self, running: usize, after: Option<Duration>, now: Time) {
+        // Calls that ran together answer together: they are one piece of news.
+        if now >= self.until {
+            self.limit = (running.min(self.limit) / 2).max(1);
+        }
+        let pause = after.unwrap_or_else(|| self.backoff.pause()).min(LONGEST_PAUSE);
+        self.until = self.until.max(now + pause);
+    }
+
+    /// After an outage the load comes back call by call.
+    pub fn restart(&mut self) {
+        self.limit = 1;
+        self.until = Time::ZERO;
+        self.backoff.reset();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn not_now_halves_the_calls_at_once_and_successes_bring_them_back() {
+        let mut throttle = Throttle::new(8, 1);
+        throttle.not_now(8, Some(Duration::from_secs(3)), Time::ZERO);
+        assert_eq!(throttle.may_start(3), Some(Duration::from_secs(3)));
+        assert_eq!(throttle.may_start(4), None);
+        for _ in 0..4 {
+            throttle.succeeded();
+        }
+        assert_eq!(throttle.may_start(7), Some(Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn answers_of_one_burst_count_once() {
+        let mut throttle = Throttle::new(8, 1);
+        for _ in 0..8 {
+            throttle.not_now(8, Some(Duration::from_secs(3)), Time::ZERO);
+        }
+        assert_eq!(throttle.limit, 4);
+    }
+
+    #[test]
+    fn a_wish_of_an_hour_is_cut_to_five_minutes() {
+        let mut throttle = Throttle::new(8, 1);
+        throttle.not_now(1, Some(Duration::from_secs(3600)), Time::ZERO);
+        assert_eq!(throttle.may_start(0), Some(LONGEST_PAUSE));
+    }
+
+    #[test]
+    fn a_second_burst_waits_two_milliseconds_so_slow_handlers_still_get_all_their_calls() {
+        let mut throttle = Throttle::new(200, 1);
+        for running in 0..BURST {
+            assert_eq!(throttle.may_start(running), Some(Time::ZERO));
+            throttle.started(Time::ZERO);
+        }
+        assert_eq!(throttle.may_start(BURST), Some(BURST_PAUSE));
+        let mut now = Time::ZERO;
+        for running in BURST..200 {
+            now = now.max(throttle.may_start(running).unwrap());
+            throttle.started(now);
+        }
+        assert!(now <= BURST_PAUSE * 7);
+    }
+}

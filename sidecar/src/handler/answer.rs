@@ -1,0 +1,168 @@
+//! What the application's answer means: DESIGN's table of statuses, without I/O.
+
+use std::time::{Duration, SystemTime};
+
+use http::header::{HeaderMap, RETRY_AFTER};
+use warren_api::headers as names;
+
+use crate::copy::cut;
+use crate::core::{DeadReason, Failure, Verdict};
+
+/// How much of a body is kept as the text of why a message failed.
+pub const EXCERPT: usize = 512;
+
+/// The verdict of an answer. `body` is the beginning of its body; `wall` the wall clock, for a `Retry-After` that is a date.
+pub fn classify(status: u16, headers: &HeaderMap, body: &[u8], wall: SystemTime) -> Verdict {
+    let after = retry_after_of(headers, wall);
+    let reason = headers.get(names::REASON).and_then(|value| value.to_str().ok());
+    let said = match headers.get(names::OUTCOME).map(|value| value.to_str().unwrap_or("not text")) {
+        None => by_status(status),
+        Some(outcome) => match (outcome.trim(), status) {
+            ("ack", _) => Said::Ack,
+            ("retry", _) => Said::Retry,
+            ("dead-letter", _) => Said::DeadLetter,
+            ("later", 202) => Said::Later,
+            (unknown, _) => {
+                let problem = if unknown == "later" {
+                    format!("warren-outcome: later needs status 202, the handler answered {status}")
+                } else {
+                    format!("the handler answered an unknown warren-outcome, \"{}\"", cut(unknown, 40))
+                };
+                return Verdict::Retry(Failure { status: Some(status), after, detail: problem });
+            }
+        },
+    };
+    let detail = || reason.map_or_else(|| describe(status, body), |reason| cut(reason, EXCERPT).to_owned());
+    match said {
+        Said::Ack => Verdict::Ack,
+        Said::Later => Verdict::Later,
+        Said::NotNow => Verdict::NotNow { after, status },
+        Said::Retry => Verdict::Retry(Failure { status: Some(status), after, detail: detail() }),
+        Said::DeadLetter => Verdict::DeadLetter { reason: DeadReason::Rejected, detail: detail() },
+    }
+}
+
+/// An answer in one word.
+enum Said {
+    Ack,
+    Retry,
+    DeadLetter,
+    NotNow,
+    Later,
+}
+
+fn by_status(status: u16) -> Said {
+    match status {
+        200..=299 => Said::Ack,
+        400 | 410 | 413 | 415 | 422 => Said::DeadLetter,
+        429 | 503 => Said::NotNow,
+        _ => Said::Retry,
+    }
+}
+
+/// Status and the beginning of the body, as text.
+fn describe(status: u16, body: &[u8]) -> String {
+    let body = String::from_utf8_lossy(body.get(..body.len().min(EXCERPT)).unwrap_or_default());
+    let body = body.trim();
+    if body.is_empty() {
+        format!("the handler answered {status}")
+    } else {
+        format!("the handler answered {status}: {body}")
+    }
+}
+
+/// The `Retry-After` of an answer or request.
+pub fn retry_after_of(headers: &HeaderMap, wall: SystemTime) -> Option<Duration> {
+    retry_after(headers.get(RETRY_AFTER)?.to_str().ok()?, wall)
+}
+
+/// `Retry-After`: seconds, or a date.
+fn retry_after(text: &str, wall: SystemTime) -> Option<Duration> {
+    let text = text.trim();
+    if let Ok(seconds) = text.parse::<u32>() {
+        return Some(Duration::from_secs(u64::from(seconds)));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(date.duration_since(wall).unwrap_or(Duration::ZERO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    fn answer(status: u16, pairs: &[(&'static str, &str)]) -> Verdict {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.insert(*name, HeaderValue::from_str(value).unwrap());
+        }
+        classify(status, &headers, b"why", SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777))
+    }
+
+    fn is_retry(verdict: &Verdict) -> bool {
+        matches!(verdict, Verdict::Retry(_))
+    }
+
+    #[test]
+    fn a_2xx_acks() {
+        for status in [200, 201, 202, 204, 299] {
+            assert_eq!(answer(status, &[]), Verdict::Ack);
+        }
+    }
+
+    #[test]
+    fn a_400_410_413_415_422_dead_letters_at_once_with_the_reason() {
+        for status in [400, 410, 413, 415, 422] {
+            assert_eq!(
+                answer(status, &[]),
+                Verdict::DeadLetter {
+                    reason: DeadReason::Rejected,
+                    detail: format!("the handler answered {status}: why")
+                }
+            );
+        }
+    }
+
+    #[test]
+    fn a_5xx_408_425_any_other_4xx_and_1xx_3xx_go_to_the_ladder() {
+        for status in
+            [500, 501, 502, 504, 599, 408, 425, 401, 403, 404, 405, 409, 418, 431, 100, 103, 301, 304, 307]
+        {
+            assert!(is_retry(&answer(status, &[])), "{status}");
+        }
+    }
+
+    #[test]
+    fn a_429_or_503_is_not_now() {
+        assert_eq!(answer(429, &[]), Verdict::NotNow { after: None, status: 429 });
+        let after = Some(Duration::from_secs(7));
+        assert_eq!(answer(503, &[("retry-after", "7")]), Verdict::NotNow { after, status: 503 });
+    }
+
+    #[test]
+    fn warren_outcome_overrides_the_status() {
+        assert_eq!(answer(500, &[("warren-outcome", "ack")]), Verdict::Ack);
+        assert!(is_retry(&answer(200, &[("warren-outcome", "retry")])));
+        assert_eq!(
+            answer(200, &[("warren-outcome", "dead-letter"), ("warren-reason", "no such customer")]),
+            Verdict::DeadLetter { reason: DeadReason::Rejected, detail: "no such customer".to_owned() }
+        );
+        assert_eq!(answer(202, &[("warren-outcome", "later")]), Verdict::Later);
+    }
+
+    #[test]
+    fn an_outcome_that_means_nothing_never_acks() {
+        assert!(is_retry(&answer(200, &[("warren-outcome", "perhaps")])));
+        assert!(is_retry(&answer(200, &[("warren-outcome", "later")])));
+    }
+
+    #[test]
+    fn retry_after_may_be_seconds_or_a_date() {
+        let Verdict::Retry(failure) = answer(500, &[("retry-after", "Sun, 06 Nov 1994 08:50:37 GMT")]) else {
+            panic!()
+        };
+        assert_eq!(failure.after, Some(Duration::from_secs(60)));
+        let Verdict::Retry(failure) = answer(500, &[("retry-after", "soon")]) else { panic!() };
+        assert_eq!(failure.after, None);
+    }
+}

@@ -1,0 +1,304 @@
+//! Several messages in one call: JSON lines there, an outcome for all or one a message back.
+//!
+//! Request: `content-type: application/x-ndjson`, `warren-batch-size`, one [`Line`] a message. Answer: an empty body or one
+//! that is no JSON lines means the status' outcome for all; a 2xx with `application/x-ndjson` has one [`AnswerLine`] a message.
+//! A message without a usable line is tried again, and its first line counts.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use warren_api::headers as names;
+use warren_broker::lapin::types::AMQPValue;
+
+use super::answer::EXCERPT;
+use super::trace;
+use crate::copy::cut;
+use crate::core::{Answers, DeadReason, Failure, Verdict};
+use crate::message::Message;
+
+/// The content type of JSON lines.
+pub const JSON_LINES: &str = "application/x-ndjson";
+
+/// One message of a batch.
+#[derive(Serialize, Debug)]
+#[serde(rename_all = "camelCase")]
+pub struct Line<'a> {
+    /// Its place in the batch, from 0: the answer names it.
+    pub id: usize,
+    /// See the header `warren-delivery-id`.
+    pub delivery_id: String,
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+    /// The exchange that it was published to.
+    pub exchange: &'a str,
+    /// The routing key that it was published with.
+    pub routing_key: &'a str,
+    /// The broker's redelivered flag.
+    pub redelivered: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_type: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_encoding: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    correlation_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reply_to: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    priority: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timestamp: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<&'a str>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    headers: BTreeMap<&'a str, Value>,
+    /// The body, if it is UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+    /// The body in Base64, if it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base64: Option<String>,
+}
+
+impl<'a> Line<'a> {
+    /// The line of a message.
+    pub fn new(id: usize, delivery_id: String, attempt: u32, message: &'a Message) -> Self {
+        let properties = &message.properties;
+        let text = std::str::from_utf8(&message.body).ok();
+        let own = |name: &str| name.starts_with("warren-") || name == trace::TRACEPARENT;
+        let headers = message.headers().into_iter().flat_map(|table| table.inner());
+        Self {
+            id,
+            delivery_id,
+            attempt,
+            exchange: &message.exchange,
+            routing_key: &message.routing_key,
+            redelivered: message.redelivered,
+            message_id: message.id(),
+            content_type: properties.content_type().as_ref().map(|value| value.as_str()),
+            content_encoding: properties.content_encoding().as_ref().map(|value| value.as_str()),
+            correlation_id: properties.correlation_id().as_ref().map(|value| value.as_str()),
+            reply_to: properties.reply_to().as_ref().map(|value| value.as_str()),
+            priority: *properties.priority(),
+            timestamp: *properties.timestamp(),
+            traceparent: message.header(trace::TRACEPARENT),
+            headers: headers
+                .filter(|(name, _)| !own(name.as_str()))
+                .filter_map(|(name, value)| Some((name.as_str(), json(value)?)))
+                .collect(),
+            text,
+            base64: text.is_none().then(|| STANDARD.encode(&message.body)),
+        }
+    }
+}
+
+fn json(value: &AMQPValue) -> Option<Value> {
+    match value {
+        AMQPValue::Boolean(value) => Some((*value).into()),
+        AMQPValue::ShortShortInt(value) => Some((*value).into()),
+        AMQPValue::ShortShortUInt(value) => Some((*value).into()),
+        AMQPValue::ShortInt(value) => Some((*value).into()),
+        AMQPValue::ShortUInt(value) => Some((*value).into()),
+        AMQPValue::LongInt(value) => Some((*value).into()),
+        AMQPValue::LongUInt(value) => Some((*value).into()),
+        AMQPValue::LongLongInt(value) => Some((*value).into()),
+        AMQPValue::Timestamp(value) => Some((*value).into()),
+        AMQPValue::Float(value) => Some((*value).into()),
+        AMQPValue::Double(value) => Some((*value).into()),
+        AMQPValue::ShortString(value) => Some(value.as_str().into()),
+        AMQPValue::LongString(value) => std::str::from_utf8(value.as_bytes()).ok().map(Into::into),
+        AMQPValue::DecimalValue(_)
+        | AMQPValue::FieldArray(_)
+        | AMQPValue::FieldTable(_)
+        | AMQPValue::ByteArray(_)
+        | AMQPValue::Void => None,
+    }
+}
+
+/// The body of a batch.
+pub fn body<'a>(lines: impl Iterator<Item = Line<'a>>) -> Bytes {
+    let mut body = Vec::new();
+    for line in lines {
+        // Writing to memory, of values that are all representable, does not fail.
+        if serde_json::to_writer(&mut body, &line).is_ok() {
+            body.push(b'\n');
+        }
+    }
+    body.into()
+}
+
+/// The headers of a batch.
+pub fn headers(queue: &str, size: usize) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(8);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON_LINES));
+    headers.insert(HeaderName::from_static(names::BATCH_SIZE), HeaderValue::from(size));
+    if let Ok(queue) = HeaderValue::from_str(queue) {
+        headers.insert(HeaderName::from_static(names::QUEUE), queue);
+    }
+    headers
+}
+
+/// What the application says about one message of a batch.
+#[derive(Deserialize, Debug)]
+#[serde(rename_all = "camelCase")]
+pub struct AnswerLine {
+    /// The message's place in the batch.
+    pub id: usize,
+    /// `ack`, `retry`, `dead-letter` or `later`.
+    pub outcome: LineOutcome,
+    /// Why, for people.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// For `retry`: when to try again.
+    #[serde(default)]
+    pub retry_after_seconds: Option<u32>,
+}
+
+/// The outcome of one message of a batch.
+#[derive(Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum LineOutcome {
+    /// Done.
+    Ack,
+    /// Not done: try again.
+    Retry,
+    /// Never going to work.
+    DeadLetter,
+    /// It ends later by `/deliveries/{id}`.
+    Later,
+}
+
+/// The verdicts of an answer of JSON lines about `size` messages; none if it is not such an answer.
+pub fn verdicts(status: u16, headers: &HeaderMap, body: &[u8], size: usize) -> Option<Answers> {
+    let lines = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
+        value.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case(JSON_LINES))
+    });
+    if !(200..300).contains(&status) || !lines {
+        return None;
+    }
+    let mut verdicts: Vec<Option<Verdict>> = vec![None; size];
+    for line in body.split(|byte| *byte == b'\n') {
+        let Ok(line) = serde_json::from_slice::<AnswerLine>(line) else { continue };
+        if let Some(place) = verdicts.get_mut(line.id) {
+            place.get_or_insert_with(|| verdict(&line, status));
+        }
+    }
+    let missing = || {
+        let detail = "the handler's answer has no usable line for this message".to_owned();
+        Verdict::Retry(Failure { detail, ..Failure::default() })
+    };
+    Some(Answers::Each(verdicts.into_iter().map(|verdict| verdict.unwrap_or_else(missing)).collect()))
+}
+
+fn verdict(line: &AnswerLine, status: u16) -> Verdict {
+    let detail = || {
+        line.reason
+            .as_deref()
+            .map_or_else(|| "the handler said so".to_owned(), |why| cut(why, EXCERPT).to_owned())
+    };
+    match line.outcome {
+        LineOutcome::Ack => Verdict::Ack,
+        LineOutcome::Later => Verdict::Later,
+        LineOutcome::DeadLetter => Verdict::DeadLetter { reason: DeadReason::Rejected, detail: detail() },
+        LineOutcome::Retry => Verdict::Retry(Failure {
+            status: Some(status),
+            after: line.retry_after_seconds.map(|seconds| Duration::from_secs(u64::from(seconds))),
+            detail: detail(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use warren_broker::lapin::BasicProperties;
+    use warren_broker::lapin::types::FieldTable;
+
+    fn lines_header() -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson; charset=utf-8"));
+        headers
+    }
+
+    fn each(body: &str, size: usize) -> Vec<Verdict> {
+        match verdicts(200, &lines_header(), body.as_bytes(), size) {
+            Some(Answers::Each(verdicts)) => verdicts,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_line_carries_the_message_with_its_body_as_text_or_base64() {
+        let mut table = FieldTable::default();
+        table.insert("x-customer".into(), AMQPValue::LongString("7".into()));
+        let properties = BasicProperties::default().with_headers(table).with_message_id("m".into());
+        let message = Message::new("e".into(), "k".into(), false, properties, Bytes::from_static(b"hi"));
+        let binary = Message { body: Bytes::from_static(&[0xFF]), ..message.clone() };
+        let body =
+            body([Line::new(0, "d".into(), 1, &message), Line::new(1, "d".into(), 2, &binary)].into_iter());
+        let lines: Vec<Value> = body
+            .split(|b| *b == b'\n')
+            .filter(|l| !l.is_empty())
+            .map(|l| serde_json::from_slice(l).unwrap())
+            .collect();
+        assert_eq!(lines[0]["text"], "hi");
+        assert_eq!(lines[0]["messageId"], "m");
+        assert_eq!(lines[0]["headers"]["x-customer"], "7");
+        assert_eq!((&lines[1]["base64"], &lines[1]["attempt"]), (&Value::from("/w=="), &Value::from(2)));
+    }
+
+    #[test]
+    fn each_message_gets_its_own_outcome() {
+        let answer = r#"{"id":1,"outcome":"retry","retryAfterSeconds":9,"reason":"busy"}
+{"id":0,"outcome":"ack"}
+{"id":2,"outcome":"dead-letter","reason":"bad"}"#;
+        let verdicts = each(answer, 3);
+        assert_eq!(verdicts[0], Verdict::Ack);
+        let after = Some(Duration::from_secs(9));
+        assert_eq!(verdicts[1], Verdict::Retry(Failure { status: Some(200), after, detail: "busy".into() }));
+        assert_eq!(verdicts[2], Verdict::DeadLetter { reason: DeadReason::Rejected, detail: "bad".into() });
+    }
+
+    #[test]
+    fn what_has_no_usable_line_is_tried_again_and_the_first_line_counts() {
+        let verdicts = each(
+            "{\"id\":0,\"outcome\":\"ack\"}\n{\"id\":0,\"outcome\":\"retry\"}\ngarbage\n{\"id\":7,\"outcome\":\"ack\"}",
+            2,
+        );
+        assert_eq!(verdicts[0], Verdict::Ack);
+        assert!(matches!(verdicts[1], Verdict::Retry(_)));
+    }
+
+    #[test]
+    fn an_answer_that_is_no_json_lines_is_one_outcome_for_all() {
+        assert!(verdicts(200, &HeaderMap::new(), b"", 3).is_none());
+        assert!(verdicts(500, &lines_header(), b"{}", 3).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn foreign_bytes_never_crash_it_and_every_message_gets_a_verdict(body in any::<Vec<u8>>(), size in 0_usize..20) {
+            let Some(Answers::Each(verdicts)) = verdicts(200, &lines_header(), &body, size) else { panic!() };
+            prop_assert_eq!(verdicts.len(), size);
+        }
+
+        #[test]
+        fn almost_right_answers_neither(
+            lines in prop::collection::vec((0_usize..30, "ack|retry|dead-letter|later|other|", ".{0,20}"), 0..20)
+        ) {
+            let body: String = lines
+                .iter()
+                .map(|(id, outcome, reason)| format!("{{\"id\":{id},\"outcome\":\"{outcome}\",\"reason\":{}}}\n", Value::from(reason.as_str())))
+                .collect();
+            prop_assert_eq!(each(&body, 10).len(), 10);
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! The application, as an HTTP server on localhost: requests, answers, and the connections between.
+
+pub mod answer;
+pub mod batch;
+pub mod pool;
+pub mod request;
+pub mod trace;

@@ -1,0 +1,315 @@
+//! The request that carries one message: DESIGN's table of headers, built from a message without I/O.
+
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use warren_api::headers as names;
+use warren_broker::lapin::types::AMQPValue;
+
+use super::trace::{self, Context};
+use crate::message::Message;
+
+/// Room for the message's own headers, in bytes.
+const ROOM: usize = 8 * 1024;
+/// Room for the names of those that did not fit.
+const OMITTED_ROOM: usize = 1024;
+
+/// Bytes of a header value that are percent-encoded: controls, everything beyond ASCII, and the percent sign itself.
+const VALUE: &AsciiSet = &CONTROLS.add(b'%');
+/// The same for a name in the list of omitted ones, which commas separate.
+const NAME: &AsciiSet = &VALUE.add(b',').add(b' ');
+
+/// What is the same for every request.
+#[derive(Clone, Debug)]
+pub struct Constant {
+    queue: HeaderValue,
+    max_attempts: HeaderValue,
+}
+
+impl Constant {
+    /// For messages of this queue.
+    pub fn new(queue: &str, max_attempts: u32) -> Self {
+        Self { queue: encoded(queue), max_attempts: HeaderValue::from(max_attempts) }
+    }
+}
+
+/// A request's headers, and what had to be left out.
+#[derive(Clone, Debug)]
+pub struct Head {
+    /// The headers.
+    pub headers: HeaderMap,
+    /// How many AMQP headers did not fit or cannot be said in HTTP.
+    pub omitted: usize,
+}
+
+/// The headers for one message. `delivery` names it for an answer that comes later; `context` is its trace, `span` the id of the span that the call is.
+pub fn head(
+    message: &Message,
+    delivery: &str,
+    attempt: u32,
+    constant: &Constant,
+    context: &Context,
+    span: &str,
+) -> Head {
+    let properties = &message.properties;
+    let mut headers = HeaderMap::with_capacity(24);
+    headers.insert(HeaderName::from_static(names::QUEUE), constant.queue.clone());
+    headers.insert(HeaderName::from_static(names::MAX_ATTEMPTS), constant.max_attempts.clone());
+    headers.insert(HeaderName::from_static(names::EXCHANGE), encoded(&message.exchange));
+    headers.insert(HeaderName::from_static(names::ROUTING_KEY), encoded(&message.routing_key));
+    headers.insert(HeaderName::from_static(names::DELIVERY_ID), encoded(delivery));
+    headers.insert(HeaderName::from_static(names::ATTEMPT), HeaderValue::from(attempt));
+    let redelivered = if message.redelivered { "true" } else { "false" };
+    headers.insert(HeaderName::from_static(names::REDELIVERED), HeaderValue::from_static(redelivered));
+    if let Some(id) = message.id() {
+        let id = encoded(id);
+        headers.insert(HeaderName::from_static(names::MESSAGE_ID), id.clone());
+        headers.insert(HeaderName::from_static(names::IDEMPOTENCY_KEY), id);
+    }
+    let mut text = |name: HeaderName, value: Option<&str>| {
+        if let Some(value) = value {
+            headers.insert(name, encoded(value));
+        }
+    };
+    text(CONTENT_TYPE, properties.content_type().as_ref().map(|value| value.as_str()));
+    text(CONTENT_ENCODING, properties.content_encoding().as_ref().map(|value| value.as_str()));
+    let correlation = properties.correlation_id().as_ref().map(|value| value.as_str());
+    text(HeaderName::from_static(names::CORRELATION_ID), correlation);
+    let reply_to = properties.reply_to().as_ref().map(|value| value.as_str());
+    text(HeaderName::from_static(names::REPLY_TO), reply_to);
+    if let Some(timestamp) = properties.timestamp() {
+        headers.insert(HeaderName::from_static(names::TIMESTAMP), HeaderValue::from(*timestamp));
+    }
+    if let Some(priority) = properties.priority() {
+        headers.insert(HeaderName::from_static(names::PRIORITY), HeaderValue::from(u16::from(*priority)));
+    }
+    if let Some(count) = message.delivery_count() {
+        headers.insert(HeaderName::from_static(names::DELIVERY_COUNT), HeaderValue::from(count));
+    }
+    headers.insert(HeaderName::from_static(trace::TRACEPARENT), encoded(&context.header(span)));
+    let omitted = own_headers(message, &mut headers);
+    Head { headers, omitted }
+}
+
+/// The message's own headers: those that are text, numbers or booleans, under names that HTTP allows, while they fit.
+fn own_headers(message: &Message, headers: &mut HeaderMap) -> usize {
+    let Some(table) = message.headers() else { return 0 };
+    let mut room = ROOM;
+    let mut omitted = Vec::new();
+    for (name, value) in table.inner() {
+        let name = name.as_str();
+        if name.starts_with("warren-") || name == trace::TRACEPARENT || name == "x-delivery-count" {
+            continue;
+        }
+        let target = if name == trace::TRACESTATE {
+            Some(HeaderName::from_static(trace::TRACESTATE))
+        } else if let Some(attribute) = cloud_event(name) {
+            HeaderName::from_bytes(format!("ce-{attribute}").as_bytes()).ok()
+        } else {
+            HeaderName::from_bytes(format!("{}{name}", names::HEADER_PREFIX).as_bytes()).ok()
+        };
+        let value = plain(value);
+        match (target, value) {
+            (Some(target), Some(value)) if target.as_str().len() + value.len() <= room => {
+                room -= target.as_str().len() + value.len();
+                headers.append(target, value);
+            }
+            (Some(_) | None, _) => omitted.push(name),
+        }
+    }
+    if !omitted.is_empty() {
+        let mut list = String::new();
+        for name in &omitted {
+            let name = utf8_percent_encode(name, NAME).to_string();
+            if list.len() + name.len() + 1 > OMITTED_ROOM {
+                break;
+            }
+            if !list.is_empty() {
+                list.push(',');
+            }
+            list.push_str(&name);
+        }
+        // Encoded already, name by name.
+        if let Ok(list) = HeaderValue::try_from(list) {
+            headers.insert(HeaderName::from_static(names::HEADERS_OMITTED), list);
+        }
+    }
+    omitted.len()
+}
+
+/// The attribute of a `CloudEvents` header: both spellings of the AMQP binding's prefix.
+fn cloud_event(name: &str) -> Option<&str> {
+    name.strip_prefix("cloudEvents:").or_else(|| name.strip_prefix("cloudEvents_"))
+}
+
+fn plain(value: &AMQPValue) -> Option<HeaderValue> {
+    let number = |number: String| HeaderValue::try_from(number).ok();
+    match value {
+        AMQPValue::Boolean(value) => Some(HeaderValue::from_static(if *value { "true" } else { "false" })),
+        AMQPValue::ShortShortInt(value) => Some(HeaderValue::from(i16::from(*value))),
+        AMQPValue::ShortShortUInt(value) => Some(HeaderValue::from(u16::from(*value))),
+        AMQPValue::ShortInt(value) => Some(HeaderValue::from(*value)),
+        AMQPValue::ShortUInt(value) => Some(HeaderValue::from(*value)),
+        AMQPValue::LongInt(value) => Some(HeaderValue::from(*value)),
+        AMQPValue::LongUInt(value) => Some(HeaderValue::from(*value)),
+        AMQPValue::LongLongInt(value) => Some(HeaderValue::from(*value)),
+        AMQPValue::Timestamp(value) => Some(HeaderValue::from(*value)),
+        AMQPValue::Float(value) => number(value.to_string()),
+        AMQPValue::Double(value) => number(value.to_string()),
+        AMQPValue::ShortString(value) => Some(encoded(value.as_str())),
+        AMQPValue::LongString(value) => std::str::from_utf8(value.as_bytes()).ok().map(encoded),
+        AMQPValue::DecimalValue(_)
+        | AMQPValue::FieldArray(_)
+        | AMQPValue::FieldTable(_)
+        | AMQPValue::ByteArray(_)
+        | AMQPValue::Void => None,
+    }
+}
+
+/// A value as HTTP allows it: percent-encoded UTF-8, which plain ASCII text is already.
+fn encoded(value: &str) -> HeaderValue {
+    if value.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b'%')
+        && let Ok(value) = HeaderValue::from_str(value)
+    {
+        return value;
+    }
+    let value = utf8_percent_encode(value, VALUE).to_string();
+    HeaderValue::try_from(value).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use proptest::prelude::*;
+    use warren_broker::lapin::BasicProperties;
+    use warren_broker::lapin::types::FieldTable;
+
+    fn message(properties: BasicProperties) -> Message {
+        Message::new("shop.events".into(), "order.new".into(), true, properties, Bytes::new())
+    }
+
+    fn headers_of(message: &Message) -> (HeaderMap, usize) {
+        let context =
+            Context { trace_id: "0af7651916cd43dd8448eb211c80319c".into(), parent_id: None, sampled: true };
+        let head = head(message, "0-1-1", 2, &Constant::new("orders", 24), &context, "b7ad6b7169203331");
+        (head.headers, head.omitted)
+    }
+
+    fn table(pairs: &[(&str, AMQPValue)]) -> BasicProperties {
+        let mut table = FieldTable::default();
+        for (name, value) in pairs {
+            table.insert((*name).into(), value.clone());
+        }
+        BasicProperties::default().with_headers(table)
+    }
+
+    fn long(text: &str) -> AMQPValue {
+        AMQPValue::LongString(text.into())
+    }
+
+    #[test]
+    fn every_header_of_the_table_is_there() {
+        let properties = table(&[("x-delivery-count", AMQPValue::LongLongInt(1))])
+            .with_content_type("application/json".into())
+            .with_content_encoding("gzip".into())
+            .with_message_id("m-1".into())
+            .with_timestamp(1_700_000_000)
+            .with_correlation_id("c-1".into())
+            .with_reply_to("answers".into())
+            .with_priority(3);
+        let (headers, omitted) = headers_of(&message(properties));
+        for (name, value) in [
+            ("warren-queue", "orders"),
+            ("warren-exchange", "shop.events"),
+            ("warren-routing-key", "order.new"),
+            ("warren-message-id", "m-1"),
+            ("idempotency-key", "m-1"),
+            ("warren-attempt", "2"),
+            ("warren-delivery-id", "0-1-1"),
+            ("warren-max-attempts", "24"),
+            ("warren-redelivered", "true"),
+            ("warren-delivery-count", "1"),
+            ("warren-timestamp", "1700000000"),
+            ("warren-correlation-id", "c-1"),
+            ("warren-reply-to", "answers"),
+            ("warren-priority", "3"),
+            ("content-type", "application/json"),
+            ("content-encoding", "gzip"),
+            ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        ] {
+            assert_eq!(headers.get(name).unwrap(), value, "{name}");
+        }
+        assert_eq!(omitted, 0);
+    }
+
+    #[test]
+    fn a_message_without_properties_has_no_headers_about_them() {
+        let (headers, _) = headers_of(&message(BasicProperties::default()));
+        for name in [
+            "warren-message-id",
+            "idempotency-key",
+            "content-type",
+            "warren-priority",
+            "warren-headers-omitted",
+        ] {
+            assert_eq!(headers.get(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn text_numbers_and_booleans_go_along_percent_encoded() {
+        let properties = table(&[
+            ("x-customer", long("Zoë 100%")),
+            ("count", AMQPValue::LongInt(-3)),
+            ("ratio", AMQPValue::Double(0.5)),
+            ("vip", AMQPValue::Boolean(true)),
+        ]);
+        let (headers, _) = headers_of(&message(properties));
+        assert_eq!(headers.get("warren-header-x-customer").unwrap(), "Zo%C3%AB 100%25");
+        assert_eq!(headers.get("warren-header-count").unwrap(), "-3");
+        assert_eq!(headers.get("warren-header-ratio").unwrap(), "0.5");
+        assert_eq!(headers.get("warren-header-vip").unwrap(), "true");
+    }
+
+    #[test]
+    fn what_http_cannot_say_and_what_does_not_fit_is_named() {
+        let properties = table(&[
+            ("a b", long("name with a blank")),
+            ("bytes", AMQPValue::ByteArray(vec![1].into())),
+            ("huge", long(&"x".repeat(60_000))),
+            ("latin", AMQPValue::LongString(vec![0xE9].into())),
+            ("small", long("fits")),
+        ]);
+        let (headers, omitted) = headers_of(&message(properties));
+        assert_eq!(omitted, 4);
+        assert_eq!(headers.get("warren-headers-omitted").unwrap(), "a%20b,bytes,huge,latin");
+        assert_eq!(headers.get("warren-header-small").unwrap(), "fits");
+    }
+
+    #[test]
+    fn cloud_events_attributes_become_ce_headers() {
+        let properties = table(&[("cloudEvents:id", long("1")), ("cloudEvents_source", long("/s"))]);
+        let (headers, _) = headers_of(&message(properties));
+        assert_eq!(headers.get("ce-id").unwrap(), "1");
+        assert_eq!(headers.get("ce-source").unwrap(), "/s");
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_crashes_it_or_exceeds_the_room(
+            pairs in prop::collection::vec((".{0,60}", prop::collection::vec(any::<u8>(), 0..3000)), 0..40)
+        ) {
+            let mut table = FieldTable::default();
+            for (name, value) in pairs {
+                table.insert(crate::copy::short(&name), AMQPValue::LongString(value.into()));
+            }
+            let (headers, _) = headers_of(&message(BasicProperties::default().with_headers(table)));
+            let own: usize = headers
+                .iter()
+                .filter(|(name, _)| name.as_str().starts_with("warren-header-"))
+                .map(|(name, value)| name.as_str().len() + value.len())
+                .sum();
+            prop_assert!(own <= ROOM);
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What other tasks tell the engine's loop.
+
+use bytes::Bytes;
+use http::HeaderValue;
+use tokio::sync::oneshot;
+use warren_broker::BrokerError;
+use warren_broker::lapin::{Channel, Consumer};
+
+use crate::core::{DeliveryId, LateReply, PublishResult, Snapshot, Verdict};
+use crate::handler::pool::Done;
+
+/// A reply to whoever published a message.
+#[derive(Clone, Debug, Default)]
+pub struct ReplyBody {
+    /// Its content type.
+    pub content_type: Option<HeaderValue>,
+    /// Its body.
+    pub body: Bytes,
+}
+
+/// A message to the engine's loop.
+#[derive(Debug)]
+pub enum Inbox {
+    /// A handler call has ended.
+    Called(Done),
+    /// A copy was published, or not.
+    Published {
+        /// The delivery that it is of.
+        id: DeliveryId,
+        /// What became of it.
+        result: PublishResult,
+    },
+    /// The handler's port was tried.
+    Port {
+        /// Whether it accepted.
+        accepting: bool,
+    },
+    /// A channel was opened, or not.
+    Opened {
+        /// The connection's number.
+        link: u64,
+        /// The channel.
+        result: Result<Channel, BrokerError>,
+    },
+    /// A consumer was started, or not.
+    Consuming {
+        /// The session.
+        generation: u64,
+        /// The consumer.
+        result: Result<Consumer, BrokerError>,
+    },
+    /// Somebody wants the sidecar to finish; answered with whether everything had ended.
+    Drain(oneshot::Sender<bool>),
+    /// SIGTERM.
+    Terminate,
+    /// The application ends a delivery late.
+    LateAnswer {
+        /// The delivery.
+        id: DeliveryId,
+        /// How.
+        verdict: Verdict,
+        /// The reply, for a message that wants one.
+        body: ReplyBody,
+        /// Where the answer goes.
+        reply: oneshot::Sender<LateReply>,
+    },
+    /// The application is still at work.
+    Extend {
+        /// The delivery.
+        id: DeliveryId,
+        /// Where the answer goes.
+        reply: oneshot::Sender<LateReply>,
+    },
+    /// Somebody wants to know the state.
+    Status(oneshot::Sender<Snapshot>),
+}
+
+impl From<Done> for Inbox {
+    fn from(done: Done) -> Self {
+        Self::Called(done)
+    }
+}

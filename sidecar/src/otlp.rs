@@ -1,0 +1,330 @@
+//! One span a message, exported over OTLP when the standard `OTEL_*` variables ask for it
+//! (<https://opentelemetry.io/docs/specs/otel/protocol/exporter/>).
+//!
+//! Spans go as OTLP/HTTP with JSON, which every collector takes on port 4318. A full queue or a collector that is down costs
+//! spans, which are counted, and never a message. The names are those of the messaging conventions, pinned here.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use percent_encoding::percent_decode_str;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::handler::pool::{Endpoint, post};
+use crate::handler::trace::Context;
+use crate::metrics::Metrics;
+
+/// The semantic conventions that the names below are from.
+const SCHEMA: &str = "https://opentelemetry.io/schemas/1.30.0";
+/// Spans that wait for export at most.
+const QUEUE: usize = 2048;
+/// Spans in one export at most.
+const EXPORT: usize = 512;
+/// How long spans wait for others.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// How long an export may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the environment asks for.
+#[derive(Clone, Debug)]
+pub struct Config {
+    endpoint: Endpoint,
+    headers: HeaderMap,
+    sampler: Sampler,
+    resource: Vec<(String, String)>,
+}
+
+/// Which traces are exported.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Sampler {
+    /// Obey the message's own trace, if it has one.
+    parent: bool,
+    /// The share of the others.
+    ratio: f64,
+}
+
+/// Why the variables cannot be obeyed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadConfig {
+    /// The endpoint is no plain HTTP address.
+    #[error(
+        "OTEL_EXPORTER_OTLP_ENDPOINT \"{0}\" is no address of the form http://host:4318: no spans are exported"
+    )]
+    Endpoint(String),
+    /// The sampler is not known.
+    #[error("OTEL_TRACES_SAMPLER \"{0}\" is not known: no spans are exported")]
+    Sampler(String),
+}
+
+impl Config {
+    /// Reads the variables; none if they ask for no spans.
+    ///
+    /// # Errors
+    /// If they ask for something that cannot be done.
+    pub fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, BadConfig> {
+        let get = |name: &str| get(name).filter(|value| !value.is_empty());
+        let off = get("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
+            || get("OTEL_TRACES_EXPORTER").is_some_and(|value| value != "otlp");
+        let url = get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").or_else(|| {
+            let base = get("OTEL_EXPORTER_OTLP_ENDPOINT")?;
+            Some(format!("{}/v1/traces", base.trim_end_matches('/')))
+        });
+        let (false, Some(url)) = (off, url) else { return Ok(None) };
+        let endpoint = Endpoint::parse(&url).map_err(|_| BadConfig::Endpoint(url))?;
+        let mut headers = HeaderMap::new();
+        let given = get("OTEL_EXPORTER_OTLP_TRACES_HEADERS").or_else(|| get("OTEL_EXPORTER_OTLP_HEADERS"));
+        for (name, value) in pairs(&given.unwrap_or_default()) {
+            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+                headers.insert(name, value);
+            }
+        }
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let mut resource = pairs(&get("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default());
+        if let Some(name) = get("OTEL_SERVICE_NAME") {
+            resource.retain(|(key, _)| key != "service.name");
+            resource.push(("service.name".to_owned(), name));
+        }
+        let sampler =
+            Sampler::parse(get("OTEL_TRACES_SAMPLER").as_deref(), get("OTEL_TRACES_SAMPLER_ARG").as_deref())?;
+        Ok(Some(Self { endpoint, headers, sampler, resource }))
+    }
+}
+
+/// `a=b,c=d`, percent-encoded.
+fn pairs(text: &str) -> Vec<(String, String)> {
+    let decode = |part: &str| percent_decode_str(part.trim()).decode_utf8_lossy().into_owned();
+    text.split(',')
+        .filter_map(|pair| pair.split_once('='))
+        .map(|(name, value)| (decode(name), decode(value)))
+        .collect()
+}
+
+impl Sampler {
+    fn parse(name: Option<&str>, argument: Option<&str>) -> Result<Self, BadConfig> {
+        let ratio = argument.and_then(|text| text.parse::<f64>().ok()).unwrap_or(1.0).clamp(0.0, 1.0);
+        match name {
+            None | Some("parentbased_always_on") => Ok(Self { parent: true, ratio: 1.0 }),
+            Some("parentbased_always_off") => Ok(Self { parent: true, ratio: 0.0 }),
+            Some("parentbased_traceidratio") => Ok(Self { parent: true, ratio }),
+            Some("always_on") => Ok(Self { parent: false, ratio: 1.0 }),
+            Some("always_off") => Ok(Self { parent: false, ratio: 0.0 }),
+            Some("traceidratio") => Ok(Self { parent: false, ratio }),
+            Some(other) => Err(BadConfig::Sampler(other.to_owned())),
+        }
+    }
+
+    fn takes(self, context: &Context) -> bool {
+        if self.parent && context.parent_id.is_some() {
+            return context.sampled;
+        }
+        // The last 14 digits of a trace id are random by the standard.
+        let random = context.trace_id.get(18..).and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        random.is_some_and(|random| (random as f64) < self.ratio * (1_u64 << 56) as f64)
+    }
+}
+
+/// A span that has begun.
+#[derive(Clone, Debug)]
+pub struct Begun {
+    /// The trace.
+    pub context: Context,
+    /// The span's own id.
+    pub span_id: String,
+    /// The traces of a batch's messages.
+    pub links: Vec<Context>,
+    /// When.
+    pub at: SystemTime,
+    /// What is known at the begin.
+    pub attributes: Vec<(&'static str, Value)>,
+}
+
+/// The way to the exporter.
+#[derive(Clone, Debug)]
+pub struct Spans {
+    sender: mpsc::Sender<Value>,
+    sampler: Sampler,
+    metrics: Arc<Metrics>,
+}
+
+impl Spans {
+    /// Starts exporting.
+    pub fn start(config: Config, defaults: Vec<(String, String)>, metrics: Arc<Metrics>) -> Self {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let sampler = config.sampler;
+        tokio::spawn(export(config, defaults, receiver, Arc::clone(&metrics)));
+        Self { sender, sampler, metrics }
+    }
+
+    /// Whether a trace is exported.
+    pub fn takes(&self, context: &Context) -> bool {
+        self.sampler.takes(context)
+    }
+
+    /// A span has ended: with a status of HTTP, or without an answer.
+    pub fn end(&self, begun: &Begun, queue: &str, status: Option<u16>, error: Option<String>) {
+        let mut attributes: Vec<Value> =
+            begun.attributes.iter().map(|(name, value)| attribute(name, value.clone())).collect();
+        attributes.push(attribute("messaging.system", "rabbitmq".into()));
+        attributes.push(attribute("messaging.operation.type", "process".into()));
+        attributes.push(attribute("messaging.operation.name", "process".into()));
+        if let Some(status) = status {
+            attributes.push(attribute("http.response.status_code", status.into()));
+        }
+        if error.is_some() {
+            let kind = status.map_or_else(|| "_OTHER".to_owned(), |status| status.to_string());
+            attributes.push(attribute("error.type", kind.into()));
+        }
+        let links: Vec<Value> = begun
+            .links
+            .iter()
+            .filter_map(|link| Some(json!({"traceId": link.trace_id, "spanId": link.parent_id.as_ref()?})))
+            .collect();
+        let span = json!({
+            "traceId": begun.context.trace_id,
+            "spanId": begun.span_id,
+            "parentSpanId": begun.context.parent_id.clone().unwrap_or_default(),
+            "name": format!("process {queue}"),
+            "kind": 5,
+            "startTimeUnixNano": nanoseconds(begun.at),
+            "endTimeUnixNano": nanoseconds(SystemTime::now()),
+            "attributes": attributes,
+            "links": links,
+            "status": error.map_or_else(|| json!({}), |message| json!({"code": 2, "message": message})),
+        });
+        if self.sender.try_send(span).is_err() {
+            self.metrics.spans_dropped.inc();
+        }
+    }
+}
+
+fn nanoseconds(at: SystemTime) -> String {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos().to_string()
+}
+
+fn attribute(name: &str, value: Value) -> Value {
+    let value = match value {
+        Value::Number(number) => json!({"intValue": number.to_string()}),
+        Value::String(text) => json!({"stringValue": text}),
+        other => json!({"stringValue": other.to_string()}),
+    };
+    json!({"key": name, "value": value})
+}
+
+/// Collects spans and sends them until the process ends.
+async fn export(
+    config: Config,
+    defaults: Vec<(String, String)>,
+    mut spans: mpsc::Receiver<Value>,
+    metrics: Arc<Metrics>,
+) {
+    let own = config.resource.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    let resource: Vec<Value> = defaults
+        .into_iter()
+        .filter(|(name, _)| !own.contains(name))
+        .chain(config.resource)
+        .map(|(name, value)| attribute(&name, value.into()))
+        .collect();
+    let mut failing = false;
+    loop {
+        let mut batch = Vec::new();
+        if spans.recv_many(&mut batch, EXPORT).await == 0 {
+            return;
+        }
+        let until = tokio::time::Instant::now() + INTERVAL;
+        while batch.len() < EXPORT {
+            let room = EXPORT - batch.len();
+            match tokio::time::timeout_at(until, spans.recv_many(&mut batch, room)).await {
+                Ok(0) | Err(_) => break,
+                Ok(_) => {}
+            }
+        }
+        let count = batch.len() as u64;
+        let body = json!({"resourceSpans": [{
+            "resource": {"attributes": resource},
+            "scopeSpans": [{
+                "scope": {"name": "warren-sidecar", "version": env!("CARGO_PKG_VERSION")},
+                "schemaUrl": SCHEMA,
+                "spans": batch,
+            }],
+        }]});
+        let sent =
+            post(&config.endpoint, config.headers.clone(), Bytes::from(body.to_string()), TIMEOUT).await;
+        let problem = match sent {
+            Ok(answer) if (200..300).contains(&answer.status) => None,
+            Ok(answer) => Some(format!("it answered {}", answer.status)),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(problem) = &problem {
+            metrics.spans_dropped.inc_by(count);
+            if !failing {
+                tracing::warn!(url = %config.endpoint.url(), problem, "the collector takes no spans");
+            }
+        }
+        failing = problem.is_some();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(variables: &[(&str, &str)]) -> Result<Option<Config>, BadConfig> {
+        Config::from_variables(|name| {
+            variables.iter().find(|(given, _)| *given == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    const ENDPOINT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318/");
+
+    #[test]
+    fn without_an_endpoint_or_when_turned_off_nothing_is_exported() {
+        assert!(config(&[]).unwrap().is_none());
+        assert!(config(&[ENDPOINT, ("OTEL_SDK_DISABLED", "true")]).unwrap().is_none());
+        assert!(config(&[ENDPOINT, ("OTEL_TRACES_EXPORTER", "none")]).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_endpoint_gets_the_signals_path_unless_it_is_the_signals_own() {
+        let url = |variables: &[(&str, &str)]| config(variables).unwrap().unwrap().endpoint.url();
+        assert_eq!(url(&[ENDPOINT]), "http://collector:4318/v1/traces");
+        let own = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://other:4318/spans");
+        assert_eq!(url(&[ENDPOINT, own]), "http://other:4318/spans");
+        let tls = ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector");
+        assert!(matches!(config(&[tls]), Err(BadConfig::Endpoint(_))));
+    }
+
+    #[test]
+    fn the_sampler_obeys_the_parent_and_the_ratio() {
+        let context = |parent: bool, sampled, digits: &str| Context {
+            trace_id: format!("{digits:0>32}"),
+            parent_id: parent.then(|| "b7ad6b7169203331".to_owned()),
+            sampled,
+        };
+        let default = Sampler::parse(None, None).unwrap();
+        assert!(default.takes(&context(false, true, "1")) && !default.takes(&context(true, false, "1")));
+        let half = Sampler::parse(Some("traceidratio"), Some("0.5")).unwrap();
+        assert!(
+            half.takes(&context(true, false, "1")) && !half.takes(&context(true, true, "ffffffffffffff"))
+        );
+        assert!(Sampler::parse(Some("often"), None).is_err());
+    }
+
+    #[test]
+    fn resource_and_headers_are_read_percent_decoded() {
+        let config = config(&[
+            ENDPOINT,
+            ("OTEL_RESOURCE_ATTRIBUTES", "team=a%20b,service.name=x"),
+            ("OTEL_SERVICE_NAME", "invoices"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "api-key=s%3D1"),
+        ]);
+        let config = config.unwrap().unwrap();
+        assert_eq!(
+            config.resource,
+            [("team".into(), "a b".into()), ("service.name".into(), "invoices".into())]
+        );
+        assert_eq!(config.headers.get("api-key").unwrap(), "s=1");
+    }
+}

@@ -1,0 +1,291 @@
+//! The one loop: it feeds the engine with what happens and performs what the engine wants.
+//!
+//! All waiting is done elsewhere, in small tasks that report to the loop's inbox; the loop itself only polls.
+
+mod calls;
+mod link;
+mod perform;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use warren_api::sidecar::SidecarConfig;
+use warren_broker::connect::ConnectOptions;
+use warren_broker::supervisor::{LinkState, Supervisor};
+
+use crate::amqp::publisher::Publisher;
+use crate::amqp::session::{Arrival, Session};
+use crate::config::{self, Fixed, Live};
+use crate::core::{CallId, DeliveryId, Effect, Engine, Event, Incoming, LateReply, Time};
+use crate::handler::pool::{Endpoint, Pool};
+use crate::handler::request::Constant;
+use crate::health::Health;
+use crate::inbox::{Inbox, ReplyBody};
+use crate::message::Message;
+use crate::metrics::Metrics;
+use crate::otlp::Spans;
+
+/// How often gauges, the channel and the loop itself are looked at though nothing happens.
+const PULSE: Duration = Duration::from_secs(1);
+/// Things taken in before effects are looked after and others get their turn.
+const BURST: usize = 256;
+
+/// What the loop is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The live configuration.
+    pub live: Live,
+    /// What is fixed.
+    pub fixed: Fixed,
+    /// Where the application is; its path follows the configuration.
+    pub endpoint: Endpoint,
+    /// What to count.
+    pub metrics: Arc<Metrics>,
+    /// What probes ask.
+    pub health: Arc<Health>,
+    /// The loop's inbox.
+    pub inbox: mpsc::UnboundedReceiver<Inbox>,
+    /// The way into it.
+    pub sender: mpsc::UnboundedSender<Inbox>,
+    /// Publishes copies.
+    pub publisher: Publisher,
+    /// Where spans go, if anybody wants them.
+    pub spans: Option<Spans>,
+}
+
+/// The loop's state.
+struct Runtime {
+    engine: Engine,
+    effects: Vec<Effect>,
+    started: Instant,
+    config: Arc<SidecarConfig>,
+    configs: watch::Receiver<Arc<SidecarConfig>>,
+    fixed: Fixed,
+    messages: HashMap<DeliveryId, Arc<Message>>,
+    /// Answers that go to a message's `reply_to`, until their confirm.
+    replies: HashMap<DeliveryId, ReplyBody>,
+    /// The messages of each call, which its answer is about.
+    calls: HashMap<CallId, calls::Open>,
+    spans: Option<Spans>,
+    constant: Constant,
+    pool: Pool<Inbox>,
+    sender: mpsc::UnboundedSender<Inbox>,
+    publisher: Publisher,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    supervisor: Supervisor,
+    session: Option<Session>,
+    opening: link::Opening,
+    /// Channels opened so far: the next session's generation.
+    generations: u64,
+    drains: Vec<oneshot::Sender<bool>>,
+    late_reply: Option<LateReply>,
+    exit: bool,
+}
+
+/// Runs until SIGTERM and the drain after it.
+pub async fn run(parts: Parts) {
+    let Parts { live, fixed, endpoint, metrics, health, mut inbox, sender, publisher, spans } = parts;
+    let config = live.config.borrow().clone();
+    let options = ConnectOptions::named(format!("warren-sidecar {} consume", fixed.instance));
+    let supervisor = Supervisor::spawn(live.access, options);
+    let mut links = supervisor.state();
+    let settings = config::settings(&config, fixed.drain_timeout);
+    let mut runtime = Runtime {
+        engine: Engine::new(settings, rand::random()),
+        effects: Vec::new(),
+        started: Instant::now(),
+        constant: Constant::new(&config.queue.name, config.queue.max_attempts),
+        messages: HashMap::new(),
+        replies: HashMap::new(),
+        calls: HashMap::new(),
+        spans,
+        pool: Pool::new(endpoint, sender.clone()),
+        config,
+        configs: live.config,
+        fixed,
+        sender,
+        publisher,
+        metrics,
+        health,
+        supervisor,
+        session: None,
+        opening: link::Opening::default(),
+        generations: 0,
+        drains: Vec::new(),
+        late_reply: None,
+        exit: false,
+    };
+    runtime.step(Event::Tick);
+    let mut pulse = tokio::time::interval(PULSE);
+    pulse.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut configs_open = true;
+    while !runtime.exit {
+        let wake = runtime.engine.next_wake().map(|at| tokio::time::Instant::from_std(runtime.started + at));
+        tokio::select! {
+            biased;
+            Some(message) = inbox.recv() => {
+                runtime.receive(message);
+                for _ in 0..BURST {
+                    let Ok(message) = inbox.try_recv() else { break };
+                    runtime.receive(message);
+                }
+            }
+            arrival = next_arrival(&mut runtime.session) => {
+                runtime.arrived(arrival);
+                for _ in 0..BURST {
+                    let Some(arrival) = ready_arrival(&mut runtime.session) else { break };
+                    runtime.arrived(arrival);
+                }
+            }
+            changed = links.changed() => {
+                // The supervisor lives as long as this loop.
+                if changed.is_ok() {
+                    let state = links.borrow_and_update().clone();
+                    runtime.link_changed(&state);
+                }
+            }
+            changed = runtime.configs.changed(), if configs_open => match changed {
+                Ok(()) => runtime.config_changed(),
+                Err(_) => configs_open = false,
+            },
+            () = sleep_until(wake) => runtime.step(Event::Tick),
+            () = runtime.opening.due() => runtime.open_session(),
+            _ = pulse.tick() => runtime.pulse(),
+        }
+        runtime.metrics.set(&runtime.engine.snapshot());
+    }
+    runtime.goodbye().await;
+}
+
+async fn sleep_until(wake: Option<tokio::time::Instant>) {
+    match wake {
+        Some(wake) => tokio::time::sleep_until(wake).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_arrival(session: &mut Option<Session>) -> Arrival {
+    std::future::poll_fn(|context| match session {
+        Some(session) => session.poll_arrival(context),
+        None => Poll::Pending,
+    })
+    .await
+}
+
+/// What has arrived already, without waiting.
+fn ready_arrival(session: &mut Option<Session>) -> Option<Arrival> {
+    use futures::FutureExt;
+    next_arrival(session).now_or_never()
+}
+
+impl Runtime {
+    fn now(&self) -> Time {
+        self.started.elapsed()
+    }
+
+    /// One step of the engine, and what it wants.
+    fn step(&mut self, event: Event) {
+        let now = self.now();
+        let mut effects = std::mem::take(&mut self.effects);
+        self.engine.step(event, now, &mut effects);
+        for effect in effects.drain(..) {
+            self.perform(effect);
+        }
+        self.effects = effects;
+        // A channel that broke while effects were performed is news for the engine.
+        self.check_session();
+    }
+
+    fn pulse(&mut self) {
+        self.health.beat();
+        self.metrics.blocked.set(i64::from(self.publisher.blocked().is_some()));
+        self.check_session();
+    }
+
+    fn config_changed(&mut self) {
+        let config = self.configs.borrow_and_update().clone();
+        if config.queue.name != self.config.queue.name {
+            tracing::info!(queue = %config.queue.name, "another queue is consumed from now on");
+            self.lose_session("the configuration names another queue");
+        }
+        match self.pool.endpoint().with_path(&config.handler.path) {
+            Ok(endpoint) => self.pool.set_endpoint(endpoint),
+            Err(error) => tracing::error!(%error, "the handler's path stays as it was"),
+        }
+        self.constant = Constant::new(&config.queue.name, config.queue.max_attempts);
+        let settings = config::settings(&config, self.fixed.drain_timeout);
+        self.config = config;
+        self.step(Event::Configured(Box::new(settings)));
+    }
+
+    fn link_changed(&mut self, state: &LinkState) {
+        match state {
+            LinkState::Up(link) => self.link_up(link),
+            LinkState::Connecting => {}
+            LinkState::Down { .. } => self.link_down(),
+        }
+    }
+
+    fn arrived(&mut self, arrival: Arrival) {
+        let Some(session) = &self.session else { return };
+        let generation = session.generation;
+        match arrival {
+            Arrival::Cancelled => self.step(Event::Unsubscribed { generation }),
+            Arrival::Lost(reason) => self.lose_session(&reason),
+            Arrival::Message(delivery) => {
+                let id = DeliveryId { generation, tag: delivery.delivery_tag };
+                let message = Message::from_delivery(*delivery);
+                self.count(&message);
+                let incoming = Incoming {
+                    id,
+                    attempts: message.attempts,
+                    identity: message.identity(),
+                    key: self
+                        .config
+                        .consumer
+                        .ordering_key
+                        .as_deref()
+                        .and_then(|name| message.ordering_key(name)),
+                    oversized: self.oversized(&message),
+                };
+                self.messages.insert(id, Arc::new(message));
+                self.step(Event::Delivered(incoming));
+            }
+        }
+    }
+
+    /// The body's size, if the handler does not take so much.
+    fn oversized(&self, message: &Message) -> Option<u64> {
+        let size = message.body.len() as u64;
+        self.config.handler.max_body_bytes.filter(|most| size > *most).map(|_| size)
+    }
+
+    fn count(&self, message: &Message) {
+        self.metrics.deliveries.inc();
+        if message.redelivered {
+            self.metrics.redeliveries.inc();
+        }
+        if message.is_transient() {
+            self.metrics.transient.inc();
+        }
+        if message.id().is_none() {
+            self.metrics.without_id.inc();
+        }
+    }
+
+    /// Acknowledgements are with the broker when it has answered once more; then the connections may go.
+    async fn goodbye(mut self) {
+        if let Some(session) = self.session.take() {
+            crate::amqp::session::flush(session.channel().clone()).await;
+        }
+        for waiting in self.drains.drain(..) {
+            // Whoever asked may be gone.
+            let _ = waiting.send(true);
+        }
+        tracing::info!("the sidecar ends");
+    }
+}

@@ -1,0 +1,175 @@
+//! Calls of the handler: the request of one message or of a batch, and what its answer means.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::Request;
+use http::header::CONTENT_TYPE;
+use http_body_util::Full;
+
+use super::Runtime;
+use crate::core::{Answers, CallId, Called, DeliveryId, Event, Failure, Verdict};
+use crate::delivery_id;
+use crate::handler::batch::{self, Line};
+use crate::handler::pool::{Answer, CallError, Done, Job};
+use crate::handler::trace::{self, Context};
+use crate::handler::{answer, request};
+use crate::inbox::ReplyBody;
+use crate::metrics::AnswerClass;
+use crate::otlp::Begun;
+
+/// How much of an answer's body is read.
+const ANSWER_LIMIT: usize = 64 * 1024;
+/// How much of a batch's answer is read for each of its messages.
+const ANSWER_LINE: usize = 2 * 1024;
+/// The largest reply.
+const REPLY_LIMIT: usize = 16 * 1024 * 1024;
+
+/// A call that runs: what its answer is about.
+#[derive(Debug)]
+pub(super) struct Open {
+    deliveries: Vec<DeliveryId>,
+    span: Option<Begun>,
+}
+
+impl Runtime {
+    pub(super) fn call(&mut self, call: CallId, deliveries: &[Called]) {
+        let timeout = Duration::from_secs(u64::from(self.config.handler.timeout_seconds));
+        let ((request, span), limit) = match (deliveries, self.config.handler.batch) {
+            ([called], None) => (self.single_request(*called), self.answer_limit()),
+            _ => (self.batch_request(deliveries), ANSWER_LIMIT.max(deliveries.len() * ANSWER_LINE)),
+        };
+        let deliveries = deliveries.iter().map(|called| called.id).collect();
+        self.calls.insert(call, Open { deliveries, span });
+        self.pool.call(Job { call, request, timeout, limit });
+    }
+
+    fn answer_limit(&self) -> usize {
+        if self.config.handler.reply { REPLY_LIMIT } else { ANSWER_LIMIT }
+    }
+
+    fn single_request(&self, called: Called) -> (Request<Full<Bytes>>, Option<Begun>) {
+        let Some(message) = self.messages.get(&called.id) else { return Default::default() };
+        let context = Context::of(message);
+        let delivery = delivery_id::format(called.id);
+        let span_id = trace::span_id();
+        let head = request::head(message, &delivery, called.attempt, &self.constant, &context, &span_id);
+        if head.omitted > 0 {
+            self.metrics.headers_omitted.inc_by(head.omitted as u64);
+        }
+        tracing::debug!(id = message.id(), attempt = called.attempt, trace = %context.trace_id, "calling the handler");
+        let request = self.pool.endpoint().request(head.headers, message.body.clone());
+        let wanted = self.spans.as_ref().is_some_and(|spans| spans.takes(&context));
+        let span = wanted.then(|| {
+            let destination =
+                format!("{}:{}:{}", message.exchange, message.routing_key, self.config.queue.name);
+            let mut attributes = vec![
+                ("messaging.destination.name", destination.into()),
+                ("messaging.rabbitmq.destination.routing_key", message.routing_key.clone().into()),
+                ("messaging.message.body.size", message.body.len().into()),
+            ];
+            if let Some(id) = message.id() {
+                attributes.push(("messaging.message.id", id.into()));
+            }
+            Begun { context, span_id, links: Vec::new(), at: SystemTime::now(), attributes }
+        });
+        (request, span)
+    }
+
+    fn batch_request(&self, deliveries: &[Called]) -> (Request<Full<Bytes>>, Option<Begun>) {
+        let messages = deliveries.iter().enumerate().filter_map(|(place, called)| {
+            let message = self.messages.get(&called.id)?;
+            Some(Line::new(place, delivery_id::format(called.id), called.attempt, message))
+        });
+        let body = batch::body(messages);
+        tracing::debug!(messages = deliveries.len(), bytes = body.len(), "calling the handler with a batch");
+        let headers = batch::headers(&self.config.queue.name, deliveries.len());
+        (self.pool.endpoint().request(headers, body), self.batch_span(deliveries))
+    }
+
+    /// One span for a batch, with a link to each message's trace.
+    fn batch_span(&self, deliveries: &[Called]) -> Option<Begun> {
+        let spans = self.spans.as_ref()?;
+        let messages = deliveries.iter().filter_map(|called| self.messages.get(&called.id));
+        let links: Vec<Context> = messages
+            .map(|message| Context::of(message))
+            .filter(|context| context.parent_id.is_some())
+            .collect();
+        let context = Context::fresh();
+        spans.takes(&context).then(|| Begun {
+            context,
+            span_id: trace::span_id(),
+            links,
+            at: SystemTime::now(),
+            attributes: vec![
+                ("messaging.destination.name", self.config.queue.name.clone().into()),
+                ("messaging.batch.message_count", deliveries.len().into()),
+            ],
+        })
+    }
+
+    pub(super) fn called(&mut self, mut done: Done) {
+        self.pool.take_back(&mut done);
+        let Done { call, result, took, .. } = done;
+        let Some(Open { deliveries, span }) = self.calls.remove(&call) else { return };
+        if let (Some(spans), Some(span)) = (&self.spans, &span) {
+            let status = result.as_ref().ok().map(|answer| answer.status);
+            let error = match &result {
+                Ok(answer) if answer.status < 400 => None,
+                Ok(answer) => Some(format!("the handler answered {}", answer.status)),
+                Err(error) => Some(error.to_string()),
+            };
+            spans.end(span, &self.config.queue.name, status, error);
+        }
+        let (class, answers) = match result {
+            Ok(answer) => (AnswerClass::of(answer.status), self.answers(&deliveries, answer)),
+            Err(CallError::Unreached(_)) => (AnswerClass::Unreached, Answers::All(Verdict::Unreached)),
+            Err(error) => {
+                let class = match error {
+                    CallError::TimedOut(_) => AnswerClass::TimedOut,
+                    CallError::Broken(_) | CallError::Unreached(_) => AnswerClass::Broken,
+                };
+                let failure = Failure { detail: error.to_string(), ..Failure::default() };
+                (class, Answers::All(Verdict::Retry(failure)))
+            }
+        };
+        self.metrics.answered(class, took);
+        tracing::debug!(?class, ?took, ?answers, "the handler has answered");
+        self.step(Event::Answered { call, answers });
+    }
+
+    /// What an answer means for the messages of its call.
+    fn answers(&mut self, deliveries: &[DeliveryId], answer: Answer) -> Answers {
+        let Answer { status, headers, body, cut } = answer;
+        if self.config.handler.batch.is_some()
+            && let Some(each) = batch::verdicts(status, &headers, &body, deliveries.len())
+        {
+            return each;
+        }
+        let verdict = answer::classify(status, &headers, &body, SystemTime::now());
+        match deliveries {
+            [id] if self.config.handler.reply && verdict == Verdict::Ack => {
+                if cut {
+                    let detail = format!("the reply is larger than {REPLY_LIMIT} bytes");
+                    return Answers::All(Verdict::Retry(Failure { detail, ..Failure::default() }));
+                }
+                let content_type = headers.get(CONTENT_TYPE).cloned();
+                Answers::All(self.with_reply(*id, verdict, ReplyBody { content_type, body }))
+            }
+            _ => Answers::All(verdict),
+        }
+    }
+
+    /// Keeps the reply of a message that wants one: it is published before the message is acknowledged.
+    pub(super) fn with_reply(&mut self, id: DeliveryId, verdict: Verdict, body: ReplyBody) -> Verdict {
+        let wanted = self.config.handler.reply
+            && self.messages.get(&id).is_some_and(|message| {
+                message.properties.reply_to().as_ref().is_some_and(|to| !to.as_str().is_empty())
+            });
+        if verdict == Verdict::Ack && wanted {
+            self.replies.insert(id, body);
+            return Verdict::Reply;
+        }
+        verdict
+    }
+}

@@ -1,0 +1,142 @@
+//! The consuming connection and the channel on it: opened, lost, opened again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use warren_broker::BrokerError;
+use warren_broker::lapin::{Channel, Consumer};
+use warren_broker::supervisor::Link;
+
+use super::Runtime;
+use crate::amqp::session::{self, Session};
+use crate::core::Event;
+use crate::core::backoff::Backoff;
+use crate::inbox::Inbox;
+
+/// When the next channel is opened.
+#[derive(Debug)]
+pub(super) struct Opening {
+    link: Option<(u64, session::Shared)>,
+    due: Option<Instant>,
+    running: bool,
+    backoff: Backoff,
+    /// What went wrong last, so that it is logged once.
+    problem: String,
+}
+
+impl Default for Opening {
+    fn default() -> Self {
+        let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5), rand::random());
+        Self { link: None, due: None, running: false, backoff, problem: String::new() }
+    }
+}
+
+impl Opening {
+    /// Ends when a channel should be opened.
+    pub(super) async fn due(&self) {
+        match self.due {
+            Some(due) => tokio::time::sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Runtime {
+    pub(super) fn link_up(&mut self, link: &Link) {
+        if self.opening.link.as_ref().is_some_and(|(generation, _)| *generation == link.generation) {
+            return;
+        }
+        self.lose_session("the connection was replaced");
+        self.opening.link = Some((link.generation, Arc::clone(&link.connection)));
+        self.opening.due = Some(Instant::now());
+    }
+
+    pub(super) fn link_down(&mut self) {
+        self.opening.link = None;
+        self.opening.due = None;
+        self.lose_session("the connection was lost");
+    }
+
+    /// Opens a channel if there is a connection and no channel yet.
+    pub(super) fn open_session(&mut self) {
+        self.opening.due = None;
+        let Some((link, connection)) = self.opening.link.clone() else { return };
+        if self.session.is_some() || self.opening.running {
+            return;
+        }
+        self.opening.running = true;
+        let (queue, sender) = (self.config.queue.name.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            let result = session::open(&connection, &queue).await;
+            // Without a loop there is nobody to tell.
+            let _ = sender.send(Inbox::Opened { link, result });
+        });
+    }
+
+    pub(super) fn opened(&mut self, link: u64, result: Result<Channel, BrokerError>) {
+        self.opening.running = false;
+        let current = self.opening.link.as_ref().is_some_and(|(generation, _)| *generation == link);
+        match result {
+            _ if !current => self.opening.due = self.opening.link.as_ref().map(|_| Instant::now()),
+            Ok(channel) => {
+                if self.generations > 0 {
+                    self.metrics.reconnects.inc();
+                }
+                self.generations += 1;
+                let generation = self.generations;
+                self.opening.problem.clear();
+                tracing::info!(queue = %self.config.queue.name, generation, "ready to consume");
+                self.session = Some(Session::new(generation, channel));
+                self.metrics.connected.set(1);
+                self.health.connected();
+                self.step(Event::Opened { generation });
+            }
+            Err(error) => {
+                if matches!(error, BrokerError::TimedOut { .. }) {
+                    self.supervisor.lost(link);
+                }
+                let problem = error.to_string();
+                if problem != self.opening.problem {
+                    tracing::warn!(queue = %self.config.queue.name, %error, "the queue cannot be consumed yet");
+                    self.opening.problem = problem;
+                }
+                self.opening.due = Some(Instant::now() + self.opening.backoff.pause());
+            }
+        }
+    }
+
+    pub(super) fn consuming(&mut self, generation: u64, result: Result<Consumer, BrokerError>) {
+        let Some(session) = self.session.as_mut().filter(|session| session.generation == generation) else {
+            return;
+        };
+        match result {
+            Ok(consumer) => {
+                session.set_consumer(consumer);
+                self.opening.backoff.reset();
+                self.step(Event::Subscribed { generation });
+            }
+            Err(error) => self.lose_session(&error.to_string()),
+        }
+    }
+
+    /// Gives the channel up, if there is one, and opens another after a pause.
+    pub(super) fn lose_session(&mut self, reason: &str) {
+        let Some(session) = self.session.take() else { return };
+        let generation = session.generation;
+        self.metrics.connected.set(0);
+        tracing::warn!(queue = %self.config.queue.name, generation, reason, "consuming was interrupted");
+        session::discard(session);
+        if self.opening.link.is_some() {
+            self.opening.due = Some(Instant::now() + self.opening.backoff.pause());
+        }
+        self.step(Event::Lost { generation });
+    }
+
+    /// Notices a channel that the broker has closed, such as over its delivery time-out.
+    pub(super) fn check_session(&mut self) {
+        if self.session.as_ref().is_some_and(|session| !session.is_open()) {
+            self.lose_session("the channel was closed");
+        }
+    }
+}

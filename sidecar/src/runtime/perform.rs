@@ -1,0 +1,242 @@
+//! Performing effects, and what comes of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use warren_api::names;
+
+use super::Runtime;
+use crate::amqp::publisher::PublishError;
+use crate::amqp::session;
+use crate::copy;
+use crate::core::{Copy, DeliveryId, Effect, Event, Observation, PublishResult, is_misconfigured};
+use crate::inbox::Inbox;
+use crate::message::fresh_id;
+
+impl Runtime {
+    pub(super) fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Subscribe { generation, prefetch } => self.subscribe(generation, prefetch),
+            Effect::Unsubscribe { .. } => {
+                if let Some(session) = &mut self.session {
+                    session.cancel();
+                }
+            }
+            Effect::Call { call, deliveries } => self.call(call, &deliveries),
+            Effect::Ack { id, multiple, count } => {
+                self.metrics.ack_batch.observe(f64::from(count));
+                self.settle(id, |session| session.ack(id.tag, multiple));
+            }
+            Effect::Nack { id } => self.settle(id, |session| session.nack(id.tag)),
+            Effect::Publish { id, copy } => self.publish(id, &copy),
+            Effect::Forget { id } => {
+                self.messages.remove(&id);
+                self.replies.remove(&id);
+            }
+            Effect::ForgetAll { generation } => {
+                self.messages.retain(|id, _| id.generation != generation);
+                self.replies.retain(|id, _| id.generation != generation);
+            }
+            Effect::ProbeHandler { after } => self.probe(after),
+            Effect::Drained { complete } => self.drained(complete),
+            Effect::Exit => self.exit = true,
+            Effect::Late(reply) => self.late_reply = Some(reply),
+            Effect::Observe(observation) => {
+                self.metrics.observe(&observation);
+                self.log(&observation);
+            }
+        }
+    }
+
+    pub(super) fn receive(&mut self, message: Inbox) {
+        match message {
+            Inbox::Called(done) => self.called(done),
+            Inbox::Published { id, result } => self.step(Event::Published { id, result }),
+            Inbox::Port { accepting } => self.step(Event::HandlerPort { accepting }),
+            Inbox::Opened { link, result } => self.opened(link, result),
+            Inbox::Consuming { generation, result } => self.consuming(generation, result),
+            Inbox::Drain(reply) => {
+                self.drains.push(reply);
+                self.step(Event::Drain);
+            }
+            Inbox::Terminate => self.step(Event::Terminate),
+            Inbox::LateAnswer { id, verdict, body, reply } => {
+                let verdict = self.with_reply(id, verdict, body);
+                self.step(Event::LateAnswer { id, verdict });
+                if let Some(answer) = self.late_reply.take() {
+                    // The application may have hung up.
+                    let _ = reply.send(answer);
+                }
+            }
+            Inbox::Extend { id, reply } => {
+                self.step(Event::Extended { id });
+                if let Some(answer) = self.late_reply.take() {
+                    let _ = reply.send(answer);
+                }
+            }
+            Inbox::Status(reply) => {
+                let _ = reply.send(self.engine.snapshot());
+            }
+        }
+    }
+
+    fn subscribe(&self, generation: u64, prefetch: u16) {
+        let Some(session) = self.session.as_ref().filter(|session| session.generation == generation) else {
+            return;
+        };
+        let (channel, queue, sender) =
+            (session.channel().clone(), self.config.queue.name.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            let result = session::consume(channel, queue, prefetch).await;
+            // Without a loop there is nobody to tell.
+            let _ = sender.send(Inbox::Consuming { generation, result });
+        });
+    }
+
+    /// Sends an acknowledgement or a return, but only on the channel that delivered.
+    fn settle(&self, id: DeliveryId, send: impl FnOnce(&session::Session) -> bool) {
+        let sent = match &self.session {
+            Some(session) if session.generation == id.generation => send(session),
+            Some(_) | None => false,
+        };
+        if !sent {
+            self.metrics.stale_acks.inc();
+        }
+    }
+
+    /// Publishes a copy; its confirm comes back through the inbox.
+    fn publish(&self, id: DeliveryId, copy: &Copy) {
+        let Some(message) = self.messages.get(&id).cloned() else { return };
+        let queue = &self.config.queue.name;
+        let target = match copy {
+            Copy::Retry { delay_seconds: Some(seconds), .. } => names::retry_queue(queue, *seconds),
+            Copy::Retry { delay_seconds: None, .. } => queue.clone(),
+            Copy::Dead { reason, detail, .. } => {
+                tracing::info!(
+                    id = message.id(),
+                    reason = reason.as_str(),
+                    detail,
+                    "a message is dead-lettered"
+                );
+                names::dead_letter_queue(queue)
+            }
+            Copy::Reply => {
+                message.properties.reply_to().as_ref().map(ToString::to_string).unwrap_or_default()
+            }
+        };
+        let (properties, body) = match copy {
+            Copy::Reply => {
+                let reply = self.replies.get(&id).cloned().unwrap_or_default();
+                (copy::reply_properties(&message, reply.content_type.as_ref(), &fresh_id()), reply.body)
+            }
+            Copy::Retry { .. } | Copy::Dead { .. } => {
+                (copy::properties(&message, copy, queue, fresh_id), message.body.clone())
+            }
+        };
+        let (publisher, sender) = (self.publisher.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            let result = publish_copy(&publisher, &target, properties, &body).await;
+            // Without a loop there is nobody to tell.
+            let _ = sender.send(Inbox::Published { id, result });
+        });
+    }
+
+    fn probe(&self, after: Duration) {
+        let (endpoint, sender) = (Arc::clone(self.pool.endpoint()), self.sender.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            let accepting = endpoint.connect().await.is_ok();
+            let _ = sender.send(Inbox::Port { accepting });
+        });
+    }
+
+    /// Answers those who asked for the drain once the broker has read every acknowledgement.
+    fn drained(&mut self, complete: bool) {
+        let waiting = std::mem::take(&mut self.drains);
+        let channel = self.session.as_ref().map(|session| session.channel().clone());
+        tokio::spawn(async move {
+            if let Some(channel) = channel {
+                session::flush(channel).await;
+            }
+            for reply in waiting {
+                // Whoever asked may be gone.
+                let _ = reply.send(complete);
+            }
+        });
+    }
+
+    fn log(&self, observation: &Observation) {
+        let url = self.pool.endpoint().url();
+        match observation {
+            Observation::Settled(_) => {}
+            Observation::Stale => tracing::info!(
+                "an answer came too late: its connection is gone and the broker delivers the message again"
+            ),
+            Observation::Unpublished { result, dead } => {
+                let queue = if *dead {
+                    names::dead_letter_queue(&self.config.queue.name)
+                } else {
+                    format!("{}.retry.*", self.config.queue.name)
+                };
+                tracing::warn!(
+                    queue,
+                    ?result,
+                    "a copy was not taken: the message stays unacknowledged and is tried again"
+                );
+            }
+            Observation::ReplyUnroutable => {
+                tracing::warn!("a reply had nowhere to go: its reply_to queue is gone");
+            }
+            Observation::HandlerDown => {
+                tracing::warn!(url, "the handler does not accept connections: consuming is held");
+            }
+            Observation::HandlerUp => tracing::info!(url, "the handler accepts connections"),
+            Observation::BreakerOpened { status: Some(status) } if is_misconfigured(*status) => {
+                tracing::error!(
+                    url,
+                    status,
+                    "the handler refuses nearly every call: its path, method or permissions are wrong. Consuming is held"
+                );
+            }
+            Observation::BreakerOpened { status } => {
+                tracing::error!(
+                    url,
+                    status,
+                    "nearly every call fails: consuming is held, no attempts are counted, and one message at a time is tried"
+                );
+            }
+            Observation::BreakerClosed => tracing::info!(url, "a call has succeeded: consuming goes on"),
+            Observation::DrainBegan => tracing::info!("draining: nothing new is taken, what runs may end"),
+            Observation::DrainEnded { took, complete: true } => tracing::info!(?took, "drained"),
+            Observation::DrainEnded { took, complete: false } => {
+                tracing::warn!(?took, "the drain's time is over with work still running");
+            }
+            Observation::DrainReversed => tracing::info!("the application lives on: the drain is taken back"),
+            Observation::TerminatedUndrained => tracing::warn!("SIGTERM came without a drain before it"),
+            Observation::HeldLong { id, held } => {
+                tracing::warn!(
+                    tag = id.tag,
+                    ?held,
+                    "a message is held so long that the broker will soon take it back: raise consumerTimeoutSeconds of the Queue, or answer sooner"
+                );
+            }
+        }
+    }
+}
+
+async fn publish_copy(
+    publisher: &crate::amqp::publisher::Publisher,
+    target: &str,
+    properties: warren_broker::lapin::BasicProperties,
+    body: &[u8],
+) -> PublishResult {
+    let published = publisher.publish("".into(), copy::short(target), properties, body).await;
+    match published {
+        Ok(()) => PublishResult::Confirmed,
+        Err(PublishError::Unroutable) => PublishResult::Unroutable,
+        Err(error) => {
+            tracing::debug!(queue = target, %error, "a copy was not published");
+            PublishResult::Failed
+        }
+    }
+}

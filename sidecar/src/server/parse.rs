@@ -1,0 +1,320 @@
+//! What callers of the publish API send, parsed into a message: foreign bytes, so every mistake is an answer and none a crash.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
+use percent_encoding::percent_decode_str;
+use serde::Deserialize;
+use serde_json::Value;
+use warren_api::headers as names;
+use warren_broker::lapin::BasicProperties;
+use warren_broker::lapin::types::{AMQPValue, FieldTable, ShortString};
+
+use crate::handler::trace;
+use crate::message::fresh_id;
+
+/// Headers and properties must fit one frame, whatever its size.
+const HEADERS: usize = 24 * 1024;
+
+/// A message to publish.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// The exchange; empty: the default one.
+    pub exchange: ShortString,
+    /// The routing key.
+    pub routing_key: ShortString,
+    /// Properties and headers, with a message id and `delivery_mode=2` in any case.
+    pub properties: BasicProperties,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl Outgoing {
+    /// The id that the message has, its producer's or a fresh one.
+    pub fn message_id(&self) -> &str {
+        self.properties.message_id().as_ref().map_or("", |id| id.as_str())
+    }
+}
+
+/// What is wrong with a message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    /// A field cannot be sent.
+    #[error("{field} {problem}")]
+    Field {
+        /// The field.
+        field: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A line of a batch is no message.
+    #[error("the line is no message: {0}")]
+    Line(String),
+    /// The headers are too many.
+    #[error("headers and properties have {0} bytes, more than {HEADERS}")]
+    TooLarge(usize),
+}
+
+fn invalid(field: &str, problem: &'static str) -> Invalid {
+    Invalid::Field { field: field.to_owned(), problem }
+}
+
+fn short(field: &str, value: &str) -> Result<ShortString, Invalid> {
+    ShortString::try_new(value).map_err(|_| invalid(field, "is longer than 255 bytes"))
+}
+
+/// A message of `POST /publish`: exchange and routing key in the query, everything else in headers.
+///
+/// # Errors
+/// What cannot be sent.
+pub fn single(query: &str, headers: &HeaderMap, body: Bytes) -> Result<Outgoing, Invalid> {
+    let (mut exchange, mut routing_key) = (String::new(), String::new());
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let value = percent_decode_str(&value.replace('+', " "))
+            .decode_utf8()
+            .map_err(|_| invalid(name, "is not UTF-8"))?
+            .into_owned();
+        match name {
+            "exchange" => exchange = value,
+            "routingKey" => routing_key = value,
+            other => return Err(invalid(other, "is no parameter: here are exchange and routingKey")),
+        }
+    }
+    let mut given = Given::default();
+    for (name, value) in headers {
+        let name = name.as_str();
+        let text = || -> Result<String, Invalid> {
+            let value = value.to_str().map_err(|_| invalid(name, "is not ASCII: percent-encode it"))?;
+            let decoded =
+                percent_decode_str(value).decode_utf8().map_err(|_| invalid(name, "is not UTF-8"))?;
+            Ok(decoded.into_owned())
+        };
+        match name {
+            names::MESSAGE_ID => given.message_id = Some(text()?),
+            names::CORRELATION_ID => given.correlation_id = Some(text()?),
+            names::REPLY_TO => given.reply_to = Some(text()?),
+            names::EXPIRATION => given.expiration = Some(text()?),
+            names::PRIORITY => {
+                given.priority =
+                    Some(text()?.parse().map_err(|_| invalid(name, "is no number from 0 to 255"))?);
+            }
+            trace::TRACEPARENT | trace::TRACESTATE => {
+                given.headers.insert(name.to_owned(), Value::from(text()?));
+            }
+            _ if name == CONTENT_TYPE.as_str() => given.content_type = Some(text()?),
+            _ if name == CONTENT_ENCODING.as_str() => given.content_encoding = Some(text()?),
+            _ => {
+                if let Some(own) = name.strip_prefix(names::HEADER_PREFIX) {
+                    given.headers.insert(own.to_owned(), Value::from(text()?));
+                }
+            }
+        }
+    }
+    given.outgoing(&exchange, &routing_key, body)
+}
+
+/// A line of `POST /publish/batch`.
+///
+/// # Errors
+/// What cannot be read or sent.
+pub fn line(line: &[u8]) -> Result<Outgoing, Invalid> {
+    let Line { exchange, routing_key, text, base64, json, given } =
+        serde_json::from_slice(line).map_err(|error| Invalid::Line(error.to_string()))?;
+    let (body, default_type) = match (text, base64, json) {
+        (Some(text), None, None) => (text.into_bytes(), None),
+        (None, Some(base64), None) => {
+            (STANDARD.decode(base64).map_err(|_| invalid("base64", "is not Base64"))?, None)
+        }
+        (None, None, Some(json)) => (json.to_string().into_bytes(), Some("application/json")),
+        (None, None, None) => (Vec::new(), None),
+        _ => return Err(invalid("the body", "is given twice: use one of text, base64 and json")),
+    };
+    let mut given = given;
+    if given.content_type.is_none() {
+        given.content_type = default_type.map(str::to_owned);
+    }
+    given.outgoing(&exchange, &routing_key, body.into())
+}
+
+/// A line of a batch.
+#[derive(Deserialize, Debug)]
+#[serde(rename_all = "camelCase")]
+struct Line {
+    #[serde(default)]
+    exchange: String,
+    #[serde(default)]
+    routing_key: String,
+    text: Option<String>,
+    base64: Option<String>,
+    json: Option<Value>,
+    #[serde(flatten)]
+    given: Given,
+}
+
+/// Properties and headers as given.
+#[derive(Deserialize, Debug, Default)]
+#[serde(rename_all = "camelCase")]
+struct Given {
+    message_id: Option<String>,
+    correlation_id: Option<String>,
+    reply_to: Option<String>,
+    expiration: Option<String>,
+    priority: Option<u8>,
+    content_type: Option<String>,
+    content_encoding: Option<String>,
+    #[serde(default)]
+    headers: BTreeMap<String, Value>,
+}
+
+impl Given {
+    fn outgoing(self, exchange: &str, routing_key: &str, body: Bytes) -> Result<Outgoing, Invalid> {
+        let mut size = 0;
+        let mut table = FieldTable::default();
+        for (name, value) in &self.headers {
+            let value = match value {
+                Value::String(text) => AMQPValue::LongString(text.as_str().into()),
+                Value::Bool(value) => AMQPValue::Boolean(*value),
+                Value::Number(number) => match (number.as_i64(), number.as_f64()) {
+                    (Some(integer), _) => AMQPValue::LongLongInt(integer),
+                    (None, Some(float)) => AMQPValue::Double(float),
+                    (None, None) => return Err(invalid(name, "is a number that AMQP cannot say")),
+                },
+                Value::Null | Value::Array(_) | Value::Object(_) => {
+                    return Err(invalid(name, "is no header value: use text, a number or a boolean"));
+                }
+            };
+            size += name.len() + if let AMQPValue::LongString(text) = &value { text.len() } else { 8 } + 8;
+            if name.starts_with("warren-") {
+                return Err(invalid(name, "is Warren's own"));
+            }
+            table.insert(short(name, name)?, value);
+        }
+        if size > HEADERS {
+            return Err(Invalid::TooLarge(size));
+        }
+        let mut properties = BasicProperties::default().with_delivery_mode(2);
+        if !table.inner().is_empty() {
+            properties = properties.with_headers(table);
+        }
+        let id = self.message_id.filter(|id| !id.is_empty()).unwrap_or_else(fresh_id);
+        properties = properties.with_message_id(short(names::MESSAGE_ID, &id)?);
+        if let Some(expiration) = &self.expiration {
+            if expiration.parse::<u32>().is_err() {
+                return Err(invalid(names::EXPIRATION, "is no number of milliseconds"));
+            }
+            properties = properties.with_expiration(short(names::EXPIRATION, expiration)?);
+        }
+        if let Some(priority) = self.priority {
+            properties = properties.with_priority(priority);
+        }
+        if let Some(value) = &self.correlation_id {
+            properties = properties.with_correlation_id(short(names::CORRELATION_ID, value)?);
+        }
+        if let Some(value) = &self.reply_to {
+            properties = properties.with_reply_to(short(names::REPLY_TO, value)?);
+        }
+        if let Some(value) = &self.content_type {
+            properties = properties.with_content_type(short("content-type", value)?);
+        }
+        if let Some(value) = &self.content_encoding {
+            properties = properties.with_content_encoding(short("content-encoding", value)?);
+        }
+        Ok(Outgoing {
+            exchange: short("exchange", exchange)?,
+            routing_key: short("routingKey", routing_key)?,
+            properties,
+            body,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn headers_become_properties_and_headers() {
+        let headers = headers(&[
+            ("warren-message-id", "m-1"),
+            ("warren-priority", "3"),
+            ("warren-correlation-id", "c"),
+            ("warren-reply-to", "r"),
+            ("warren-expiration", "5000"),
+            ("warren-header-x-customer", "Zo%C3%AB"),
+            ("content-type", "text/plain"),
+            ("user-agent", "curl"),
+        ]);
+        let out = single("exchange=shop.events&routingKey=order%2Enew", &headers, Bytes::new()).unwrap();
+        assert_eq!((out.exchange.as_str(), out.routing_key.as_str()), ("shop.events", "order.new"));
+        assert_eq!(out.message_id(), "m-1");
+        assert_eq!(*out.properties.delivery_mode(), Some(2));
+        assert_eq!(*out.properties.priority(), Some(3));
+        let table = out.properties.headers().as_ref().unwrap();
+        assert_eq!(crate::message::text(table, "x-customer"), Some("Zoë"));
+        assert_eq!(table.inner().len(), 1);
+    }
+
+    #[test]
+    fn a_message_without_an_id_gets_a_random_one() {
+        let first = single("routingKey=q", &HeaderMap::new(), Bytes::new()).unwrap();
+        let second = single("routingKey=q", &HeaderMap::new(), Bytes::new()).unwrap();
+        assert_eq!(first.message_id().len(), 32);
+        assert_ne!(first.message_id(), second.message_id());
+    }
+
+    #[test]
+    fn what_cannot_be_sent_is_refused_by_name() {
+        for (query, pairs) in [
+            ("routingkey=q", &[][..]),
+            ("routingKey=%FF", &[]),
+            ("routingKey=q", &[("warren-priority", "300")]),
+            ("routingKey=q", &[("warren-expiration", "soon")]),
+            ("routingKey=q", &[("warren-header-warren-attempts", "1")]),
+        ] {
+            assert!(single(query, &headers(pairs), Bytes::new()).is_err(), "{query} {pairs:?}");
+        }
+        let long = "x".repeat(300);
+        assert!(single(&format!("routingKey={long}"), &HeaderMap::new(), Bytes::new()).is_err());
+        let huge = "x".repeat(30_000);
+        assert!(matches!(
+            single("routingKey=q", &headers(&[("warren-header-a", &huge)]), Bytes::new()),
+            Err(Invalid::TooLarge(_))
+        ));
+    }
+
+    #[test]
+    fn a_line_carries_text_base64_or_json() {
+        let body = |line: &[u8]| super::line(line).unwrap().body;
+        assert_eq!(body(br#"{"routingKey":"q","text":"hi"}"#), "hi");
+        assert_eq!(body(br#"{"routingKey":"q","base64":"/w=="}"#), [0xFF][..]);
+        assert_eq!(body(br#"{"routingKey":"q","json":{"a":1}}"#), r#"{"a":1}"#);
+        assert!(line(br#"{"routingKey":"q","text":"a","json":1}"#).is_err());
+        assert!(line(br#"{"headers":{"a":[1]}}"#).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn foreign_lines_never_crash_it(bytes in any::<Vec<u8>>()) {
+            let _ = line(&bytes);
+        }
+
+        #[test]
+        fn foreign_queries_and_headers_never_crash_it(query in ".{0,80}", value in "[ -~]{0,80}") {
+            let headers = headers(&[("warren-header-a", &value), ("warren-priority", &value), ("warren-message-id", &value)]);
+            let _ = single(&query, &headers, Bytes::new());
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Each refusal is an error of its own, which says what to do.
+
+use std::net::TcpListener;
+
+use anyhow::Result;
+use warren_api::queue::{QueueSpec, QueueType};
+use warren_broker::connect::{ConnectOptions, connect};
+use warren_broker::error::Difference;
+use warren_broker::lapin::options::QueueDeclareOptions;
+use warren_broker::topology::plan;
+use warren_broker::{BrokerAccess, BrokerError, Category, declare};
+use warren_tests::amqp::{Client, queue_type_argument};
+use warren_tests::broker::Vhost;
+
+use crate::connection;
+
+async fn refusal(uri: &str) -> BrokerError {
+    let access = BrokerAccess::from_uri(uri).unwrap();
+    connect(&access, 0, &ConnectOptions::named("test")).await.map(drop).unwrap_err()
+}
+
+async fn declaration(uri: &str, spec: &QueueSpec) -> BrokerError {
+    let connection = connection(uri).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    declare::declare(&channel, &plan("work", spec)).await.unwrap_err().error
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_a_refused_user() -> Result<()> {
+    let vhost = Vhost::new("password").await?;
+    let uri = vhost.uri().replace(vhost.broker.password(), "wrong");
+    let error = refusal(&uri).await;
+    assert!(matches!(&error, BrokerError::AuthRefused { user } if user == "warren"), "{error:?}");
+    assert_eq!(error.category(), Category::Terminal);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_unknown_vhost_is_named() -> Result<()> {
+    let broker = Vhost::new("known").await?.broker;
+    let error = refusal(&broker.uri("unknown")).await;
+    assert!(matches!(&error, BrokerError::VhostRefused { vhost, .. } if vhost == "unknown"), "{error:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_host_without_a_broker_is_unreachable() -> Result<()> {
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    for host in [format!("127.0.0.1:{port}"), "no-such-host.invalid".to_owned()] {
+        let error = refusal(&format!("amqp://u:p@{host}")).await;
+        assert!(matches!(error, BrokerError::Unreachable { .. }), "{error:?}");
+        assert_eq!(error.category(), Category::Retryable);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_queue_of_other_durability_or_type_is_named_with_what_exists() -> Result<()> {
+    let vhost = Vhost::new("differences").await?;
+    let client = Client::connect(&vhost.uri()).await?;
+    let classic = QueueSpec { queue_type: QueueType::Classic, ..QueueSpec::default() };
+
+    client.declare("work", QueueDeclareOptions::default(), queue_type_argument("classic")).await?;
+    let error = declaration(&vhost.uri(), &classic).await;
+    let BrokerError::Precondition { detail } = &error else { panic!("{error:?}") };
+    let difference = Difference::parse(detail).unwrap();
+    assert_eq!((difference.field.as_str(), difference.existing.as_str()), ("durable", "false"));
+
+    client.delete("work").await?;
+    client.declare_durable("work", "classic").await?;
+    let error = declaration(&vhost.uri(), &QueueSpec::default()).await;
+    let BrokerError::Precondition { detail } = &error else { panic!("{error:?}") };
+    let difference = Difference::parse(detail).unwrap();
+    assert_eq!((difference.field.as_str(), difference.existing.as_str()), ("x-queue-type", "classic"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_missing_right_names_the_queue() -> Result<()> {
+    let vhost = Vhost::new("rights").await?;
+    vhost.broker.user("reader", "secret").await?;
+    vhost.broker.permissions("reader", "rights", "^$", "^$", ".*").await?;
+    let uri = vhost.uri().replace(&format!("warren:{}", vhost.broker.password()), "reader:secret");
+    let error = declaration(&uri, &QueueSpec::default()).await;
+    assert!(
+        matches!(&error, BrokerError::AccessRefused { detail } if detail.contains("work.dlq")),
+        "{error:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_queue_that_is_missing_is_not_found() -> Result<()> {
+    let vhost = Vhost::new("missing").await?;
+    let connection = connection(&vhost.uri()).await?;
+    let channel = connection.create_channel().await?;
+    let error = declare::depth(&channel, "nothing").await.unwrap_err();
+    assert!(matches!(error, BrokerError::NotFound { .. }), "{error:?}");
+    assert_eq!(error.category(), Category::Waiting);
+    Ok(())
+}

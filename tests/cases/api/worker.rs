@@ -1,0 +1,101 @@
+use crate::{patched, refused, send};
+
+const TEMPLATE: &str = "{spec: {containers: [{name: app, image: app, ports: [{containerPort: 8080}]}]}}";
+
+fn worker(fields: &str) -> String {
+    named("invoices", fields, TEMPLATE)
+}
+
+fn named(name: &str, fields: &str, template: &str) -> String {
+    format!(
+        "apiVersion: warren.dev/v1alpha1\nkind: Worker\nmetadata: {{name: {name}}}\n\
+         spec: {{queueRef: {{name: orders}}, {fields} template: {template}}}\n"
+    )
+}
+
+#[tokio::test]
+async fn the_smallest_worker_has_fair_dispatch_and_scales_from_zero() {
+    let worker = send(&worker("")).await.unwrap();
+    assert_eq!(worker["spec"]["consumer"]["prefetch"], 1);
+    assert_eq!(worker["spec"]["scaling"]["minReplicas"], 0);
+    assert_eq!(worker["spec"]["handler"]["http"]["timeoutSeconds"], 30);
+}
+
+#[tokio::test]
+async fn a_prefetch_of_0_or_70000_is_refused() {
+    refused(&worker("consumer: {prefetch: 0},"), "greater than or equal to 1").await;
+    refused(&worker("consumer: {prefetch: 70000},"), "less than or equal to 2000").await;
+}
+
+#[tokio::test]
+async fn more_concurrency_than_prefetch_is_refused() {
+    refused(&worker("consumer: {prefetch: 2, concurrency: 3},"), "Raise prefetch or lower concurrency").await;
+}
+
+#[tokio::test]
+async fn a_template_without_the_named_container_is_refused() {
+    refused(&worker("handler: {container: other},"), "handler.container names no container of the template")
+        .await;
+    assert!(send(&worker("handler: {container: app},")).await.is_ok());
+}
+
+#[tokio::test]
+async fn the_sidecar_s_own_ports_are_refused() {
+    for port in [9400, 9401] {
+        refused(&worker(&format!("handler: {{http: {{port: {port}}}}},")), "the sidecar's").await;
+    }
+}
+
+#[tokio::test]
+async fn a_relative_path_is_refused() {
+    refused(&worker("handler: {http: {path: work}},"), "path must start with").await;
+}
+
+#[tokio::test]
+async fn a_misspelt_field_of_the_template_is_refused() {
+    let template = "{spec: {containers: [{name: app, imag: app}]}}";
+    refused(&named("invoices", "", template), "unknown field \"spec.template.spec.containers[0].imag\"")
+        .await;
+}
+
+#[tokio::test]
+async fn quantities_may_be_numbers_as_in_a_deployment() {
+    let template =
+        "{spec: {containers: [{name: app, image: app, resources: {limits: {cpu: 1, memory: 64Mi}}}]}}";
+    assert!(send(&named("invoices", "", template)).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_template_without_containers_is_refused() {
+    refused(&named("invoices", "", "{spec: {containers: []}}"), "at least 1 items").await;
+}
+
+#[tokio::test]
+async fn fewer_most_than_fewest_replicas_are_refused() {
+    refused(&worker("scaling: {minReplicas: 3, maxReplicas: 2},"), "lower the one or raise the other").await;
+}
+
+#[tokio::test]
+async fn a_target_of_no_or_negative_seconds_is_refused() {
+    refused(&worker("scaling: {targetWaitSeconds: 0},"), "greater than or equal to 1").await;
+    refused(&worker("scaling: {targetWaitSeconds: -5},"), "greater than or equal to 1").await;
+}
+
+#[tokio::test]
+async fn a_drain_shorter_than_a_call_is_refused() {
+    refused(&worker("shutdown: {drainTimeoutSeconds: 44},"), "at least handler.http.timeoutSeconds + 15")
+        .await;
+    assert!(send(&worker("shutdown: {drainTimeoutSeconds: 45},")).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_name_that_cannot_be_part_of_a_pod_s_name_is_refused() {
+    refused(&named("a.b", "", TEMPLATE), "no dots").await;
+    refused(&named(&"x".repeat(53), "", TEMPLATE), "at most 52 characters").await;
+}
+
+#[tokio::test]
+async fn the_scale_subresource_writes_the_replicas() {
+    let scaled = patched("wk", "scaled", &named("scaled", "", TEMPLATE), r#"{"spec":{"replicas":4}}"#).await;
+    assert!(scaled.is_ok(), "{scaled:?}");
+}

@@ -1,0 +1,93 @@
+//! What a copy on the ladder or in the dead-letter queue carries, as a real broker sees it.
+
+use anyhow::{Result, ensure};
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use warren_broker::lapin::BasicProperties;
+use warren_broker::lapin::types::{AMQPValue, FieldArray, FieldTable};
+use warren_tests::amqp::persistent;
+use warren_tests::app::App;
+
+use crate::harness::{Place, QUEUE, config, headers_of, message_of};
+
+on_each_release!(
+    a_copy_keeps_properties_and_headers_but_not_what_would_lose_or_multiply_it,
+    a_replayed_message_that_fails_again_climbs_the_ladder_again,
+    sixty_kilobytes_of_headers_pass_and_can_be_dead_lettered,
+);
+
+fn failing() -> impl Fn(&warren_tests::app::Call) -> axum::response::Response {
+    |_| StatusCode::INTERNAL_SERVER_ERROR.into_response()
+}
+
+async fn a_copy_keeps_properties_and_headers_but_not_what_would_lose_or_multiply_it(
+    place: Place,
+) -> Result<()> {
+    let app = App::answering(failing()).await?;
+    let _sidecar = place.sidecar(config(), app.port()).await?;
+    let client = place.client().await?;
+    client.declare_durable("other", "classic").await?;
+    let mut table = FieldTable::default();
+    table.insert(
+        "CC".into(),
+        AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::LongString("other".into())])),
+    );
+    table.insert("x-customer".into(), AMQPValue::LongString("7".into()));
+    let properties: BasicProperties = persistent()
+        .with_headers(table)
+        .with_user_id("warren".into())
+        .with_expiration("600000".into())
+        .with_content_type("text/plain".into())
+        .with_correlation_id("c-1".into())
+        .with_message_id("m-1".into())
+        .with_priority(3);
+    client.publish_with(QUEUE, b"body", properties).await?;
+    let (body, copy) = message_of(&client, "orders.dlq").await?;
+    let headers = headers_of(&copy);
+    ensure!(body == b"body" && *copy.delivery_mode() == Some(2));
+    ensure!(copy.expiration().is_none() && copy.user_id().is_none(), "{copy:?}");
+    ensure!(
+        headers["warren-original-expiration"] == "600000" && headers["warren-original-user-id"] == "warren"
+    );
+    ensure!(headers["x-customer"] == "7" && headers["warren-origin-routing-key"] == QUEUE);
+    ensure!(headers["warren-origin-exchange"].is_empty());
+    ensure!(copy.content_type().as_ref().unwrap().as_str() == "text/plain");
+    ensure!(copy.correlation_id().as_ref().unwrap().as_str() == "c-1");
+    ensure!(copy.message_id().as_ref().unwrap().as_str() == "m-1");
+    let table = copy.headers().as_ref().unwrap();
+    ensure!(!table.contains_key("CC") && !table.contains_key("x-death"), "{table:?}");
+    ensure!(client.ready("other").await? == Some(1), "only the producer's own publish was multiplied");
+    ensure!(app.calls().iter().all(|call| call.header("idempotency-key") == "m-1"));
+    Ok(())
+}
+
+async fn a_replayed_message_that_fails_again_climbs_the_ladder_again(place: Place) -> Result<()> {
+    let app = App::answering(failing()).await?;
+    let sidecar = place.sidecar(config(), app.port()).await?;
+    let client = place.client().await?;
+    client.publish(QUEUE, b"x").await?;
+    let (body, properties) = message_of(&client, "orders.dlq").await?;
+    // As a shovel would: the message as it is.
+    client.publish_with(QUEUE, &body, properties).await?;
+    let (_, again) = message_of(&client, "orders.dlq").await?;
+    ensure!(headers_of(&again)["warren-attempts"] == "2");
+    sidecar.settled("retry", 2).await?;
+    let attempts: Vec<_> = app.calls().iter().map(|call| call.header("warren-attempt").to_owned()).collect();
+    ensure!(attempts == ["1", "2", "1", "2"], "{attempts:?}");
+    Ok(())
+}
+
+async fn sixty_kilobytes_of_headers_pass_and_can_be_dead_lettered(place: Place) -> Result<()> {
+    let app = App::answering(failing()).await?;
+    let sidecar = place.sidecar(config(), app.port()).await?;
+    let client = place.client().await?;
+    let mut table = FieldTable::default();
+    for number in 0..6 {
+        table.insert(format!("h{number}").into(), AMQPValue::LongString("x".repeat(10_000).into()));
+    }
+    client.publish_with(QUEUE, b"x", persistent().with_headers(table)).await?;
+    let (_, properties) = message_of(&client, "orders.dlq").await?;
+    ensure!(headers_of(&properties)["h5"].len() == 10_000);
+    ensure!(app.calls()[0].header("warren-headers-omitted") == "h0,h1,h2,h3,h4,h5");
+    sidecar.settled("dead_letter", 1).await
+}

@@ -1,0 +1,32 @@
+//! The sidecar against real brokers and real applications: each row of the response table, the copies, the modes, the
+//! publish API, and the broker's moods. Rows run on every release of RabbitMQ that is supported.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+/// Runs a test on each release, in a vhost of its own.
+macro_rules! on_each_release {
+    ($($name:ident),* $(,)?) => {
+        $(mod $name {
+            use warren_tests::broker::Version;
+
+            #[tokio::test]
+            async fn on_3_10() -> anyhow::Result<()> {
+                super::$name(crate::harness::Place::new(Version::V3_10, stringify!($name)).await?).await
+            }
+
+            #[tokio::test]
+            async fn on_4_0() -> anyhow::Result<()> {
+                super::$name(crate::harness::Place::new(Version::V4_0, stringify!($name)).await?).await
+            }
+        })*
+    };
+}
+
+mod copies;
+mod harness;
+mod later;
+mod modes;
+mod moods;
+mod odd;
+mod publish;
+mod responses;

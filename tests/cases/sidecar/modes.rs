@@ -1,0 +1,205 @@
+//! Batch, ordering key, request/reply, pause, the window, drain: the ways to consume.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use warren_api::sidecar::BatchConfig;
+use warren_broker::lapin::types::{AMQPValue, FieldTable};
+use warren_tests::amqp::persistent;
+use warren_tests::app::App;
+use warren_tests::wait::eventually;
+
+use crate::harness::{PATIENCE, Place, QUEUE, config, message_of, request};
+
+on_each_release!(
+    a_batch_is_settled_message_by_message,
+    messages_of_one_key_are_handled_in_order_and_others_in_parallel,
+    a_reply_goes_to_reply_to_with_the_correlation_id_before_the_ack,
+    a_span_a_message_goes_to_the_collector_in_the_messages_own_trace,
+    paused_consumes_nothing_and_resumes_live,
+    a_changed_window_is_taken_over_live,
+    a_drain_finishes_what_runs_gives_back_the_rest_and_needs_its_token,
+);
+
+async fn a_batch_is_settled_message_by_message(place: Place) -> Result<()> {
+    let app = App::answering(|call| {
+        let mut answer = String::new();
+        for line in call.text().lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            let outcome = match line["text"].as_str().unwrap() {
+                "bad" => "dead-letter",
+                "later" if line["attempt"] == 1 => "retry",
+                _ => "ack",
+            };
+            answer.push_str(&format!("{{\"id\":{},\"outcome\":\"{outcome}\"}}\n", line["id"]));
+        }
+        ([("content-type", "application/x-ndjson")], answer).into_response()
+    })
+    .await?;
+    let mut config = config();
+    config.consumer.prefetch = 20;
+    config.handler.batch = Some(BatchConfig { max_messages: 10, max_wait_milliseconds: 200 });
+    let sidecar = place.sidecar(config, app.port()).await?;
+    let client = place.client().await?;
+    let bodies = ["good", "bad", "later", "good", "good"];
+    client.publish_all(QUEUE, bodies.iter().map(|body| body.as_bytes().to_vec())).await?;
+    sidecar.settled("dead_letter", 1).await?;
+    sidecar.settled("retry", 1).await?;
+    sidecar.settled("ack", 4).await?;
+    ensure!(message_of(&client, "orders.dlq").await?.0 == b"bad");
+    ensure!(app.calls()[0].header("warren-batch-size").parse::<u32>()? >= 1);
+    ensure!(app.calls().len() <= 4, "many messages in one call: {} calls", app.calls().len());
+    Ok(())
+}
+
+async fn messages_of_one_key_are_handled_in_order_and_others_in_parallel(place: Place) -> Result<()> {
+    let failed = Mutex::new(false);
+    let app = App::answering(move |call| {
+        let mut failed = failed.lock().unwrap();
+        if call.text() == "a0" && !*failed {
+            *failed = true;
+            return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        }
+        StatusCode::OK.into_response()
+    })
+    .await?;
+    let mut config = config();
+    (config.consumer.prefetch, config.consumer.concurrency) = (20, 20);
+    config.consumer.ordering_key = Some("x-customer".to_owned());
+    let sidecar = place.sidecar(config, app.port()).await?;
+    let client = place.client().await?;
+    for number in 0..5 {
+        for key in ["a", "b"] {
+            let mut table = FieldTable::default();
+            table.insert("x-customer".into(), AMQPValue::LongString(key.into()));
+            client
+                .publish_with(QUEUE, format!("{key}{number}").as_bytes(), persistent().with_headers(table))
+                .await?;
+        }
+    }
+    sidecar.settled("ack", 10).await?;
+    let calls: Vec<String> = app.calls().iter().map(|call| call.text()).collect();
+    let of = |key: &str| calls.iter().filter(|call| call.starts_with(key)).cloned().collect::<Vec<_>>();
+    ensure!(of("a") == ["a0", "a0", "a1", "a2", "a3", "a4"], "{calls:?}");
+    ensure!(of("b") == ["b0", "b1", "b2", "b3", "b4"], "{calls:?}");
+    let last = |key: &str| calls.iter().rposition(|call| call.starts_with(key));
+    ensure!(last("b") < last("a"), "the failing key holds only itself: {calls:?}");
+    Ok(())
+}
+
+async fn a_reply_goes_to_reply_to_with_the_correlation_id_before_the_ack(place: Place) -> Result<()> {
+    let app = App::answering(|call| {
+        ([("content-type", "text/plain")], format!("did {}", call.text())).into_response()
+    })
+    .await?;
+    let mut config = config();
+    config.handler.reply = true;
+    let sidecar = place.sidecar(config, app.port()).await?;
+    let client = place.client().await?;
+    client.declare_durable("answers", "classic").await?;
+    let asking = |to: &str| persistent().with_reply_to(to.into()).with_correlation_id("c-7".into());
+    client.publish_with(QUEUE, b"it", asking("answers")).await?;
+    let (body, properties) = message_of(&client, "answers").await?;
+    ensure!(body == b"did it" && properties.correlation_id().as_ref().unwrap().as_str() == "c-7");
+    ensure!(properties.content_type().as_ref().unwrap().as_str() == "text/plain");
+    // Whoever asked is gone: the work is done all the same.
+    client.publish_with(QUEUE, b"more", asking("nowhere")).await?;
+    client.publish(QUEUE, b"silently").await?;
+    sidecar.settled("ack", 3).await?;
+    sidecar.until("warren_sidecar_replies_unroutable_total", "", 1.0).await
+}
+
+async fn paused_consumes_nothing_and_resumes_live(place: Place) -> Result<()> {
+    let app = App::start().await?;
+    let mut config = config();
+    config.consumer.paused = true;
+    let sidecar = place.sidecar(config, app.port()).await?;
+    let client = place.client().await?;
+    sidecar.until("warren_sidecar_connected", "", 1.0).await?;
+    sidecar.until("warren_sidecar_handler_up", "", 1.0).await?;
+    client.publish(QUEUE, b"x").await?;
+    // The publish API works all the same.
+    let published = request(sidecar.local, "POST", "/publish?routingKey=orders", &[], b"y").await?;
+    ensure!(published.status == 202, "{published:?}");
+    ensure!(sidecar.metric("warren_sidecar_deliveries_total", "").await? < 0.5);
+    sidecar.configure(|config| config.consumer.paused = false);
+    sidecar.settled("ack", 2).await
+}
+
+async fn a_changed_window_is_taken_over_live(place: Place) -> Result<()> {
+    let app = App::start().await?;
+    let sidecar = place.sidecar(config(), app.port()).await?;
+    sidecar.until("warren_sidecar_prefetch", "", 1.0).await?;
+    sidecar.configure(|config| (config.consumer.prefetch, config.consumer.concurrency) = (40, 4));
+    sidecar.until("warren_sidecar_prefetch", "", 40.0).await?;
+    place.client().await?.publish_all(QUEUE, (0..200).map(|_| b"x".to_vec())).await?;
+    sidecar.settled("ack", 200).await
+}
+
+async fn a_drain_finishes_what_runs_gives_back_the_rest_and_needs_its_token(place: Place) -> Result<()> {
+    let app = App::answering(|_| {
+        std::thread::park_timeout(Duration::from_secs(1));
+        StatusCode::OK.into_response()
+    })
+    .await?;
+    let mut config = config();
+    (config.consumer.prefetch, config.consumer.concurrency) = (30, 1);
+    let sidecar = place.sidecar(config, app.port()).await?;
+    let client = place.client().await?;
+    client.publish_all(QUEUE, (0..30).map(|_| b"x".to_vec())).await?;
+    eventually(PATIENCE, "many are held", async || {
+        ensure!(sidecar.metric("warren_sidecar_unsettled", "").await? > 20.0);
+        Ok(())
+    })
+    .await?;
+    ensure!(request(sidecar.admin, "POST", "/drain", &[], b"").await?.status == 403);
+    let drained = request(sidecar.admin, "POST", "/drain", &[("warren-drain-token", "token")], b"").await?;
+    ensure!(drained.status == 200, "{drained:?}");
+    let acked = sidecar.metric("warren_sidecar_outcomes_total", "outcome=\"ack\"").await?;
+    let returned = sidecar.metric("warren_sidecar_outcomes_total", "outcome=\"returned\"").await?;
+    ensure!(acked >= 1.0 && returned >= 1.0 && (acked + returned - 30.0).abs() < 0.5, "{acked} {returned}");
+    eventually(PATIENCE, "what was given back is in the queue", async || {
+        ensure!(client.ready(QUEUE).await? == Some(returned as u32));
+        Ok(())
+    })
+    .await?;
+    ensure!(
+        request(sidecar.admin, "GET", "/drain", &[("warren-drain-token", "token")], b"").await?.status == 200
+    );
+    ensure!(request(sidecar.local, "POST", "/publish?routingKey=orders", &[], b"y").await?.status == 202);
+    sidecar.terminate().await
+}
+
+async fn a_span_a_message_goes_to_the_collector_in_the_messages_own_trace(place: Place) -> Result<()> {
+    let (app, collector) = (App::start().await?, App::start().await?);
+    place.declare(&config()).await?;
+    let endpoint = format!("http://localhost:{}", collector.port());
+    let spans = warren_sidecar::otlp::Config::from_variables(|name| {
+        (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| endpoint.clone())
+    })?;
+    let access = warren_broker::BrokerAccess::from_uri(&place.uri())?;
+    let _sidecar = crate::harness::Running::exporting(config(), access, app.port(), spans).await?;
+    let mut table = FieldTable::default();
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    table.insert("traceparent".into(), AMQPValue::LongString(trace.into()));
+    place.client().await?.publish_with(QUEUE, b"x", persistent().with_headers(table)).await?;
+    let export = eventually(PATIENCE, "an export", async || {
+        collector.calls().pop().ok_or_else(|| anyhow::anyhow!("none yet"))
+    })
+    .await?;
+    let json: serde_json::Value = serde_json::from_slice(&export.body)?;
+    let span = &json["resourceSpans"][0]["scopeSpans"][0]["spans"][0];
+    ensure!(
+        span["traceId"] == "0af7651916cd43dd8448eb211c80319c" && span["parentSpanId"] == "b7ad6b7169203331"
+    );
+    ensure!(span["name"] == "process orders" && span["kind"] == 5, "{span}");
+    let handed = app.calls()[0].header("traceparent").to_owned();
+    ensure!(
+        handed.contains(span["spanId"].as_str().unwrap_or("none")),
+        "the call is a child of the span: {handed}"
+    );
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! The publish API: each status code, and what arrives.
+
+use anyhow::{Result, ensure};
+use warren_broker::BrokerAccess;
+use warren_tests::app::App;
+
+use crate::harness::{Place, QUEUE, Running, config, headers_of, message_of, request};
+
+on_each_release!(
+    a_202_means_that_the_broker_has_it_with_all_that_was_given,
+    a_missing_exchange_and_a_missing_route_are_404_and_harm_no_other,
+    what_may_not_is_403_and_what_cannot_is_400_or_413,
+    a_batch_has_a_result_a_line,
+    without_a_broker_it_is_503,
+);
+
+async fn paused(place: &Place) -> Result<(App, Running)> {
+    let app = App::start().await?;
+    let mut config = config();
+    config.consumer.paused = true;
+    let sidecar = place.sidecar(config, app.port()).await?;
+    Ok((app, sidecar))
+}
+
+async fn a_202_means_that_the_broker_has_it_with_all_that_was_given(place: Place) -> Result<()> {
+    let (_app, sidecar) = paused(&place).await?;
+    let headers = [
+        ("warren-message-id", "m-1"),
+        ("warren-correlation-id", "c-1"),
+        ("warren-reply-to", "answers"),
+        ("warren-expiration", "600000"),
+        ("warren-header-x-customer", "Zo%C3%AB"),
+        ("content-type", "text/plain"),
+        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+    ];
+    let answer = request(sidecar.local, "POST", "/publish?routingKey=orders", &headers, b"body").await?;
+    ensure!(answer.status == 202 && answer.head.contains("warren-message-id: m-1"), "{answer:?}");
+    let client = place.client().await?;
+    let (body, properties) = message_of(&client, QUEUE).await?;
+    ensure!(body == b"body" && *properties.delivery_mode() == Some(2));
+    ensure!(properties.message_id().as_ref().unwrap().as_str() == "m-1");
+    ensure!(properties.expiration().as_ref().unwrap().as_str() == "600000");
+    let headers = headers_of(&properties);
+    ensure!(headers["x-customer"] == "Zoë" && headers["traceparent"].starts_with("00-0af7"), "{headers:?}");
+    let answer =
+        request(sidecar.local, "POST", "/publish?exchange=amq.direct&routingKey=orders", &[], b"x").await?;
+    ensure!(answer.status == 404, "nothing is bound there yet: {answer:?}");
+    sidecar.until("warren_sidecar_publishes_total", "result=\"confirmed\"", 1.0).await
+}
+
+async fn a_missing_exchange_and_a_missing_route_are_404_and_harm_no_other(place: Place) -> Result<()> {
+    let (_app, sidecar) = paused(&place).await?;
+    for path in ["/publish?exchange=nowhere&routingKey=x", "/publish?routingKey=nowhere"] {
+        let answer = request(sidecar.local, "POST", path, &[], b"x").await?;
+        ensure!(answer.status == 404, "{path}: {answer:?}");
+    }
+    ensure!(
+        request(sidecar.local, "POST", "/publish?routingKey=nowhere", &[], b"x")
+            .await?
+            .text()
+            .starts_with("unroutable")
+    );
+    ensure!(request(sidecar.local, "POST", "/publish?routingKey=orders", &[], b"x").await?.status == 202);
+    Ok(())
+}
+
+async fn what_may_not_is_403_and_what_cannot_is_400_or_413(place: Place) -> Result<()> {
+    let (_app, sidecar) = paused(&place).await?;
+    for (path, headers) in [
+        ("/publish?routingkey=orders", &[][..]),
+        ("/publish?routingKey=orders", &[("warren-priority", "high")]),
+        ("/publish?routingKey=orders", &[("warren-expiration", "soon")]),
+    ] {
+        ensure!(
+            request(sidecar.local, "POST", path, headers, b"x").await?.status == 400,
+            "{path} {headers:?}"
+        );
+    }
+    let large = vec![b'x'; 16 * 1024 * 1024 + 1];
+    ensure!(request(sidecar.local, "POST", "/publish?routingKey=orders", &[], &large).await?.status == 413);
+    ensure!(request(sidecar.local, "GET", "/publish", &[], b"").await?.status == 405);
+    let user = format!("reader-{}", place.vhost);
+    place.broker.user(&user, "secret").await?;
+    place.broker.permissions(&user, &place.vhost, "^$", "^$", ".*").await?;
+    let uri = place.uri();
+    let (_, rest) = uri.split_once('@').unwrap();
+    let access = BrokerAccess::from_uri(&format!("amqp://{user}:secret@{rest}"))?;
+    let app = App::start().await?;
+    let mut config = config();
+    config.consumer.paused = true;
+    let reader = Running::start(config, access, app.port()).await?;
+    let answer = request(reader.local, "POST", "/publish?routingKey=orders", &[], b"x").await?;
+    ensure!(answer.status == 403, "{answer:?}");
+    Ok(())
+}
+
+async fn a_batch_has_a_result_a_line(place: Place) -> Result<()> {
+    let (_app, sidecar) = paused(&place).await?;
+    let lines = r#"{"routingKey":"orders","json":{"n":1},"messageId":"m-1"}
+{"routingKey":"nowhere","text":"x"}
+nonsense
+
+{"routingKey":"orders","base64":"/w==","headers":{"a":1}}"#;
+    let answer = request(sidecar.local, "POST", "/publish/batch", &[], lines.as_bytes()).await?;
+    let text = answer.text();
+    let statuses: Vec<u64> = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()?["status"].as_u64())
+        .collect();
+    ensure!(statuses == [202, 404, 400, 202], "{text}");
+    let client = place.client().await?;
+    let (body, properties) = message_of(&client, QUEUE).await?;
+    ensure!(
+        body == br#"{"n":1}"# && properties.content_type().as_ref().unwrap().as_str() == "application/json"
+    );
+    Ok(())
+}
+
+async fn without_a_broker_it_is_503(place: Place) -> Result<()> {
+    let _ = place;
+    let app = App::start().await?;
+    let nobody = warren_tests::ports::free()?;
+    let access = BrokerAccess::from_uri(&format!("amqp://guest:guest@127.0.0.1:{nobody}"))?;
+    let sidecar = Running::start(config(), access, app.port()).await?;
+    let answer = request(sidecar.local, "POST", "/publish?routingKey=orders", &[], b"x").await?;
+    ensure!(answer.status == 503 && answer.head.contains("retry-after"), "{answer:?}");
+    ensure!(request(sidecar.admin, "GET", "/livez", &[], b"").await?.status == 200);
+    ensure!(request(sidecar.admin, "GET", "/readyz", &[], b"").await?.status == 503);
+    Ok(())
+}

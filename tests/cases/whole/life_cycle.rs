@@ -1,0 +1,81 @@
+//! Pods that come and go: scale-in, rollouts, the operator's own end.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use warren_tests::desk::Order;
+use warren_tests::install;
+
+use crate::space::{Space, cluster};
+
+#[tokio::test]
+async fn a_pod_has_two_containers_and_both_are_ready() -> Result<()> {
+    let space = Space::new("two", |_| Order::answer(200)).await?;
+    space.queue("orders", json!({})).await?;
+    space.worker("invoices", json!({"scaling": {"minReplicas": 1}})).await?;
+    space.pods_ready("invoices", 1).await?;
+    let table = space.kubectl(&["get", "pods", "--no-headers"]).await?;
+    assert!(table.contains("2/2"), "{table}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_rollout_calls_no_message_again_whose_call_had_begun() -> Result<()> {
+    let space = Space::new("rollout", |_| Order::work(Duration::from_millis(300))).await?;
+    space.queue("orders", json!({})).await?;
+    space.worker("invoices", json!({"scaling": {"minReplicas": 2, "maxReplicas": 2}})).await?;
+    let before = space.pods_ready("invoices", 2).await?;
+    let client = space.client().await?;
+    client.publish_all("orders", (0..120).map(|n| format!("message {n}").into_bytes())).await?;
+    space.handled(10).await?;
+    let mut template = space.template();
+    template["metadata"] = json!({"annotations": {"example/version": "2"}});
+    let scaling = json!({"minReplicas": 2, "maxReplicas": 2});
+    space.worker("invoices", json!({"scaling": scaling, "template": template})).await?;
+    space.handled(120).await?;
+    space
+        .eventually("all pods are new", async || {
+            let pods = space.pods("invoices").await?;
+            ensure!(pods.iter().all(|pod| !before.contains(pod)), "{pods:?}");
+            Ok(())
+        })
+        .await?;
+    assert_eq!(space.desk.called_again(), Vec::<String>::new());
+    Ok(())
+}
+
+#[tokio::test]
+async fn consumers_do_not_notice_that_the_operator_is_killed() -> Result<()> {
+    let space = Space::new("operator", |_| Order::work(Duration::from_millis(100))).await?;
+    space.queue("orders", json!({})).await?;
+    space.worker("invoices", json!({"scaling": {"minReplicas": 1, "maxReplicas": 1}})).await?;
+    space.pods_ready("invoices", 1).await?;
+    let client = space.client().await?;
+    client.publish_all("orders", (0..50).map(|n| format!("message {n}").into_bytes())).await?;
+    space.handled(5).await?;
+    let pods = ["-n", install::NAMESPACE, "pods", "-l", "app.kubernetes.io/name=warren"];
+    let delete = [&["delete"], &pods[..1], &[pods[1]], &[pods[2]], &pods[3..]].concat();
+    let now = ["--grace-period=0", "--force", "--wait=false"];
+    cluster().await.kubectl(&[&delete[..], &now].concat()).await?;
+    space.handled(50).await?;
+    assert_eq!(space.desk.called_again(), Vec::<String>::new());
+    // The new operator takes over where the old one was.
+    space.queue("later", json!({})).await?;
+    space.ready("wq", "later").await
+}
+
+#[tokio::test]
+async fn a_paused_worker_keeps_its_pods_and_takes_no_message_until_it_is_resumed() -> Result<()> {
+    let space = Space::new("paused", |_| Order::answer(200)).await?;
+    space.queue("orders", json!({})).await?;
+    let worker = |paused: bool| json!({"consumer": {"paused": paused}, "scaling": {"minReplicas": 1}});
+    space.worker("invoices", worker(true)).await?;
+    space.pods_ready("invoices", 1).await?;
+    let client = space.client().await?;
+    client.publish("orders", b"waits").await?;
+    space.condition(("wk", "invoices"), "ScalingActive", ("True", "Paused"), &[]).await?;
+    assert_eq!(client.ready("orders").await?, Some(1));
+    space.worker("invoices", worker(false)).await?;
+    space.handled(1).await
+}

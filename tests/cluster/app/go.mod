@@ -1,0 +1,3 @@
+module warren.dev/tests/app
+
+go 1.26

@@ -1,0 +1,224 @@
+//! Ends and removes everything that a checkout has on this machine, in whatever state a crash left it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::Signal;
+
+use crate::cluster::{Settings, network};
+use crate::process::{Identity, Record};
+use crate::site::Site;
+
+/// Everything of the cluster goes with it, so nobody needs long to say goodbye.
+const GRACE: Duration = Duration::from_millis(1500);
+
+/// What is kept in the state folder: the rest is made anew with each cluster.
+const KEPT: &[&str] = &["bin", "logs", "cache"];
+
+/// Ends all processes of a site and removes its mounts, network, cgroups and files. Caches and logs are kept.
+pub async fn clear(site: &Site) -> Result<()> {
+    let records = Record::all(site)?;
+    // The kubelet first: it would start again what is ended after it.
+    if let Some(kubelet) = records.get("kubelet") {
+        kubelet.end(site, Duration::ZERO).await?;
+    }
+    let ends = records.values().map(|record| record.end(site, GRACE));
+    futures::future::try_join_all(ends).await?;
+    end_containers(site).await?;
+    unmount(&[&site.run, &site.state])?;
+    if let Some(settings) = Settings::load_any(site) {
+        network::tear_down(&settings).await?;
+    }
+    remove_cgroups(site);
+    remove_files(site)
+}
+
+/// Ends the brokers and other processes of a site that belong to a process which is gone, and removes their data.
+pub async fn reap(site: &Site) -> Result<()> {
+    for record in Record::all(site)?.values().filter(|record| record.is_orphan()) {
+        record.process.signal_group(Signal::SIGKILL);
+        record.end(site, Duration::ZERO).await?;
+        remove(&site.run.join(&record.name))?;
+        remove(&site.run.join("brokers").join(&record.name))?;
+    }
+    Ok(())
+}
+
+/// Ends containers, and the shims that would otherwise live on without their containerd.
+async fn end_containers(site: &Site) -> Result<()> {
+    for _ in 0..50 {
+        let found = container_processes(site)?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        for process in &found {
+            process.signal(Signal::SIGKILL);
+        }
+        for process in &found {
+            process.gone_within(Duration::from_secs(2)).await;
+        }
+    }
+    bail!("containers of {} do not end", site.state.display())
+}
+
+fn container_processes(site: &Site) -> Result<Vec<Identity>> {
+    let socket = site.run.join("containerd.sock").display().to_string();
+    let root = site.state.join("containerd").display().to_string();
+    let own_mounts = fs::read_link("/proc/self/ns/mnt")?;
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let dir = entry?.path();
+        let Some(pid) = dir.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok()) else { continue };
+        let command = fs::read(dir.join("cmdline")).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        let is_shim = command.is_ok_and(|line| line.contains("containerd-shim") && line.contains(&socket));
+        let elsewhere = fs::read_link(dir.join("ns/mnt")).is_ok_and(|mounts| mounts != own_mounts);
+        let in_container = elsewhere
+            && fs::read_to_string(dir.join("mountinfo")).is_ok_and(|mounts| has_root_from(&mounts, &root));
+        if (is_shim || in_container)
+            && let Some(process) = Identity::of(pid)
+        {
+            found.push(process);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a process with these mounts has a root made of layers that lie under `store`.
+fn has_root_from(mountinfo: &str, store: &str) -> bool {
+    let in_store = |line: &str| line.contains(&format!("={store}/")) || line.contains(&format!(":{store}/"));
+    mountinfo.lines().any(|line| line.split(' ').nth(4) == Some("/") && in_store(line))
+}
+
+/// Removes all mounts under the folders.
+pub(crate) fn unmount(roots: &[&Path]) -> Result<()> {
+    for _ in 0..5 {
+        let mounts = mounts_under(&fs::read_to_string("/proc/self/mountinfo")?, roots);
+        if mounts.is_empty() {
+            return Ok(());
+        }
+        for mount in mounts.iter().rev() {
+            let _ = umount2(mount, MntFlags::MNT_DETACH);
+        }
+    }
+    bail!(
+        "mounts under {} can't be removed",
+        roots.iter().map(|root| root.display().to_string()).collect::<String>()
+    )
+}
+
+/// Mount points under any of the folders, in the order in which they were made.
+fn mounts_under(mountinfo: &str, roots: &[&Path]) -> Vec<PathBuf> {
+    let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
+    points.filter(|point| roots.iter().any(|root| point.starts_with(root))).collect()
+}
+
+/// The kernel writes space, tab, newline and backslash as three octal digits.
+fn unescape(text: &str) -> PathBuf {
+    let (tab, newline) = ("\t", "\n");
+    text.replace("\\040", " ").replace("\\011", tab).replace("\\012", newline).replace("\\134", "\\").into()
+}
+
+/// The control group under which the kubelet of a site puts its pods.
+pub(crate) fn cgroup(site: &Site) -> String {
+    let name = site.run.file_name().unwrap_or_default().to_string_lossy();
+    format!("/warren-test-{name}")
+}
+
+/// Makes the control group of a site in each hierarchy.
+pub(crate) fn make_cgroups(site: &Site) -> Result<()> {
+    for root in cgroup_roots() {
+        let dir = root.join(cgroup(site).trim_start_matches('/'));
+        fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            // In version 1 a group of the cpuset hierarchy has no processor until it is given some.
+            if let Ok(all) = fs::read_to_string(root.join(file)) {
+                fs::write(dir.join(file), all.trim())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn remove_cgroups(site: &Site) {
+    for root in cgroup_roots() {
+        remove_cgroup(&root.join(cgroup(site).trim_start_matches('/')));
+    }
+}
+
+fn remove_cgroup(dir: &Path) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&entry.path());
+        }
+    }
+    // A group with a process in it stays; the kernel frees one whose last process has just ended a little later.
+    let _ = fs::remove_dir(dir);
+}
+
+/// One folder in version 2; one a hierarchy in version 1.
+fn cgroup_roots() -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    if root.join("cgroup.controllers").exists() {
+        return vec![root.to_path_buf()];
+    }
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.path())
+        .filter(|path| path.join("cgroup.procs").exists() && !path.is_symlink())
+        .collect()
+}
+
+fn remove_files(site: &Site) -> Result<()> {
+    let logs = site.logs();
+    for entry in fs::read_dir("/var/log/containers").into_iter().flatten().flatten() {
+        if fs::read_link(entry.path()).is_ok_and(|target| target.starts_with(&logs)) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    for entry in fs::read_dir(&site.state).into_iter().flatten().flatten() {
+        if !KEPT.iter().any(|kept| entry.file_name() == *kept) {
+            remove(&entry.path())?;
+        }
+    }
+    remove(&site.run)
+}
+
+/// Removes a file or a folder, if it is there.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    let result =
+        if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match result {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.with_context(|| format!("remove {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOUNTS: &str = "\
+22 1 8:1 / / rw - ext4 /dev/vda rw
+30 22 0:30 / /run/w/containerd/rootfs rw - overlay overlay rw,lowerdir=/state/containerd/1/fs:/state/containerd/2/fs
+31 22 0:31 / /run/w/a\\040b rw - tmpfs tmpfs rw
+32 22 0:32 / /run/ww rw - tmpfs tmpfs rw
+";
+
+    #[test]
+    fn mounts_are_found_by_whole_names_of_folders() {
+        let found = mounts_under(MOUNTS, &[Path::new("/run/w")]);
+        assert_eq!(found, [PathBuf::from("/run/w/containerd/rootfs"), PathBuf::from("/run/w/a b")]);
+    }
+
+    #[test]
+    fn a_process_is_in_our_container_only_when_its_root_is() {
+        assert!(!has_root_from(MOUNTS, "/state/containerd"));
+        let inside = "9 1 0:30 / / rw - overlay overlay rw,lowerdir=/state/containerd/1/fs,upperdir=/x";
+        assert!(has_root_from(inside, "/state/containerd"));
+        assert!(!has_root_from(inside, "/state/contain"));
+    }
+}

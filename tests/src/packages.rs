@@ -1,0 +1,130 @@
+//! The Debian packages that the cluster and the brokers are made of.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use tokio::process::Command;
+
+use crate::command::run;
+
+/// A program that must be there, and the Debian package that brings it.
+struct Need {
+    /// Any of these files shows that the package is there, however it was installed.
+    files: &'static [&'static str],
+    package: &'static str,
+}
+
+const NEEDS: &[Need] = &[
+    Need { files: &["/usr/bin/containerd"], package: "containerd" },
+    Need { files: &["/usr/sbin/runc", "/usr/bin/runc"], package: "runc" },
+    Need { files: &["/usr/lib/cni/bridge"], package: "containernetworking-plugins" },
+    Need { files: &["/usr/sbin/iptables"], package: "iptables" },
+    Need { files: &["/usr/sbin/conntrack"], package: "conntrack" },
+    Need { files: &["/usr/bin/buildah"], package: "buildah" },
+    Need { files: &["/usr/bin/catatonit"], package: "catatonit" },
+    Need { files: &["/usr/lib/rabbitmq/bin/rabbitmq-server"], package: "rabbitmq-server" },
+    Need { files: &["/usr/bin/prometheus"], package: "prometheus" },
+    Need { files: &["/usr/sbin/ip", "/usr/bin/ip", "/sbin/ip"], package: "iproute2" },
+    Need { files: &["/usr/sbin/debootstrap"], package: "debootstrap" },
+    Need { files: &["/etc/ssl/certs/ca-certificates.crt"], package: "ca-certificates" },
+    Need { files: &["/usr/bin/setsid"], package: "util-linux" },
+];
+
+/// A service must not start because its package was installed: it would take the brokers' ports.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// The packages that are not installed.
+pub fn missing() -> Vec<&'static str> {
+    let absent = |need: &&Need| !need.files.iter().any(|file| Path::new(file).exists());
+    NEEDS.iter().filter(absent).map(|need| need.package).collect()
+}
+
+/// Installs packages by apt-get, without starting the services they bring.
+pub async fn install(packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    if !Path::new("/usr/bin/apt-get").exists() {
+        bail!("no apt-get here; install what these Debian packages bring: {}", packages.join(" "));
+    }
+    let policy = Policy::deny_services()?;
+    let apt = |args: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .args(["-y", "-q", "-o", "DPkg::Lock::Timeout=300"])
+            .args(args);
+        command
+    };
+    // One broken source of somebody else's must not stop the packages that the others have.
+    let updated = run(&mut apt(&["update"])).await;
+    let mut install = apt(&["install", "--no-install-recommends"]);
+    let installed = run(install.args(packages)).await;
+    drop(policy);
+    installed.with_context(|| match updated {
+        Ok(_) => format!("install {}", packages.join(" ")),
+        Err(error) => format!("install {}, after apt-get update failed: {error:#}", packages.join(" ")),
+    })?;
+    Ok(())
+}
+
+/// Fails with what to do when a compiler is missing that no package brings in a fitting version.
+pub async fn check_compilers() -> Result<()> {
+    for (program, args, advice) in [
+        ("go", ["version"], "install Go 1.26 or later from https://go.dev/dl"),
+        ("cargo", ["--version"], "install Rust by https://rustup.rs"),
+    ] {
+        if run(Command::new(program).args(args)).await.is_err() {
+            bail!("{program} is not in PATH: {advice}");
+        }
+    }
+    Ok(())
+}
+
+/// The policy that forbids services to start; the machine's own is put back when the value is dropped.
+struct Policy {
+    before: Option<String>,
+}
+
+impl Policy {
+    fn deny_services() -> Result<Self> {
+        use std::os::unix::fs::PermissionsExt;
+        let before = match std::fs::read_to_string(POLICY) {
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(error).with_context(|| format!("read {POLICY}")),
+        };
+        let policy = deny_while(std::process::id(), before.as_deref());
+        std::fs::write(POLICY, policy).with_context(|| format!("write {POLICY}"))?;
+        std::fs::set_permissions(POLICY, std::fs::Permissions::from_mode(0o755))?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Policy {
+    fn drop(&mut self) {
+        let _ = match &self.before {
+            Some(text) => std::fs::write(POLICY, text),
+            None => std::fs::remove_file(POLICY),
+        };
+    }
+}
+
+/// A policy that denies only while this process runs: one that a crash has left behind changes nothing.
+fn deny_while(pid: u32, before: Option<&str>) -> String {
+    let then = before.and_then(|text| text.strip_prefix("#!/bin/sh")).unwrap_or("\nexit 0\n");
+    format!("#!/bin/sh\n[ -d /proc/{pid} ] && exit 101{then}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machines_own_policy_follows_when_the_installer_is_gone() {
+        assert_eq!(deny_while(7, None), "#!/bin/sh\n[ -d /proc/7 ] && exit 101\nexit 0\n");
+        let own = Some("#!/bin/sh\nexit 101\n");
+        assert_eq!(deny_while(7, own), "#!/bin/sh\n[ -d /proc/7 ] && exit 101\nexit 101\n");
+    }
+}

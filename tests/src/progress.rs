@@ -1,0 +1,97 @@
+//! How long work tells what it is doing, without knowing who shows it.
+
+use std::time::Instant;
+
+use anyhow::Result;
+
+/// Shows steps as they begin and end: `cargo xtask` draws spinners, tests print lines or nothing.
+pub trait Progress: Send + Sync {
+    /// A step begins; it is shown until the returned value says how it ended.
+    fn begin(&self, title: &str) -> Box<dyn Step>;
+}
+
+/// One step that has begun.
+pub trait Step: Send + Sync {
+    /// What the step is doing now.
+    fn note(&self, text: &str);
+    /// The step ended well; `text` says with what, and may be empty.
+    fn done(self: Box<Self>, text: &str);
+    /// The step failed. The error itself is the caller's to show.
+    fn failed(self: Box<Self>);
+}
+
+/// Runs `work` as a step, and ends the step the way the work ended.
+pub async fn step<T>(
+    progress: &dyn Progress,
+    title: &str,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let step = progress.begin(title);
+    let result = work.await;
+    match &result {
+        Ok(_) => step.done(""),
+        Err(_) => step.failed(),
+    }
+    result
+}
+
+/// The same for work that tells what it is doing.
+pub async fn step_noting<T>(
+    progress: &dyn Progress,
+    title: &str,
+    work: impl AsyncFnOnce(&(dyn Fn(&str) + Sync)) -> Result<T>,
+) -> Result<T> {
+    let step = progress.begin(title);
+    let result = work(&|text| step.note(text)).await;
+    match &result {
+        Ok(_) => step.done(""),
+        Err(_) => step.failed(),
+    }
+    result
+}
+
+/// Shows nothing.
+pub struct Quiet;
+
+impl Progress for Quiet {
+    fn begin(&self, _title: &str) -> Box<dyn Step> {
+        Box::new(Self)
+    }
+}
+
+impl Step for Quiet {
+    fn note(&self, _text: &str) {}
+    fn done(self: Box<Self>, _text: &str) {}
+    fn failed(self: Box<Self>) {}
+}
+
+/// Writes one line to standard error when a step ends: for tests, whose output is shown when they fail.
+pub struct Lines;
+
+impl Progress for Lines {
+    fn begin(&self, title: &str) -> Box<dyn Step> {
+        Box::new(Line { title: title.to_owned(), since: Instant::now() })
+    }
+}
+
+struct Line {
+    title: String,
+    since: Instant,
+}
+
+impl Line {
+    #[allow(clippy::print_stderr, reason = "this is the part that writes for the reader")]
+    fn end(&self, how: &str) {
+        eprintln!("{how:>6} {:5.1} s  {}", self.since.elapsed().as_secs_f32(), self.title);
+    }
+}
+
+impl Step for Line {
+    fn note(&self, _text: &str) {}
+    fn done(self: Box<Self>, _text: &str) {
+        self.end("ok");
+    }
+    fn failed(self: Box<Self>) {
+        self.end("FAILED");
+    }
+}

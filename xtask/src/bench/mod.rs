@@ -1,0 +1,119 @@
+//! `cargo xtask bench NAME`: the budgets, measured against a peer or the raw client in the same run.
+//!
+//! The sidecar, the application and the raw clients are processes of their own, built in release mode; the broker is one of
+//! the project's test brokers. Pairs alternate, and medians count, because the machine is shared.
+
+mod consume;
+mod operator;
+mod peers;
+mod queues;
+mod rest;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+use warren_tests::broker::{Broker, Options, Version};
+
+use self::peers::Peers;
+
+/// Measures one budget.
+#[derive(Args)]
+pub(crate) struct Bench {
+    /// What to measure
+    name: Name,
+
+    /// End with one line of JSON
+    #[arg(long)]
+    json: bool,
+
+    /// Alternating pairs to take medians of
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+
+    /// For `soak`: how long
+    #[arg(long, default_value_t = 5)]
+    minutes: u64,
+
+    /// For `consume`: every prefetch, queue type and size instead of the budgets' own
+    #[arg(long)]
+    matrix: bool,
+
+    /// For `queues`: how many
+    #[arg(long, default_value_t = 1000)]
+    queues: usize,
+
+    /// Measure on RabbitMQ 4.0 instead of 3.10
+    #[arg(long)]
+    new: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Name {
+    /// Through the handler at prefetch 200 and 1, against pika and raw consumers
+    Consume,
+    /// One message at a time, from publish to handler
+    Latency,
+    /// Batches of 100 at prefetch 1000
+    Batch,
+    /// Confirmed publishes, 64 callers
+    Publish,
+    /// At rest for a minute
+    Idle,
+    /// Memory over time at prefetch 200
+    Soak,
+    /// From the operator's start to all Queues Ready, and a restart with nothing to change
+    Queues,
+}
+
+impl Bench {
+    #[allow(clippy::print_stdout, reason = "the result")]
+    pub(crate) async fn run(self) -> Result<()> {
+        let result = match self.name {
+            Name::Queues => queues::queues(self.queues).await?,
+            Name::Consume | Name::Latency | Name::Batch | Name::Publish | Name::Idle | Name::Soak => {
+                self.of_sidecar().await?
+            }
+        };
+        if self.json {
+            println!("{result}");
+        } else {
+            println!("{}", serde_json::to_string_pretty(&result)?);
+        }
+        Ok(())
+    }
+
+    /// What is measured of the sidecar.
+    async fn of_sidecar(&self) -> Result<Value> {
+        let peers = Peers::build().await?;
+        let version = if self.new { Version::V4_0 } else { Version::V3_10 };
+        let broker = Broker::start(Options::new("bench").version(version)).await?;
+        let amqp = broker.uri("/");
+        Ok(match self.name {
+            Name::Consume if self.matrix => consume::matrix(&peers, &amqp).await?,
+            Name::Consume => consume::budgets(&peers, &amqp, self.rounds).await?,
+            Name::Latency => rest::latency(&peers, &amqp, self.rounds).await?,
+            Name::Batch => consume::batch(&peers, &amqp, self.rounds).await?,
+            Name::Publish => rest::publish(&peers, &amqp, self.rounds).await?,
+            Name::Idle => rest::idle(&peers, &amqp).await?,
+            Name::Soak => rest::soak(&peers, &amqp, self.minutes).await?,
+            Name::Queues => Value::Null,
+        })
+    }
+}
+
+/// What goes on, for people; the last line of standard output is the result.
+#[allow(clippy::print_stderr, reason = "a command's progress")]
+fn say(text: &str) {
+    eprintln!("{text}");
+}
+
+/// The middle of some figures.
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len() / 2).copied().unwrap_or(0.0)
+}
+
+/// A figure with two digits behind the point.
+fn figure(value: f64) -> Value {
+    json!((value * 100.0).round() / 100.0)
+}

@@ -1,0 +1,74 @@
+//! An operator as a process of its own, beside the cluster, watched through its metrics.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tokio::process::{Child, Command};
+use warren_tests::command::run_program;
+use warren_tests::{Cluster, images, ports};
+
+/// How long a state may take to come.
+const PATIENCE: Duration = Duration::from_secs(900);
+/// How often it is looked for.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A running operator; it ends with this value.
+pub(super) struct Operator {
+    child: Child,
+    port: u16,
+    started: Instant,
+}
+
+impl Operator {
+    /// Builds the release binary.
+    pub(super) async fn build() -> Result<PathBuf> {
+        let built = images::static_binaries(&["warren-operator"]).await?;
+        built.into_iter().next().context("no operator was built")
+    }
+
+    /// Starts it for one namespace, with what it says in a file of the system's temporary folder.
+    pub(super) async fn start(binary: &Path, cluster: &Cluster, namespace: &str) -> Result<Self> {
+        let port = ports::free()?;
+        let log = std::fs::File::create(std::env::temp_dir().join("warren-bench-operator.log"))?;
+        let child = Command::new(binary)
+            .args(["--watch-namespaces", namespace, "--namespace", namespace])
+            .args(["--listen", &format!("127.0.0.1:{port}")])
+            .env("KUBECONFIG", cluster.kubeconfig())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()?;
+        Ok(Self { child, port, started: Instant::now() })
+    }
+
+    /// The value of a metric's line; 0 where it is not there yet.
+    pub(super) async fn metric(&self, name: &str) -> Result<f64> {
+        let url = format!("http://127.0.0.1:{}/metrics", self.port);
+        let text = run_program("curl", ["--silent", "--show-error", "--max-time", "5", &url]).await?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(value.map(str::parse).transpose()?.unwrap_or(0.0))
+    }
+
+    /// Waits until a metric reaches a value; gives the seconds since the start.
+    pub(super) async fn until(&self, name: &str, at_least: f64) -> Result<f64> {
+        while self.started.elapsed() < PATIENCE {
+            // Before it listens, there is nothing to read.
+            if self.metric(name).await.unwrap_or(0.0) >= at_least {
+                return Ok(self.started.elapsed().as_secs_f64());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        bail!("{name} did not reach {at_least} within {} s", PATIENCE.as_secs())
+    }
+
+    /// Ends it as a kubelet would, so that it gives its Lease back.
+    pub(super) async fn stop(mut self) -> Result<()> {
+        let pid = self.child.id().context("it has ended")?.to_string();
+        run_program("kill", ["-TERM", &pid]).await?;
+        self.child.wait().await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,78 @@
+//! `cargo xtask demo`: the main job, on a real Kubernetes with a real RabbitMQ.
+//!
+//! [`stage`] sets up, [`story`] publishes, kills and waits while [`watch`] shows what Prometheus scraped, and [`summary`]
+//! counts what became of every order.
+
+mod stage;
+mod story;
+mod summary;
+mod watch;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use warren_tests::Cluster;
+use warren_tests::cluster::KUBECONFIG_VARIABLE;
+
+use self::stage::Stage;
+use self::summary::Summary;
+use crate::prepare::{Consent, prepare};
+use crate::progress::Terminal;
+
+/// Sets up a cluster, a broker and Warren, sends orders, kills a pod, and counts: nothing may be lost.
+#[derive(Args)]
+pub(crate) struct Demo {
+    /// Install missing Debian packages without asking
+    #[arg(long)]
+    yes: bool,
+
+    /// End with one line of JSON
+    #[arg(long)]
+    json: bool,
+
+    /// Leave everything running to play with; `cargo xtask down` removes it
+    #[arg(long)]
+    keep: bool,
+
+    /// How many orders to send
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(100..=1_000_000))]
+    orders: u64,
+
+    /// Use the cluster of this kubeconfig, such as kind's, instead of one of our own
+    #[arg(long, value_name = "FILE", env = KUBECONFIG_VARIABLE)]
+    kubeconfig: Option<PathBuf>,
+}
+
+impl Demo {
+    pub(crate) async fn run(self) -> Result<()> {
+        let started = Instant::now();
+        let progress = Terminal::new();
+        let consent = if self.yes { Consent::Given } else { Consent::Ask };
+        prepare(&progress, consent).await?;
+        let cluster = match &self.kubeconfig {
+            Some(file) => Cluster::attach(file)?,
+            None => Cluster::up(&progress).await?,
+        };
+        let result = self.tell(&cluster, &progress, started).await;
+        if self.keep {
+            progress.print(&format!("\nIt all runs on. To play with it:\n{}", stage::hints(&cluster)));
+        } else if cluster.site().is_some() {
+            Cluster::down(&progress).await?;
+        }
+        let summary = result?;
+        progress.print(&summary.text());
+        if self.json {
+            progress.print(&serde_json::to_string(&summary)?);
+        }
+        ensure!(summary.lost == 0, "{} orders are lost", summary.lost);
+        Ok(())
+    }
+
+    async fn tell(&self, cluster: &Cluster, progress: &Terminal, started: Instant) -> Result<Summary> {
+        let stage = Stage::set_up(cluster, self.keep, progress).await?;
+        let facts = story::tell(&stage, self.orders, progress).await?;
+        Ok(Summary::of(&facts, started.elapsed()))
+    }
+}
