@@ -96,6 +96,7 @@ async fn fetch(site: &Site) -> Result<PathBuf> {
         .await
         .context("fetch RabbitMQ 4.0")?;
     std::fs::copy("/etc/hosts", partial.join("etc/hosts"))?;
+    leftovers::unmount(&[&partial])?;
     std::fs::rename(&partial, &root)?;
     Ok(root)
 }
