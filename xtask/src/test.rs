@@ -48,24 +48,25 @@ const FAST: &[Stage] = &[
     },
 ];
 
+// All stages build for the whole workspace: for one package cargo would choose other features and compile everything again.
 const BROKER: &[Stage] = &[
-    Stage { name: "Test brokers", cargo: &["test", "-p", "warren-tests", "--test", "broker", "--locked"] },
+    Stage { name: "Test brokers", cargo: &["test", "--workspace", "--test", "broker", "--locked"] },
     Stage {
         name: "Broker tests",
-        cargo: &["test", "-p", "warren-tests", "--test", "amqp", "--test", "durability", "--locked"],
+        cargo: &["test", "--workspace", "--test", "amqp", "--test", "durability", "--locked"],
     },
-    Stage { name: "Sidecar tests", cargo: &["test", "-p", "warren-tests", "--test", "sidecar", "--locked"] },
+    Stage { name: "Sidecar tests", cargo: &["test", "--workspace", "--test", "sidecar", "--locked"] },
 ];
 
 const CLUSTER: &[Stage] = &[
     Stage {
         name: "Cluster and API-server tests",
-        cargo: &["test", "-p", "warren-tests", "--test", "kubernetes", "--test", "api", "--locked"],
+        cargo: &["test", "--workspace", "--test", "kubernetes", "--test", "api", "--locked"],
     },
     Stage {
         name: "Whole-cluster tests",
         // They wait for pods most of the time.
-        cargo: &["test", "-p", "warren-tests", "--test", "whole", "--locked", "--", "--test-threads=4"],
+        cargo: &["test", "--workspace", "--test", "whole", "--locked", "--", "--test-threads=4"],
     },
 ];
 
