@@ -7,6 +7,22 @@ use anyhow::{Context, Result, bail};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
+/// `cargo`, without what the cargo that runs this program says about its package.
+///
+/// Build scripts ask to be run again when such variables differ (`ring`'s does), and all that depends on them is then built anew.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new("cargo");
+    for (name, _) in std::env::vars_os() {
+        let about_a_package = |name: &str| {
+            name == "OUT_DIR" || name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+        };
+        if name.to_str().is_some_and(about_a_package) {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
+}
+
 /// Runs a command and gives its standard output.
 pub async fn run(command: &mut Command) -> Result<String> {
     feed(command, None).await

@@ -6,8 +6,8 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use tokio::process::Command;
 use warren_tests::cluster::{Cluster, KUBECONFIG_VARIABLE};
+use warren_tests::command;
 use warren_tests::progress::{Progress, step};
 use warren_tests::site;
 
@@ -111,7 +111,7 @@ async fn run(stage: &Stage, kubeconfig: Option<&PathBuf>) -> Result<u32> {
     std::fs::create_dir_all(&folder)?;
     let path = folder.join(format!("{}.log", stage.name.to_lowercase().replace(' ', "-")));
     let log = File::create(&path).with_context(|| format!("create {}", path.display()))?;
-    let mut cargo = Command::new("cargo");
+    let mut cargo = command::cargo();
     cargo.args(stage.cargo).current_dir(site::workspace());
     cargo.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     if let Some(file) = kubeconfig {

@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use tokio::process::Command;
 
-use crate::command::{run_noting, run_program};
+use crate::command::{self, run_noting, run_program};
 use crate::site::workspace;
 
 /// The packages with a program for an image, each of the same name.
@@ -38,7 +37,7 @@ async fn build(args: &[&str], note: &(dyn Fn(&str) + Sync)) -> Result<String> {
     let version = run_program("rustc", ["-vV"]).await?;
     let target =
         version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc tells no host")?;
-    let mut cargo = Command::new("cargo");
+    let mut cargo = command::cargo();
     // For this target only: flags for all would build the build scripts, and then everything else, anew each time.
     let variable = format!("CARGO_TARGET_{}_RUSTFLAGS", target.to_uppercase().replace('-', "_"));
     cargo.env(variable, "-C target-feature=+crt-static").current_dir(workspace());
