@@ -1,6 +1,7 @@
 //! An application for tests: takes the sidecar's calls on localhost, remembers them, and answers as the test says.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::Result;
 use axum::Router;
@@ -45,6 +46,7 @@ pub struct App {
 struct Shared {
     calls: Arc<Mutex<Vec<Call>>>,
     answer: Answer,
+    delay: Duration,
 }
 
 impl App {
@@ -53,7 +55,12 @@ impl App {
         Self::answering(|_| StatusCode::OK.into_response()).await
     }
 
-    /// Answers what `answer` makes of each call.
+    /// Answers 200 to everything, after it worked for so long.
+    pub async fn working(delay: Duration) -> Result<Self> {
+        Self::serve(0, delay, |_| StatusCode::OK.into_response()).await
+    }
+
+    /// Answers what `answer` makes of each call. It must not block: the sidecar of a test is in the same thread.
     pub async fn answering(answer: impl Fn(&Call) -> Response + Send + Sync + 'static) -> Result<Self> {
         Self::answering_at(0, answer).await
     }
@@ -63,10 +70,18 @@ impl App {
         port: u16,
         answer: impl Fn(&Call) -> Response + Send + Sync + 'static,
     ) -> Result<Self> {
+        Self::serve(port, Duration::ZERO, answer).await
+    }
+
+    async fn serve(
+        port: u16,
+        delay: Duration,
+        answer: impl Fn(&Call) -> Response + Send + Sync + 'static,
+    ) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", port)).await?;
         let port = listener.local_addr()?.port();
         let calls = Arc::new(Mutex::new(Vec::new()));
-        let shared = Shared { calls: Arc::clone(&calls), answer: Arc::new(answer) };
+        let shared = Shared { calls: Arc::clone(&calls), answer: Arc::new(answer), delay };
         let routes = Router::new().fallback(take).layer(DefaultBodyLimit::disable()).with_state(shared);
         let server = tokio::spawn(async move {
             // Ends only when the value is dropped.
@@ -96,5 +111,8 @@ async fn take(State(shared): State<Shared>, headers: HeaderMap, body: Bytes) -> 
     let call = Call { headers, body };
     let answer = (shared.answer)(&call);
     shared.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
+    if !shared.delay.is_zero() {
+        tokio::time::sleep(shared.delay).await;
+    }
     answer
 }

@@ -123,19 +123,38 @@ impl Publisher {
         properties: BasicProperties,
         body: &[u8],
     ) -> Result<(), PublishError> {
+        self.send(exchange, routing_key, properties, body).await?.await
+    }
+
+    /// Sends one message and gives what waits for the broker's confirm. Messages sent one after another arrive in that order.
+    ///
+    /// # Errors
+    /// Why the message was not sent; the future's are those of [`publish`](Self::publish).
+    pub async fn send(
+        &self,
+        exchange: ShortString,
+        routing_key: ShortString,
+        properties: BasicProperties,
+        body: &[u8],
+    ) -> Result<impl Future<Output = Result<(), PublishError>> + use<>, PublishError> {
         let channel = self.channel().await?;
         let options = BasicPublishOptions { mandatory: true, immediate: false };
-        let publishing =
-            async { channel.basic_publish(exchange, routing_key, options, body, properties).await?.await };
-        match tokio::time::timeout(PATIENCE, publishing).await {
-            Err(_) => match self.blocked() {
-                Some(reason) => Err(PublishError::Blocked(reason)),
-                None => Err(PublishError::TimedOut),
-            },
-            Ok(Err(error)) => Err(broken(&error)),
-            Ok(Ok(Confirmation::Ack(None))) => Ok(()),
-            Ok(Ok(Confirmation::Ack(Some(_)))) => Err(PublishError::Unroutable),
-            Ok(Ok(Confirmation::Nack(_) | Confirmation::NotRequested)) => Err(PublishError::Refused),
+        let sending = channel.basic_publish(exchange, routing_key, options, body, properties);
+        let confirm = self.in_time(sending).await?;
+        let publisher = self.clone();
+        Ok(async move {
+            match publisher.in_time(confirm).await? {
+                Confirmation::Ack(None) => Ok(()),
+                Confirmation::Ack(Some(_)) => Err(PublishError::Unroutable),
+                Confirmation::Nack(_) | Confirmation::NotRequested => Err(PublishError::Refused),
+            }
+        })
+    }
+
+    async fn in_time<T>(&self, step: impl Future<Output = Result<T, Error>>) -> Result<T, PublishError> {
+        match tokio::time::timeout(PATIENCE, step).await {
+            Ok(result) => result.map_err(|error| broken(&error)),
+            Err(_) => Err(self.blocked().map_or(PublishError::TimedOut, PublishError::Blocked)),
         }
     }
 
@@ -154,10 +173,7 @@ impl Publisher {
             channel.exchange_declare(exchange, ExchangeKind::Direct, options, Default::default()).await?;
             channel.close(200, "checked".into()).await
         };
-        match tokio::time::timeout(PATIENCE, check).await {
-            Ok(result) => result.map_err(|error| broken(&error)),
-            Err(_) => Err(PublishError::TimedOut),
-        }
+        self.in_time(check).await
     }
 }
 

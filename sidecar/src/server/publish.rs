@@ -68,14 +68,17 @@ impl Publish {
         match parse::single(head.uri.query().unwrap_or_default(), &head.headers, body) {
             Ok(outgoing) => {
                 let id = outgoing.message_id().to_owned();
-                let ended = self.publish(outgoing).await;
+                let ended = match self.send(outgoing).await {
+                    Ok(confirmed) => Ended::of(confirmed.await),
+                    Err(ended) => ended,
+                };
                 self.answer(ended, Some(&id))
             }
             Err(invalid) => self.answer(Ended::invalid(&invalid), None),
         }
     }
 
-    /// A batch: each line is published by itself and has its own result, in the same order.
+    /// A batch: each line is published by itself, in the order of the lines, and has its own result in the same order.
     pub async fn batch(&self, request: Request<Incoming>) -> Reply {
         let (_permit, body) = match self.read(request.into_body()).await {
             Ok(read) => read,
@@ -83,15 +86,17 @@ impl Publish {
         };
         let mut results = FuturesOrdered::new();
         for line in body.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
-            let parsed = parse::line(line);
+            // Sent one after another, so that a queue has them in the order of the lines; confirmed together.
+            let (id, sent) = match parse::line(line) {
+                Ok(outgoing) => (Some(outgoing.message_id().to_owned()), self.send(outgoing).await),
+                Err(invalid) => (None, Err(Ended::invalid(&invalid))),
+            };
             results.push_back(async move {
-                match parsed {
-                    Ok(outgoing) => {
-                        let id = outgoing.message_id().to_owned();
-                        (self.publish(outgoing).await, Some(id))
-                    }
-                    Err(invalid) => (Ended::invalid(&invalid), None),
-                }
+                let ended = match sent {
+                    Ok(confirmed) => Ended::of(confirmed.await),
+                    Err(ended) => ended,
+                };
+                (ended, id)
             });
         }
         let mut lines = String::new();
@@ -148,20 +153,15 @@ impl Publish {
         }
     }
 
-    async fn publish(&self, outgoing: Outgoing) -> Ended {
+    /// Sends a message; the future waits for its confirm.
+    async fn send(
+        &self,
+        outgoing: Outgoing,
+    ) -> Result<impl Future<Output = Result<(), PublishError>> + use<>, Ended> {
         let Outgoing { exchange, routing_key, properties, body } = outgoing;
-        if let Err(error) = self.know(&exchange).await {
-            return Ended::of(&error);
-        }
-        match self.publisher.publish(exchange, routing_key, properties, &body).await {
-            Ok(()) => Ended {
-                status: StatusCode::ACCEPTED,
-                class: PublishClass::Confirmed,
-                text: String::new(),
-                retry_after: None,
-            },
-            Err(error) => Ended::of(&error),
-        }
+        self.know(&exchange).await.map_err(|error| Ended::failed(&error))?;
+        let sent = self.publisher.send(exchange, routing_key, properties, &body).await;
+        sent.map_err(|error| Ended::failed(&error))
     }
 
     /// Makes sure that the exchange is there; the broker would close the channel under everybody's messages otherwise.
@@ -207,7 +207,19 @@ impl Ended {
         Self { status, class: PublishClass::Invalid, text: invalid.to_string(), retry_after: None }
     }
 
-    fn of(error: &PublishError) -> Self {
+    fn of(result: Result<(), PublishError>) -> Self {
+        match result {
+            Ok(()) => Self {
+                status: StatusCode::ACCEPTED,
+                class: PublishClass::Confirmed,
+                text: String::new(),
+                retry_after: None,
+            },
+            Err(error) => Self::failed(&error),
+        }
+    }
+
+    fn failed(error: &PublishError) -> Self {
         let (status, class, retry_after) = match error {
             PublishError::Disconnected => (StatusCode::SERVICE_UNAVAILABLE, PublishClass::Failed, Some(1)),
             PublishError::Blocked(_) => (StatusCode::TOO_MANY_REQUESTS, PublishClass::Blocked, Some(5)),

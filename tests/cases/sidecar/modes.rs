@@ -140,11 +140,7 @@ async fn a_changed_window_is_taken_over_live(place: Place) -> Result<()> {
 }
 
 async fn a_drain_finishes_what_runs_gives_back_the_rest_and_needs_its_token(place: Place) -> Result<()> {
-    let app = App::answering(|_| {
-        std::thread::park_timeout(Duration::from_secs(1));
-        StatusCode::OK.into_response()
-    })
-    .await?;
+    let app = App::working(Duration::from_secs(1)).await?;
     let mut config = config();
     (config.consumer.prefetch, config.consumer.concurrency) = (30, 1);
     let sidecar = place.sidecar(config, app.port()).await?;

@@ -4,8 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use axum::http::StatusCode;
-use axum::response::IntoResponse;
 use warren_broker::BrokerAccess;
 use warren_tests::app::App;
 use warren_tests::authority::Authority;
@@ -51,11 +49,7 @@ async fn rotated_credentials_are_taken_over(place: Place) -> Result<()> {
 async fn a_killed_broker_loses_nothing_and_is_consumed_again() -> Result<()> {
     for version in [Version::V3_10, Version::V4_0] {
         let place = Place::own(Options::new("killed").version(version)).await?;
-        let app = App::answering(|_| {
-            std::thread::park_timeout(Duration::from_millis(5));
-            StatusCode::OK.into_response()
-        })
-        .await?;
+        let app = App::working(Duration::from_millis(5)).await?;
         let mut config = config();
         (config.consumer.prefetch, config.consumer.concurrency) = (20, 5);
         let _sidecar = place.sidecar(config, app.port()).await?;
