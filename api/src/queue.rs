@@ -409,7 +409,8 @@ pub struct QueueStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub declared: Option<Declared>,
 
-    /// `Ready`, `BrokerReachable`, `Declared`; `DeletionBlocked` while a deletion waits.
+    /// `Ready`, `BrokerReachable`, `Declared`; `PersistentMessages` on classic queues, `DeadLetterAvailable` where `deadLetter` has
+    /// a `maxLength`, `ConsumerTimeoutEffective` with `consumerTimeoutSeconds`; `DeletionBlocked` while a deletion waits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,

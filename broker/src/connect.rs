@@ -67,7 +67,7 @@ pub async fn connect(
     }
 }
 
-fn tls_config(tls: Option<&Tls>) -> OwnedTLSConfig {
+pub(crate) fn tls_config(tls: Option<&Tls>) -> OwnedTLSConfig {
     let Some(Tls { ca, identity }) = tls else { return OwnedTLSConfig::default() };
     OwnedTLSConfig {
         cert_chain: ca.clone(),
@@ -94,7 +94,8 @@ fn classify(access: &BrokerAccess, error: &lapin::Error) -> BrokerError {
         }
         ErrorKind::IOError(io) => {
             let detail = io.to_string();
-            if detail.contains("certificate") || detail.contains("TLS") || detail.contains("handshake") {
+            let lower = detail.to_lowercase();
+            if ["certificate", "tls", "handshake", "fatal alert"].iter().any(|word| lower.contains(word)) {
                 BrokerError::Tls { address, detail }
             } else {
                 BrokerError::Unreachable { address, detail }

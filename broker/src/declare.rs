@@ -57,26 +57,28 @@ pub struct QueueDepth {
     pub consumers: u32,
 }
 
-/// Declares everything, in order, and stops at the first refusal, which has closed `channel`.
+/// Declares everything, in order, and stops at the first refusal, which has closed `channel`. Gives how full each
+/// queue is, in the topology's order.
 ///
 /// # Errors
 /// What was refused, and why.
-pub async fn declare(channel: &Channel, topology: &Topology) -> Result<(), DeclareError> {
+pub async fn declare(channel: &Channel, topology: &Topology) -> Result<Vec<QueueDepth>, DeclareError> {
     let Topology { exchanges, queues, bindings } = topology;
     let main = queues.last().map(|queue| queue.name.as_str()).unwrap_or_default();
     for exchange in exchanges {
         let object = || Object::Exchange(exchange.name.clone());
         declare_exchange(channel, exchange).await.map_err(|e| refused(object(), &e))?;
     }
+    let mut depths = Vec::with_capacity(queues.len());
     for queue in queues {
         let object = || Object::Queue(queue.name.clone());
-        declare_queue(channel, queue).await.map_err(|e| refused(object(), &e))?;
+        depths.push(declare_queue(channel, queue).await.map_err(|e| refused(object(), &e))?);
     }
     for binding in bindings {
         let object = || Object::Binding(binding.exchange.clone(), binding.routing_key.clone());
         bind(channel, main, binding).await.map_err(|e| refused(object(), &e))?;
     }
-    Ok(())
+    Ok(depths)
 }
 
 fn refused(object: Object, error: &lapin::Error) -> DeclareError {
@@ -98,9 +100,14 @@ async fn declare_exchange(channel: &Channel, plan: &ExchangePlan) -> lapin::Resu
     channel.exchange_declare(plan.name.as_str().into(), kind, options, FieldTable::default()).await
 }
 
-async fn declare_queue(channel: &Channel, plan: &QueuePlan) -> lapin::Result<()> {
+async fn declare_queue(channel: &Channel, plan: &QueuePlan) -> lapin::Result<QueueDepth> {
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    channel.queue_declare(plan.name.as_str().into(), options, table(&plan.arguments)).await.map(drop)
+    channel.queue_declare(plan.name.as_str().into(), options, table(&plan.arguments)).await.map(depth_of)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "what a declaration answers")]
+fn depth_of(answer: lapin::Queue) -> QueueDepth {
+    QueueDepth { ready: answer.message_count(), consumers: answer.consumer_count() }
 }
 
 async fn bind(channel: &Channel, queue: &str, plan: &BindingPlan) -> lapin::Result<()> {
@@ -139,11 +146,8 @@ pub async fn unbind(channel: &Channel, queue: &str, plan: &BindingPlan) -> Resul
 /// [`BrokerError::NotFound`] where the queue is missing; `channel` is closed by any error.
 pub async fn depth(channel: &Channel, queue: &str) -> Result<QueueDepth, BrokerError> {
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let answer = channel
-        .queue_declare(queue.into(), options, FieldTable::default())
-        .await
-        .map_err(|error| BrokerError::from_lapin(&error))?;
-    Ok(QueueDepth { ready: answer.message_count(), consumers: answer.consumer_count() })
+    let answer = channel.queue_declare(queue.into(), options, FieldTable::default()).await;
+    answer.map(depth_of).map_err(|error| BrokerError::from_lapin(&error))
 }
 
 /// Whether a queue gives no message, which a quorum queue without a leader cannot answer; a message that it gives is put

@@ -29,7 +29,7 @@ pub enum BrokerError {
     },
     /// The TLS handshake failed.
     #[error(
-        "the TLS handshake with {address} failed: {detail}. Check that the Secret's ca.crt signed the broker's certificate and that it names this host"
+        "the TLS handshake with {address} failed: {detail}. Check that the Secret's ca.crt signed the broker's certificate, that this names this host and has not expired, and that the broker takes the Secret's tls.crt, if it wants one"
     )]
     Tls {
         /// The address, without credentials.

@@ -8,11 +8,13 @@
 //! | [`supervisor`] | a connection that comes back, numbered by generation |
 //! | [`topology`] | a Queue's spec as exchanges, queues and bindings: a pure plan |
 //! | [`declare`] | that plan sent to a broker, and what the broker has read back |
+//! | [`release`] | which RabbitMQ a broker is |
 
 pub mod access;
 pub mod connect;
 pub mod declare;
 pub mod error;
+pub mod release;
 pub mod supervisor;
 pub mod topology;
 

@@ -24,6 +24,13 @@ pub struct Topology {
     pub bindings: Vec<BindingPlan>,
 }
 
+impl Topology {
+    /// The main queue.
+    pub fn main(&self) -> Option<&QueuePlan> {
+        self.queues.iter().find(|queue| queue.role == Role::Main)
+    }
+}
+
 /// An exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExchangePlan {

@@ -37,6 +37,8 @@ use crate::{queue, scaler, worker};
 
 /// How long controllers get to end what they are doing.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long sidecars may take to read a changed ladder: the kubelet's two minutes, and some.
+const SIDECARS_LEARN: Duration = Duration::from_secs(150);
 /// How often what is gone is swept out.
 const SWEEP: Duration = Duration::from_secs(10);
 
@@ -153,6 +155,7 @@ impl Shared {
         let options = LaneOptions {
             connection_name: format!("warren-operator {identity}"),
             drift_check: args.drift_check(),
+            sidecars_learn: SIDECARS_LEARN,
         };
         let reporter = Reporter { controller: "warren-operator".to_owned(), instance: Some(identity) };
         Ok(Self {

@@ -19,8 +19,8 @@ use tokio::time::Instant;
 
 /// The Lease's name.
 pub const LEASE: &str = "warren-operator";
-/// How long a Lease holds after its last renewal.
-const DURATION: Duration = Duration::from_secs(13);
+/// How long a Lease holds after its last renewal. A standby sees a crash up to two looks later.
+const DURATION: Duration = Duration::from_secs(12);
 /// How long after its last renewal a leader still writes: well below the duration.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How often a leader renews.

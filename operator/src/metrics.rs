@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use prometheus::core::{Collector, Desc};
 use prometheus::{
@@ -28,6 +29,7 @@ pub struct Metrics {
     scalings: IntCounterVec,
     service_seconds: GaugeVec,
     probe_interval: Gauge,
+    drift_interval: Gauge,
     leader: IntGauge,
     api_writes: IntCounter,
     followed: AtomicUsize,
@@ -108,6 +110,12 @@ const PROBE_INTERVAL: Definition = Definition {
     labels: &[],
     help: "Least seconds between two depth probes of a Worker: it grows with the fleet, so that a broker is probed at most 400 times a second.",
 };
+const DRIFT_INTERVAL: Definition = Definition {
+    name: "warren_operator_drift_check_interval_seconds",
+    kind: "gauge",
+    labels: &[],
+    help: "Longest seconds between two checks that a Queue is still on its broker as declared: it grows with the Queues of a broker, so that each broker gets at most 100 checks a second.",
+};
 const LEADER: Definition = Definition {
     name: "warren_operator_leader",
     kind: "gauge",
@@ -120,7 +128,7 @@ const API_WRITES: Definition = Definition {
     labels: &[],
     help: "Requests to the API server that change something, the Lease's renewals apart.",
 };
-const DEFINITIONS: [&Definition; 12] = [
+const DEFINITIONS: [&Definition; 13] = [
     &RECONCILE_SECONDS,
     &RECONCILE_ERRORS,
     &QUEUES,
@@ -131,6 +139,7 @@ const DEFINITIONS: [&Definition; 12] = [
     &SCALINGS,
     &SERVICE_SECONDS,
     &PROBE_INTERVAL,
+    &DRIFT_INTERVAL,
     &LEADER,
     &API_WRITES,
 ];
@@ -183,6 +192,7 @@ impl Metrics {
             scalings: SCALINGS.counters()?,
             service_seconds: GaugeVec::new(SERVICE_SECONDS.opts(), SERVICE_SECONDS.labels)?,
             probe_interval: Gauge::with_opts(PROBE_INTERVAL.opts())?,
+            drift_interval: Gauge::with_opts(DRIFT_INTERVAL.opts())?,
             leader: IntGauge::with_opts(LEADER.opts())?,
             api_writes: IntCounter::with_opts(API_WRITES.opts())?,
             followed: AtomicUsize::new(0),
@@ -205,12 +215,13 @@ impl Metrics {
             scalings,
             service_seconds,
             probe_interval,
+            drift_interval,
             leader,
             api_writes,
             followed: _,
             ready_queues: _,
         } = self;
-        let collectors: [Box<dyn Collector>; 12] = [
+        let collectors: [Box<dyn Collector>; 13] = [
             Box::new(reconcile_seconds.clone()),
             Box::new(reconcile_errors.clone()),
             Box::new(queues.clone()),
@@ -221,6 +232,7 @@ impl Metrics {
             Box::new(scalings.clone()),
             Box::new(service_seconds.clone()),
             Box::new(probe_interval.clone()),
+            Box::new(drift_interval.clone()),
             Box::new(leader.clone()),
             Box::new(api_writes.clone()),
         ];
@@ -343,6 +355,11 @@ impl Metrics {
     pub fn followed_workers(&self, workers: usize, least_interval: f64) {
         self.followed.store(workers, Ordering::Relaxed);
         self.probe_interval.set(least_interval);
+    }
+
+    /// Says how long two drift checks of a Queue are apart at most.
+    pub fn drift_check(&self, interval: Duration) {
+        self.drift_interval.set(interval.as_secs_f64());
     }
 
     /// How many Workers are looked at.

@@ -65,7 +65,8 @@ pub fn refused(error: &DeclareError) -> Problem {
         BrokerError::AccessRefused { detail } => (
             "AccessRefused",
             format!(
-                "the user of the Secret may not declare {object}: {detail}. Grant configure, read and write on the queue's names and configure and read on the exchanges (rabbitmqctl set_permissions)"
+                "the user of the Secret may not declare {object}, as the right to {} is missing: {detail}. Grant configure, read and write on the queue's names, configure and read on the exchanges, and write on amq.default (rabbitmqctl set_permissions)",
+                missing_right(object, detail)
             ),
         ),
         BrokerError::Locked { .. } => ("Locked", format!("{object}: {error}")),
@@ -85,6 +86,23 @@ pub fn refused(error: &DeclareError) -> Problem {
     Problem::new(DECLARED, reason, message)
 }
 
+/// The right whose lack a 403 tells of: newer brokers say it, for older ones it follows from what was asked.
+fn missing_right(object: &Object, detail: &str) -> &'static str {
+    let said = ["configure", "write", "read"]
+        .into_iter()
+        .find(|right| detail.contains(&format!("{right} access to")));
+    if let Some(right) = said {
+        return right;
+    }
+    match (object, detail.contains("access to exchange")) {
+        (Object::Exchange(_), _) => "configure",
+        // A queue that dead-letters is read, and its dead-letter exchange is written to.
+        (Object::Queue(_), false) => "configure or read",
+        (Object::Queue(_), true) | (Object::Binding(..), false) => "write",
+        (Object::Binding(..), true) => "read",
+    }
+}
+
 fn differs(object: &Object, difference: &Difference) -> (&'static str, String) {
     let Difference { field, asked, existing } = difference;
     let name = match object {
@@ -96,6 +114,7 @@ fn differs(object: &Object, difference: &Difference) -> (&'static str, String) {
         );
         return ("NotDurable", message);
     }
+    let asked = if asked.is_empty() { "\"\"" } else { asked.as_str() };
     let message = format!(
         "{object} exists with {field} = {existing}, and the spec asks for {asked}. Warren leaves it as it is: change the spec to what exists, or use another name and move over (docs/changing-a-queue.md), or delete it when it is empty"
     );
@@ -133,6 +152,23 @@ mod tests {
             "{}",
             problem.message
         );
+    }
+
+    #[test]
+    fn a_403_names_the_missing_right_also_where_the_broker_does_not() {
+        let binding = || Object::Binding("shop".to_owned(), "k".to_owned());
+        for (object, detail, right) in [
+            (Object::Queue("q".to_owned()), "access to queue 'q' in vhost '/' refused", "configure or read"),
+            (Object::Queue("q".to_owned()), "read access to queue 'q' in vhost '/' refused", "read"),
+            (Object::Queue("q".to_owned()), "access to exchange 'amq.default' refused", "write"),
+            (Object::Exchange("shop".to_owned()), "access to exchange 'shop' refused", "configure"),
+            (binding(), "access to queue 'q' refused", "write"),
+            (binding(), "access to exchange 'shop' refused", "read"),
+        ] {
+            let error = BrokerError::AccessRefused { detail: detail.to_owned() };
+            let message = refused(&DeclareError { object, error }).message;
+            assert!(message.contains(&format!("the right to {right} is missing")), "{message}");
+        }
     }
 
     #[test]

@@ -50,6 +50,7 @@ pub async fn serve(address: SocketAddr, telling: Telling, shutdown: Shutdown) ->
 async fn metrics(State(telling): State<Telling>) -> Result<String, StatusCode> {
     let (up, down) = telling.brokers.connected();
     telling.metrics.brokers(up, down);
+    telling.metrics.drift_check(telling.brokers.drift_check());
     telling.metrics.api_writes(telling.leadership.writes());
     telling.metrics.text().map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
 }

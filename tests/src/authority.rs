@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, date_time_ymd,
 };
 
 /// Signs certificates for servers and clients.
@@ -38,7 +38,17 @@ impl Authority {
 
     /// Signs a certificate that is good for a server at `addresses` (names or IP addresses) and for a client.
     pub fn issue(&self, name: &str, organization: &str, addresses: &[String]) -> Result<Certified> {
+        self.sign(name, organization, CertificateParams::new(addresses.to_vec())?)
+    }
+
+    /// Signs a certificate that has expired long ago.
+    pub fn issue_expired(&self, name: &str, addresses: &[String]) -> Result<Certified> {
         let mut params = CertificateParams::new(addresses.to_vec())?;
+        (params.not_before, params.not_after) = (date_time_ymd(2001, 1, 1), date_time_ymd(2002, 1, 1));
+        self.sign(name, "warren", params)
+    }
+
+    fn sign(&self, name: &str, organization: &str, mut params: CertificateParams) -> Result<Certified> {
         params.distinguished_name.push(DnType::CommonName, name);
         params.distinguished_name.push(DnType::OrganizationName, organization);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

@@ -9,6 +9,7 @@
 //! | A broker to share | [`broker::Vhost::new`]: one broker a process, a vhost a test |
 //! | A broker to harm | [`broker::Broker::start`], then `kill9`, `sigterm`, `start_again`, `wipe`, `freeze`, `stop_app`, `set_alarm` |
 //! | Where pods reach it | [`broker::Broker::uri_at`] with [`Cluster::host_address`] |
+//! | An operator beside the cluster | [`operator::Operator::start`], watched through its metrics |
 //! | Metrics | [`prometheus::Prometheus::start`], then `query` or `value` |
 //!
 //! ```no_run
@@ -51,6 +52,7 @@ pub mod install;
 mod kubectl;
 pub mod leftovers;
 mod lifeline;
+pub mod operator;
 pub mod packages;
 pub mod ports;
 pub mod process;

@@ -4,6 +4,7 @@
 //! lane that is down, black-holed or slow delays no other lane.
 
 mod claims;
+mod entries;
 mod lane;
 mod pace;
 mod schedule;
@@ -17,6 +18,7 @@ use futures::channel::mpsc::UnboundedSender;
 use kube::runtime::reflector::ObjectRef;
 use warren_api::{Queue, QueueType};
 use warren_broker::BrokerAccess;
+use warren_broker::release::Release;
 use warren_broker::topology::{BindingPlan, Topology};
 
 use claims::Claims;
@@ -64,10 +66,12 @@ pub enum Goal {
         /// Rungs to be deleted afterwards, once they are empty and unused, by their delays in seconds.
         retire: Vec<u32>,
     },
-    /// Everything is to go.
+    /// Everything is to go that is as Warren declares it; what exists otherwise belongs to others.
     Remove {
         /// Only without messages and consumers.
         only_if_empty: bool,
+        /// Bindings that the spec has dropped and that may be there still.
+        unbind: Vec<BindingPlan>,
     },
 }
 
@@ -86,10 +90,7 @@ pub enum Claim {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     /// Everything is there.
-    Declared {
-        /// Rungs that still hold messages, by their delays in seconds.
-        leftover: Vec<u32>,
-    },
+    Declared(Seen),
     /// The main queue does not exist, as it should be before the first declaration.
     Absent,
     /// Everything is gone.
@@ -98,6 +99,17 @@ pub enum Outcome {
     Refused(Problem),
     /// The broker cannot be used.
     Unreachable(Problem),
+}
+
+/// What was seen of a Queue that is wholly there.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Seen {
+    /// Rungs that still hold messages, by their delays in seconds.
+    pub leftover: Vec<u32>,
+    /// Whether the dead-letter queue holds as many messages as it may; none where it has no limit.
+    pub dead_letter_full: Option<bool>,
+    /// The broker's release, asked for where it decides whether a consumer timeout counts.
+    pub release: Option<Release>,
 }
 
 /// What a lane last observed of a Queue.
@@ -116,6 +128,8 @@ pub struct LaneOptions {
     pub connection_name: String,
     /// Seconds between two drift checks of a Queue, before jitter.
     pub drift_check: Duration,
+    /// How long sidecars may take to learn of a changed ladder: what they no longer use may go after that.
+    pub sidecars_learn: Duration,
 }
 
 /// Every broker in use.
@@ -163,6 +177,7 @@ impl Brokers {
         };
         if let Some(former) = former.filter(|former| !Arc::ptr_eq(former, &lane)) {
             former.forget(key);
+            drop(former);
             self.drop_unused();
         }
         lane.order(key, order, changed)
@@ -191,6 +206,7 @@ impl Brokers {
         let lane = self.state().assigned.remove(key);
         if let Some(lane) = lane {
             lane.forget(key);
+            drop(lane);
             self.drop_unused();
         }
     }
@@ -236,8 +252,13 @@ impl Brokers {
         (up, state.lanes.len() - up)
     }
 
+    /// The longest time between two drift checks of a Queue, before jitter: it grows with the Queues of a broker.
+    pub fn drift_check(&self) -> Duration {
+        self.state().lanes.values().map(|lane| lane.drift_check()).max().unwrap_or(self.options.drift_check)
+    }
+
     fn drop_unused(&self) {
-        // The map's own reference is the only one left.
+        // The map's own reference is the only one left; a lane that is being probed goes with the next.
         self.state().lanes.retain(|_, lane| Arc::strong_count(lane) > 1);
     }
 }

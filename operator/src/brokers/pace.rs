@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use warren_broker::BrokerError;
+use warren_broker::{BrokerError, Category};
 
 /// Queues of a broker that are declared at once, at most.
 const WIDEST: usize = 4;
@@ -51,26 +51,8 @@ impl Pace {
 
 /// How long to wait before telling the Queues of an error. A refusal does not pass by itself, and a broker that was never
 /// reached has nothing to come back.
-pub(super) const fn patience(error: &BrokerError, was_up: bool) -> Duration {
-    match error {
-        BrokerError::AuthRefused { .. } | BrokerError::VhostRefused { .. } | BrokerError::Tls { .. } => {
-            Duration::ZERO
-        }
-        BrokerError::Unreachable { .. }
-        | BrokerError::AccessRefused { .. }
-        | BrokerError::NotFound { .. }
-        | BrokerError::Locked { .. }
-        | BrokerError::Precondition { .. }
-        | BrokerError::FrameTooLarge { .. }
-        | BrokerError::Closed { .. }
-        | BrokerError::TimedOut { .. } => {
-            if was_up {
-                BLINK
-            } else {
-                Duration::ZERO
-            }
-        }
-    }
+pub(super) fn patience(error: &BrokerError, was_up: bool) -> Duration {
+    if was_up && error.category() != Category::Terminal { BLINK } else { Duration::ZERO }
 }
 
 #[cfg(test)]

@@ -17,13 +17,17 @@ pub(super) enum Last {
     Failed { in_a_row: u32 },
 }
 
+/// Seconds between two drift checks of each of `queues` on one broker, before jitter: their pace has a ceiling.
+pub(super) fn interval(drift_check: Duration, queues: usize) -> Duration {
+    drift_check.max(Duration::from_secs_f64(queues as f64 / CHECKS_A_SECOND))
+}
+
 /// How long until the next check. `jitter` is random in 0..1 and spreads the checks of a fleet of `queues`.
 pub(super) fn next_check(last: Last, drift_check: Duration, queues: usize, jitter: f64) -> Duration {
-    let fleet = Duration::from_secs_f64(queues as f64 / CHECKS_A_SECOND);
     let spread = jitter.mul_add(0.3, 0.7);
     match last {
-        Last::Declared => drift_check.max(fleet).mul_f64(spread),
-        Last::Refused => drift_check.min(REFUSED_RETRY).max(fleet).mul_f64(spread),
+        Last::Declared => interval(drift_check, queues).mul_f64(spread),
+        Last::Refused => interval(drift_check.min(REFUSED_RETRY), queues).mul_f64(spread),
         Last::Failed { in_a_row } => {
             let backoff = FAILED_RETRY.saturating_mul(1 << in_a_row.clamp(1, 6).saturating_sub(1));
             backoff.min(drift_check.max(FAILED_RETRY)).mul_f64(spread)

@@ -8,12 +8,12 @@ use warren_api::QueueType;
 use warren_api::conditions::queue::{DECLARED, DELETION_BLOCKED};
 use warren_api::names::retry_queue;
 use warren_broker::BrokerError;
-use warren_broker::declare::{self, DeclareError, Object};
+use warren_broker::declare::{self, DeclareError, Object, QueueDepth};
 use warren_broker::supervisor::Link;
-use warren_broker::topology::{Role, Topology};
+use warren_broker::topology::{Argument, BindingPlan, QueuePlan, Role, Topology};
 
 use super::lane::{Channels, locked, open};
-use super::{Claim, Goal, Order, Outcome};
+use super::{Claim, Goal, Order, Outcome, Seen};
 use crate::problem::Problem;
 
 /// How long all that an order asks for may take.
@@ -33,13 +33,15 @@ pub(super) async fn carry_out(
 ) -> Result<Outcome, DeclareError> {
     let all = async {
         let idle = locked(channels).take(link.generation);
-        let channel = match idle {
+        let mut channel = match idle {
             Some(channel) => channel,
             None => open(link).await.map_err(|error| of_main(order, error))?,
         };
         let outcome = match &order.goal {
             Goal::Keep { .. } => keep(link, &channel, order, settled).await,
-            Goal::Remove { only_if_empty } => remove(&channel, order, *only_if_empty).await,
+            Goal::Remove { only_if_empty, unbind } => {
+                remove(link, &mut channel, order, *only_if_empty, unbind).await
+            }
         }?;
         locked(channels).put_back(link.generation, channel);
         Ok(outcome)
@@ -55,8 +57,8 @@ fn of_main(order: &Order, error: BrokerError) -> DeclareError {
 async fn keep(link: &Link, channel: &Channel, order: &Order, settled: bool) -> Result<Outcome, DeclareError> {
     let Goal::Keep { claim, unbind, retire } = &order.goal else { return Ok(Outcome::Removed) };
     let main = &order.main;
-    match claim {
-        Claim::Declare => declare::declare(channel, &order.topology).await?,
+    let dead_letter_full = match claim {
+        Claim::Declare => full(&order.topology, &declare::declare(channel, &order.topology).await?),
         Claim::MustExist => {
             if !exists(link, main).await.map_err(|error| of_main(order, error))? {
                 let message = format!(
@@ -64,7 +66,8 @@ async fn keep(link: &Link, channel: &Channel, order: &Order, settled: bool) -> R
                 );
                 return Ok(Outcome::Refused(Problem::new(DECLARED, "QueueNotFound", message)));
             }
-            declare::declare(channel, &beside(&order.topology)).await?;
+            let beside = beside(&order.topology);
+            full(&beside, &declare::declare(channel, &beside).await?)
         }
         Claim::MustBeAbsent => {
             if exists(link, main).await.map_err(|error| of_main(order, error))? {
@@ -75,7 +78,7 @@ async fn keep(link: &Link, channel: &Channel, order: &Order, settled: bool) -> R
             }
             return Ok(Outcome::Absent);
         }
-    }
+    };
     for binding in unbind {
         declare::unbind(channel, main, binding).await.map_err(|error| of_main(order, error))?;
     }
@@ -88,7 +91,17 @@ async fn keep(link: &Link, channel: &Channel, order: &Order, settled: bool) -> R
             leftover.push(*delay);
         }
     }
-    Ok(Outcome::Declared { leftover })
+    Ok(Outcome::Declared(Seen { leftover, dead_letter_full, release: None }))
+}
+
+/// Whether the dead-letter queue holds as many messages as it may; none where it has no limit.
+fn full(topology: &Topology, depths: &[QueueDepth]) -> Option<bool> {
+    let (queue, depth) =
+        topology.queues.iter().zip(depths).find(|(queue, _)| queue.role == Role::DeadLetter)?;
+    match queue.arguments.get("x-max-length")? {
+        Argument::Number(limit) => Some(i64::from(depth.ready) >= *limit),
+        Argument::Text(_) | Argument::Flag(_) => None,
+    }
 }
 
 /// The topology without the main queue, which belongs to others.
@@ -114,11 +127,11 @@ async fn exists(link: &Link, queue: &str) -> Result<bool, BrokerError> {
 /// Deletes a rung that is empty and unused; says whether it is gone. One that is gone already closes the channel that asks.
 async fn retired(link: &Link, rung: &str, queue_type: QueueType) -> Result<bool, BrokerError> {
     let channel = open(link).await?;
-    let count = match count(&channel, rung, queue_type).await {
+    let counted = match count(&channel, &[rung], queue_type).await {
         Err(BrokerError::NotFound { .. }) => return Ok(true),
         counted => counted?,
     };
-    if count != Count::default() {
+    if counted != [QueueDepth::default()] {
         let _ = channel.close(200, "done".into()).await;
         return Ok(false);
     }
@@ -128,54 +141,59 @@ async fn retired(link: &Link, rung: &str, queue_type: QueueType) -> Result<bool,
     Ok(true)
 }
 
-/// What keeps a queue from being empty and unused.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Count {
-    messages: u32,
-    consumers: u32,
-}
-
-/// Counts a queue's messages and consumers; a quorum queue's zero is confirmed, as one without a leader says zero too.
-async fn count(channel: &Channel, queue: &str, queue_type: QueueType) -> Result<Count, BrokerError> {
+/// Counts queues' messages and consumers; a quorum queue's zero is confirmed, as one without a leader says zero too.
+async fn count(
+    channel: &Channel,
+    queues: &[&str],
+    queue_type: QueueType,
+) -> Result<Vec<QueueDepth>, BrokerError> {
+    let none = QueueDepth::default();
+    let mut depths = vec![none; queues.len()];
     let reads = if queue_type == QueueType::Quorum { AGREEING_ZEROS } else { 1 };
     for read in 0..reads {
         if read > 0 {
             tokio::time::sleep(ZERO_SPACING).await;
         }
-        let depth = declare::depth(channel, queue).await?;
-        if depth.ready > 0 || depth.consumers > 0 {
-            return Ok(Count { messages: depth.ready, consumers: depth.consumers });
+        for (queue, depth) in queues.iter().zip(&mut depths).filter(|(_, depth)| **depth == none) {
+            *depth = declare::depth(channel, queue).await?;
         }
     }
-    let empty = queue_type == QueueType::Classic || declare::gives_nothing(channel, queue).await?;
-    Ok(Count { messages: u32::from(!empty), consumers: 0 })
+    if queue_type == QueueType::Quorum {
+        for (queue, depth) in queues.iter().zip(&mut depths).filter(|(_, depth)| **depth == none) {
+            depth.ready = u32::from(!declare::gives_nothing(channel, queue).await?);
+        }
+    }
+    Ok(depths)
 }
 
-/// Deletes everything, or says what keeps it.
-async fn remove(channel: &Channel, order: &Order, only_if_empty: bool) -> Result<Outcome, DeclareError> {
-    let main = &order.main;
+/// Deletes everything that is as Warren declares it, or says what keeps it.
+async fn remove(
+    link: &Link,
+    channel: &mut Channel,
+    order: &Order,
+    only_if_empty: bool,
+    unbind: &[BindingPlan],
+) -> Result<Outcome, DeclareError> {
     let failed = |error| of_main(order, error);
-    // The dead-letter queue goes last: what the others give up while they go is not lost.
-    let queues: Vec<&str> = order.topology.queues.iter().rev().map(|queue| queue.name.as_str()).collect();
+    let ours = ours(link, channel, order).await?;
     if only_if_empty {
-        // One that is missing could not be counted.
-        let queues_alone = Topology { exchanges: Vec::new(), bindings: Vec::new(), ..order.topology.clone() };
-        declare::declare(channel, &queues_alone).await?;
-        for binding in &order.topology.bindings {
-            declare::unbind(channel, main, binding).await.map_err(failed)?;
-        }
-        let mut kept = Vec::new();
-        for queue in &queues {
-            let counted = count(channel, queue, order.queue_type).await.map_err(failed)?;
-            if counted != Count::default() {
-                kept.push(format!(
-                    "\"{queue}\" has {} messages and {} consumers",
-                    counted.messages, counted.consumers
-                ));
-            }
+        let mut kept: Vec<String> =
+            ours.iter().filter_map(|(queue, depth)| holds(&queue.name, *depth)).collect();
+        // Only what looks empty is unbound and counted again: without its bindings, what producers send is dropped.
+        if kept.is_empty() {
+            kept = match count_unbound(channel, order, &ours, unbind).await {
+                Ok(kept) => kept,
+                Err(error) => {
+                    // What could not be counted stays as it was, as far as the broker still takes it.
+                    if let Ok(again) = open(link).await {
+                        let _ = bind_again(&again, order, &ours).await;
+                    }
+                    return Err(error);
+                }
+            };
         }
         if !kept.is_empty() {
-            declare::declare(channel, &order.topology).await?;
+            bind_again(channel, order, &ours).await?;
             let message = format!(
                 "deletionPolicy DeleteIfEmpty keeps the queues: {}. Consume or purge them, or set deletionPolicy to Retain or Delete",
                 kept.join(", ")
@@ -183,9 +201,78 @@ async fn remove(channel: &Channel, order: &Order, only_if_empty: bool) -> Result
             return Ok(Outcome::Refused(Problem::new(DELETION_BLOCKED, "NotEmpty", message)));
         }
     }
-    for queue in queues {
+    // The dead-letter queue goes last: what the others give up while they go is not lost.
+    for (queue, _) in ours.iter().rev() {
         let guarded = only_if_empty && order.queue_type == QueueType::Classic;
-        declare::delete(channel, queue, guarded).await.map_err(failed)?;
+        declare::delete(channel, &queue.name, guarded).await.map_err(failed)?;
     }
     Ok(Outcome::Removed)
+}
+
+/// The queues that are as Warren declares them, and how full they are: what exists otherwise belongs to others. A queue that
+/// is missing is declared, as it could not be told apart or counted.
+async fn ours<'a>(
+    link: &Link,
+    channel: &mut Channel,
+    order: &'a Order,
+) -> Result<Vec<(&'a QueuePlan, QueueDepth)>, DeclareError> {
+    let mut ours = Vec::new();
+    for queue in &order.topology.queues {
+        match declare::declare(channel, &alone(queue)).await {
+            Ok(depths) => ours.extend(depths.into_iter().map(|depth| (queue, depth))),
+            Err(DeclareError {
+                error: BrokerError::Precondition { .. } | BrokerError::Locked { .. },
+                ..
+            }) => {
+                *channel = open(link).await.map_err(|error| of_main(order, error))?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(ours)
+}
+
+/// A queue without exchanges and bindings.
+fn alone(queue: &QueuePlan) -> Topology {
+    Topology { exchanges: Vec::new(), queues: vec![queue.clone()], bindings: Vec::new() }
+}
+
+/// Unbinds the main queue, counts everything thoroughly, and says what is there.
+async fn count_unbound(
+    channel: &Channel,
+    order: &Order,
+    ours: &[(&QueuePlan, QueueDepth)],
+    unbind: &[BindingPlan],
+) -> Result<Vec<String>, DeclareError> {
+    let failed = |error| of_main(order, error);
+    if ours.iter().any(|(queue, _)| queue.role == Role::Main) {
+        for binding in order.topology.bindings.iter().chain(unbind) {
+            declare::unbind(channel, &order.main, binding).await.map_err(failed)?;
+        }
+    }
+    let names: Vec<&str> = ours.iter().map(|(queue, _)| queue.name.as_str()).collect();
+    let depths = count(channel, &names, order.queue_type).await.map_err(failed)?;
+    Ok(names.iter().zip(depths).filter_map(|(name, depth)| holds(name, depth)).collect())
+}
+
+/// What keeps a queue from being empty and unused.
+fn holds(queue: &str, depth: QueueDepth) -> Option<String> {
+    let QueueDepth { ready, consumers } = depth;
+    (depth != QueueDepth::default())
+        .then(|| format!("\"{queue}\" has {ready} messages and {consumers} consumers"))
+}
+
+/// Puts the bindings of the main queue back, where it is ours.
+async fn bind_again(
+    channel: &Channel,
+    order: &Order,
+    ours: &[(&QueuePlan, QueueDepth)],
+) -> Result<(), DeclareError> {
+    match ours.iter().find(|(queue, _)| queue.role == Role::Main) {
+        Some((main, _)) => {
+            let bound = Topology { queues: vec![(*main).clone()], ..order.topology.clone() };
+            declare::declare(channel, &bound).await.map(drop)
+        }
+        None => Ok(()),
+    }
 }

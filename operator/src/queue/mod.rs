@@ -2,9 +2,9 @@
 
 mod dereference;
 mod finalizer;
-mod plan;
+pub mod plan;
 pub mod reconcile;
 pub mod status;
-mod validate;
+pub mod validate;
 
 pub use reconcile::run;

@@ -2,7 +2,7 @@
 
 use warren_api::queue::{AdoptionPolicy, Declared, DeclaredBinding, DeletionPolicy};
 use warren_api::{Queue, QueueStatus};
-use warren_broker::topology::{self, BindingPlan};
+use warren_broker::topology::{self, BindingPlan, Topology};
 
 use crate::brokers::{Claim, Goal, Order};
 
@@ -10,36 +10,46 @@ use crate::brokers::{Claim, Goal, Order};
 pub fn keep(queue: &Queue) -> Order {
     let topology = topology::plan(queue.broker_name(), &queue.spec);
     let status = queue.status.as_ref();
-    let before = status.and_then(|status| status.declared.as_ref());
-    let unbind = before
-        .map(|d| d.bindings.iter().map(binding_plan).filter(|b| !topology.bindings.contains(b)).collect())
-        .unwrap_or_default();
-    let retire = before
-        .map(|d| {
-            let gone = d.retry_delays_seconds.iter().filter(|d| !queue.spec.retry.delays_seconds.contains(d));
-            gone.map(|delay| delay.unsigned_abs()).collect()
-        })
-        .unwrap_or_default();
-    order(queue, Goal::Keep { claim: claim(queue, status), unbind, retire })
+    let retire = dropped_rungs(queue).map(|delay| delay.unsigned_abs()).collect();
+    let unbind = dropped_bindings(queue, &topology);
+    order(queue, topology, Goal::Keep { claim: claim(queue, status), unbind, retire })
 }
 
-/// The order that ends a Queue; none where its broker keeps everything.
+/// The order that ends a Queue; none where its broker keeps everything, and where nothing on it is Warren's.
 pub fn remove(queue: &Queue) -> Option<Order> {
     let only_if_empty = match queue.spec.deletion_policy {
         DeletionPolicy::Retain => return None,
         DeletionPolicy::DeleteIfEmpty => true,
         DeletionPolicy::Delete => false,
     };
-    Some(order(queue, Goal::Remove { only_if_empty }))
+    match claim(queue, queue.status.as_ref()) {
+        Claim::MustExist | Claim::MustBeAbsent => return None,
+        Claim::Declare => {}
+    }
+    // Rungs that the spec has dropped may still hold messages.
+    let mut spec = queue.spec.clone();
+    spec.retry.delays_seconds.extend(dropped_rungs(queue));
+    let topology = topology::plan(queue.broker_name(), &spec);
+    let unbind = dropped_bindings(queue, &topology);
+    Some(order(queue, topology, Goal::Remove { only_if_empty, unbind }))
 }
 
-fn order(queue: &Queue, goal: Goal) -> Order {
-    Order {
-        main: queue.broker_name().to_owned(),
-        queue_type: queue.spec.queue_type,
-        topology: topology::plan(queue.broker_name(), &queue.spec),
-        goal,
-    }
+fn order(queue: &Queue, topology: Topology, goal: Goal) -> Order {
+    Order { main: queue.broker_name().to_owned(), queue_type: queue.spec.queue_type, topology, goal }
+}
+
+/// Delays of rungs that were declared and that the spec has no more.
+fn dropped_rungs(queue: &Queue) -> impl Iterator<Item = i32> + '_ {
+    let before = queue.status.as_ref().and_then(|status| status.declared.as_ref());
+    let rungs = before.into_iter().flat_map(|declared| declared.retry_delays_seconds.iter().copied());
+    rungs.filter(|delay| !queue.spec.retry.delays_seconds.contains(delay))
+}
+
+/// Bindings that were made and that `topology` has no more.
+fn dropped_bindings(queue: &Queue, topology: &Topology) -> Vec<BindingPlan> {
+    let before = queue.status.as_ref().and_then(|status| status.declared.as_ref());
+    let bindings = before.into_iter().flat_map(|declared| declared.bindings.iter().map(binding_plan));
+    bindings.filter(|binding| !topology.bindings.contains(binding)).collect()
 }
 
 /// What was once declared, or is known to have been absent before, is Warren's.
@@ -114,6 +124,30 @@ mod tests {
         };
         assert_eq!(claim(QueueStatus::default()), Claim::MustBeAbsent);
         assert_eq!(claim(QueueStatus { created: Some(true), ..QueueStatus::default() }), Claim::Declare);
+    }
+
+    #[test]
+    fn a_deletion_counts_rungs_that_the_spec_has_dropped() {
+        let declared = Declared { retry_delays_seconds: vec![5, 7200], bindings: vec![] };
+        let spec = QueueSpec {
+            retry: Retry { delays_seconds: vec![5], max_attempts: 3 },
+            deletion_policy: DeletionPolicy::DeleteIfEmpty,
+            ..QueueSpec::default()
+        };
+        let status = QueueStatus { declared: Some(declared), ..QueueStatus::default() };
+        let order = remove(&queue(spec, status)).unwrap();
+        let names: Vec<_> = order.topology.queues.iter().map(|queue| queue.name.as_str()).collect();
+        assert_eq!(names, ["orders.dlq", "orders.retry.5s", "orders.retry.7200s", "orders"]);
+    }
+
+    #[test]
+    fn a_queue_that_was_there_against_the_policy_is_not_deleted_with_it() {
+        let spec = QueueSpec {
+            adoption_policy: AdoptionPolicy::FailIfExists,
+            deletion_policy: DeletionPolicy::Delete,
+            ..QueueSpec::default()
+        };
+        assert_eq!(remove(&queue(spec, QueueStatus::default())), None);
     }
 
     #[test]

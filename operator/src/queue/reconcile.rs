@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{FutureExt, Stream, StreamExt};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::{Action, Config};
@@ -13,14 +13,14 @@ use kube::runtime::{Controller, watcher};
 use kube::{Api, Resource, ResourceExt};
 use warren_api::Queue;
 use warren_api::conditions::READY;
-use warren_api::conditions::queue::{DECLARED, DELETION_BLOCKED};
+use warren_api::conditions::queue::{DEAD_LETTER_AVAILABLE, DECLARED, DELETION_BLOCKED};
 use warren_api::queue::QueueStatus;
 
 use super::status::{Progress, status};
 use super::validate::{key, validate};
 use super::{dereference, finalizer, plan};
 use crate::brokers::{Key, Order, Outcome};
-use crate::condition::{find, status_patch};
+use crate::condition::{find, is_true, status_patch};
 use crate::context::{Context, FIELD_MANAGER};
 use crate::error::Error;
 use crate::problem::Problem;
@@ -186,7 +186,7 @@ async fn removal(
             down.reason,
             format!("{}. To let go without the broker, set deletionPolicy: Retain", down.message),
         ),
-        Some(Outcome::Declared { .. } | Outcome::Absent) | None => {
+        Some(Outcome::Declared(_) | Outcome::Absent) | None => {
             problem("Deleting", "the broker's queues are being deleted".to_owned())
         }
     }
@@ -205,9 +205,7 @@ fn first_answer_is_due(queue: &Queue, context: &Context) -> bool {
 }
 
 async fn write(queue: &Queue, status: QueueStatus, context: &Context) -> Result<(), Error> {
-    let ready = find(&status.conditions, READY);
-    let former = queue.status.as_ref().and_then(|s| find(&s.conditions, READY));
-    context.metrics.queue_ready(&key(queue), ready.is_some_and(|c| c.status == "True"));
+    context.metrics.queue_ready(&key(queue), is_true(&status.conditions, READY));
     let Some(patch) = status_patch(queue.status.as_ref(), &status)? else { return Ok(()) };
     let queues: Api<Queue> = Api::namespaced(context.client.clone(), &queue.namespace().unwrap_or_default());
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
@@ -217,16 +215,25 @@ async fn write(queue: &Queue, status: QueueStatus, context: &Context) -> Result<
         Err(kube::Error::Api(answer)) if answer.code == 404 => return Ok(()),
         Err(error) => return Err(error.into()),
     }
-    if let Some(ready) =
-        ready.filter(|c| former.is_none_or(|f| (&f.status, &f.reason) != (&c.status, &c.reason)))
-    {
-        tracing::info!(namespace = queue.namespace(), queue = %queue.name_any(), ready = %ready.status, reason = %ready.reason, message = %ready.message, "queue");
-        // A new Queue on its way to being Ready is no news worth a request.
-        if ready.status == "False" || former.is_some_and(|former| former.status == "False") {
-            context.condition_event(&queue.object_ref(&()), ready, "Declare");
-        }
+    for kind in [READY, DEAD_LETTER_AVAILABLE] {
+        tell(queue, find(&status.conditions, kind), context);
     }
     Ok(())
+}
+
+/// Logs and publishes a condition that changed.
+fn tell(queue: &Queue, condition: Option<&Condition>, context: &Context) {
+    let Some(condition) = condition else { return };
+    let former = queue.status.as_ref().and_then(|status| find(&status.conditions, &condition.type_));
+    if former.is_some_and(|f| (&f.status, &f.reason) == (&condition.status, &condition.reason)) {
+        return;
+    }
+    let Condition { type_, status, reason, message, .. } = condition;
+    tracing::info!(namespace = queue.namespace(), queue = %queue.name_any(), condition = %type_, %status, %reason, %message, "queue");
+    // A new Queue on its way to being Ready is no news worth a request.
+    if status == "False" || former.is_some_and(|former| former.status == "False") {
+        context.condition_event(&queue.object_ref(&()), condition, "Declare");
+    }
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the controller's signature")]

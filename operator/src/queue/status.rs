@@ -2,11 +2,14 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use warren_api::conditions::READY;
-use warren_api::conditions::queue::{BROKER_REACHABLE, DECLARED, DELETION_BLOCKED, PERSISTENT_MESSAGES};
+use warren_api::conditions::queue::{
+    BROKER_REACHABLE, CONSUMER_TIMEOUT_EFFECTIVE, DEAD_LETTER_AVAILABLE, DECLARED, DELETION_BLOCKED,
+    PERSISTENT_MESSAGES,
+};
 use warren_api::{Queue, QueueStatus, QueueType};
 
 use super::plan::declared;
-use crate::brokers::Outcome;
+use crate::brokers::{Outcome, Seen};
 use crate::condition::{Statement, Status, conditions, find};
 use crate::problem::Problem;
 use crate::scaler::board::Durability;
@@ -44,7 +47,14 @@ pub fn status(queue: &Queue, progress: Progress, durability: Durability, now: &T
         declared: former.declared.clone(),
         conditions: Vec::new(),
     };
-    let statements = match progress {
+    let seen = match &progress {
+        Progress::Observed { outcome: Outcome::Declared(seen), .. } => Some(seen.clone()),
+        Progress::Invalid(_)
+        | Progress::Pending { .. }
+        | Progress::Observed { .. }
+        | Progress::Blocked(_) => None,
+    };
+    let mut statements = match progress {
         Progress::Invalid(problem) => unreachable(&problem),
         Progress::Pending { address } => {
             next.broker_address = Some(address);
@@ -65,8 +75,9 @@ pub fn status(queue: &Queue, progress: Progress, durability: Durability, now: &T
             kept
         }
     };
-    let mut statements = statements;
     statements.extend(persistent_messages(queue, durability, &former));
+    statements.extend(dead_letter_available(queue, seen.as_ref(), &former));
+    statements.extend(consumer_timeout_effective(seen.as_ref(), &former));
     next.conditions = conditions(&former.conditions, statements, queue.metadata.generation, now);
     next
 }
@@ -74,8 +85,8 @@ pub fn status(queue: &Queue, progress: Progress, durability: Durability, now: &T
 fn observed(queue: &Queue, next: &mut QueueStatus, outcome: Outcome) -> Vec<Statement> {
     let name = queue.broker_name();
     match outcome {
-        Outcome::Declared { leftover } => {
-            next.declared = Some(declared(queue, &leftover));
+        Outcome::Declared(seen) => {
+            next.declared = Some(declared(queue, &seen.leftover));
             vec![
                 Statement::new(READY, true, "Declared", format!("queue \"{name}\" takes and gives messages")),
                 Statement::new(BROKER_REACHABLE, true, "Connected", "the broker answers"),
@@ -127,7 +138,7 @@ fn persistent_messages(queue: &Queue, durability: Durability, former: &QueueStat
     let Durability { deliveries, transient } = durability;
     let before = find(&former.conditions, PERSISTENT_MESSAGES);
     let statement = match (deliveries, transient) {
-        (0, _) => return before.map(|before| Statement::of(PERSISTENT_MESSAGES, before)),
+        (0, _) => return kept(PERSISTENT_MESSAGES, former),
         (_, 0) => Statement::new(
             PERSISTENT_MESSAGES,
             true,
@@ -146,6 +157,44 @@ fn persistent_messages(queue: &Queue, durability: Durability, former: &QueueStat
         Some(before) if before.reason == statement.reason => Some(Statement::of(PERSISTENT_MESSAGES, before)),
         _ => Some(statement),
     }
+}
+
+/// A full dead-letter queue refuses: what is to be dead-lettered stays unacknowledged with the sidecars.
+fn dead_letter_available(queue: &Queue, seen: Option<&Seen>, former: &QueueStatus) -> Option<Statement> {
+    let Some(full) = seen.and_then(|seen| seen.dead_letter_full) else {
+        return kept(DEAD_LETTER_AVAILABLE, former);
+    };
+    if !full {
+        let message = "the dead-letter queue takes messages";
+        return Some(Statement::new(DEAD_LETTER_AVAILABLE, true, "Available", message));
+    }
+    let name = queue.broker_name();
+    let limit = queue.spec.dead_letter.max_length.unwrap_or_default();
+    let message = format!(
+        "\"{name}.dlq\" holds the {limit} messages that deadLetter.maxLength allows and refuses more; what is to be dead-lettered stays unacknowledged until there is room: look at its messages, and publish again or purge them"
+    );
+    Some(Statement::new(DEAD_LETTER_AVAILABLE, false, "Full", message))
+}
+
+/// Before 3.12 a broker takes the argument and does nothing about it.
+fn consumer_timeout_effective(seen: Option<&Seen>, former: &QueueStatus) -> Option<Statement> {
+    let Some(release) = seen.and_then(|seen| seen.release.as_ref()) else {
+        return kept(CONSUMER_TIMEOUT_EFFECTIVE, former);
+    };
+    Some(if release.knows_consumer_timeout() {
+        let message = format!("RabbitMQ {release} keeps to consumerTimeoutSeconds");
+        Statement::new(CONSUMER_TIMEOUT_EFFECTIVE, true, "Effective", message)
+    } else {
+        let message = format!(
+            "RabbitMQ {release} knows no consumer timeout of a queue, only 3.12 and later do: the broker's own setting counts (consumer_timeout in rabbitmq.conf, by default 30 minutes)"
+        );
+        Statement::new(CONSUMER_TIMEOUT_EFFECTIVE, false, "BrokerTooOld", message)
+    })
+}
+
+/// What was said before, while there is no news.
+fn kept(kind: &'static str, former: &QueueStatus) -> Option<Statement> {
+    find(&former.conditions, kind).map(|before| Statement::of(kind, before))
 }
 
 fn described(queue: &Queue) -> String {
@@ -178,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_declared_queue_is_ready() {
-        let status = observed(Outcome::Declared { leftover: vec![7] });
+        let status = observed(Outcome::Declared(Seen { leftover: vec![7], ..Seen::default() }));
         assert!(is_true(&status.conditions, READY) && is_true(&status.conditions, DECLARED));
         assert_eq!(status.declared.unwrap().retry_delays_seconds, [5, 60, 600, 7]);
     }
@@ -194,6 +243,26 @@ mod tests {
         assert!(condition.message.starts_with("25.0 %"), "{}", condition.message);
         let quorum = status(&Queue::new("orders", QueueSpec::default()), progress(), seen, &now());
         assert!(find(&quorum.conditions, PERSISTENT_MESSAGES).is_none());
+    }
+
+    #[test]
+    fn a_full_dead_letter_queue_is_told_until_there_is_room_also_while_the_broker_is_away() {
+        let mut queue = Queue::new("orders", QueueSpec::default());
+        let mut told = |outcome| {
+            let progress = Progress::Observed { address: "amqp://h".to_owned(), outcome };
+            let next = status(&queue, progress, Durability::default(), &now());
+            queue.status = Some(next.clone());
+            find(&next.conditions, DEAD_LETTER_AVAILABLE).map(|c| (c.status.clone(), c.reason.clone()))
+        };
+        let declared = |full| Outcome::Declared(Seen { dead_letter_full: full, ..Seen::default() });
+        let full = Some(("False".to_owned(), "Full".to_owned()));
+        assert_eq!(told(declared(None)), None);
+        assert_eq!(told(declared(Some(true))), full);
+        assert_eq!(
+            told(Outcome::Unreachable(Problem::new(BROKER_REACHABLE, "BrokerUnreachable", "m"))),
+            full
+        );
+        assert_eq!(told(declared(Some(false))), Some(("True".to_owned(), "Available".to_owned())));
     }
 
     #[test]

@@ -308,6 +308,8 @@ impl Follower {
                 view.handlers.held > 0,
                 view.handlers.misconfigured,
                 view.handlers.scraped > view.handlers.connected,
+                // What the Queue tells of its messages.
+                (view.durability.deliveries > 0, view.durability.transient > 0),
             )
         };
         if said(former) == said(view) {

@@ -4,6 +4,7 @@
 
 mod refusals;
 mod supervisor;
+mod topology;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

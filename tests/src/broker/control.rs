@@ -36,7 +36,12 @@ pub struct Vhost {
 impl Vhost {
     /// A new vhost on the broker that all tests of this process share.
     pub async fn new(name: &str) -> Result<Self> {
-        let broker = Broker::shared().await?;
+        Self::on(Version::V3_10, name).await
+    }
+
+    /// The same on the shared broker of a release.
+    pub async fn on(version: Version, name: &str) -> Result<Self> {
+        let broker = Broker::shared_of(version).await?;
         broker.vhost(name).await?;
         Ok(Self { broker, name: name.to_owned() })
     }

@@ -85,9 +85,19 @@ impl Broker {
     /// A broker of 3.10 that all tests of this process share. A test uses a [`Vhost`] of its own, and leaves the broker
     /// itself alone.
     pub async fn shared() -> Result<Arc<Self>> {
-        static SHARED: OnceCell<Arc<Broker>> = OnceCell::const_new();
-        let start = async || anyhow::Ok(Arc::new(Self::start(Options::new("shared")).await?));
-        SHARED.get_or_try_init(start).await.cloned()
+        Self::shared_of(Version::V3_10).await
+    }
+
+    /// The same of a release.
+    pub async fn shared_of(version: Version) -> Result<Arc<Self>> {
+        static V3_10: OnceCell<Arc<Broker>> = OnceCell::const_new();
+        static V4_0: OnceCell<Arc<Broker>> = OnceCell::const_new();
+        let (shared, name) = match version {
+            Version::V3_10 => (&V3_10, "shared"),
+            Version::V4_0 => (&V4_0, "shared4"),
+        };
+        let start = async || anyhow::Ok(Arc::new(Self::start(Options::new(name).version(version)).await?));
+        shared.get_or_try_init(start).await.cloned()
     }
 
     /// Starts the node again with the data it has. Nothing happens when it runs.

@@ -4,7 +4,8 @@
 //! the project's test brokers. Pairs alternate, and medians count, because the machine is shared.
 
 mod consume;
-mod operator;
+mod fleet;
+mod ground;
 mod peers;
 mod queues;
 mod rest;
@@ -38,9 +39,13 @@ pub(crate) struct Bench {
     #[arg(long)]
     matrix: bool,
 
-    /// For `queues`: how many
-    #[arg(long, default_value_t = 1000)]
-    queues: usize,
+    /// For `queues` and `operator`: how many [default: 1000, and 10000]
+    #[arg(long)]
+    queues: Option<usize>,
+
+    /// For `operator`: how many Workers without pods
+    #[arg(long, default_value_t = 2000)]
+    workers: usize,
 
     /// Measure on RabbitMQ 4.0 instead of 3.10
     #[arg(long)]
@@ -61,15 +66,18 @@ enum Name {
     Idle,
     /// Memory over time at prefetch 200
     Soak,
-    /// From the operator's start to all Queues Ready, and a restart with nothing to change
+    /// From the operator's start to all Queues Ready, a restart with nothing to change, and the deletion of all
     Queues,
+    /// A fleet of Queues and Workers: the operator at rest, and what a Queue costs
+    Operator,
 }
 
 impl Bench {
     #[allow(clippy::print_stdout, reason = "the result")]
     pub(crate) async fn run(self) -> Result<()> {
         let result = match self.name {
-            Name::Queues => queues::queues(self.queues).await?,
+            Name::Queues => queues::queues(self.queues.unwrap_or(1_000)).await?,
+            Name::Operator => fleet::fleet(self.queues.unwrap_or(10_000), self.workers).await?,
             Name::Consume | Name::Latency | Name::Batch | Name::Publish | Name::Idle | Name::Soak => {
                 self.of_sidecar().await?
             }
@@ -96,7 +104,7 @@ impl Bench {
             Name::Publish => rest::publish(&peers, &amqp, self.rounds).await?,
             Name::Idle => rest::idle(&peers, &amqp).await?,
             Name::Soak => rest::soak(&peers, &amqp, self.minutes).await?,
-            Name::Queues => Value::Null,
+            Name::Queues | Name::Operator => Value::Null,
         })
     }
 }

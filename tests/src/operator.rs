@@ -6,16 +6,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tokio::process::{Child, Command};
-use warren_tests::command::run_program;
-use warren_tests::{Cluster, images, ports};
 
+use crate::cluster::Cluster;
+use crate::command::run_program;
+use crate::{images, ports};
+
+/// The metric of Ready Queues.
+pub const READY: &str = "warren_operator_queues{ready=\"true\"}";
+/// The metric of requests that changed something.
+pub const WRITES: &str = "warren_operator_api_writes_total";
 /// How long a state may take to come.
 const PATIENCE: Duration = Duration::from_secs(900);
 /// How often it is looked for.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// A running operator; it ends with this value.
-pub(super) struct Operator {
+#[derive(Debug)]
+pub struct Operator {
     child: Child,
     port: u16,
     started: Instant,
@@ -23,17 +30,19 @@ pub(super) struct Operator {
 
 impl Operator {
     /// Builds the release binary.
-    pub(super) async fn build() -> Result<PathBuf> {
+    pub async fn build() -> Result<PathBuf> {
         let built = images::static_binaries(&["warren-operator"]).await?;
         built.into_iter().next().context("no operator was built")
     }
 
     /// Starts it for one namespace, with what it says in a file of the system's temporary folder.
-    pub(super) async fn start(binary: &Path, cluster: &Cluster, namespace: &str) -> Result<Self> {
+    /// Its Lease is in that namespace too; `identity` is its name in the election.
+    pub async fn start(binary: &Path, cluster: &Cluster, namespace: &str, identity: &str) -> Result<Self> {
         let port = ports::free()?;
-        let log = std::fs::File::create(std::env::temp_dir().join("warren-bench-operator.log"))?;
+        let log = std::env::temp_dir().join(format!("warren-operator-{namespace}-{identity}.log"));
+        let log = std::fs::File::create(log)?;
         let child = Command::new(binary)
-            .args(["--watch-namespaces", namespace, "--namespace", namespace])
+            .args(["--watch-namespaces", namespace, "--namespace", namespace, "--identity", identity])
             .args(["--listen", &format!("127.0.0.1:{port}")])
             .env("KUBECONFIG", cluster.kubeconfig())
             .stdin(Stdio::null())
@@ -45,7 +54,7 @@ impl Operator {
     }
 
     /// The value of a metric's line; 0 where it is not there yet.
-    pub(super) async fn metric(&self, name: &str) -> Result<f64> {
+    pub async fn metric(&self, name: &str) -> Result<f64> {
         let url = format!("http://127.0.0.1:{}/metrics", self.port);
         let text = run_program("curl", ["--silent", "--show-error", "--max-time", "5", &url]).await?;
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -53,7 +62,7 @@ impl Operator {
     }
 
     /// Waits until a metric reaches a value; gives the seconds since the start.
-    pub(super) async fn until(&self, name: &str, at_least: f64) -> Result<f64> {
+    pub async fn until(&self, name: &str, at_least: f64) -> Result<f64> {
         while self.started.elapsed() < PATIENCE {
             // Before it listens, there is nothing to read.
             if self.metric(name).await.unwrap_or(0.0) >= at_least {
@@ -65,10 +74,15 @@ impl Operator {
     }
 
     /// Ends it as a kubelet would, so that it gives its Lease back.
-    pub(super) async fn stop(mut self) -> Result<()> {
+    pub async fn stop(mut self) -> Result<()> {
         let pid = self.child.id().context("it has ended")?.to_string();
         run_program("kill", ["-TERM", &pid]).await?;
         self.child.wait().await?;
         Ok(())
+    }
+
+    /// Ends it as a crash would.
+    pub async fn kill9(mut self) -> Result<()> {
+        Ok(self.child.kill().await?)
     }
 }

@@ -1,0 +1,211 @@
+//! The Queues of a lane: what each wants, what was last seen of it, and when it is due.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::channel::mpsc::UnboundedSender;
+use kube::runtime::reflector::ObjectRef;
+use tokio::time::Instant;
+use warren_api::Queue;
+use warren_broker::Category;
+use warren_broker::declare::DeclareError;
+
+use super::schedule::{Last, next_check};
+use super::{Key, Observation, Order, Outcome};
+use crate::problem::{self, Problem};
+
+/// The Queues of a lane.
+#[derive(Debug, Default)]
+pub(super) struct Entries {
+    entries: HashMap<Key, Entry>,
+    due: BTreeSet<(Instant, Key)>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    order: Arc<Order>,
+    /// When the order was placed.
+    placed: Instant,
+    changed: UnboundedSender<ObjectRef<Queue>>,
+    observation: Option<Observation>,
+    failures: u32,
+    /// When it is due; none while it is being carried out, and once everything is removed.
+    due: Option<Instant>,
+    /// Looked at again as soon as what runs has ended.
+    again: bool,
+}
+
+/// An order whose turn it is.
+pub(super) struct Due {
+    pub(super) key: Key,
+    pub(super) order: Arc<Order>,
+    /// How long ago it was placed.
+    pub(super) age: Duration,
+}
+
+impl Entries {
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Takes an order in; gives what is known of it. `down` is why nothing can be known.
+    pub(super) fn order(
+        &mut self,
+        key: &Key,
+        order: Order,
+        changed: &UnboundedSender<ObjectRef<Queue>>,
+        down: Option<Problem>,
+        now: Instant,
+    ) -> Option<Observation> {
+        let entry = match self.entries.get_mut(key) {
+            Some(entry) if *entry.order == order => return entry.observation.clone(),
+            Some(entry) => {
+                entry.order = Arc::new(order);
+                entry.placed = now;
+                entry
+            }
+            None => self.entries.entry(key.clone()).or_insert(Entry {
+                order: Arc::new(order),
+                placed: now,
+                changed: changed.clone(),
+                observation: None,
+                failures: 0,
+                due: None,
+                again: false,
+            }),
+        };
+        entry.observation =
+            down.map(|down| Observation { order: entry.order.clone(), outcome: Outcome::Unreachable(down) });
+        match entry.due {
+            Some(at) => {
+                self.due.remove(&(at, key.clone()));
+            }
+            None => entry.again = true,
+        }
+        entry.due = Some(now);
+        self.due.insert((now, key.clone()));
+        entry.observation.clone()
+    }
+
+    pub(super) fn forget(&mut self, key: &Key) {
+        if let Some(Entry { due: Some(at), .. }) = self.entries.remove(key) {
+            self.due.remove(&(at, key.clone()));
+        }
+    }
+
+    /// When the first is due.
+    pub(super) fn first_due(&self) -> Option<Instant> {
+        self.due.first().map(|(at, _)| *at)
+    }
+
+    /// The Queue that is due first, if it is now.
+    pub(super) fn take_due(&mut self, now: Instant) -> Option<Due> {
+        let first = self.due.first().filter(|(at, _)| *at <= now)?.clone();
+        self.due.remove(&first);
+        let key = first.1;
+        let entry = self.entries.get_mut(&key)?;
+        entry.due = None;
+        entry.again = false;
+        let age = now.duration_since(entry.placed);
+        Some(Due { order: entry.order.clone(), key, age })
+    }
+
+    /// Everything is looked at again, but what failed keeps its date: it may be what ended the connection.
+    pub(super) fn all_due(&mut self, now: Instant) {
+        let sound = self.entries.iter().filter(|(_, entry)| entry.failures == 0);
+        let keys: Vec<Key> = sound.map(|(key, _)| key.clone()).collect();
+        keys.iter().for_each(|key| self.reschedule(key, now));
+    }
+
+    /// A main queue is missing that was there: its Queue is looked at again. One that is refused keeps its date.
+    pub(super) fn missing(&mut self, main: &str, now: Instant) {
+        let declared = |entry: &Entry| {
+            entry.observation.as_ref().is_some_and(|seen| matches!(seen.outcome, Outcome::Declared(_)))
+        };
+        let found = self.entries.iter().find(|(_, entry)| entry.order.main == main && declared(entry));
+        if let Some(key) = found.map(|(key, _)| key.clone()) {
+            self.reschedule(&key, now);
+        }
+    }
+
+    fn reschedule(&mut self, key: &Key, at: Instant) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        match entry.due {
+            Some(before) => {
+                self.due.remove(&(before, key.clone()));
+                entry.due = Some(at);
+                self.due.insert((at, key.clone()));
+            }
+            None => entry.again = !entry.removed(),
+        }
+    }
+
+    /// Every Queue learns that the broker cannot be used.
+    pub(super) fn broker_is_down(&mut self, problem: &Problem) {
+        for (key, entry) in self.entries.iter_mut().filter(|(_, entry)| !entry.removed()) {
+            let order = entry.order.clone();
+            entry.observe(key, Observation { order, outcome: Outcome::Unreachable(problem.clone()) });
+        }
+    }
+
+    /// Takes the result of an order in, and sets when the Queue is due again.
+    pub(super) fn done(
+        &mut self,
+        key: &Key,
+        order: &Arc<Order>,
+        result: Result<Outcome, DeclareError>,
+        drift_check: Duration,
+    ) {
+        let queues = self.entries.len();
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        let last = match result {
+            Ok(outcome) => {
+                entry.failures = 0;
+                let last = match &outcome {
+                    Outcome::Refused(_) | Outcome::Unreachable(_) => Last::Refused,
+                    Outcome::Declared(_) | Outcome::Absent | Outcome::Removed => Last::Declared,
+                };
+                entry.observe(key, Observation { order: order.clone(), outcome });
+                last
+            }
+            Err(error) => {
+                entry.failures = entry.failures.saturating_add(1);
+                let terminal = error.error.category() != Category::Retryable;
+                // One lost channel is no news; the link tells of a lost connection.
+                if terminal || entry.failures > 2 {
+                    let outcome = Outcome::Refused(problem::refused(&error));
+                    entry.observe(key, Observation { order: order.clone(), outcome });
+                }
+                if terminal { Last::Refused } else { Last::Failed { in_a_row: entry.failures } }
+            }
+        };
+        let wait = match std::mem::take(&mut entry.again) {
+            true => Duration::ZERO,
+            false => next_check(last, drift_check, queues, rand::random()),
+        };
+        // An order that came meanwhile has put its own date; what is removed is not looked for again.
+        if entry.due.is_none() && !entry.removed() {
+            let at = Instant::now() + wait;
+            entry.due = Some(at);
+            self.due.insert((at, key.clone()));
+        }
+    }
+}
+
+impl Entry {
+    fn observe(&mut self, key: &Key, observation: Observation) {
+        if self.observation.as_ref() != Some(&observation) {
+            self.observation = Some(observation);
+            // The receiver ends only with the process.
+            let _ = self.changed.unbounded_send(ObjectRef::from(key));
+        }
+    }
+
+    /// Whether the order was to remove everything, and that is done.
+    fn removed(&self) -> bool {
+        self.observation
+            .as_ref()
+            .is_some_and(|seen| seen.outcome == Outcome::Removed && Arc::ptr_eq(&seen.order, &self.order))
+    }
+}

@@ -1,0 +1,161 @@
+//! What becomes of the broker's queues when a Queue is deleted.
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+use warren_broker::lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
+use warren_broker::lapin::types::FieldTable;
+use warren_operator::brokers::Outcome;
+use warren_operator::queue::plan;
+use warren_tests::amqp::{Client, queue_type_argument};
+use warren_tests::broker::Vhost;
+use warren_tests::wait::eventually;
+
+use super::kept::{Keeper, PATIENCE};
+use super::look;
+
+on_each_release!(
+    retain_leaves_everything,
+    delete_takes_everything_with_its_messages,
+    delete_if_empty_takes_empty_queues,
+    delete_if_empty_says_what_is_in_each_queue_and_puts_the_bindings_back,
+    delete_if_empty_counts_rungs_that_the_spec_has_dropped,
+    delete_if_empty_does_not_believe_the_zero_of_a_queue_without_its_leader,
+    a_deletion_leaves_a_queue_that_was_never_warren_s,
+);
+
+fn spec(policy: &str, queue_type: &str) -> Value {
+    json!({
+        "type": queue_type, "deletionPolicy": policy, "retry": {"delaysSeconds": [600]},
+        "bindings": [{"exchange": "shop", "declare": {"type": "Fanout"}}],
+    })
+}
+
+const ALL: [&str; 3] = ["orders", "orders.retry.600s", "orders.dlq"];
+
+async fn none_is_left(client: &Client) -> Result<()> {
+    for queue in ALL {
+        ensure!(client.ready(queue).await?.is_none(), "{queue} is there");
+    }
+    Ok(())
+}
+
+async fn retain_leaves_everything(vhost: Vhost) -> Result<()> {
+    let keeper = Keeper::new();
+    let mut queue = keeper.queue(&vhost.uri(), spec("Retain", "Quorum"))?;
+    queue.ready().await?;
+    assert_eq!(plan::remove(&queue.queue), None);
+    Ok(())
+}
+
+async fn delete_takes_everything_with_its_messages(vhost: Vhost) -> Result<()> {
+    let client = Client::connect(&vhost.uri()).await?;
+    for queue_type in ["Quorum", "Classic"] {
+        let keeper = Keeper::new();
+        let mut queue = keeper.queue(&vhost.uri(), spec("Delete", queue_type))?;
+        queue.ready().await?;
+        client.publish("orders", b"goes with it").await?;
+        queue.gone().await?;
+        none_is_left(&client).await?;
+    }
+    Ok(())
+}
+
+async fn delete_if_empty_takes_empty_queues(vhost: Vhost) -> Result<()> {
+    let client = Client::connect(&vhost.uri()).await?;
+    for queue_type in ["Quorum", "Classic"] {
+        let keeper = Keeper::new();
+        let mut queue = keeper.queue(&vhost.uri(), spec("DeleteIfEmpty", queue_type))?;
+        queue.ready().await?;
+        queue.gone().await?;
+        none_is_left(&client).await?;
+    }
+    Ok(())
+}
+
+async fn delete_if_empty_says_what_is_in_each_queue_and_puts_the_bindings_back(vhost: Vhost) -> Result<()> {
+    let client = Client::connect(&vhost.uri()).await?;
+    for queue_type in ["Quorum", "Classic"] {
+        let keeper = Keeper::new();
+        let mut queue = keeper.queue(&vhost.uri(), spec("DeleteIfEmpty", queue_type))?;
+        queue.ready().await?;
+        for full in ALL {
+            client.publish(full, b"in the way").await?;
+            let message = queue.kept_by("NotEmpty").await?;
+            ensure!(message.contains(&format!("\"{full}\" has 1 messages")), "{message}");
+            assert_eq!(look::bindings(&vhost, "orders").await?, ["shop  "], "after {full}");
+            client.purge(full).await?;
+            queue.ready().await?;
+        }
+        // What a consumer holds is invisible, but the consumer is not.
+        let channel = client.channel().await?;
+        let options = BasicConsumeOptions::default();
+        let consumer =
+            channel.basic_consume("orders".into(), "c".into(), options, FieldTable::default()).await?;
+        let message = queue.kept_by("NotEmpty").await?;
+        ensure!(message.contains("\"orders\" has 0 messages and 1 consumers"), "{message}");
+        drop(consumer);
+        channel.close(200, "bye".into()).await?;
+        queue.gone().await?;
+    }
+    none_is_left(&client).await
+}
+
+async fn delete_if_empty_counts_rungs_that_the_spec_has_dropped(vhost: Vhost) -> Result<()> {
+    let client = Client::connect(&vhost.uri()).await?;
+    let keeper = Keeper::new();
+    let mut queue = keeper.queue(&vhost.uri(), spec("DeleteIfEmpty", "Quorum"))?;
+    queue.ready().await?;
+    client.publish("orders.retry.600s", b"waits").await?;
+    let mut without = spec("DeleteIfEmpty", "Quorum");
+    without["retry"] = json!({"delaysSeconds": []});
+    queue.respec(without)?;
+    queue.ready().await?;
+    let message = queue.kept_by("NotEmpty").await?;
+    ensure!(message.contains("\"orders.retry.600s\" has 1 messages"), "{message}");
+    client.purge("orders.retry.600s").await?;
+    queue.gone().await?;
+    none_is_left(&client).await
+}
+
+/// A passive declaration of a quorum queue without a leader answers 0 messages as a success.
+async fn delete_if_empty_does_not_believe_the_zero_of_a_queue_without_its_leader(vhost: Vhost) -> Result<()> {
+    let client = Client::connect(&vhost.uri()).await?;
+    let keeper = Keeper::new();
+    let mut queue = keeper.queue(&vhost.uri(), spec("DeleteIfEmpty", "Quorum"))?;
+    queue.ready().await?;
+    client.publish("orders", b"would be lost").await?;
+    look::replica(&vhost, "orders", false).await?;
+    eventually(PATIENCE, "the broker says 0 for a queue that holds 1", async || {
+        ensure!(client.ready("orders").await? == Some(0), "not yet");
+        Ok(())
+    })
+    .await?;
+    // It takes several attempts that fail until the deletion says why it waits.
+    let outcome = queue.end().await?;
+    ensure!(matches!(outcome, Outcome::Refused(_) | Outcome::Unreachable(_)), "{outcome:?}");
+    look::replica(&vhost, "orders", true).await?;
+    eventually(PATIENCE, "the message is counted", async || {
+        let message = queue.kept_by("NotEmpty").await?;
+        ensure!(message.contains("\"orders\" has 1 messages"), "{message}");
+        Ok(())
+    })
+    .await?;
+    assert_eq!(look::bindings(&vhost, "orders").await?, ["shop  "]);
+    assert_eq!(client.ready("orders").await?, Some(1));
+    Ok(())
+}
+
+async fn a_deletion_leaves_a_queue_that_was_never_warren_s(vhost: Vhost) -> Result<()> {
+    let client = Client::connect(&vhost.uri()).await?;
+    client.declare("orders", QueueDeclareOptions::default(), queue_type_argument("classic")).await?;
+    client.publish("orders", b"somebody's").await?;
+    for policy in ["Delete", "DeleteIfEmpty"] {
+        let keeper = Keeper::new();
+        let mut queue = keeper.queue(&vhost.uri(), spec(policy, "Classic"))?;
+        queue.until("Declared", ("False", "NotDurable"), &[]).await?;
+        queue.gone().await?;
+        assert_eq!(client.ready("orders").await?, Some(1), "{policy}");
+        assert_eq!(client.ready("orders.dlq").await?, None, "Warren's own goes");
+    }
+    Ok(())
+}

@@ -1,0 +1,165 @@
+//! What is removed by hand is declared again; what is there is left alone.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use futures::StreamExt;
+use serde_json::json;
+use warren_broker::lapin::options::{BasicPublishOptions, ExchangeDeleteOptions};
+use warren_broker::lapin::types::FieldTable;
+use warren_operator::queue::validate::key;
+use warren_tests::amqp::{Client, persistent};
+use warren_tests::broker::Vhost;
+use warren_tests::wait::eventually;
+
+use super::kept::{Keeper, PATIENCE};
+use super::look;
+
+on_each_release!(
+    queues_that_are_deleted_come_back_with_their_bindings,
+    an_exchange_or_binding_that_is_deleted_comes_back,
+    a_second_pass_changes_nothing_and_is_no_news,
+    a_queue_that_a_probe_misses_comes_back_at_once,
+    a_changed_ladder_declares_first_and_deletes_what_is_empty_and_unused,
+    a_dropped_binding_is_taken_back,
+    a_full_dead_letter_queue_is_told_until_there_is_room,
+);
+
+const SPEC: &str = r#"{"retry": {"delaysSeconds": [5, 60]},
+    "bindings": [{"exchange": "shop", "routingKey": "order.#", "declare": {"type": "Topic"}}]}"#;
+
+fn spec() -> serde_json::Value {
+    serde_json::from_str(SPEC).unwrap()
+}
+
+/// Waits until a message that is published to the exchange arrives in the queue.
+async fn routed(client: &Client) -> Result<()> {
+    let channel = client.channel().await?;
+    eventually(PATIENCE, "the exchange routes into the queue", async || {
+        let options = BasicPublishOptions::default();
+        channel.basic_publish("shop".into(), "order.new".into(), options, b"routed", persistent()).await?;
+        let arrived = client.take("orders").await?;
+        ensure!(arrived.is_some_and(|(body, _)| body == b"routed"), "not yet");
+        Ok(())
+    })
+    .await
+}
+
+async fn queues_that_are_deleted_come_back_with_their_bindings(vhost: Vhost) -> Result<()> {
+    let keeper = Keeper::new();
+    let mut queue = keeper.queue(&vhost.uri(), spec())?;
+    queue.ready().await?;
+    let client = Client::connect(&vhost.uri()).await?;
+    for name in ["orders", "orders.dlq", "orders.retry.60s"] {
+        client.delete(name).await?;
+    }
+    for name in ["orders", "orders.dlq", "orders.retry.60s"] {
+        eventually(PATIENCE, &format!("{name} is back"), async || {
+            ensure!(client.ready(name).await? == Some(0), "not yet");
+            Ok(())
+        })
+        .await?;
+    }
+    routed(&client).await
+}
+
+async fn an_exchange_or_binding_that_is_deleted_comes_back(vhost: Vhost) -> Result<()> {
+    let keeper = Keeper::new();
+    keeper.queue(&vhost.uri(), spec())?.ready().await?;
+    let client = Client::connect(&vhost.uri()).await?;
+    let channel = client.channel().await?;
+    channel.queue_unbind("orders".into(), "shop".into(), "order.#".into(), FieldTable::default()).await?;
+    assert!(look::bindings(&vhost, "orders").await?.len() < 2);
+    routed(&client).await?;
+    channel.exchange_delete("shop".into(), ExchangeDeleteOptions::default()).await?;
+    let back = async || {
+        ensure!(look::exchange(&vhost, "shop").await? == "topic true", "not yet");
+        Ok(())
+    };
+    eventually(PATIENCE, "the exchange is back", back).await?;
+    routed(&client).await
+}
+
+async fn a_second_pass_changes_nothing_and_is_no_news(vhost: Vhost) -> Result<()> {
+    let mut keeper = Keeper::checking(Duration::from_millis(100));
+    keeper.queue(&vhost.uri(), spec())?.ready().await?;
+    let (process, bindings) =
+        (look::process(&vhost, "orders").await?, look::bindings(&vhost, "orders").await?);
+    while keeper.news.try_recv().is_ok() {}
+    // Many passes: none of them says anything.
+    let news = tokio::time::timeout(Duration::from_secs(2), keeper.news.next()).await;
+    assert!(news.is_err(), "{news:?}");
+    assert_eq!(look::process(&vhost, "orders").await?, process);
+    assert_eq!(look::bindings(&vhost, "orders").await?, bindings);
+    Ok(())
+}
+
+async fn a_queue_that_a_probe_misses_comes_back_at_once(vhost: Vhost) -> Result<()> {
+    // No drift check would find it.
+    let keeper = Keeper::checking(Duration::from_secs(3600));
+    let mut queue = keeper.queue(&vhost.uri(), spec())?;
+    queue.ready().await?;
+    let lane = keeper.brokers.lane_of(&key(&queue.queue)).unwrap();
+    let client = Client::connect(&vhost.uri()).await?;
+    client.delete("orders").await?;
+    eventually(PATIENCE, "the probe finds the queue", async || Ok(lane.depth("orders").await?)).await?;
+    routed(&client).await
+}
+
+async fn a_changed_ladder_declares_first_and_deletes_what_is_empty_and_unused(vhost: Vhost) -> Result<()> {
+    let keeper = Keeper::new();
+    let mut queue = keeper.queue(&vhost.uri(), json!({"retry": {"delaysSeconds": [500, 600]}}))?;
+    queue.ready().await?;
+    let client = Client::connect(&vhost.uri()).await?;
+    client.publish("orders.retry.600s", b"waits").await?;
+    queue.respec(json!({"retry": {"delaysSeconds": [30]}}))?;
+    eventually(PATIENCE, "the empty rung goes, the full one stays", async || {
+        queue.turn();
+        let rungs = queue.status().declared.unwrap_or_default().retry_delays_seconds;
+        ensure!(rungs == [30, 600], "{rungs:?}");
+        Ok(())
+    })
+    .await?;
+    assert_eq!(client.ready("orders.retry.30s").await?, Some(0));
+    assert_eq!(client.ready("orders.retry.500s").await?, None);
+    assert_eq!(client.ready("orders.retry.600s").await?, Some(1));
+    client.purge("orders.retry.600s").await?;
+    eventually(PATIENCE, "the emptied rung goes too", async || {
+        queue.turn();
+        ensure!(client.ready("orders.retry.600s").await?.is_none(), "not yet");
+        Ok(())
+    })
+    .await
+}
+
+async fn a_dropped_binding_is_taken_back(vhost: Vhost) -> Result<()> {
+    let keeper = Keeper::new();
+    let mut queue = keeper.queue(&vhost.uri(), spec())?;
+    queue.ready().await?;
+    assert_eq!(look::bindings(&vhost, "orders").await?, ["shop order.# "]);
+    queue.respec(json!({"retry": {"delaysSeconds": [5, 60]}}))?;
+    eventually(PATIENCE, "the binding is gone", async || {
+        queue.turn();
+        let bindings = look::bindings(&vhost, "orders").await?;
+        ensure!(bindings.is_empty(), "{bindings:?}");
+        Ok(())
+    })
+    .await
+}
+
+async fn a_full_dead_letter_queue_is_told_until_there_is_room(vhost: Vhost) -> Result<()> {
+    let keeper = Keeper::new();
+    let mut queue = keeper.queue(&vhost.uri(), json!({"deadLetter": {"maxLength": 2}}))?;
+    queue.until("DeadLetterAvailable", ("True", "Available"), &[]).await?;
+    let client = Client::connect(&vhost.uri()).await?;
+    client.publish_all("orders.dlq", [b"one".to_vec(), b"two".to_vec()]).await?;
+    queue.until("DeadLetterAvailable", ("False", "Full"), &["\"orders.dlq\"", "2 messages"]).await?;
+    let refused = eventually(PATIENCE, "the broker refuses one more", async || {
+        ensure!(client.publish("orders.dlq", b"three").await.is_err(), "taken");
+        Ok(())
+    });
+    refused.await?;
+    client.purge("orders.dlq").await?;
+    queue.until("DeadLetterAvailable", ("True", "Available"), &[]).await?;
+    queue.ready().await
+}

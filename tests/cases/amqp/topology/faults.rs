@@ -1,0 +1,163 @@
+//! Brokers that fail, each beside one that does not: nobody waits for a broker.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use warren_broker::BrokerAccess;
+use warren_tests::amqp::Client;
+use warren_tests::broker::{Alarm, Broker, Options, Version, Vhost};
+use warren_tests::wait::eventually;
+
+use super::kept::{Keeper, PATIENCE};
+
+on_each_release!(
+    two_thousand_queues_on_a_dead_broker_do_not_delay_ten_on_a_live_one,
+    a_broker_that_never_answers_is_told_and_delays_nobody,
+    another_address_of_the_list_is_used_when_one_goes,
+    queues_of_one_broker_share_one_connection,
+);
+
+async fn two_thousand_queues_on_a_dead_broker_do_not_delay_ten_on_a_live_one(vhost: Vhost) -> Result<()> {
+    let keeper = Keeper::checking(Duration::from_secs(30));
+    let dead = BrokerAccess::from_uri("amqp://u:p@127.0.0.1:1/")?;
+    let mut beside = Vec::new();
+    for number in 0..2_000 {
+        let mut queue = keeper.named(&format!("dead-{number}"), dead.clone(), json!({}))?;
+        queue.turn();
+        beside.push(queue);
+    }
+    let since = Instant::now();
+    for number in 0..10 {
+        let access = BrokerAccess::from_uri(&vhost.uri())?;
+        keeper.named(&format!("live-{number}"), access, json!({}))?.ready().await?;
+    }
+    ensure!(since.elapsed() < Duration::from_secs(30), "{:?}", since.elapsed());
+    for queue in &mut beside {
+        queue.until("BrokerReachable", ("False", "BrokerUnreachable"), &["127.0.0.1:1"]).await?;
+    }
+    Ok(())
+}
+
+async fn a_broker_that_never_answers_is_told_and_delays_nobody(vhost: Vhost) -> Result<()> {
+    // The kernel takes the connection, and nobody reads from it.
+    let hole = TcpListener::bind("127.0.0.1:0").await?;
+    let address = format!("amqp://u:p@{}/", hole.local_addr()?);
+    let keeper = Keeper::new();
+    let mut holed = keeper.named("holed", BrokerAccess::from_uri(&address)?, json!({}))?;
+    holed.turn();
+    let since = Instant::now();
+    keeper.queue(&vhost.uri(), json!({}))?.ready().await?;
+    ensure!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+    holed.until("BrokerReachable", ("False", "BrokerUnreachable"), &["no answer within"]).await.map(drop)
+}
+
+/// A port that leads to another until the task is aborted.
+struct Way {
+    port: u16,
+    taken: Arc<AtomicBool>,
+    task: JoinHandle<()>,
+}
+
+async fn way_to(port: u16) -> Result<Way> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let (at, taken) = (listener.local_addr()?.port(), Arc::new(AtomicBool::new(false)));
+    let note = taken.clone();
+    let task = tokio::spawn(async move {
+        // Connections end with the task.
+        let mut connections = tokio::task::JoinSet::new();
+        while let Ok((mut near, _)) = listener.accept().await {
+            note.store(true, Ordering::Relaxed);
+            connections.spawn(async move {
+                let mut far = TcpStream::connect(("127.0.0.1", port)).await?;
+                tokio::io::copy_bidirectional(&mut near, &mut far).await
+            });
+        }
+    });
+    Ok(Way { port: at, taken, task })
+}
+
+async fn another_address_of_the_list_is_used_when_one_goes(vhost: Vhost) -> Result<()> {
+    let port = vhost.broker.ports().amqp;
+    let ways = [way_to(port).await?, way_to(port).await?];
+    let uris =
+        ways.each_ref().map(|way| vhost.uri().replace(&format!(":{port}/"), &format!(":{}/", way.port)));
+    let keys = BTreeMap::from([("uris".to_owned(), uris.join("\n").into_bytes())]);
+    // Only a new connection finds what is missing.
+    let keeper = Keeper::checking(Duration::from_secs(3600));
+    let mut queue = keeper.named("orders", BrokerAccess::parse(&keys, None)?, json!({}))?;
+    queue.ready().await?;
+    let client = Client::connect(&vhost.uri()).await?;
+    client.delete("orders.dlq").await?;
+    let used: Vec<_> = ways.iter().filter(|way| way.taken.load(Ordering::Relaxed)).collect();
+    assert_eq!(used.len(), 1, "one address suffices");
+    used[0].task.abort();
+    comes_back(&client, "orders.dlq").await
+}
+
+async fn comes_back(client: &Client, queue: &str) -> Result<()> {
+    eventually(PATIENCE, &format!("{queue} is back"), async || {
+        ensure!(client.ready(queue).await? == Some(0), "not yet");
+        Ok(())
+    })
+    .await
+}
+
+async fn queues_of_one_broker_share_one_connection(vhost: Vhost) -> Result<()> {
+    let keeper = Keeper::new();
+    for number in 0..20 {
+        let access = BrokerAccess::from_uri(&vhost.uri())?;
+        keeper.named(&format!("queue-{number}"), access, json!({}))?.ready().await?;
+    }
+    assert_eq!(keeper.brokers.connected(), (1, 0));
+    Ok(())
+}
+
+/// A memory alarm, a silence, a crash without and with the data.
+async fn survives(version: Version) -> Result<()> {
+    let broker = Broker::start(Options::new("faults").version(version)).await?;
+    let beside = Vhost::on(version, "beside-faults").await?;
+    let keeper = Keeper::checking(Duration::from_secs(3600));
+    let bindings = json!([{"exchange": "shop", "routingKey": "a", "declare": {"type": "Direct"}}]);
+    let mut queue = keeper.queue(&broker.uri("/"), json!({"bindings": bindings}))?;
+    queue.ready().await?;
+
+    // What declares publishes nothing, so the broker goes on reading from it.
+    broker.set_alarm(Alarm::Memory).await?;
+    keeper.named("in-alarm", queue.access.clone(), json!({}))?.ready().await?;
+    broker.clear_alarm(Alarm::Memory).await?;
+
+    broker.freeze().await?;
+    queue.until("BrokerReachable", ("False", "BrokerUnreachable"), &[]).await?;
+    let since = Instant::now();
+    keeper.named("beside", BrokerAccess::from_uri(&beside.uri())?, json!({}))?.ready().await?;
+    ensure!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+    broker.thaw().await?;
+    queue.ready().await?;
+
+    broker.kill9().await?;
+    queue.until("BrokerReachable", ("False", "BrokerUnreachable"), &[]).await?;
+    broker.start_again().await?;
+    queue.ready().await?;
+
+    broker.wipe().await?;
+    let client = Client::connect(&broker.uri("/")).await?;
+    comes_back(&client, "orders").await?;
+    comes_back(&client, "in-alarm").await?;
+    queue.ready().await
+}
+
+#[tokio::test]
+async fn a_queue_survives_alarm_silence_crash_and_a_broker_that_comes_back_empty_on_3_10() -> Result<()> {
+    survives(Version::V3_10).await
+}
+
+#[tokio::test]
+async fn a_queue_survives_alarm_silence_crash_and_a_broker_that_comes_back_empty_on_4_0() -> Result<()> {
+    survives(Version::V4_0).await
+}
