@@ -12,7 +12,7 @@ use warren_broker::connect::ConnectOptions;
 
 use crate::amqp::publisher::Publisher;
 use crate::config::{Fixed, Live};
-use crate::handler::pool::Endpoint;
+use crate::handler::endpoint::Endpoint;
 use crate::health::Health;
 use crate::inbox::Inbox;
 use crate::metrics::{Labels, Metrics};

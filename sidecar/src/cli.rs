@@ -14,11 +14,11 @@ use warren_broker::{BrokerAccess, declare, topology};
 
 use crate::app::{self, Ports};
 use crate::config::{self, Files, Fixed, Live};
-use crate::handler::pool::Endpoint;
+use crate::handler::endpoint::Endpoint;
 use crate::otlp;
 
 /// What ends the program.
-pub type Failure = Box<dyn std::error::Error>;
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Consumes a RabbitMQ queue for the application beside it, over HTTP.
 #[derive(Debug, Parser)]
@@ -195,7 +195,7 @@ async fn local(args: LocalArgs) -> Result<(), Failure> {
         endpoint = endpoint.with_path(&config.handler.path)?;
     }
     if args.declare {
-        declare_queue(&access, &config, args.classic).await?;
+        declare_queue(&access, &config).await?;
     }
     let drain = args.drain_timeout_seconds.unwrap_or(u64::from(config.handler.timeout_seconds) + 15);
     let fixed = Fixed {
@@ -269,7 +269,11 @@ fn local_config(args: &LocalArgs) -> Result<SidecarConfig, Failure> {
     })
 }
 
-async fn declare_queue(access: &BrokerAccess, config: &SidecarConfig, classic: bool) -> Result<(), Failure> {
+/// Declares a configuration's queue with its retry and dead-letter queues, as a Queue with defaults would.
+///
+/// # Errors
+/// What a person should read.
+pub async fn declare_queue(access: &BrokerAccess, config: &SidecarConfig) -> Result<(), Failure> {
     let delays = config
         .queue
         .retry_delays_seconds
@@ -277,11 +281,11 @@ async fn declare_queue(access: &BrokerAccess, config: &SidecarConfig, classic: b
         .map(|delay| i32::try_from(*delay))
         .collect::<Result<_, _>>()?;
     let spec = QueueSpec {
-        queue_type: if classic { QueueType::Classic } else { QueueType::Quorum },
+        queue_type: config.queue.queue_type,
         retry: Retry { delays_seconds: delays, max_attempts: i32::try_from(config.queue.max_attempts)? },
         ..QueueSpec::default()
     };
-    let connection = connect(access, 0, &ConnectOptions::named("warren-sidecar local declare")).await?;
+    let connection = connect(access, 0, &ConnectOptions::named("warren-sidecar declare")).await?;
     let channel = connection.create_channel().await?;
     declare::declare(&channel, &topology::plan(&config.queue.name, &spec)).await?;
     connection.close(200, "declared".into()).await?;

@@ -13,7 +13,8 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::handler::pool::{Endpoint, post};
+use crate::handler::endpoint::Endpoint;
+use crate::handler::pool::post;
 use crate::handler::trace::Context;
 use crate::metrics::Metrics;
 

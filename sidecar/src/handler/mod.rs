@@ -2,6 +2,7 @@
 
 pub mod answer;
 pub mod batch;
+pub mod endpoint;
 pub mod pool;
 pub mod request;
 pub mod trace;

@@ -5,20 +5,20 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use futures::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{OnceCell, watch};
 use tokio::task::JoinHandle;
-use warren_api::queue::{QueueSpec, QueueType, Retry};
+use warren_api::queue::QueueType;
 use warren_api::sidecar::{ConsumerConfig, HandlerConfig, QueueConfig, SidecarConfig};
 use warren_api::worker::PrefetchMode;
-use warren_broker::connect::{ConnectOptions, connect};
+use warren_broker::BrokerAccess;
 use warren_broker::lapin::BasicProperties;
-use warren_broker::{BrokerAccess, declare, topology};
 use warren_sidecar::app::{Ports, Sidecar};
-use warren_sidecar::config::{Fixed, Live};
-use warren_sidecar::handler::pool::Endpoint;
+use warren_sidecar::config::{Files, Fixed, Live};
+use warren_sidecar::handler::endpoint::Endpoint;
 use warren_sidecar::inbox::Inbox;
 use warren_tests::amqp::Client;
 use warren_tests::broker::{Broker, Options, Version};
@@ -70,22 +70,7 @@ impl Place {
     /// Declares the queue of a configuration, as the operator would.
     pub async fn declare(&self, config: &SidecarConfig) -> Result<()> {
         let access = BrokerAccess::from_uri(&self.uri())?;
-        let connection = connect(&access, 0, &ConnectOptions::named("declare")).await?;
-        let delays = config
-            .queue
-            .retry_delays_seconds
-            .iter()
-            .map(|delay| i32::try_from(*delay))
-            .collect::<Result<_, _>>()?;
-        let spec = QueueSpec {
-            queue_type: config.queue.queue_type,
-            retry: Retry { delays_seconds: delays, max_attempts: 24 },
-            ..QueueSpec::default()
-        };
-        let channel = connection.create_channel().await?;
-        declare::declare(&channel, &topology::plan(QUEUE, &spec)).await?;
-        connection.close(200, "declared".into()).await?;
-        Ok(())
+        warren_sidecar::cli::declare_queue(&access, config).await.map_err(|error| anyhow!(error))
     }
 
     /// Declares the queue and starts a sidecar that hands its messages to an application.
@@ -148,9 +133,27 @@ impl Running {
         port: u16,
         spans: Option<warren_sidecar::otlp::Config>,
     ) -> Result<Self> {
-        let endpoint = Endpoint::local(port, &config.handler.path)?;
         let (config, configs) = watch::channel(Arc::new(config));
         let (access, accesses) = watch::channel(Arc::new(access));
+        Self::of(Live { config: configs, access: accesses }, (config, access), port, spans).await
+    }
+
+    /// One that reads its configuration and its Secret from files, as in a pod.
+    pub async fn reading(files: Files, port: u16) -> Result<Self> {
+        let live = files.watch()?;
+        // Nobody listens to these: the files are what counts.
+        let config = watch::Sender::new(live.config.borrow().clone());
+        let access = watch::Sender::new(live.access.borrow().clone());
+        Self::of(live, (config, access), port, None).await
+    }
+
+    async fn of(
+        live: Live,
+        (config, access): (watch::Sender<Arc<SidecarConfig>>, watch::Sender<Arc<BrokerAccess>>),
+        port: u16,
+        spans: Option<warren_sidecar::otlp::Config>,
+    ) -> Result<Self> {
+        let endpoint = Endpoint::local(port, &live.config.borrow().handler.path)?;
         let fixed = Fixed {
             instance: "test".to_owned(),
             drain_timeout: Duration::from_secs(20),
@@ -158,7 +161,6 @@ impl Running {
             spans,
         };
         let free: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
-        let live = Live { config: configs, access: accesses };
         let sidecar = Sidecar::bind(live, fixed, endpoint, Ports { admin: free, local: free }).await?;
         let Ports { admin, local } = sidecar.ports();
         let inbox = sidecar.inbox();
@@ -255,6 +257,12 @@ pub async fn request(
     let head = String::from_utf8_lossy(&answer[..end]).to_lowercase();
     let status = head.split(' ').nth(1).context("no status")?.parse()?;
     Ok(Response { status, head, body: answer[end + 4..].to_vec() })
+}
+
+/// A 200 that is complete when `done` is: an application that takes its time, and leaves the test's one thread to others.
+pub fn answer_after(done: impl Future<Output = ()> + Send + 'static) -> axum::response::Response {
+    let body = done.map(|()| Ok::<_, std::convert::Infallible>("done"));
+    axum::response::Response::new(axum::body::Body::from_stream(body.into_stream()))
 }
 
 /// Waits for the one message of a queue.
