@@ -244,6 +244,7 @@ impl Runtime {
                 let incoming = Incoming {
                     id,
                     attempts: message.attempts,
+                    redelivered: message.redelivered,
                     identity: message.identity(),
                     key: self
                         .config

@@ -17,10 +17,12 @@ use super::prefetch::AutoPrefetch;
 use super::ready::Ready;
 use super::settings::Settings;
 use super::throttle::Throttle;
-use super::window::{State, Window};
+use super::window::{Slot, State, Window};
 
 /// The share of the broker's delivery time-out after which a held delivery is warned of, in percent.
 const HELD_LONG_PERCENT: u32 = 80;
+/// Messages whose attempts are remembered at most, which is the largest window: what another pod handles stays in there.
+const MOST_REMEMBERED: usize = 2000;
 
 /// A call that runs, also when the channel of its deliveries is gone.
 #[derive(Debug)]
@@ -49,6 +51,8 @@ pub struct Engine {
     pub(super) auto: AutoPrefetch,
     /// When to look again at single deliveries; entries may be stale.
     pub(super) timers: BinaryHeap<Reverse<(Time, DeliveryId)>>,
+    /// Failed attempts of messages that went back to the broker and were tried in place, by message id.
+    remembered: HashMap<u64, u32>,
     pub(super) drain: Drain,
     pub(super) terminating: bool,
     wake: Option<Time>,
@@ -91,6 +95,7 @@ impl Engine {
             breaker: Breaker::new(),
             auto: AutoPrefetch::default(),
             timers: BinaryHeap::new(),
+            remembered: HashMap::new(),
             drain: Drain::No,
             terminating: false,
             wake: None,
@@ -159,12 +164,25 @@ impl Engine {
         }
         self.generation = None;
         self.subscription = Subscription::None;
-        self.window = Window::new(generation);
+        for slot in std::mem::replace(&mut self.window, Window::new(generation)).open_slots() {
+            self.remember(slot);
+        }
         self.late = 0;
         self.timers.clear();
         let busy: Vec<u64> = self.busy_keys().collect();
         self.ready.rebuild(Vec::new(), busy.into_iter());
         effects.push(Effect::ForgetAll { generation });
+    }
+
+    /// Keeps the failed attempts of a message that goes back to the broker: no copy has recorded those that were made in
+    /// place, and it would never run out of them.
+    pub(super) fn remember(&mut self, slot: &Slot) {
+        if self.remembered.len() >= MOST_REMEMBERED {
+            self.remembered.clear();
+        }
+        if let Some(identity) = slot.incoming.identity.filter(|_| slot.local_attempts > 0) {
+            self.remembered.insert(identity, slot.local_attempts);
+        }
     }
 
     /// The keys of calls that run, whatever became of their channel.
@@ -179,8 +197,14 @@ impl Engine {
         }
         let (id, key, oversized, attempts) =
             (incoming.id, incoming.key, incoming.oversized, incoming.attempts);
+        let again = incoming.identity.filter(|_| incoming.redelivered);
         if self.generation != Some(id.generation) || !self.window.push(incoming, now) {
             return;
+        }
+        if let Some(earlier) = again.and_then(|identity| self.remembered.remove(&identity))
+            && let Some(slot) = self.window.get_mut(id)
+        {
+            slot.local_attempts = earlier;
         }
         match oversized {
             None => self.ready.push(id, key),

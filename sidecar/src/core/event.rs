@@ -27,6 +27,8 @@ pub struct Incoming {
     pub id: DeliveryId,
     /// Attempts that earlier copies of the message have used, from its own header.
     pub attempts: u32,
+    /// Whether the broker has delivered it before.
+    pub redelivered: bool,
     /// Hash of the message id, if there is one: tells one message failing often from many failing.
     pub identity: Option<u64>,
     /// Hash of the ordering key, if ordering is asked for and the message has one.

@@ -200,6 +200,9 @@ impl Engine {
             return;
         }
         for id in returned {
+            if let Some(slot) = self.window.get_mut(id).cloned() {
+                self.remember(&slot);
+            }
             self.window.give_back(id);
             effects.push(Effect::Nack { id });
             effects.push(Effect::Forget { id });

@@ -45,6 +45,8 @@ struct World {
     next_tag: u64,
     queue: std::collections::VecDeque<Message>,
     unacked: BTreeMap<u64, Message>,
+    /// Messages that the broker has delivered before.
+    returned: BTreeSet<u64>,
     delivered_to_consumer: BTreeSet<u64>,
     calls: HashMap<CallId, Vec<Called>>,
     at_handler: HashMap<DeliveryId, CallId>,
@@ -75,6 +77,7 @@ impl World {
             next_tag: 1,
             queue: Default::default(),
             unacked: Default::default(),
+            returned: Default::default(),
             delivered_to_consumer: Default::default(),
             calls: Default::default(),
             at_handler: Default::default(),
@@ -129,6 +132,7 @@ impl World {
             self.consuming = None;
             self.delivered_to_consumer.clear();
             for (_, message) in std::mem::take(&mut self.unacked).into_iter().rev() {
+                self.returned.insert(message.number);
                 self.queue.push_front(message);
             }
             self.pending
@@ -195,6 +199,7 @@ impl World {
                 assert!(!self.at_handler.contains_key(&id), "given back while the handler works on it");
                 let message = self.unacked.remove(&id.tag).expect("settled twice");
                 self.delivered_to_consumer.remove(&id.tag);
+                self.returned.insert(message.number);
                 self.queue.push_front(message);
             }
             Effect::Publish { id, copy } => self.publishes.push((id, copy)),
@@ -236,6 +241,7 @@ impl World {
         let incoming = Incoming {
             id,
             attempts: message.attempts,
+            redelivered: self.returned.contains(&message.number),
             identity: Some(message.number),
             key: message.key,
             oversized: None,
@@ -282,6 +288,7 @@ impl World {
             match copy {
                 Copy::Retry { delay_seconds, attempts } => {
                     self.retried.push((message.number, delay_seconds, attempts));
+                    self.returned.remove(&message.number);
                     self.queue.push_back(Message { attempts, ..message });
                 }
                 Copy::Dead { reason, .. } => self.dead.push((message.number, reason)),
@@ -629,6 +636,29 @@ fn messages_of_a_key_go_in_order_and_a_failing_one_holds_only_its_key() {
     assert_eq!(of_key_1, [0, 1, 4]);
     assert_eq!(world.handled[..2], [2, 3], "the other key did not wait");
     assert_eq!(world.retried, [], "in place, not over the ladder");
+}
+
+#[test]
+fn attempts_of_a_key_outlive_a_lost_channel_and_a_pause_and_run_out() {
+    let mut world = World::new(settings());
+    world.queue.push_back(Message { number: 0, attempts: 0, key: Some(1) });
+    world.connect();
+    world.settle();
+    for attempt in 1..=5 {
+        let attempts: Vec<u32> = world.calls.values().flatten().map(|called| called.attempt).collect();
+        assert_eq!(attempts, [attempt]);
+        world.answer_all(retry(500));
+        if attempt % 2 == 0 {
+            world.disconnect();
+            world.connect();
+        } else {
+            world.step(Event::Configured(Box::new(Settings { paused: true, ..settings() })));
+            world.settle();
+            world.step(Event::Configured(Box::new(settings())));
+        }
+        world.settle();
+    }
+    assert_eq!(world.dead, [(0, DeadReason::Exhausted)]);
 }
 
 #[test]

@@ -255,12 +255,10 @@ mod tests {
         let mut window = Window::new(1);
         for tag in 1..=count {
             let id = DeliveryId { generation: 1, tag };
-            assert!(
-                window.push(
-                    Incoming { id, attempts: 0, identity: None, key: None, oversized: None },
-                    Time::ZERO
-                )
-            );
+            assert!(window.push(
+                Incoming { id, attempts: 0, redelivered: false, identity: None, key: None, oversized: None },
+                Time::ZERO
+            ));
         }
         window
     }
@@ -326,7 +324,14 @@ mod tests {
         let mut window = window(1);
         for tag in 2..5000 {
             window.push(
-                Incoming { id: id(tag), attempts: 0, identity: None, key: None, oversized: None },
+                Incoming {
+                    id: id(tag),
+                    attempts: 0,
+                    redelivered: false,
+                    identity: None,
+                    key: None,
+                    oversized: None,
+                },
                 Time::ZERO,
             );
             window.finish(id(tag), Time::ZERO);
