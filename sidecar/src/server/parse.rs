@@ -311,6 +311,28 @@ mod tests {
             let _ = line(&bytes);
         }
 
+        /// Bytes at random hardly ever get past the JSON: these do, with any text or type in any field.
+        #[test]
+        fn almost_right_lines_neither_and_what_passes_is_what_was_given(
+            field in prop::sample::select(vec![
+                "exchange", "routingKey", "text", "base64", "json", "messageId", "expiration", "priority", "contentType", "headers",
+            ]),
+            text in ".{0,300}",
+            number in any::<i64>(),
+            kind in 0..4,
+        ) {
+            let value = match kind {
+                0 => Value::from(text.as_str()),
+                1 => Value::from(number),
+                2 => Value::from(vec![text.as_str()]),
+                _ => serde_json::json!({ text.as_str(): number }),
+            };
+            let bytes = serde_json::json!({ field: &value }).to_string();
+            if let Ok(message) = line(bytes.as_bytes()) && field == "text" {
+                prop_assert_eq!(Some(message.body.as_ref()), value.as_str().map(str::as_bytes));
+            }
+        }
+
         #[test]
         fn foreign_queries_and_headers_never_crash_it(query in ".{0,80}", value in "[ -~]{0,80}") {
             let headers = headers(&[("warren-header-a", &value), ("warren-priority", &value), ("warren-message-id", &value)]);
