@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use futures::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{OnceCell, watch};
@@ -257,12 +256,6 @@ pub async fn request(
     let head = String::from_utf8_lossy(&answer[..end]).to_lowercase();
     let status = head.split(' ').nth(1).context("no status")?.parse()?;
     Ok(Response { status, head, body: answer[end + 4..].to_vec() })
-}
-
-/// A 200 that is complete when `done` is: an application that takes its time, and leaves the test's one thread to others.
-pub fn answer_after(done: impl Future<Output = ()> + Send + 'static) -> axum::response::Response {
-    let body = done.map(|()| Ok::<_, std::convert::Infallible>("done"));
-    axum::response::Response::new(axum::body::Body::from_stream(body.into_stream()))
 }
 
 /// Waits for the one message of a queue.

@@ -1,20 +1,40 @@
 //! The broker's moods, each with a broker of its own where it is harmed.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use axum::body::{Body, Bytes};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
+use tokio::sync::watch;
 use warren_broker::BrokerAccess;
+use warren_broker::connect::{ConnectOptions, connect};
+use warren_sidecar::config::Files;
 use warren_tests::app::App;
 use warren_tests::authority::Authority;
-use warren_tests::broker::{Alarm, Options, Tls, Version};
+use warren_tests::broker::{Alarm, Options, Tls, USER};
 use warren_tests::wait::eventually;
 
 use crate::harness::{PATIENCE, Place, QUEUE, Running, config, request};
 
 on_each_release!(
     a_queue_that_is_deleted_and_declared_again_is_consumed_again,
-    rotated_credentials_are_taken_over
+    rotated_credentials_are_taken_over,
+    credentials_rotated_in_the_mounted_secret_are_taken_over_without_a_restart,
+);
+
+on_a_broker_of_each_release!(
+    a_killed_broker_loses_nothing_and_is_consumed_again,
+    acks_flow_under_an_alarm_and_publishes_are_429,
+    a_broker_that_comes_back_empty_is_consumed_once_the_queue_is_declared_again,
+    a_broker_that_falls_silent_is_found_by_heartbeat,
+    a_406_on_consumer_timeout_is_warned_of_and_the_message_comes_back,
+    tls_with_a_private_authority_works_and_an_unknown_one_is_refused,
+    mutual_tls_works_and_a_client_without_a_certificate_is_refused,
 );
 
 async fn a_queue_that_is_deleted_and_declared_again_is_consumed_again(place: Place) -> Result<()> {
@@ -30,81 +50,119 @@ async fn a_queue_that_is_deleted_and_declared_again_is_consumed_again(place: Pla
     sidecar.settled("ack", 2).await
 }
 
+/// A user of this vhost that may consume and publish; its URI.
+async fn user(place: &Place, name: &str) -> Result<String> {
+    let name = format!("{name}-{}", place.vhost);
+    place.broker.user(&name, "secret").await?;
+    place.broker.permissions(&name, &place.vhost, "^$", ".*", ".*").await?;
+    let uri = place.uri();
+    let (_, rest) = uri.split_once('@').unwrap();
+    Ok(format!("amqp://{name}:secret@{rest}"))
+}
+
 async fn rotated_credentials_are_taken_over(place: Place) -> Result<()> {
     let app = App::start().await?;
     let sidecar = place.sidecar(config(), app.port()).await?;
     sidecar.until("warren_sidecar_connected", "", 1.0).await?;
-    let user = format!("rotated-{}", place.vhost);
-    place.broker.user(&user, "secret").await?;
-    place.broker.permissions(&user, &place.vhost, "^$", ".*", ".*").await?;
-    let uri = place.uri();
-    let (_, rest) = uri.split_once('@').unwrap();
-    sidecar.access.send(Arc::new(BrokerAccess::from_uri(&format!("amqp://{user}:secret@{rest}"))?))?;
+    sidecar.access.send(Arc::new(BrokerAccess::from_uri(&user(&place, "rotated").await?)?))?;
     sidecar.until("warren_sidecar_reconnects_total", "", 1.0).await?;
     place.client().await?.publish(QUEUE, b"x").await?;
     sidecar.settled("ack", 1).await
 }
 
-#[tokio::test]
-async fn a_killed_broker_loses_nothing_and_is_consumed_again() -> Result<()> {
-    for version in [Version::V3_10, Version::V4_0] {
-        let place = Place::own(Options::new("killed").version(version)).await?;
-        let app = App::working(Duration::from_millis(5)).await?;
-        let mut config = config();
-        (config.consumer.prefetch, config.consumer.concurrency) = (20, 5);
-        let _sidecar = place.sidecar(config, app.port()).await?;
-        let client = place.client().await?;
-        client.publish_all(QUEUE, (0..2000).map(|number: u32| number.to_string().into_bytes())).await?;
-        place.broker.kill9().await?;
-        place.broker.start_again().await?;
-        eventually(PATIENCE, "every confirmed message is handled", async || {
-            let handled: std::collections::HashSet<String> =
-                app.calls().iter().map(|call| call.text()).collect();
-            ensure!(handled.len() == 2000, "{} handled", handled.len());
-            Ok(())
-        })
-        .await?;
+/// Writes a volume of files as the kubelet does: all of them in a new folder, then one rename of the link `..data`.
+fn mount(volume: &Path, version: &str, files: &[(&str, &str)]) -> Result<()> {
+    let folder = volume.join(format!("..{version}"));
+    std::fs::create_dir_all(&folder)?;
+    for (name, content) in files {
+        std::fs::write(folder.join(name), content)?;
+        let link = volume.join(name);
+        if !link.is_symlink() {
+            std::os::unix::fs::symlink(format!("..data/{name}"), link)?;
+        }
     }
+    std::os::unix::fs::symlink(format!("..{version}"), volume.join("..data_tmp"))?;
+    Ok(std::fs::rename(volume.join("..data_tmp"), volume.join("..data"))?)
+}
+
+async fn credentials_rotated_in_the_mounted_secret_are_taken_over_without_a_restart(
+    place: Place,
+) -> Result<()> {
+    place.declare(&config()).await?;
+    let pod = tempfile::tempdir()?;
+    let files = Files { config: pod.path().join("config/config.json"), broker: pod.path().join("broker") };
+    mount(&pod.path().join("config"), "1", &[("config.json", &serde_json::to_string(&config())?)])?;
+    mount(&files.broker, "1", &[("uri", &user(&place, "first").await?)])?;
+    let app = App::start().await?;
+    let sidecar = Running::reading(files.clone(), app.port()).await?;
+    let client = place.client().await?;
+    client.publish(QUEUE, b"x").await?;
+    sidecar.settled("ack", 1).await?;
+    mount(&files.broker, "2", &[("uri", &user(&place, "second").await?)])?;
+    sidecar.until("warren_sidecar_reconnects_total", "", 1.0).await?;
+    // With its user a connection that still used it would go, and not come back.
+    place.broker.delete_user(&format!("first-{}", place.vhost)).await?;
+    client.publish(QUEUE, b"y").await?;
+    sidecar.settled("ack", 2).await?;
+    let published = request(sidecar.local, "POST", "/publish?routingKey=orders", &[], b"z").await?;
+    ensure!(published.status == 202, "{published:?}");
+    sidecar.settled("ack", 3).await?;
+    ensure!(sidecar.metric("warren_sidecar_reconnects_total", "").await? < 1.5);
     Ok(())
 }
 
-#[tokio::test]
-async fn acks_flow_under_an_alarm_and_publishes_are_429() -> Result<()> {
-    for version in [Version::V3_10, Version::V4_0] {
-        let place = Place::own(Options::new("alarm").version(version)).await?;
-        let app = App::start().await?;
-        let sidecar = place.sidecar(config(), app.port()).await?;
-        let client = place.client().await?;
-        // Both connections are in use before the alarm.
-        ensure!(request(sidecar.local, "POST", "/publish?routingKey=orders", &[], b"x").await?.status == 202);
-        sidecar.settled("ack", 1).await?;
-        sidecar.configure(|config| config.consumer.paused = true);
-        sidecar.until("warren_sidecar_prefetch", "", 0.0).await?;
-        client.publish_all(QUEUE, (0..50).map(|_| b"x".to_vec())).await?;
-        place.broker.set_alarm(Alarm::Memory).await?;
-        sidecar.configure(|config| config.consumer.paused = false);
-        sidecar.settled("ack", 51).await?;
-        eventually(PATIENCE, "a publish is refused for now", async || {
-            let publish = request(sidecar.local, "POST", "/publish?routingKey=orders", &[], b"x");
-            let answer = tokio::time::timeout(Duration::from_secs(40), publish).await??;
-            ensure!(answer.status == 429 && answer.head.contains("retry-after"), "{answer:?}");
-            Ok(())
-        })
-        .await?;
-        place.broker.clear_alarm(Alarm::Memory).await?;
-        eventually(PATIENCE, "publishing works again", async || {
-            let answer = request(sidecar.local, "POST", "/publish?routingKey=orders", &[], b"x").await?;
-            ensure!(answer.status == 202, "{answer:?}");
-            Ok(())
-        })
-        .await?;
-    }
-    Ok(())
+async fn a_killed_broker_loses_nothing_and_is_consumed_again(options: Options) -> Result<()> {
+    let place = Place::own(options).await?;
+    let app = App::working(Duration::from_millis(5)).await?;
+    let mut config = config();
+    (config.consumer.prefetch, config.consumer.concurrency) = (20, 5);
+    let _sidecar = place.sidecar(config, app.port()).await?;
+    let client = place.client().await?;
+    client.publish_all(QUEUE, (0..2000).map(|number: u32| number.to_string().into_bytes())).await?;
+    place.broker.kill9().await?;
+    place.broker.start_again().await?;
+    eventually(PATIENCE, "every confirmed message is handled", async || {
+        let handled: std::collections::HashSet<String> = app.calls().iter().map(|call| call.text()).collect();
+        ensure!(handled.len() == 2000, "{} handled", handled.len());
+        Ok(())
+    })
+    .await
 }
 
-#[tokio::test]
-async fn a_broker_that_comes_back_empty_is_consumed_once_the_queue_is_declared_again() -> Result<()> {
-    let place = Place::own(Options::new("wiped")).await?;
+async fn acks_flow_under_an_alarm_and_publishes_are_429(options: Options) -> Result<()> {
+    let place = Place::own(options).await?;
+    let app = App::start().await?;
+    let sidecar = place.sidecar(config(), app.port()).await?;
+    let client = place.client().await?;
+    // Both connections are in use before the alarm.
+    ensure!(request(sidecar.local, "POST", "/publish?routingKey=orders", &[], b"x").await?.status == 202);
+    sidecar.settled("ack", 1).await?;
+    sidecar.configure(|config| config.consumer.paused = true);
+    sidecar.until("warren_sidecar_prefetch", "", 0.0).await?;
+    client.publish_all(QUEUE, (0..50).map(|_| b"x".to_vec())).await?;
+    place.broker.set_alarm(Alarm::Memory).await?;
+    sidecar.configure(|config| config.consumer.paused = false);
+    sidecar.settled("ack", 51).await?;
+    eventually(PATIENCE, "a publish is refused for now", async || {
+        let publish = request(sidecar.local, "POST", "/publish?routingKey=orders", &[], b"x");
+        let answer = tokio::time::timeout(Duration::from_secs(40), publish).await??;
+        ensure!(answer.status == 429 && answer.head.contains("retry-after"), "{answer:?}");
+        Ok(())
+    })
+    .await?;
+    place.broker.clear_alarm(Alarm::Memory).await?;
+    eventually(PATIENCE, "publishing works again", async || {
+        let answer = request(sidecar.local, "POST", "/publish?routingKey=orders", &[], b"x").await?;
+        ensure!(answer.status == 202, "{answer:?}");
+        Ok(())
+    })
+    .await
+}
+
+async fn a_broker_that_comes_back_empty_is_consumed_once_the_queue_is_declared_again(
+    options: Options,
+) -> Result<()> {
+    let place = Place::own(options).await?;
     let app = App::start().await?;
     let sidecar = place.sidecar(config(), app.port()).await?;
     sidecar.until("warren_sidecar_connected", "", 1.0).await?;
@@ -115,9 +173,8 @@ async fn a_broker_that_comes_back_empty_is_consumed_once_the_queue_is_declared_a
     sidecar.settled("ack", 1).await
 }
 
-#[tokio::test]
-async fn a_broker_that_falls_silent_is_found_by_heartbeat() -> Result<()> {
-    let place = Place::own(Options::new("silent")).await?;
+async fn a_broker_that_falls_silent_is_found_by_heartbeat(options: Options) -> Result<()> {
+    let place = Place::own(options).await?;
     let app = App::start().await?;
     let sidecar = place.sidecar(config(), app.port()).await?;
     sidecar.until("warren_sidecar_connected", "", 1.0).await?;
@@ -128,37 +185,96 @@ async fn a_broker_that_falls_silent_is_found_by_heartbeat() -> Result<()> {
     sidecar.settled("ack", 1).await
 }
 
-#[tokio::test]
-async fn mutual_tls_with_a_private_authority_works_and_a_stranger_is_refused() -> Result<()> {
-    let authority = Authority::new("warren test")?;
-    let tls = Tls::new(&authority, &["localhost".to_owned(), "127.0.0.1".to_owned()])?.mutual();
-    let place = Place::own(Options::new("tls").tls(tls)).await?;
-    place.declare(&config()).await?;
-    let client = authority.issue("client", "warren", &[])?;
-    let port = place.broker.ports().amqps;
-    let (user, password) = (warren_tests::broker::USER, place.broker.password());
-    let secret = |ca: String, own: bool| {
-        let mut keys: std::collections::BTreeMap<String, Vec<u8>> = [
-            ("uri".to_owned(), format!("amqps://{user}:{password}@localhost:{port}").into_bytes()),
-            ("ca.crt".to_owned(), ca.into_bytes()),
-        ]
-        .into();
-        if own {
-            keys.insert("tls.crt".to_owned(), client.certificate.clone().into_bytes());
-            keys.insert("tls.key".to_owned(), client.key.clone().into_bytes());
+async fn a_406_on_consumer_timeout_is_warned_of_and_the_message_comes_back(options: Options) -> Result<()> {
+    const TIMEOUT_SECONDS: u32 = 6;
+    let place = Place::own(options).await?;
+    place
+        .broker
+        .eval(&format!(
+            "application:set_env(rabbit, consumer_timeout, {TIMEOUT_SECONDS}000), \
+             application:set_env(rabbit, channel_tick_interval, 500)"
+        ))
+        .await?;
+    // The first call is answered in full only after the broker has struck.
+    let (release, released) = watch::channel(false);
+    let app = App::answering(move |call| {
+        if call.header("warren-redelivered") == "true" {
+            return StatusCode::OK.into_response();
         }
-        BrokerAccess::parse(&keys, None)
-    };
-    let app = App::start().await?;
-    let sidecar = Running::start(config(), secret(authority.certificate(), true)?, app.port()).await?;
-    place.client().await?.publish(QUEUE, b"x").await?;
+        let mut released = released.clone();
+        let body = async move { released.wait_for(|so| *so).await.map(|_| Bytes::from("done")) };
+        Response::new(Body::from_stream(body.into_stream()))
+    })
+    .await?;
+    let mut config = config();
+    config.handler.timeout_seconds = 120;
+    config.queue.consumer_timeout_seconds = Some(TIMEOUT_SECONDS);
+    let sidecar = place.sidecar(config, app.port()).await?;
+    let client = place.client().await?;
+    client.publish(QUEUE, b"x").await?;
+    sidecar.until("warren_sidecar_deliveries_held_long_total", "", 1.0).await?;
+    sidecar.until("warren_sidecar_reconnects_total", "", 1.0).await?;
+    release.send(true)?;
+    // The late answer is dropped: it belongs to a channel that is gone. The broker's own redelivery is no attempt.
+    sidecar.until("warren_sidecar_stale_answers_total", "", 1.0).await?;
     sidecar.settled("ack", 1).await?;
+    let calls: Vec<_> = app
+        .calls()
+        .iter()
+        .map(|call| ["warren-redelivered", "warren-attempt"].map(|name| call.header(name).to_owned()))
+        .collect();
+    ensure!(calls == [["false", "1"], ["true", "1"]], "{calls:?}");
+    // Only what is held is warned of, so the one warning came before the channel was gone.
+    ensure!(sidecar.metric("warren_sidecar_deliveries_held_long_total", "").await? < 1.5);
+    sidecar.terminate().await?;
+    ensure!(client.ready(QUEUE).await? == Some(0), "handled once, lost never");
+    Ok(())
+}
+
+/// The Secret of a broker that speaks TLS.
+fn secret(place: &Place, authority: &Authority, client: Option<&Authority>) -> Result<BrokerAccess> {
+    let (password, port) = (place.broker.password(), place.broker.ports().amqps);
+    let uri = format!("amqps://{USER}:{password}@localhost:{port}");
+    let mut keys: BTreeMap<String, Vec<u8>> =
+        [("uri".to_owned(), uri.into_bytes()), ("ca.crt".to_owned(), authority.certificate().into_bytes())]
+            .into();
+    if let Some(client) = client {
+        let issued = client.issue("client", "warren", &[])?;
+        keys.insert("tls.crt".to_owned(), issued.certificate.into_bytes());
+        keys.insert("tls.key".to_owned(), issued.key.into_bytes());
+    }
+    Ok(BrokerAccess::parse(&keys, None)?)
+}
+
+/// Consumes over TLS.
+async fn consumes(place: &Place, access: BrokerAccess) -> Result<()> {
+    place.declare(&config()).await?;
+    let app = App::start().await?;
+    let sidecar = Running::start(config(), access, app.port()).await?;
+    place.client().await?.publish(QUEUE, b"x").await?;
+    sidecar.settled("ack", 1).await
+}
+
+async fn refused(access: &BrokerAccess) -> bool {
+    connect(access, 0, &ConnectOptions::named("stranger")).await.is_err()
+}
+
+async fn tls_with_a_private_authority_works_and_an_unknown_one_is_refused(options: Options) -> Result<()> {
+    let authority = Authority::new("warren test")?;
+    let tls = Tls::new(&authority, &["localhost".to_owned()])?;
+    let place = Place::own(options.tls(tls)).await?;
+    consumes(&place, secret(&place, &authority, None)?).await?;
+    ensure!(refused(&secret(&place, &Authority::new("somebody else")?, None)?).await);
+    Ok(())
+}
+
+async fn mutual_tls_works_and_a_client_without_a_certificate_is_refused(options: Options) -> Result<()> {
+    let authority = Authority::new("warren test")?;
+    let tls = Tls::new(&authority, &["localhost".to_owned()])?.mutual();
+    let place = Place::own(options.tls(tls)).await?;
+    consumes(&place, secret(&place, &authority, Some(&authority))?).await?;
+    ensure!(refused(&secret(&place, &authority, None)?).await, "no certificate");
     let other = Authority::new("somebody else")?;
-    let stranger = Running::start(config(), secret(other.certificate(), true)?, app.port()).await?;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    ensure!(
-        stranger.metric("warren_sidecar_connected", "").await? < 0.5,
-        "an unknown authority is not trusted"
-    );
+    ensure!(refused(&secret(&place, &authority, Some(&other))?).await, "a certificate of somebody else");
     Ok(())
 }

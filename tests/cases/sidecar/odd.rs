@@ -14,9 +14,9 @@ use warren_tests::app::App;
 use crate::harness::{Place, QUEUE, config, headers_of, message_of};
 
 on_each_release!(
-    a_time_out_a_broken_answer_and_none_at_all_climb_the_ladder,
+    a_time_out_a_1xx_a_broken_answer_and_none_at_all_climb_the_ladder,
     a_huge_answer_is_cut_and_its_status_counts,
-    bodies_of_any_size_and_kind_are_handed_over_as_they_are,
+    bodies_of_any_kind_and_up_to_the_brokers_maximum_are_handed_over_as_they_are,
     a_body_above_max_body_bytes_is_dead_lettered_without_a_call,
     properties_that_contradict_or_are_missing_harm_nothing,
 );
@@ -45,12 +45,15 @@ async fn raw(answer: Option<&'static [u8]>) -> Result<(u16, tokio::task::JoinHan
     Ok((port, serving))
 }
 
-async fn a_time_out_a_broken_answer_and_none_at_all_climb_the_ladder(place: Place) -> Result<()> {
+async fn a_time_out_a_1xx_a_broken_answer_and_none_at_all_climb_the_ladder(place: Place) -> Result<()> {
     let client = place.client().await?;
     for (answer, class) in [
         (Some(&b"this is no HTTP\r\n\r\n"[..]), "broken"),
         (Some(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf"), "broken"),
         (Some(b"HTTP/1.1 20"), "broken"),
+        // 1xx alone is no answer yet, and nothing else came.
+        (Some(b"HTTP/1.1 103 Early Hints\r\n\r\n"), "broken"),
+        (Some(b"HTTP/1.1 101 Switching Protocols\r\n\r\n"), "other"),
         (Some(b""), "broken"),
         (None, "timed_out"),
     ] {
@@ -87,12 +90,17 @@ async fn a_huge_answer_is_cut_and_its_status_counts(place: Place) -> Result<()> 
     Ok(())
 }
 
-async fn bodies_of_any_size_and_kind_are_handed_over_as_they_are(place: Place) -> Result<()> {
+async fn bodies_of_any_kind_and_up_to_the_brokers_maximum_are_handed_over_as_they_are(
+    place: Place,
+) -> Result<()> {
     let app = App::start().await?;
-    let sidecar = place.sidecar(config(), app.port()).await?;
+    let mut config = config();
+    config.handler.timeout_seconds = 60;
+    let sidecar = place.sidecar(config, app.port()).await?;
     let client = place.client().await?;
     let all_bytes: Vec<u8> = (0..=255).cycle().take(1024 * 1024).collect();
-    let bodies = [vec![], vec![0], all_bytes, vec![b'x'; 15 * 1024 * 1024]];
+    // The last is as large as a broker of 4.0 takes (`max_message_size`).
+    let bodies = [vec![], vec![0], all_bytes, vec![b'x'; 16 * 1024 * 1024]];
     for body in &bodies {
         client.publish(QUEUE, body).await?;
     }
