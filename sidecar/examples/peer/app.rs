@@ -1,7 +1,7 @@
 //! The smallest HTTP server that can take messages: it reads a head and a body, and says 200.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -12,7 +12,7 @@ use crate::Failure;
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
 
 /// Serves until so many messages came.
-pub async fn run(port: u16, count: u64, batch: bool) -> Result<Value, Failure> {
+pub async fn run(port: u16, count: u64, batch: bool, delay: Duration) -> Result<Value, Failure> {
     let (sender, mut got) = mpsc::unbounded_channel();
     let listener = TcpListener::bind(("127.0.0.1", port)).await?;
     tokio::spawn(serve(
@@ -22,6 +22,7 @@ pub async fn run(port: u16, count: u64, batch: bool) -> Result<Value, Failure> {
             // The end of the measurement is the end of the process.
             let _ = sender.send(messages as u64);
         }),
+        delay,
     ));
     let mut total = 0;
     let mut first = None;
@@ -40,18 +41,22 @@ pub async fn run(port: u16, count: u64, batch: bool) -> Result<Value, Failure> {
     Ok(Value::Null)
 }
 
-/// Serves each connection; `got` sees each body.
-pub async fn serve<F: Fn(&[u8]) + Send + Sync + 'static>(listener: TcpListener, got: Arc<F>) {
+/// Serves each connection; `got` sees each body, and each answer takes a while.
+pub async fn serve<F: Fn(&[u8]) + Send + Sync + 'static>(
+    listener: TcpListener,
+    got: Arc<F>,
+    delay: Duration,
+) {
     while let Ok((stream, _)) = listener.accept().await {
         let got = Arc::clone(&got);
         tokio::spawn(async move {
             // A client that hangs up ends its own connection only.
-            let _ = connection(stream, &*got).await;
+            let _ = connection(stream, &*got, delay).await;
         });
     }
 }
 
-async fn connection(stream: TcpStream, got: &impl Fn(&[u8])) -> std::io::Result<()> {
+async fn connection(stream: TcpStream, got: &impl Fn(&[u8]), delay: Duration) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer = Vec::with_capacity(16 * 1024);
     loop {
@@ -71,6 +76,9 @@ async fn connection(stream: TcpStream, got: &impl Fn(&[u8])) -> std::io::Result<
         }
         got(buffer.get(head..head + length).unwrap_or_default());
         buffer.drain(..head + length);
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
         write_all(&stream, OK).await?;
     }
 }

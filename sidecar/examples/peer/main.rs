@@ -4,11 +4,14 @@
 #![allow(clippy::print_stdout, reason = "the results are its output")]
 
 mod app;
+mod by_hand;
 mod latency;
 mod publish;
 mod raw;
 
-use clap::{Parser, Subcommand};
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
 
 /// What ends a command.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -19,9 +22,20 @@ struct Arguments {
     command: Command,
 }
 
+/// A queue on a broker, and how many messages.
+#[derive(Args)]
+struct At {
+    #[arg(long)]
+    amqp: String,
+    #[arg(long)]
+    queue: String,
+    #[arg(long)]
+    count: u64,
+}
+
 #[derive(Subcommand)]
 enum Command {
-    /// An application that answers 200 at once; says when it got the first and the last of `count` messages
+    /// An application that answers 200; says when it got the first and the last of `count` messages
     App {
         #[arg(long)]
         port: u16,
@@ -29,52 +43,46 @@ enum Command {
         count: u64,
         #[arg(long)]
         batch: bool,
+        /// How long each answer takes
+        #[arg(long, default_value_t = 0)]
+        delay_milliseconds: u64,
     },
     /// Fill a queue
     Fill {
-        #[arg(long)]
-        amqp: String,
-        #[arg(long)]
-        queue: String,
-        #[arg(long)]
-        count: u64,
+        #[command(flatten)]
+        at: At,
         #[arg(long)]
         size: usize,
     },
     /// Consume without an application: ack each, or many at once
     Raw {
-        #[arg(long)]
-        amqp: String,
-        #[arg(long)]
-        queue: String,
-        #[arg(long)]
-        count: u64,
+        #[command(flatten)]
+        at: At,
         #[arg(long)]
         prefetch: u16,
         #[arg(long)]
         multiple: bool,
     },
-    /// One message at a time, from publish to handler: through a sidecar, or by a consumer of its own that posts by hand
-    Latency {
+    /// Consume at prefetch 1 and post each message to an application by hand, until ended
+    ByHand {
         #[arg(long)]
         amqp: String,
         #[arg(long)]
         queue: String,
         #[arg(long)]
-        count: u64,
+        port: u16,
+    },
+    /// One message at a time, from publish to the handler, which is this process
+    Latency {
+        #[command(flatten)]
+        at: At,
         #[arg(long)]
         port: u16,
-        #[arg(long)]
-        raw: bool,
     },
     /// Publish over AMQP, with so many confirms in flight
     Publish {
-        #[arg(long)]
-        amqp: String,
-        #[arg(long)]
-        queue: String,
-        #[arg(long)]
-        count: u64,
+        #[command(flatten)]
+        at: At,
         #[arg(long)]
         callers: usize,
     },
@@ -94,16 +102,17 @@ enum Command {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Failure> {
     let result = match Arguments::parse().command {
-        Command::App { port, count, batch } => app::run(port, count, batch).await?,
-        Command::Fill { amqp, queue, count, size } => publish::fill(&amqp, &queue, count, size).await?,
-        Command::Raw { amqp, queue, count, prefetch, multiple } => {
-            raw::run(&amqp, &queue, count, prefetch, multiple).await?
+        Command::App { port, count, batch, delay_milliseconds } => {
+            app::run(port, count, batch, Duration::from_millis(delay_milliseconds)).await?
         }
-        Command::Latency { amqp, queue, count, port, raw } => {
-            latency::run(&amqp, &queue, count, port, raw).await?
+        Command::Fill { at, size } => publish::fill(&at.amqp, &at.queue, at.count, size).await?,
+        Command::Raw { at, prefetch, multiple } => {
+            raw::run(&at.amqp, &at.queue, at.count, prefetch, multiple).await?
         }
-        Command::Publish { amqp, queue, count, callers } => {
-            publish::fill_with(&amqp, &queue, count, 256, callers).await?
+        Command::ByHand { amqp, queue, port } => by_hand::run(&amqp, &queue, port).await?,
+        Command::Latency { at, port } => latency::run(&at.amqp, &at.queue, at.count, port).await?,
+        Command::Publish { at, callers } => {
+            publish::fill_with(&at.amqp, &at.queue, at.count, 256, callers).await?
         }
         Command::Post { port, queue, count, callers } => publish::post(port, &queue, count, callers).await?,
     };

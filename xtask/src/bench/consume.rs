@@ -55,7 +55,22 @@ impl<'a> Filled<'a> {
         let result = app.json().await?;
         let cpu_us = (sidecar.cpu_seconds()? - cpu) * 1e6 / count as f64;
         let rate = result["rate"].as_f64().unwrap_or(0.0);
-        Ok(Through { rate, cpu_us, rss_kib: sidecar.memory_kib("VmHWM")? })
+        let rss_kib = sidecar.memory_kib("VmHWM")?;
+        sidecar.terminate().await?;
+        Ok(Through { rate, cpu_us, rss_kib })
+    }
+
+    /// At prefetch 1 through a consumer of a few lines to the same application: what the two hops take without a sidecar.
+    async fn by_hand(&self, count: u64) -> Result<f64> {
+        self.fill(count).await?;
+        let (port, total) = (ports::free()?.to_string(), count.to_string());
+        let mut app = self.peers.peer(&["app", "--port", &port, "--count", &total])?;
+        let by_hand =
+            self.peers.peer(&["by-hand", "--amqp", self.amqp, "--queue", &self.queue, "--port", &port])?;
+        app.json().await?;
+        let result = app.json().await?;
+        by_hand.terminate().await?;
+        Ok(number(&result, "rate"))
     }
 
     async fn raw(&self, count: u64, prefetch: u16, multiple: bool) -> Result<Value> {
@@ -82,7 +97,7 @@ pub(super) async fn budgets(peers: &Peers, amqp: &str, rounds: usize) -> Result<
     let queue = Filled::new(peers, amqp, "quorum", 256).await?;
     let (mut warren, mut cpu, mut rss) = (vec![], vec![], 0);
     let (mut pika, mut pika_cpu, mut raw, mut multiple) = (vec![], vec![], vec![], vec![]);
-    let (mut warren_one, mut raw_one) = (vec![], vec![]);
+    let (mut warren_one, mut warren_one_cpu, mut raw_one, mut by_hand_one) = (vec![], vec![], vec![], vec![]);
     for round in 1..=rounds {
         say(&format!("Round {round} of {rounds}"));
         let through = queue.through(MANY, 200, &[]).await?;
@@ -92,8 +107,11 @@ pub(super) async fn budgets(peers: &Peers, amqp: &str, rounds: usize) -> Result<
         let peer = queue.pika(MANY, 200).await?;
         pika.push(number(&peer, "rate"));
         pika_cpu.push(number(&peer, "cpu_us"));
-        warren_one.push(queue.through(FEW, 1, &[]).await?.rate);
+        let one = queue.through(FEW, 1, &[]).await?;
+        warren_one.push(one.rate);
+        warren_one_cpu.push(one.cpu_us);
         raw_one.push(number(&queue.raw(FEW, 1, false).await?, "rate"));
+        by_hand_one.push(queue.by_hand(FEW).await?);
         raw.push(number(&queue.raw(MANY, 200, false).await?, "rate"));
         multiple.push(number(&queue.raw(MANY, 200, true).await?, "rate"));
     }
@@ -101,7 +119,8 @@ pub(super) async fn budgets(peers: &Peers, amqp: &str, rounds: usize) -> Result<
         "warren_rate": figure(median(warren)), "warren_cpu_us": figure(median(cpu)), "warren_rss_kib": rss,
         "pika_rate": figure(median(pika)), "pika_cpu_us": figure(median(pika_cpu)),
         "raw_rate": figure(median(raw)), "raw_multiple_rate": figure(median(multiple)),
-        "p1_warren_rate": figure(median(warren_one)), "p1_raw_rate": figure(median(raw_one)),
+        "p1_warren_rate": figure(median(warren_one)), "p1_warren_cpu_us": figure(median(warren_one_cpu)),
+        "p1_raw_rate": figure(median(raw_one)), "p1_by_hand_rate": figure(median(by_hand_one)),
     }))
 }
 
@@ -121,14 +140,23 @@ pub(super) async fn matrix(peers: &Peers, amqp: &str) -> Result<Value> {
                 };
                 let through = queue.through(count, prefetch, &[]).await?;
                 let raw = number(&queue.raw(count, prefetch, false).await?, "rate");
+                let pika = queue.pika(count, prefetch).await?;
+                // Fewer than it acknowledges at once would never come.
+                let multiple = if prefetch >= 200 {
+                    figure(number(&queue.raw(count, prefetch, true).await?, "rate"))
+                } else {
+                    Value::Null
+                };
                 say(&format!(
-                    "{queue_type} {size} B prefetch {prefetch}: {:.0}/s, raw {raw:.0}/s",
-                    through.rate
+                    "{queue_type} {size} B prefetch {prefetch}: {:.0}/s, raw {raw:.0}/s, pika {:.0}/s",
+                    through.rate,
+                    number(&pika, "rate")
                 ));
                 rows.push(json!({
                     "type": queue_type, "size": size, "prefetch": prefetch,
                     "warren_rate": figure(through.rate), "warren_cpu_us": figure(through.cpu_us),
-                    "warren_rss_kib": through.rss_kib, "raw_rate": figure(raw),
+                    "warren_rss_kib": through.rss_kib, "raw_rate": figure(raw), "raw_multiple_rate": multiple,
+                    "pika_rate": figure(number(&pika, "rate")), "pika_cpu_us": figure(number(&pika, "cpu_us")),
                 }));
             }
         }

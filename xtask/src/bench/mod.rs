@@ -35,6 +35,10 @@ pub(crate) struct Bench {
     #[arg(long, default_value_t = 5)]
     minutes: u64,
 
+    /// For `soak`: a slow handler that keeps the window full at 200 messages a second, instead of bursts
+    #[arg(long)]
+    paced: bool,
+
     /// For `consume`: every prefetch, queue type and size instead of the budgets' own
     #[arg(long)]
     matrix: bool,
@@ -103,7 +107,7 @@ impl Bench {
             Name::Batch => consume::batch(&peers, &amqp, self.rounds).await?,
             Name::Publish => rest::publish(&peers, &amqp, self.rounds).await?,
             Name::Idle => rest::idle(&peers, &amqp).await?,
-            Name::Soak => rest::soak(&peers, &amqp, self.minutes).await?,
+            Name::Soak => rest::soak(&peers, &amqp, self.minutes, self.paced).await?,
             Name::Queues | Name::Operator => Value::Null,
         })
     }

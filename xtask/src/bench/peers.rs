@@ -60,6 +60,15 @@ impl Running {
         Ok(serde_json::from_str(&line)?)
     }
 
+    /// Ends it with SIGTERM and waits: a sidecar's acknowledgements are with the broker then, and nothing comes back to the
+    /// queue in the midst of the next measurement.
+    pub(super) async fn terminate(mut self) -> Result<()> {
+        let sent = Command::new("kill").arg(self.pid().to_string()).status().await?;
+        ensure!(sent.success(), "it had ended");
+        tokio::time::timeout(PATIENCE, self.child.wait()).await??;
+        Ok(())
+    }
+
     pub(super) fn pid(&self) -> u32 {
         self.child.id().unwrap_or(0)
     }
@@ -115,7 +124,6 @@ impl Peers {
         let mut child = Command::new(program)
             .args(arguments)
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("start {}", program.display()))?;
