@@ -88,6 +88,10 @@ pub struct WorkerSpec {
     #[serde(default)]
     pub shutdown: Shutdown,
 
+    /// How many pods a node drain may take at once: a PodDisruptionBudget; default none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disruption: Option<Disruption>,
+
     /// Warren's container.
     #[serde(default)]
     pub sidecar: Sidecar,
@@ -265,7 +269,9 @@ fn default_replicas() -> i32 {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.minReplicas <= self.maxReplicas")
-        .message("scaling.minReplicas exceeds scaling.maxReplicas: lower the one or raise the other")
+        .message("scaling.minReplicas exceeds scaling.maxReplicas: lower the one or raise the other"),
+    validation = Rule::new("!has(self.schedules) || self.schedules.all(s, s.minReplicas <= self.maxReplicas)")
+        .message("minReplicas of an entry of scaling.schedules exceeds scaling.maxReplicas: lower the one or raise the other")
 )]
 pub struct Scaling {
     /// `Builtin`: Warren scales by backlog. `External`: an HPA or KEDA writes the scale subresource. `Manual`: you do.
@@ -291,6 +297,36 @@ pub struct Scaling {
     #[serde(default = "default_stabilization")]
     #[schemars(range(min = 0, max = 3600))]
     pub scale_in_stabilization_seconds: i32,
+
+    /// More pods at least at certain times, in mode Builtin: each entry's minReplicas counts from its firing until any entry
+    /// fires. Never fewer than scaling.minReplicas.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20))]
+    pub schedules: Vec<Schedule>,
+}
+
+/// Fewest pods from a time on.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Schedule {
+    /// When it begins: minute, hour, day of the month, month, day of the week, as in a CronJob.
+    #[schemars(length(min = 1, max = 100))]
+    #[x_kube(validation = Rule::new("self.matches('^ *(@[A-Za-z]+|[^ ]+( +[^ ]+){4}) *$')")
+        .message("cron needs five fields, minute hour day month weekday, such as \"0 8 * * 1-5\" for 8:00 from Monday to Friday"))]
+    pub cron: String,
+
+    /// Name of the time zone in the IANA database, such as Europe/Berlin; default UTC.
+    #[serde(default = "default_timezone")]
+    #[schemars(length(min = 1, max = 64))]
+    pub timezone: String,
+
+    /// Fewest pods from then on, until any entry fires.
+    #[schemars(range(min = 0, max = 10_000))]
+    pub min_replicas: i32,
+}
+
+fn default_timezone() -> String {
+    "UTC".to_owned()
 }
 
 impl Default for Scaling {
@@ -301,6 +337,7 @@ impl Default for Scaling {
             max_replicas: default_max_replicas(),
             target_wait_seconds: default_target_wait(),
             scale_in_stabilization_seconds: default_stabilization(),
+            schedules: Vec::new(),
         }
     }
 }
@@ -337,6 +374,15 @@ pub struct Shutdown {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 16, max = 90_000))]
     pub drain_timeout_seconds: Option<i32>,
+}
+
+/// What evictions, such as those of a node drain, may do to the pods.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Disruption {
+    /// Pods that may be away at once because of evictions. At least 1: with 0, no node could be drained.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max_unavailable: i32,
 }
 
 /// Warren's container.

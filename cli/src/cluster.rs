@@ -1,13 +1,14 @@
 //! What the plugin reads of a cluster. Thin: it performs requests and gives values.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
-use kube::config::KubeConfigOptions;
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, ResourceExt};
 use warren_api::names::{SIDECAR_PORT, WORKER_LABEL};
 use warren_operator::scaler::record::Told;
@@ -31,6 +32,10 @@ pub struct Target {
     /// Context of the kubeconfig; default: the current one
     #[arg(long, value_name = "NAME")]
     pub context: Option<String>,
+
+    /// The kubeconfig; default: KUBECONFIG, then ~/.kube/config
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
 }
 
 /// A cluster, seen as one user.
@@ -48,15 +53,16 @@ impl Cluster {
     /// # Errors
     /// There is none, or it names no such context.
     pub async fn connect(target: &Target) -> anyhow::Result<Self> {
-        let config = match &target.context {
-            Some(_) => {
-                let options =
-                    KubeConfigOptions { context: target.context.clone(), ..KubeConfigOptions::default() };
-                Config::from_kubeconfig(&options).await.context("read the kubeconfig")?
+        let options = KubeConfigOptions { context: target.context.clone(), ..KubeConfigOptions::default() };
+        let config = match (&target.kubeconfig, &target.context) {
+            (Some(file), _) => {
+                let read = Kubeconfig::read_from(file).context("read the kubeconfig")?;
+                Config::from_custom_kubeconfig(read, &options).await.context("use the kubeconfig")?
             }
-            None => Config::infer()
+            (None, Some(_)) => Config::from_kubeconfig(&options).await.context("read the kubeconfig")?,
+            (None, None) => Config::infer()
                 .await
-                .context("find a kubeconfig (--context, KUBECONFIG or ~/.kube/config)")?,
+                .context("find a kubeconfig (--kubeconfig, KUBECONFIG or ~/.kube/config)")?,
         };
         let namespace = target.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         Ok(Self { client: Client::try_from(config)?, namespace })

@@ -8,9 +8,9 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::ListParams;
 use std::fmt::Write as _;
-use warren_api::Worker;
 use warren_api::conditions::worker::SCALING_ACTIVE;
-use warren_api::worker::ScalingMode;
+use warren_api::worker::{Scaling, ScalingMode};
+use warren_api::{Worker, WorkerStatus};
 use warren_operator::scaler::record::Told;
 
 use crate::Answer;
@@ -114,7 +114,8 @@ impl Seen {
         };
         let condition = status.conditions.iter().find(|condition| condition.type_ == SCALING_ACTIVE);
         if scaling.mode == ScalingMode::Builtin {
-            text += &decision(&status, scaling);
+            let told = operator.as_ref().ok().and_then(Option::as_ref);
+            text += &decision(&status, scaling, told.and_then(|told| told.floor).unwrap_or(0));
             if let Some(condition) = condition {
                 let _ = writeln!(
                     text,
@@ -158,6 +159,10 @@ fn inputs_and_decisions(told: &Told) -> String {
         (false, true) => "some cannot start or crash",
         (true, true) => "a rollout is under way, and some cannot start or crash",
     };
+    let schedule = match (told.floor, &told.schedule) {
+        (Some(floor), Some(schedule)) => format!("\n  schedule   at least {floor} pods, by {schedule}"),
+        _ => String::new(),
+    };
     let rows: Vec<[String; 5]> = told
         .decisions
         .iter()
@@ -172,7 +177,7 @@ fn inputs_and_decisions(told: &Told) -> String {
         })
         .collect();
     format!(
-        "\nThe operator's last look, {looked:.1} s ago:\n  ready      {ready}\n  held       {} delivered and not acknowledged, {} of them running\n  sidecars   {} of {} that started answered\n  pods       {pods}\n  so         {}\n\nLast decisions that differ from the one before:\n{}",
+        "\nThe operator's last look, {looked:.1} s ago:\n  ready      {ready}\n  held       {} delivered and not acknowledged, {} of them running\n  sidecars   {} of {} that started answered\n  pods       {pods}{schedule}\n  so         {}\n\nLast decisions that differ from the one before:\n{}",
         told.unsettled,
         told.in_flight,
         told.sidecars_answered,
@@ -182,13 +187,15 @@ fn inputs_and_decisions(told: &Told) -> String {
     )
 }
 
-fn decision(status: &warren_api::WorkerStatus, scaling: &warren_api::worker::Scaling) -> String {
+fn decision(status: &WorkerStatus, scaling: &Scaling, scheduled: u32) -> String {
     let Some(decision) = &status.scaling else {
         return "Warren has decided nothing yet: the queue has not been measured.\n".to_owned();
     };
     let (least, most) = (scaling.min_replicas, scaling.max_replicas);
+    let scheduled = most.min(scheduled.try_into().unwrap_or(most));
     let limits = match decision.raw {
         raw if raw > most => format!("raised no further than maxReplicas {most}"),
+        raw if raw < scheduled && scheduled > least => format!("kept at {scheduled} by scaling.schedules"),
         raw if raw < least => format!("kept at minReplicas {least}"),
         _ => format!("within minReplicas {least} and maxReplicas {most}"),
     };
@@ -279,6 +286,17 @@ mod tests {
             "2 min ago   50",
             "3 min ago   0 to 50 pods",
         ] {
+            assert!(text.contains(said), "{said}\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_schedule_is_named_with_what_it_asks_for() {
+        let mut seen = seen(&json!({"maxReplicas": 100}));
+        let floor = Told { floor: Some(90), schedule: Some("\"0 8 * * *\" UTC".to_owned()), ..told() };
+        seen.operator = Ok(Some(floor));
+        let text = seen.text();
+        for said in ["80 pods, kept at 90 by scaling.schedules", "at least 90 pods, by \"0 8 * * *\" UTC"] {
             assert!(text.contains(said), "{said}\n{text}");
         }
     }

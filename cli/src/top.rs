@@ -82,19 +82,20 @@ impl Seen {
         }
         let queues: Vec<_> = self.queues.iter().map(|queue| self.queue(queue)).collect();
         let workers: Vec<_> = self.workers.iter().map(|worker| self.worker(worker)).collect();
-        let queues = table(["QUEUE", "OK", "TYPE", "READY", "UNACKED", "WORKERS"], &queues);
+        let queues =
+            table(["QUEUE", "OK", "TYPE", "READY", "UNACKED", "RETRYING", "DEAD", "WORKERS"], &queues);
         let workers =
             table(["WORKER", "OK", "PODS", "DESIRED", "RUNNING", "HELD", "PER SECOND", "SCALING"], &workers);
         format!("{queues}\n{workers}")
     }
 
-    fn queue(&self, queue: &Queue) -> [String; 6] {
+    fn queue(&self, queue: &Queue) -> [String; 8] {
         let name = queue.name_any();
         let labels = [("namespace", self.namespace.as_str()), ("queue", name.as_str())];
-        let ready = self
-            .operator
-            .as_ref()
-            .and_then(|metrics| metrics.sum("warren_operator_queue_ready_messages", &labels));
+        let messages = |metric| {
+            let known = self.operator.as_ref().and_then(|metrics| metrics.sum(metric, &labels));
+            known.map_or_else(|| UNKNOWN.to_owned(), |messages| format!("{messages:.0}"))
+        };
         let workers: Vec<String> = self
             .workers
             .iter()
@@ -109,8 +110,10 @@ impl Seen {
             name.clone(),
             condition(conditions.map(|c| (c.type_.as_str(), c.status.as_str()))),
             format!("{:?}", queue.spec.queue_type),
-            ready.map_or_else(|| UNKNOWN.to_owned(), |ready| format!("{ready:.0}")),
+            messages("warren_operator_queue_ready_messages"),
             format!("{unacked:.0}"),
+            messages("warren_operator_queue_retrying_messages"),
+            messages("warren_operator_queue_dead_messages"),
             if workers.is_empty() { "-".to_owned() } else { workers.join(",") },
         ]
     }
@@ -174,7 +177,7 @@ mod tests {
             queues: vec![serde_json::from_value(queue).unwrap()],
             workers: vec![serde_json::from_value(worker).unwrap()],
             operator: Some(Exposition::parse(
-                "warren_operator_queue_ready_messages{namespace=\"shop\",queue=\"orders\"} 42\nwarren_operator_queue_ready_messages{namespace=\"other\",queue=\"orders\"} 1\n",
+                "warren_operator_queue_ready_messages{namespace=\"shop\",queue=\"orders\"} 42\nwarren_operator_queue_dead_messages{namespace=\"shop\",queue=\"orders\"} 3\nwarren_operator_queue_ready_messages{namespace=\"other\",queue=\"orders\"} 1\n",
             )),
             before: of(vec![answer(1, 10), answer(1, 20)]),
             after: of(vec![answer(1, 14), answer(1, 25), None]),
@@ -184,7 +187,7 @@ mod tests {
             let line = text.lines().find(|line| line.starts_with(name)).unwrap();
             line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
         };
-        assert_eq!(line("orders"), ["orders", "?", "Quorum", "42", "2", "invoices"]);
+        assert_eq!(line("orders"), ["orders", "?", "Quorum", "42", "2", "?", "3", "invoices"]);
         assert_eq!(line("invoices"), ["invoices", "True", "2", "3", "2", "2", "9.0", "ScaledOut"]);
     }
 

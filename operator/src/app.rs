@@ -11,6 +11,7 @@ use futures::future::try_join_all;
 use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::client::ClientBuilder;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
@@ -214,6 +215,8 @@ async fn start_scope(
     let (workers, worker_events) = cached::<Worker>(client, scope, None, |_| {});
     let (deployments, deployment_events) = cached::<Deployment>(client, scope, Some(WORKER_LABEL), |_| {});
     let (config_maps, config_map_events) = cached::<ConfigMap>(client, scope, Some(WORKER_LABEL), |_| {});
+    let (disruption_budgets, budget_events) =
+        cached::<PodDisruptionBudget>(client, scope, Some(WORKER_LABEL), |budget| budget.status = None);
     let (pods, pod_events) = cached::<Pod>(client, scope, Some(WORKER_LABEL), prune_pod);
     let (queue_changed, queue_triggers) = mpsc::unbounded();
     let (worker_changed, worker_triggers) = mpsc::unbounded();
@@ -227,7 +230,7 @@ async fn start_scope(
         secrets: shared.secrets.clone(),
         board: Arc::new(Board::default()),
         records: shared.records.clone(),
-        stores: Stores { queues, workers, deployments, config_maps, pods },
+        stores: Stores { queues, workers, deployments, config_maps, disruption_budgets, pods },
         queue_changed,
         worker_changed,
         retries: Retries::default(),
@@ -248,6 +251,7 @@ async fn start_scope(
     let mut watches = JoinSet::new();
     watches.spawn(follow(deployment_events, context.clone()));
     watches.spawn(follow(config_map_events, context.clone()));
+    watches.spawn(follow(budget_events, context.clone()));
     watches.spawn(follow(pod_events, context.clone()));
 
     // Only what was asked for brings a resource to its reconcile; its own status does not.
@@ -267,6 +271,7 @@ async fn start_scope(
     let filled = async {
         stores.deployments.wait_until_ready().await?;
         stores.config_maps.wait_until_ready().await?;
+        stores.disruption_budgets.wait_until_ready().await?;
         stores.pods.wait_until_ready().await?;
         // A controller waits for its own store, and a store wakes one waiter only.
         queues_filled.wait_for(|filled| *filled).await?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures::channel::mpsc::UnboundedSender;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::DynamicObject;
 use kube::runtime::controller::Action;
@@ -38,6 +39,8 @@ pub struct Stores {
     pub deployments: Store<Deployment>,
     /// ConfigMaps that the operator made.
     pub config_maps: Store<ConfigMap>,
+    /// PodDisruptionBudgets that the operator made.
+    pub disruption_budgets: Store<PodDisruptionBudget>,
     /// Pods of those Deployments.
     pub pods: Store<Pod>,
 }

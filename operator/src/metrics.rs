@@ -13,7 +13,7 @@ use prometheus::{
 };
 
 use crate::brokers::Key;
-use crate::scaler::decide::Reason;
+use crate::scaler::reason::Reason;
 
 /// Every metric of the process.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub struct Metrics {
     queues: IntGaugeVec,
     brokers: IntGaugeVec,
     ready_messages: IntGaugeVec,
+    retrying_messages: IntGaugeVec,
+    dead_messages: IntGaugeVec,
     worker_replicas: IntGaugeVec,
     decisions: IntCounterVec,
     scalings: IntCounterVec,
@@ -80,6 +82,18 @@ const READY_MESSAGES: Definition = Definition {
     labels: &["namespace", "queue"],
     help: "Messages of a Queue that are ready for delivery, as last read; Queues without a Worker are not read.",
 };
+const RETRYING_MESSAGES: Definition = Definition {
+    name: "warren_operator_queue_retrying_messages",
+    kind: "gauge",
+    labels: &["namespace", "queue"],
+    help: "Messages in the retry queues of a Queue, which wait to be tried again, as read in turn within half a minute.",
+};
+const DEAD_MESSAGES: Definition = Definition {
+    name: "warren_operator_queue_dead_messages",
+    kind: "gauge",
+    labels: &["namespace", "queue"],
+    help: "Messages in the dead-letter queue of a Queue, as read within half a minute.",
+};
 const WORKER_REPLICAS: Definition = Definition {
     name: "warren_operator_worker_replicas",
     kind: "gauge",
@@ -128,12 +142,14 @@ const API_WRITES: Definition = Definition {
     labels: &[],
     help: "Requests to the API server that change something, the Lease's renewals apart.",
 };
-const DEFINITIONS: [&Definition; 13] = [
+const DEFINITIONS: [&Definition; 15] = [
     &RECONCILE_SECONDS,
     &RECONCILE_ERRORS,
     &QUEUES,
     &BROKERS,
     &READY_MESSAGES,
+    &RETRYING_MESSAGES,
+    &DEAD_MESSAGES,
     &WORKER_REPLICAS,
     &DECISIONS,
     &SCALINGS,
@@ -187,6 +203,8 @@ impl Metrics {
             queues: QUEUES.int_gauges()?,
             brokers: BROKERS.int_gauges()?,
             ready_messages: READY_MESSAGES.int_gauges()?,
+            retrying_messages: RETRYING_MESSAGES.int_gauges()?,
+            dead_messages: DEAD_MESSAGES.int_gauges()?,
             worker_replicas: WORKER_REPLICAS.int_gauges()?,
             decisions: DECISIONS.counters()?,
             scalings: SCALINGS.counters()?,
@@ -210,6 +228,8 @@ impl Metrics {
             queues,
             brokers,
             ready_messages,
+            retrying_messages,
+            dead_messages,
             worker_replicas,
             decisions,
             scalings,
@@ -221,12 +241,14 @@ impl Metrics {
             followed: _,
             ready_queues: _,
         } = self;
-        let collectors: [Box<dyn Collector>; 13] = [
+        let collectors: [Box<dyn Collector>; 15] = [
             Box::new(reconcile_seconds.clone()),
             Box::new(reconcile_errors.clone()),
             Box::new(queues.clone()),
             Box::new(brokers.clone()),
             Box::new(ready_messages.clone()),
+            Box::new(retrying_messages.clone()),
+            Box::new(dead_messages.clone()),
             Box::new(worker_replicas.clone()),
             Box::new(decisions.clone()),
             Box::new(scalings.clone()),
@@ -287,7 +309,9 @@ impl Metrics {
         self.count_queues(&states);
         drop(states);
         // An error means that it was never read.
-        let _ = self.ready_messages.remove_label_values(&[queue.namespace.as_str(), queue.name.as_str()]);
+        for gauges in [&self.ready_messages, &self.retrying_messages, &self.dead_messages] {
+            let _ = gauges.remove_label_values(&[queue.namespace.as_str(), queue.name.as_str()]);
+        }
     }
 
     fn count_queues(&self, states: &QueueStates) {
@@ -301,11 +325,16 @@ impl Metrics {
         self.brokers.with_label_values(&["down"]).set(gauge(down));
     }
 
-    /// Says how many messages of a Queue wait.
-    pub fn queue_depth(&self, namespace: &str, queue: &str, ready: u64) {
-        self.ready_messages
-            .with_label_values(&[namespace, queue])
-            .set(i64::try_from(ready).unwrap_or(i64::MAX));
+    /// Says how many messages of a Queue wait, wait to be tried again, and are dead, as far as that is known.
+    pub fn queue_messages(&self, queue: &Key, ready: Option<u64>, retrying: Option<u64>, dead: Option<u64>) {
+        let gauges = [&self.ready_messages, &self.retrying_messages, &self.dead_messages];
+        for (gauge, messages) in gauges.into_iter().zip([ready, retrying, dead]) {
+            if let Some(messages) = messages {
+                gauge
+                    .with_label_values(&[queue.namespace.as_str(), queue.name.as_str()])
+                    .set(i64::try_from(messages).unwrap_or(i64::MAX));
+            }
+        }
     }
 
     /// Says how many pods a Worker has.

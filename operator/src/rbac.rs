@@ -24,6 +24,8 @@ pub fn rules() -> Vec<PolicyRule> {
         rule("apps", &["deployments"], &["get", "list", "watch", "create", "patch"]),
         rule("apps", &["deployments/scale"], &["patch"]),
         rule("", &["configmaps"], &["get", "list", "watch", "create", "patch"]),
+        // Removed again when spec.disruption is.
+        rule("policy", &["poddisruptionbudgets"], &["get", "list", "watch", "create", "patch", "delete"]),
         // The scaler finds the sidecars, and marks which pods may go first.
         rule("", &["pods"], &["get", "list", "watch", "patch"]),
         // The brokers' addresses and users: named Secrets only, never a list.

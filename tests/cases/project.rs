@@ -152,3 +152,60 @@ fn the_charts_readme_names_exactly_the_chart_s_values() {
         table.filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned())).collect();
     assert_eq!(named, given);
 }
+
+/// The names in a text that begin as Warren's own metrics do, without a histogram's suffixes.
+fn metrics_in(text: &str) -> Vec<&str> {
+    let words = text.split(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'));
+    // A prefix alone, as prose has it, is no name.
+    let words = words.filter(|word| !word.ends_with('_'));
+    let ours =
+        words.filter(|word| word.starts_with("warren_operator_") || word.starts_with("warren_sidecar_"));
+    ours.map(|word| ["_bucket", "_sum", "_count"].iter().fold(word, |w, s| w.strip_suffix(s).unwrap_or(w)))
+        .collect()
+}
+
+#[test]
+fn manifests_dashboards_and_alerts_name_only_metrics_that_the_programs_have() {
+    let references = warren_operator::metrics::reference() + &warren_sidecar::metrics::reference();
+    let mut files = Vec::new();
+    for folder in ["examples/scaling", "charts/warren/files", "charts/warren/files/dashboards"] {
+        let entries = std::fs::read_dir(root().join(folder)).expect("folder");
+        files.extend(entries.map(|entry| entry.expect("entry").path()).filter(|path| path.is_file()));
+    }
+    let (mut named, mut unknown) = (0, Vec::new());
+    for file in files {
+        let text = std::fs::read_to_string(&file).expect("read");
+        for metric in metrics_in(&text) {
+            named += 1;
+            if !references.contains(&format!("`{metric}`")) {
+                unknown.push(format!("{}: {metric}", file.display()));
+            }
+        }
+    }
+    assert!(named > 10, "only {named} metrics found: they are looked for in the wrong place");
+    assert!(unknown.is_empty(), "no program has these metrics:\n{}", unknown.join("\n"));
+}
+
+#[test]
+fn the_autoscaler_s_example_asks_for_the_metric_that_the_adapter_s_example_offers() {
+    let read = |name: &str| -> serde_yaml::Value {
+        let text = std::fs::read_to_string(root().join("examples/scaling").join(name)).expect("read");
+        serde_yaml::from_str(&text).expect("YAML")
+    };
+    let (autoscaler, adapter) = (read("hpa.yaml"), read("prometheus-adapter.yaml"));
+    let rule = &adapter["rules"]["external"][0];
+    let metric = &autoscaler["spec"]["metrics"][0]["external"]["metric"];
+    assert_eq!(metric["name"], rule["name"]["as"]);
+    // The adapter offers the labels of the series as the metric's labels.
+    let series = rule["seriesQuery"].as_str().expect("a query");
+    for label in metric["selector"]["matchLabels"].as_mapping().expect("labels").keys() {
+        assert!(series.contains(label.as_str().expect("a name")), "{label:?} is no label of {series}");
+    }
+    for target in [&autoscaler, &read("keda.yaml")] {
+        let target = &target["spec"]["scaleTargetRef"];
+        assert_eq!(
+            (target["apiVersion"].as_str(), target["kind"].as_str()),
+            (Some("warren.dev/v1alpha1"), Some("Worker"))
+        );
+    }
+}

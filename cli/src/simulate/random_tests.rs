@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use warren_operator::scaler::decide::Spec;
+use warren_operator::scaler::inputs::Spec;
 
 use super::setting::Setting;
 use super::shapes::Chance;

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use thiserror::Error;
 use warren_api::worker::ScalingMode;
 use warren_api::{Queue, Worker};
-use warren_operator::scaler::decide::Spec;
+use warren_operator::scaler::inputs::Spec;
 
 use super::world::Pods;
 
@@ -109,7 +109,7 @@ impl Setting {
                 "consumer.concurrency must be between 1 and consumer.prefetch",
             ));
         }
-        let spec = warren_operator::scaler::task::spec(worker, queue);
+        let spec = warren_operator::scaler::asked::spec(worker, queue);
         let pods = Pods {
             service_seconds,
             startup_seconds,

@@ -1,7 +1,8 @@
 //! The operator's own decision, looked at as often as the operator looks.
 
-use warren_operator::scaler::decide::{Inputs, Sidecars, Spec, Workload, decide};
+use warren_operator::scaler::decide::decide;
 use warren_operator::scaler::history::History;
+use warren_operator::scaler::inputs::{Inputs, Sidecars, Spec, Workload};
 
 use super::world::{Autoscaler, Look, Seen};
 
@@ -42,6 +43,8 @@ impl Autoscaler for Warren {
                 call_seconds,
                 held: 0,
             },
+            // A trace has no time of day.
+            floor: None,
         };
         let (decision, history) = decide(std::mem::take(&mut self.history), &inputs, &self.spec, now);
         self.history = history;

@@ -12,6 +12,8 @@ use std::cmp::Ordering;
 use std::fmt::Write as _;
 
 use super::history::{History, RATE_WINDOW};
+use super::inputs::{Floor, Inputs, Spec};
+use super::reason::Reason;
 
 /// Share of a pod's capacity that is planned for, at least: few messages vary much.
 pub const LEAST_UTILISATION: f64 = 0.9;
@@ -39,154 +41,6 @@ const LEAST_CLEARING_SHARE: f64 = 0.25;
 const SCALE_IN_SPACING: f64 = 10.0;
 /// Seconds beyond the handler's time-out without progress that make a stall.
 const STALL_MARGIN: f64 = 30.0;
-
-/// What a Worker asks of its scaling, validated.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Spec {
-    /// Fewest pods.
-    pub min: u32,
-    /// Most pods, at least `min`.
-    pub max: u32,
-    /// Seconds within which a waiting message should start; positive.
-    pub target_wait: f64,
-    /// Seconds that less must have been wanted before pods are taken away.
-    pub stabilization: f64,
-    /// Handler calls at once in a pod, at least 1.
-    pub concurrency: u32,
-    /// Seconds after which a handler call counts as failed.
-    pub handler_timeout: f64,
-    /// Whether the queue is a quorum queue, whose zero needs confirming.
-    pub quorum: bool,
-    /// Whether consuming is paused.
-    pub paused: bool,
-}
-
-/// What was read, each with its age.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Inputs {
-    /// Ready messages and the age of that reading in seconds; none: never read, or the broker does not answer.
-    pub ready: Option<(u64, f64)>,
-    /// The Deployment and its pods.
-    pub workload: Workload,
-    /// The sum of the sidecars' own metrics.
-    pub sidecars: Sidecars,
-}
-
-/// The Deployment and its pods.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Workload {
-    /// Replicas that the Deployment asks for.
-    pub replicas: u32,
-    /// Whether a rollout is under way.
-    pub rolling: bool,
-    /// Whether pods crash, cannot be scheduled or cannot start.
-    pub failing: bool,
-}
-
-/// The sum of the sidecars' own metrics; counters never fall (resets are taken out before).
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Sidecars {
-    /// Pods whose sidecar has started.
-    pub started: u32,
-    /// Of these, how many answered just now.
-    pub scraped: u32,
-    /// Messages delivered and not settled.
-    pub unsettled: u64,
-    /// Handler calls that run.
-    pub in_flight: u64,
-    /// Deliveries so far.
-    pub deliveries: u64,
-    /// Settled deliveries so far.
-    pub settled: u64,
-    /// Ended handler calls so far.
-    pub calls: u64,
-    /// Seconds of those calls.
-    pub call_seconds: f64,
-    /// Pods that hold consuming back because their handler fails.
-    pub held: u32,
-}
-
-/// Why the replicas are what they are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// More pods are needed and asked for.
-    ScaledOut,
-    /// Fewer pods are needed, and some are let go.
-    ScaledIn,
-    /// The pods that are there fit the load.
-    Steady,
-    /// Fewer pods would do, but not for long enough yet.
-    Stabilizing,
-    /// More pods are needed than `maxReplicas` allows.
-    AtMaximum,
-    /// Nothing to do.
-    Idle,
-    /// `consumer.paused`.
-    Paused,
-    /// The ready count is missing or stale.
-    DepthUnknown,
-    /// Some sidecars cannot be scraped: pods may hold work that is not seen.
-    SidecarsUnreachable,
-    /// No sidecar can be scraped.
-    MetricsUnreachable,
-    /// The handlers fail: more pods do not mend what is behind them.
-    HandlerFailing,
-    /// There is work, and nothing moves.
-    Stalled,
-    /// A zero that has not been confirmed.
-    ZeroUnconfirmed,
-    /// Messages are being worked on.
-    InFlight,
-    /// A rollout is under way.
-    RollingOut,
-}
-
-impl Reason {
-    /// Every reason.
-    pub const ALL: [Self; 15] = [
-        Self::ScaledOut,
-        Self::ScaledIn,
-        Self::Steady,
-        Self::Stabilizing,
-        Self::AtMaximum,
-        Self::Idle,
-        Self::Paused,
-        Self::DepthUnknown,
-        Self::SidecarsUnreachable,
-        Self::MetricsUnreachable,
-        Self::HandlerFailing,
-        Self::Stalled,
-        Self::ZeroUnconfirmed,
-        Self::InFlight,
-        Self::RollingOut,
-    ];
-
-    /// The reason as conditions, events and metric labels show it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::ScaledOut => "ScaledOut",
-            Self::ScaledIn => "ScaledIn",
-            Self::Steady => "Steady",
-            Self::Stabilizing => "Stabilizing",
-            Self::AtMaximum => "AtMaximum",
-            Self::Idle => "Idle",
-            Self::Paused => "Paused",
-            Self::DepthUnknown => "DepthUnknown",
-            Self::SidecarsUnreachable => "SidecarsUnreachable",
-            Self::MetricsUnreachable => "MetricsUnreachable",
-            Self::HandlerFailing => "HandlerFailing",
-            Self::Stalled => "Stalled",
-            Self::ZeroUnconfirmed => "ZeroUnconfirmed",
-            Self::InFlight => "InFlight",
-            Self::RollingOut => "RollingOut",
-        }
-    }
-
-    /// Whether the scaler sees what it needs: the status of condition `ScalingActive`.
-    pub const fn is_active(self) -> bool {
-        !matches!(self, Self::DepthUnknown | Self::MetricsUnreachable | Self::Stalled | Self::HandlerFailing)
-    }
-}
 
 /// What to do, and why.
 #[derive(Clone, Debug, PartialEq)]
@@ -358,20 +212,28 @@ fn within_limits(
 ) -> Decision {
     let current = inputs.workload.replicas;
     let max = spec.max.max(spec.min);
+    let scheduled = inputs.floor.as_ref().filter(|floor| floor.replicas.min(max) > spec.min);
+    let min = scheduled.map_or(spec.min, |floor| floor.replicas.min(max));
     let decision = |replicas: u32, reason: Reason, why: &str| Decision {
-        replicas: replicas.clamp(spec.min, max),
+        replicas: replicas.clamp(min, max),
         raw,
         reason,
         message: format!("{why}: {}", need.text),
     };
-    let least_for_in = to_pods(need.lasting).clamp(spec.min, max);
+    let least_for_in = to_pods(need.lasting).clamp(min, max);
     // Kept as messages a second, so that a better estimate of the seconds per message corrects the past too.
     let (lasting, before) = (need.lasting / need.pod_seconds, f64::from(current) / need.pod_seconds);
     let recently = history.most_wanted(lasting, before, spec.stabilization, now) * need.pod_seconds;
 
-    let wanted = raw.clamp(spec.min, max);
-    if wanted > current && (need.short || current < spec.min) {
-        return decision(wanted, Reason::ScaledOut, &format!("{current} to {wanted} pods"));
+    let wanted = raw.clamp(min, max);
+    if wanted > current && (need.short || current < min) {
+        let why = match scheduled.filter(|_| raw < wanted) {
+            Some(Floor { schedule, .. }) => {
+                format!("{current} to {wanted} pods, the least by schedule {schedule}")
+            }
+            None => format!("{current} to {wanted} pods"),
+        };
+        return decision(wanted, Reason::ScaledOut, &why);
     }
     if current > max {
         return decision(max, Reason::ScaledIn, &format!("{current} to {max} pods, scaling.maxReplicas"));
@@ -380,7 +242,7 @@ fn within_limits(
         let why = "no pod's port 9400 can be scraped: allow the operator to reach it (NetworkPolicy, mesh); pods are kept";
         return decision(current, Reason::MetricsUnreachable, why);
     }
-    let lowest = to_pods(recently.max(need.recent)).clamp(spec.min, max);
+    let lowest = to_pods(recently.max(need.recent)).clamp(min, max);
     if lowest >= current {
         let (reason, why) = if raw > max {
             (Reason::AtMaximum, format!("{raw} pods wanted, scaling.maxReplicas allows {max}"))
@@ -390,6 +252,11 @@ fn within_limits(
             (
                 Reason::Stabilizing,
                 format!("{least_for_in} pods would do, waiting for {:.0} s of it", spec.stabilization),
+            )
+        } else if let Some(Floor { schedule, .. }) = scheduled.filter(|_| current == min && raw < current) {
+            (
+                Reason::Scheduled,
+                format!("{current} pods, the least by schedule {schedule}, and {raw} would do"),
             )
         } else {
             (Reason::Steady, format!("{current} pods fit the load"))

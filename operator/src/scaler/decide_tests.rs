@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::super::inputs::{Sidecars, Workload};
 use super::*;
 
 fn spec() -> Spec {
@@ -13,6 +14,10 @@ fn spec() -> Spec {
         quorum: true,
         paused: false,
     }
+}
+
+fn by_schedule(replicas: u32) -> Floor {
+    Floor { replicas, schedule: "\"0 8 * * *\" UTC".into() }
 }
 
 fn waiting(ready: u64) -> Inputs {
@@ -29,6 +34,7 @@ struct World {
     settled: f64,
     service: f64,
     changes: u32,
+    floor: Option<Floor>,
     decision: Option<Decision>,
 }
 
@@ -43,6 +49,7 @@ impl World {
             settled: 0.0,
             service,
             changes: 0,
+            floor: None,
             decision: None,
         }
     }
@@ -58,6 +65,7 @@ impl World {
         let inputs = Inputs {
             ready: Some((self.queue as u64, 0.0)),
             workload: Workload { replicas: self.replicas, ..Workload::default() },
+            floor: self.floor.clone(),
             sidecars: Sidecars {
                 started: self.replicas,
                 scraped: self.replicas,
@@ -331,6 +339,35 @@ fn a_paused_worker_keeps_its_pods() {
     assert_eq!((decision.replicas, decision.reason), (3, Reason::Paused));
 }
 
+#[test]
+fn a_schedule_raises_the_pods_at_once_and_keeps_them_for_as_long_as_it_counts() {
+    let mut world = World::new(Spec { max: 8, ..spec() }, 0.1);
+    let mut seen = vec![];
+    for second in 0..200 {
+        world.floor = (20..100).contains(&second).then(|| by_schedule(5));
+        let decision = world.second(0.0);
+        if second == 50 {
+            assert!(decision.message.contains("0 8 * * *"), "{}", decision.message);
+        }
+        let now = (decision.replicas, decision.reason);
+        if seen.last() != Some(&now) {
+            seen.push(now);
+        }
+    }
+    assert_eq!(&seen[..3], [(0, Reason::Idle), (5, Reason::ScaledOut), (5, Reason::Scheduled)]);
+    assert_eq!(seen.last(), Some(&(0, Reason::Idle)), "{seen:?}");
+}
+
+#[test]
+fn a_schedule_for_more_than_the_maximum_stops_there_and_one_for_fewer_than_the_minimum_says_nothing() {
+    let spec = Spec { min: 2, max: 8, ..spec() };
+    let inputs = |replicas| Inputs { floor: Some(by_schedule(replicas)), ..waiting(0) };
+    assert_eq!(decide(History::default(), &inputs(50), &spec, 0.0).0.replicas, 8);
+    let (few, _) = decide(History::default(), &inputs(1), &spec, 0.0);
+    assert_eq!(few.replicas, 2);
+    assert!(!few.message.contains("schedule"), "{}", few.message);
+}
+
 prop_compose! {
     fn specs()(min in 0_u32..20, extra in 0_u32..80, target in 1_u32..100_000, stabilization in 0_u32..300,
                concurrency in 1_u32..2000, quorum: bool, paused: bool) -> Spec {
@@ -352,9 +389,10 @@ prop_compose! {
                   replicas in 0_u32..100, rolling: bool, failing: bool, started in 0_u32..100, unscraped in 0_u32..3,
                   unsettled in 0_u64..5000, in_flight in 0_u64..5000, counters in (0_u64..u64::MAX, 0_u64..u64::MAX, 0_u64..u64::MAX),
                   call_seconds in prop_oneof![8 => 0.0..1e9, 1 => Just(f64::NAN), 1 => Just(-1.0), 1 => Just(f64::INFINITY)],
-                  held in 0_u32..100) -> Inputs {
+                  held in 0_u32..100, floor in proptest::option::of(0_u32..200)) -> Inputs {
         Inputs {
             ready,
+            floor: floor.map(by_schedule),
             workload: Workload { replicas, rolling, failing },
             sidecars: Sidecars {
                 started,
@@ -387,6 +425,17 @@ proptest! {
         let (history, now) = run(&past, &spec);
         let (decision, _) = decide(history, &inputs, &spec, now);
         prop_assert!(decision.replicas == inputs.workload.replicas || (spec.min..=spec.max).contains(&decision.replicas));
+    }
+
+    #[test]
+    fn a_schedule_never_asks_for_more_than_the_maximum_and_never_for_fewer_pods(past in proptest::collection::vec(readings(), 0..20), inputs in readings(), replicas in 0_u32..200, spec in specs()) {
+        let (history, now) = run(&past, &spec);
+        let without = Inputs { floor: None, ..inputs.clone() };
+        let with = Inputs { floor: Some(by_schedule(replicas)), ..inputs.clone() };
+        let (few, _) = decide(history.clone(), &without, &spec, now);
+        let (many, _) = decide(history, &with, &spec, now);
+        prop_assert!(many.replicas >= few.replicas, "{few:?} {many:?}");
+        prop_assert!(many.replicas <= spec.max.max(inputs.workload.replicas), "{many:?}");
     }
 
     #[test]

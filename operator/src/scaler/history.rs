@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use super::decide::{Inputs, Sidecars};
+use super::inputs::{Inputs, Sidecars};
 
 /// Seconds over which arrivals are averaged.
 pub const RATE_WINDOW: f64 = 30.0;

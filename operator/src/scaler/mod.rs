@@ -1,13 +1,20 @@
 //! The scaler: `signals -> decide -> act`.
 //!
-//! `decide`, `history` and `sample` are values and pure functions; `scrape`, `task` and `act` perform the effects, and
-//! `board` is what the Worker's reconcile reads of them.
+//! `inputs`, `decide`, `reason`, `history`, `sample`, `schedule`, `asked`, `share` and `side` are values and pure functions; `scrape`, `follow`,
+//! `task` and `act` perform the effects, and `board` is what the Worker's reconcile reads of them.
 
 pub mod act;
+pub mod asked;
 pub mod board;
 pub mod decide;
+mod follow;
 pub mod history;
+pub mod inputs;
+pub mod reason;
 pub mod record;
 pub mod sample;
+pub mod schedule;
 pub mod scrape;
+mod share;
+mod side;
 pub mod task;

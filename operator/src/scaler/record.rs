@@ -6,7 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::decide::{Decision, Inputs};
+use super::decide::Decision;
+use super::inputs::Inputs;
 use crate::brokers::Key;
 
 /// Decisions that are kept of a Worker.
@@ -34,6 +35,10 @@ pub struct Told {
     pub rolling: bool,
     /// Whether pods crash or cannot start.
     pub failing: bool,
+    /// Fewest pods by the schedule that counts; none without schedules.
+    pub floor: Option<u32>,
+    /// That schedule, as the Worker writes it.
+    pub schedule: Option<String>,
     /// The decision of that look, with its numbers.
     pub message: String,
     /// Decisions that differ in replicas or reason from the one before, newest first.
@@ -101,7 +106,7 @@ impl Records {
     /// What is told of a Worker; none where Warren does not scale it.
     pub fn told(&self, worker: &Key) -> Option<Told> {
         let records = self.locked();
-        let Record { looked, inputs: Inputs { ready, workload, sidecars }, message, decisions } =
+        let Record { looked, inputs: Inputs { ready, workload, sidecars, floor }, message, decisions } =
             records.get(worker)?;
         let decisions = decisions.iter().map(|(at, decision)| ToldDecision {
             seconds_ago: at.elapsed().as_secs_f64(),
@@ -120,6 +125,8 @@ impl Records {
             sidecars_answered: sidecars.scraped,
             rolling: workload.rolling,
             failing: workload.failing,
+            floor: floor.as_ref().map(|floor| floor.replicas),
+            schedule: floor.as_ref().map(|floor| floor.schedule.to_string()),
             message: message.clone(),
             decisions: decisions.collect(),
         })
@@ -128,7 +135,7 @@ impl Records {
 
 #[cfg(test)]
 mod tests {
-    use super::super::decide::Reason;
+    use super::super::reason::Reason;
     use super::*;
 
     fn decided(replicas: u32, reason: Reason) -> Decision {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use warren_api::metrics;
 
 use super::board::Durability;
-use super::decide::Sidecars;
+use super::inputs::Sidecars;
 
 /// A handler that was never up counts as failing after so many seconds: before that, it starts.
 const STARTING_SECONDS: f64 = 30.0;

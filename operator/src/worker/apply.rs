@@ -1,9 +1,10 @@
-//! Step 4: both objects by server-side apply, and only where they are not as they should be.
+//! Step 4: the objects by server-side apply, and only where they are not as they should be.
 
 use futures::future::join_all;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{Patch, PatchParams};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -46,7 +47,39 @@ pub async fn apply(
     if reconfigured {
         hasten(built, around, context).await;
     }
-    one(&deployments, worker, &built.deployment, around.deployment.as_deref()).await
+    if let Err(problem) = one(&deployments, worker, &built.deployment, around.deployment.as_deref()).await? {
+        return Ok(Err(problem));
+    }
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(context.client.clone(), &namespace);
+    let live = around.disruption_budget.as_deref();
+    match &built.disruption_budget {
+        Some(desired) => one(&budgets, worker, desired, live).await,
+        None => {
+            if let Some(live) = live.filter(|live| owned(*live, worker)) {
+                remove(&budgets, live).await?;
+            }
+            Ok(Ok(()))
+        }
+    }
+}
+
+/// Whether an object is this Worker's.
+fn owned(object: &impl Resource, worker: &Worker) -> bool {
+    object.owner_references().iter().any(|owner| Some(&owner.uid) == worker.metadata.uid.as_ref())
+}
+
+/// Deletes this very object; one that is gone is as good, and so is one that has its place since.
+async fn remove(api: &Api<PodDisruptionBudget>, live: &PodDisruptionBudget) -> Result<(), Error> {
+    let preconditions = Preconditions { uid: live.uid(), resource_version: None };
+    let this = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    match api.delete(&live.name_any(), &this).await {
+        Ok(_) => {
+            tracing::info!(namespace = live.namespace(), name = %live.name_any(), "PodDisruptionBudget removed");
+            Ok(())
+        }
+        Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What an object must have. In mode Builtin the scaler writes a Deployment's replicas, and a cache that has not seen that
@@ -85,10 +118,7 @@ where
         // What is not in the cache, which holds labelled objects only, may be somebody else's.
         None => {
             let found = api.get_metadata_opt(name).await?;
-            let mine = |owner: &k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference| {
-                Some(&owner.uid) == worker.metadata.uid.as_ref()
-            };
-            if found.is_some_and(|found| !found.owner_references().iter().any(mine)) {
+            if found.is_some_and(|found| !owned(&found, worker)) {
                 let kind = K::kind(&());
                 return Ok(Err(Problem::new(
                     TEMPLATE_VALID,

@@ -1,4 +1,4 @@
-//! Step 3: a validated Worker as a ConfigMap and a Deployment. Pure.
+//! Step 3: a validated Worker as a ConfigMap, a Deployment and, where it is asked for, a PodDisruptionBudget. Pure.
 //!
 //! The user's template is kept as the JSON that the user wrote; only the sidecar, its volumes, the drain hook, the grace
 //! period and labels are added.
@@ -39,11 +39,13 @@ pub struct Built {
     pub config_map: Value,
     /// The pods.
     pub deployment: Value,
+    /// What evictions may do to them; none where the Worker says nothing.
+    pub disruption_budget: Option<Value>,
     /// The sidecar image in it.
     pub image: String,
 }
 
-/// Builds both objects. `rolled` is what runs, `newest` the sidecar image of this operator's version.
+/// Builds the objects. `rolled` is what runs, `newest` the sidecar image of this operator's version.
 pub fn build(valid: &ValidWorker<'_>, rolled: &Rolled, newest: &str, replicas: u32) -> Built {
     let digest = digest(&what_rolls(valid));
     let image = image(valid.worker, rolled, &digest, newest);
@@ -76,6 +78,19 @@ pub fn build(valid: &ValidWorker<'_>, rolled: &Rolled, newest: &str, replicas: u
                 "selector": {"matchLabels": {WORKER_LABEL: name}},
                 "template": pod_template(valid, &image),
             },
+        }),
+        disruption_budget: valid.worker.spec.disruption.as_ref().map(|disruption| {
+            json!({
+                "apiVersion": "policy/v1",
+                "kind": "PodDisruptionBudget",
+                "metadata": metadata(&name, json!({})),
+                "spec": {
+                    "maxUnavailable": disruption.max_unavailable,
+                    "selector": {"matchLabels": {WORKER_LABEL: name}},
+                    // A pod that is not well does no work that an eviction would end: it must not hold up a drain.
+                    "unhealthyPodEvictionPolicy": "AlwaysAllow",
+                },
+            })
         }),
         image,
     }

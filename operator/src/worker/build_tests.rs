@@ -119,3 +119,12 @@ fn both_objects_are_owned_by_the_worker() {
         );
     }
 }
+
+#[test]
+fn a_disruption_budget_is_built_only_when_it_is_asked_for() {
+    assert_eq!(fresh(json!({})).disruption_budget, None);
+    let budget = fresh(json!({"disruption": {"maxUnavailable": 2}})).disruption_budget.unwrap();
+    assert_eq!(budget["spec"]["maxUnavailable"], 2);
+    assert_eq!(budget["spec"]["selector"]["matchLabels"], json!({WORKER_LABEL: "invoices"}));
+    assert_eq!(budget["metadata"]["ownerReferences"][0]["uid"], "u-1");
+}

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 use warren_api::names::{WORKER_LABEL, config_map};
@@ -24,6 +25,8 @@ pub struct Surroundings {
     pub deployment: Option<Arc<Deployment>>,
     /// Its ConfigMap.
     pub config_map: Option<Arc<ConfigMap>>,
+    /// Its PodDisruptionBudget.
+    pub disruption_budget: Option<Arc<PodDisruptionBudget>>,
     /// Its pods.
     pub pods: Vec<Arc<Pod>>,
 }
@@ -52,6 +55,7 @@ pub async fn dereference(worker: &Worker, context: &Context) -> Result<Surroundi
         secret,
         deployment: stores.deployments.get(&ObjectRef::new(&name).within(&namespace)),
         config_map: stores.config_maps.get(&ObjectRef::new(&config_map(&name)).within(&namespace)),
+        disruption_budget: stores.disruption_budgets.get(&ObjectRef::new(&name).within(&namespace)),
         pods: pods_of(worker, context),
     })
 }

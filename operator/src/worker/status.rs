@@ -15,9 +15,13 @@ use super::pods::{ready, trouble};
 use crate::condition::{Statement, Status, conditions, find};
 use crate::problem::Problem;
 use crate::scaler::board::View;
+use crate::scaler::schedule::{SCHEDULE_INVALID, Schedules};
 
 /// Reason of a scaler that has not looked yet.
 const UNSEEN: &str = "Starting";
+/// What is added where somebody scales a Worker that scales itself.
+const REPLICAS_IGNORED: &str =
+    ". spec.replicas is ignored in scaling.mode Builtin: use minReplicas and maxReplicas, or mode Manual";
 
 /// The status that follows from what is wrong (if anything), what exists and what the scaler saw.
 pub fn status(
@@ -53,14 +57,18 @@ pub fn status(
     }
 }
 
-/// Numbers in a message change all the time; it is written anew only when the reason changes. A scaler that has not looked
-/// yet, such as after the operator's restart, takes back nothing.
+/// Numbers in a message change all the time; it is written anew only when the reason changes, or what it says of the spec. A
+/// scaler that has not looked yet, such as after the operator's restart, takes back nothing.
 fn kept(statement: Statement, former: &WorkerStatus) -> Statement {
     let Some(before) = find(&former.conditions, statement.kind).filter(|_| statement.kind == SCALING_ACTIVE)
     else {
         return statement;
     };
-    let same = before.status == statement.status.as_str() && before.reason == statement.reason;
+    let ignored = |message: &str| message.ends_with(REPLICAS_IGNORED);
+    let same = before.status == statement.status.as_str()
+        && before.reason == statement.reason
+        && statement.reason != SCHEDULE_INVALID
+        && ignored(&before.message) == ignored(&statement.message);
     let unseen = statement.reason == UNSEEN && former.scaling.is_some();
     if same || unseen { Statement::of(statement.kind, before) } else { statement }
 }
@@ -174,6 +182,11 @@ fn available(
 }
 
 fn scaling_active(worker: &Worker, view: &View) -> Statement {
+    if worker.spec.scaling.mode == ScalingMode::Builtin
+        && let (_, Some(problem)) = Schedules::parse(&worker.spec.scaling.schedules)
+    {
+        return Statement::new(SCALING_ACTIVE, false, problem.reason, problem.message);
+    }
     match worker.spec.scaling.mode {
         ScalingMode::External => {
             Statement::new(SCALING_ACTIVE, true, "External", "an HPA or KEDA writes the scale subresource")
@@ -189,7 +202,7 @@ fn scaling_active(worker: &Worker, view: &View) -> Statement {
             Some(decision) => {
                 let mut message = decision.message.clone();
                 if worker.spec.replicas != 1 {
-                    message.push_str(". spec.replicas is ignored in scaling.mode Builtin: use minReplicas and maxReplicas, or mode Manual");
+                    message.push_str(REPLICAS_IGNORED);
                 }
                 Statement::new(SCALING_ACTIVE, decision.reason.is_active(), decision.reason.as_str(), message)
             }
@@ -252,7 +265,8 @@ mod tests {
     use super::super::validate::tests::{surroundings, worker};
     use super::*;
     use crate::scaler::board::Handlers;
-    use crate::scaler::decide::{Decision, Reason};
+    use crate::scaler::decide::Decision;
+    use crate::scaler::reason::Reason;
 
     fn now() -> Time {
         Time(Timestamp::from_second(1).unwrap())
@@ -288,6 +302,33 @@ mod tests {
         let third =
             status(&worker, None, None, &surroundings(), &decided(Reason::Stalled, "3 waiting"), &now());
         assert_eq!(find(&third.conditions, SCALING_ACTIVE).unwrap().message, "3 waiting");
+    }
+
+    #[test]
+    fn replicas_that_somebody_wrote_are_said_to_be_ignored_at_once_and_no_longer_than_they_are() {
+        let ignored = |worker: &Worker, former: &WorkerStatus| {
+            let worker = Worker { status: Some(former.clone()), ..worker.clone() };
+            let next = status(&worker, None, None, &surroundings(), &decided(Reason::Steady, "fits"), &now());
+            (find(&next.conditions, SCALING_ACTIVE).unwrap().message.contains("is ignored"), next)
+        };
+        let (untouched, scaled) = (worker(json!({})), worker(json!({"replicas": 7})));
+        let (said, first) = ignored(&untouched, &WorkerStatus::default());
+        assert!(!said);
+        let (said, second) = ignored(&scaled, &first);
+        assert!(said);
+        assert!(!ignored(&untouched, &second).0);
+    }
+
+    #[test]
+    fn a_schedule_that_cannot_be_read_is_said_with_what_to_write() {
+        let scaling = json!({"schedules": [{"cron": "0 25 * * *", "minReplicas": 1}]});
+        let worker = worker(json!({"scaling": scaling}));
+        let view = decided(Reason::Steady, "fits");
+        let status = status(&worker, None, None, &surroundings(), &view, &now());
+        let active = find(&status.conditions, SCALING_ACTIVE).unwrap();
+        assert_eq!((active.status.as_str(), active.reason.as_str()), ("False", SCHEDULE_INVALID));
+        assert!(active.message.contains("0 8 * * 1-5"), "{}", active.message);
+        assert_eq!(find(&status.conditions, READY).unwrap().status, "False");
     }
 
     #[test]

@@ -99,3 +99,32 @@ async fn the_scale_subresource_writes_the_replicas() {
     let scaled = patched("wk", "scaled", &named("scaled", "", TEMPLATE), r#"{"spec":{"replicas":4}}"#).await;
     assert!(scaled.is_ok(), "{scaled:?}");
 }
+
+fn scheduled(cron: &str, fields: &str) -> String {
+    worker(&format!("scaling: {{maxReplicas: 5, schedules: [{{cron: \"{cron}\", {fields}}}]}},"))
+}
+
+#[tokio::test]
+async fn a_schedule_is_taken_with_utc_as_its_time_zone() {
+    for cron in ["0 8 * * 1-5", "*/5 8-18 1,15 * MON", "@daily"] {
+        let worker = send(&scheduled(cron, "minReplicas: 5")).await.unwrap();
+        assert_eq!(worker["spec"]["scaling"]["schedules"][0]["timezone"], "UTC");
+    }
+}
+
+#[tokio::test]
+async fn a_schedule_without_five_fields_or_for_more_than_the_maximum_is_refused() {
+    for cron in ["soon", "0 8 * *", "0 0 8 * * 1-5", ""] {
+        refused(&scheduled(cron, "minReplicas: 1"), "cron").await;
+    }
+    refused(&scheduled("0 8 * *", "minReplicas: 1"), "minute hour day month weekday").await;
+    refused(&scheduled("0 8 * * *", "minReplicas: 6"), "lower the one or raise the other").await;
+    refused(&scheduled("0 8 * * *", "minReplicas: -1"), "greater than or equal to 0").await;
+    refused(&scheduled("0 8 * * *", "timezone: UTC"), "minReplicas").await;
+}
+
+#[tokio::test]
+async fn a_disruption_of_no_pod_at_all_is_refused() {
+    refused(&worker("disruption: {maxUnavailable: 0},"), "greater than or equal to 1").await;
+    assert!(send(&worker("disruption: {maxUnavailable: 1},")).await.is_ok());
+}

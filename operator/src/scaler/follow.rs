@@ -1,0 +1,320 @@
+//! The loop of one Worker: reads the signals, has `decide` judge them, carries the decision out.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
+use kube::runtime::events::EventType;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Resource, ResourceExt};
+use tokio::time::Instant;
+use warren_api::worker::ScalingMode;
+use warren_api::{Queue, Worker};
+
+use super::act;
+use super::asked::{rolling, spec};
+use super::board::{Entry, Handlers, View};
+use super::decide::{Decision, decide};
+use super::history::History;
+use super::inputs::{Inputs, Sidecars, Workload};
+use super::sample::{Sample, Tracker};
+use super::schedule::Timetable;
+use super::scrape::Scraper;
+use super::share::{Lately, part};
+use super::side::Side;
+use super::task::fleet_pause;
+use crate::brokers::Key;
+use crate::context::Context;
+use crate::worker::dereference::pods_of;
+use crate::worker::pods;
+
+/// How often a Worker at zero is looked at: a message wakes it within a second.
+pub(super) const AT_ZERO: Duration = Duration::from_millis(400);
+/// How often a Worker with pods is looked at.
+const WITH_PODS: Duration = Duration::from_secs(1);
+/// How often a Worker is looked at whose replicas are not Warren's business.
+const OBSERVED: Duration = Duration::from_secs(5);
+/// How long the first depth may take before it counts as unknown.
+const FIRST_DEPTH: Duration = Duration::from_secs(10);
+/// How long a change of the Deployment may take to come back in the cache.
+const SETTLE: Duration = Duration::from_secs(3);
+
+struct Follower {
+    key: Key,
+    context: Arc<Context>,
+    scraper: Arc<Scraper>,
+    entry: Arc<Entry>,
+    tracker: Tracker,
+    history: History,
+    timetable: Timetable,
+    depth: Option<(u64, Instant)>,
+    side: Side,
+    settled: Lately,
+    decided: Option<u32>,
+    patched: Option<Instant>,
+    since: Instant,
+    since_wall: Timestamp,
+}
+
+/// Follows a Worker until it is gone.
+pub(super) async fn follow(key: Key, context: Arc<Context>, scraper: Arc<Scraper>) {
+    let entry = context.board.entry(&key);
+    let mut follower = Follower {
+        key,
+        entry,
+        scraper,
+        tracker: Tracker::default(),
+        history: History::default(),
+        timetable: Timetable::default(),
+        depth: None,
+        side: Side::default(),
+        settled: Lately::default(),
+        decided: None,
+        patched: None,
+        since: Instant::now(),
+        since_wall: Timestamp::now(),
+        context,
+    };
+    let reference = ObjectRef::new(&follower.key.name).within(&follower.key.namespace);
+    // A fleet that starts together does not probe together.
+    tokio::time::sleep(AT_ZERO.mul_f64(rand::random())).await;
+    loop {
+        let Some(worker) = follower.context.stores.workers.get(&reference) else { return };
+        let pause = follower.round(&worker).await;
+        tokio::time::sleep(pause).await;
+    }
+}
+
+impl Follower {
+    /// One look; gives the time until the next.
+    async fn round(&mut self, worker: &Worker) -> Duration {
+        let context = self.context.clone();
+        let stores = &context.stores;
+        let namespace = &self.key.namespace;
+        let queue = stores.queues.get(&ObjectRef::new(&worker.spec.queue_ref.name).within(namespace));
+        let deployment = stores.deployments.get(&ObjectRef::new(&self.key.name).within(namespace));
+        let pods = pods_of(worker, &context);
+        let beside = queue.as_deref().and_then(|queue| self.side.next(queue));
+        let (ready, beside_ready, sidecars) = tokio::join!(
+            self.read_depth(queue.as_deref(), queue.as_deref().map(Queue::broker_name)),
+            self.read_depth(queue.as_deref(), beside.as_deref()),
+            self.scrape(&pods)
+        );
+        if let Some(ready) = ready {
+            self.depth = Some((ready, Instant::now()));
+        }
+        if let (Some(name), Some(ready)) = (beside, beside_ready) {
+            self.side.note(name, ready);
+        }
+        let (mut sidecars, handlers) = self.fold(&pods, sidecars);
+        self.settled.observe(sidecars.settled, self.since.elapsed().as_secs_f64());
+        // A call that carries many messages takes its time once for all of them.
+        if worker.spec.handler.batch.is_some() {
+            sidecars.calls = sidecars.settled;
+        }
+        self.publish_metrics(worker, queue.as_deref(), deployment.as_deref(), &pods);
+
+        if worker.spec.scaling.mode != ScalingMode::Builtin || worker.metadata.deletion_timestamp.is_some() {
+            self.decided = None;
+            context.records.forget(&self.key);
+            self.show(worker, &self.view(None, handlers));
+            return OBSERVED;
+        }
+        // A broker that is being connected to is not unknown yet.
+        if self.depth.is_none() && self.since.elapsed() < FIRST_DEPTH {
+            self.show(worker, &self.view(None, handlers));
+            return AT_ZERO;
+        }
+        let live = deployment.as_deref().and_then(|d| d.spec.as_ref()?.replicas).map(|r| r.unsigned_abs());
+        let spec = spec(worker, queue.as_deref());
+        let current = self.decided.or(live).unwrap_or(spec.min);
+        let share = context.board.part(&self.key);
+        let inputs = Inputs {
+            ready: self
+                .depth
+                .filter(|_| queue.is_some())
+                .map(|(ready, at)| (part(ready, share), at.elapsed().as_secs_f64())),
+            workload: Workload {
+                replicas: current,
+                rolling: deployment.as_deref().is_some_and(rolling),
+                failing: pods::trouble(&pods).is_some(),
+            },
+            sidecars,
+            floor: self.timetable.floor(&worker.spec.scaling.schedules, Timestamp::now()),
+        };
+        let now = self.since.elapsed().as_secs_f64();
+        let (decision, history) = decide(std::mem::take(&mut self.history), &inputs, &spec, now);
+        self.history = history;
+        self.decided = Some(decision.replicas);
+        context.records.note(&self.key, inputs, &decision);
+        self.carry_out(worker, live, current, decision, handlers, &pods).await;
+        self.pause(current)
+    }
+
+    fn view(&self, decision: Option<Decision>, handlers: Handlers) -> View {
+        let durability = self.tracker.durability();
+        View { decision, handlers, durability, settled_lately: self.settled.amount }
+    }
+
+    /// Ready messages of a queue on the broker of `queue`.
+    async fn read_depth(&self, queue: Option<&Queue>, name: Option<&str>) -> Option<u64> {
+        let (queue, name) = (queue?, name?);
+        let key = Key { namespace: self.key.namespace.clone(), name: queue.name_any() };
+        let lane = self.context.brokers.lane_of(&key)?;
+        match lane.depth(name).await {
+            Ok(depth) => Some(u64::from(depth.ready)),
+            Err(error) => {
+                tracing::debug!(namespace = %key.namespace, queue = name, %error, "depth not read");
+                None
+            }
+        }
+    }
+
+    async fn scrape(&self, pods: &[Arc<Pod>]) -> Vec<(String, bool, Sample)> {
+        let running = pods.iter().filter(|pod| pods::sidecar_runs(pod));
+        let mut scrapes: FuturesUnordered<_> = running
+            .filter_map(|pod| {
+                let address: IpAddr = pod.status.as_ref()?.pod_ip.as_deref()?.parse().ok()?;
+                let whole = pod.creation_timestamp().is_some_and(|created| created.0 > self.since_wall);
+                Some(async move { Some((pod.uid()?, whole, self.scraper.scrape(address).await?)) })
+            })
+            .collect();
+        let mut answers = Vec::new();
+        while let Some(answer) = scrapes.next().await {
+            answers.extend(answer);
+        }
+        answers
+    }
+
+    fn fold(&mut self, pods: &[Arc<Pod>], answers: Vec<(String, bool, Sample)>) -> (Sidecars, Handlers) {
+        let living: BTreeSet<String> =
+            pods.iter().filter(|pod| !pods::ended(pod)).filter_map(|pod| pod.uid()).collect();
+        let started = pods.iter().filter(|pod| pods::sidecar_runs(pod) && !pods::ended(pod)).count();
+        let misconfigured = answers.iter().find_map(|(_, _, sample)| sample.misconfigured);
+        let connected = answers.iter().filter(|(_, _, sample)| sample.connected).count();
+        let now = self.since.elapsed().as_secs_f64();
+        let sidecars = self.tracker.observe(answers, &living, count(started), now);
+        let handlers = Handlers {
+            scraped: sidecars.scraped,
+            held: sidecars.held,
+            misconfigured,
+            connected: count(connected),
+        };
+        (sidecars, handlers)
+    }
+
+    async fn carry_out(
+        &mut self,
+        worker: &Worker,
+        live: Option<u32>,
+        current: u32,
+        decision: Decision,
+        handlers: Handlers,
+        pods: &[Arc<Pod>],
+    ) {
+        let wanted = decision.replicas;
+        let view = self.view(Some(decision.clone()), handlers);
+        let settled = self.patched.is_none_or(|at| at.elapsed() > SETTLE);
+        if live.is_none_or(|live| live == wanted) || (wanted == current && !settled) {
+            self.show(worker, &view);
+            return;
+        }
+        if live.is_some_and(|live| wanted < live) {
+            act::mark_costs(&self.context, pods, &self.tracker).await;
+        }
+        let former = self.entry.view();
+        match act::scale(&self.context, &self.key, &self.entry, view.clone(), wanted).await {
+            Ok(()) => {
+                self.patched = Some(Instant::now());
+                let Decision { reason, message, .. } = &decision;
+                let foreign = wanted == current;
+                let reason = if foreign { "ScaleReverted" } else { reason.as_str() };
+                tracing::info!(namespace = %self.key.namespace, worker = %self.key.name, replicas = wanted, live, reason, message, "scaled");
+                let message = match foreign {
+                    true => format!(
+                        "someone else set {} replicas; scaling.mode Builtin puts back {wanted}",
+                        live.unwrap_or_default()
+                    ),
+                    false => message.clone(),
+                };
+                self.context.event(&worker.object_ref(&()), EventType::Normal, reason, &message, "Scale");
+                self.context.metrics.scaled(&self.key, reason);
+                self.tell_if_news(worker, &former, &view);
+            }
+            Err(error) => {
+                tracing::warn!(namespace = %self.key.namespace, worker = %self.key.name, %error, "not scaled, tried again");
+            }
+        }
+    }
+
+    /// Makes a view known, and has the Worker's status follow where it says something new.
+    fn show(&self, worker: &Worker, view: &View) {
+        let former = self.entry.replace(view.clone());
+        self.tell_if_news(worker, &former, view);
+    }
+
+    fn tell_if_news(&self, worker: &Worker, former: &View, view: &View) {
+        let said = |view: &View| {
+            let decision = view.decision.as_ref().map(|d| (d.replicas, d.reason));
+            (
+                decision,
+                view.handlers.held > 0,
+                view.handlers.misconfigured,
+                view.handlers.scraped > view.handlers.connected,
+                // What the Queue tells of its messages.
+                (view.durability.deliveries > 0, view.durability.transient > 0),
+            )
+        };
+        if said(former) == said(view) {
+            return;
+        }
+        if let Some(decision) = &view.decision {
+            self.context.metrics.decided(&self.key, decision.reason);
+        }
+        // The Queue tells of its messages' durability. The receivers end only with the process.
+        let queue = ObjectRef::new(&worker.spec.queue_ref.name).within(&self.key.namespace);
+        let _ = self.context.queue_changed.unbounded_send(queue);
+        let _ = self.context.worker_changed.unbounded_send(ObjectRef::from_obj(worker));
+    }
+
+    fn publish_metrics(
+        &self,
+        worker: &Worker,
+        queue: Option<&Queue>,
+        deployment: Option<&Deployment>,
+        pods: &[Arc<Pod>],
+    ) {
+        let desired = deployment.and_then(|d| d.spec.as_ref()?.replicas).unwrap_or_default();
+        let ready = pods.iter().filter(|pod| pods::ready(pod)).count();
+        self.context.metrics.worker_replicas(
+            &self.key,
+            desired.unsigned_abs(),
+            count(pods.len()),
+            count(ready),
+        );
+        if let Some(queue) = queue {
+            let key = Key { namespace: worker.namespace().unwrap_or_default(), name: queue.name_any() };
+            let ready = self.depth.map(|(ready, _)| ready);
+            let (retrying, dead) = (self.side.retrying(queue), self.side.dead(queue));
+            self.context.metrics.queue_messages(&key, ready, retrying, dead);
+        }
+        if let Some(seconds) = self.history.service_seconds() {
+            self.context.metrics.service_seconds(&self.key, seconds);
+        }
+    }
+
+    fn pause(&self, current: u32) -> Duration {
+        let base = if current == 0 { AT_ZERO } else { WITH_PODS };
+        base.max(fleet_pause(self.context.metrics.followed())).mul_f64(rand::random_range(0.9..1.0))
+    }
+}
+
+fn count(number: usize) -> u32 {
+    number.try_into().unwrap_or(u32::MAX)
+}

@@ -1,0 +1,80 @@
+//! What a scaling decision is made from. Values only.
+
+use std::sync::Arc;
+
+/// What a Worker asks of its scaling, validated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spec {
+    /// Fewest pods.
+    pub min: u32,
+    /// Most pods, at least `min`.
+    pub max: u32,
+    /// Seconds within which a waiting message should start; positive.
+    pub target_wait: f64,
+    /// Seconds that less must have been wanted before pods are taken away.
+    pub stabilization: f64,
+    /// Handler calls at once in a pod, at least 1.
+    pub concurrency: u32,
+    /// Seconds after which a handler call counts as failed.
+    pub handler_timeout: f64,
+    /// Whether the queue is a quorum queue, whose zero needs confirming.
+    pub quorum: bool,
+    /// Whether consuming is paused.
+    pub paused: bool,
+}
+
+/// What was read, each with its age.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Inputs {
+    /// Ready messages and the age of that reading in seconds; none: never read, or the broker does not answer.
+    pub ready: Option<(u64, f64)>,
+    /// The Deployment and its pods.
+    pub workload: Workload,
+    /// The sum of the sidecars' own metrics.
+    pub sidecars: Sidecars,
+    /// What the schedule that counts now asks for; none without schedules.
+    pub floor: Option<Floor>,
+}
+
+/// Fewest pods by a schedule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Floor {
+    /// Fewest pods.
+    pub replicas: u32,
+    /// The schedule, as the Worker writes it.
+    pub schedule: Arc<str>,
+}
+
+/// The Deployment and its pods.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Workload {
+    /// Replicas that the Deployment asks for.
+    pub replicas: u32,
+    /// Whether a rollout is under way.
+    pub rolling: bool,
+    /// Whether pods crash, cannot be scheduled or cannot start.
+    pub failing: bool,
+}
+
+/// The sum of the sidecars' own metrics; counters never fall (resets are taken out before).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sidecars {
+    /// Pods whose sidecar has started.
+    pub started: u32,
+    /// Of these, how many answered just now.
+    pub scraped: u32,
+    /// Messages delivered and not settled.
+    pub unsettled: u64,
+    /// Handler calls that run.
+    pub in_flight: u64,
+    /// Deliveries so far.
+    pub deliveries: u64,
+    /// Settled deliveries so far.
+    pub settled: u64,
+    /// Ended handler calls so far.
+    pub calls: u64,
+    /// Seconds of those calls.
+    pub call_seconds: f64,
+    /// Pods that hold consuming back because their handler fails.
+    pub held: u32,
+}

@@ -1,0 +1,87 @@
+//! Why the replicas are what they are.
+
+/// Why the replicas are what they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// More pods are needed and asked for.
+    ScaledOut,
+    /// Fewer pods are needed, and some are let go.
+    ScaledIn,
+    /// The pods that are there fit the load.
+    Steady,
+    /// Fewer pods would do, but not for long enough yet.
+    Stabilizing,
+    /// Fewer pods would do, but a schedule asks for these.
+    Scheduled,
+    /// More pods are needed than `maxReplicas` allows.
+    AtMaximum,
+    /// Nothing to do.
+    Idle,
+    /// `consumer.paused`.
+    Paused,
+    /// The ready count is missing or stale.
+    DepthUnknown,
+    /// Some sidecars cannot be scraped: pods may hold work that is not seen.
+    SidecarsUnreachable,
+    /// No sidecar can be scraped.
+    MetricsUnreachable,
+    /// The handlers fail: more pods do not mend what is behind them.
+    HandlerFailing,
+    /// There is work, and nothing moves.
+    Stalled,
+    /// A zero that has not been confirmed.
+    ZeroUnconfirmed,
+    /// Messages are being worked on.
+    InFlight,
+    /// A rollout is under way.
+    RollingOut,
+}
+
+impl Reason {
+    /// Every reason.
+    pub const ALL: [Self; 16] = [
+        Self::ScaledOut,
+        Self::ScaledIn,
+        Self::Steady,
+        Self::Stabilizing,
+        Self::Scheduled,
+        Self::AtMaximum,
+        Self::Idle,
+        Self::Paused,
+        Self::DepthUnknown,
+        Self::SidecarsUnreachable,
+        Self::MetricsUnreachable,
+        Self::HandlerFailing,
+        Self::Stalled,
+        Self::ZeroUnconfirmed,
+        Self::InFlight,
+        Self::RollingOut,
+    ];
+
+    /// The reason as conditions, events and metric labels show it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ScaledOut => "ScaledOut",
+            Self::ScaledIn => "ScaledIn",
+            Self::Steady => "Steady",
+            Self::Stabilizing => "Stabilizing",
+            Self::Scheduled => "Scheduled",
+            Self::AtMaximum => "AtMaximum",
+            Self::Idle => "Idle",
+            Self::Paused => "Paused",
+            Self::DepthUnknown => "DepthUnknown",
+            Self::SidecarsUnreachable => "SidecarsUnreachable",
+            Self::MetricsUnreachable => "MetricsUnreachable",
+            Self::HandlerFailing => "HandlerFailing",
+            Self::Stalled => "Stalled",
+            Self::ZeroUnconfirmed => "ZeroUnconfirmed",
+            Self::InFlight => "InFlight",
+            Self::RollingOut => "RollingOut",
+        }
+    }
+
+    /// Whether the scaler sees what it needs: the status of condition `ScalingActive`.
+    pub const fn is_active(self) -> bool {
+        !matches!(self, Self::DepthUnknown | Self::MetricsUnreachable | Self::Stalled | Self::HandlerFailing)
+    }
+}

@@ -1,0 +1,219 @@
+//! `scaling.schedules`: the fewest pods by the time of day. Pure: the time is an argument.
+//!
+//! Each entry says what counts from its firing on; what counts now is the entry that fired last.
+
+use std::sync::Arc;
+
+use croner::Cron;
+use croner::parser::{CronParser, Seconds, Year};
+use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::tz::TimeZone;
+use warren_api::conditions::worker::SCALING_ACTIVE;
+use warren_api::worker::Schedule;
+
+use super::inputs::Floor;
+use crate::problem::Problem;
+
+/// Reason of condition `ScalingActive` where an entry cannot be read.
+pub const SCHEDULE_INVALID: &str = "ScheduleInvalid";
+
+/// Schedules as they can be asked.
+#[derive(Clone, Debug, Default)]
+pub struct Schedules(Vec<Entry>);
+
+#[derive(Clone, Debug)]
+struct Entry {
+    cron: Cron,
+    zone: TimeZone,
+    floor: Floor,
+}
+
+impl Schedules {
+    /// Reads every entry that can be read, and says what is wrong with the first that cannot.
+    pub fn parse(schedules: &[Schedule]) -> (Self, Option<Problem>) {
+        let (mut entries, mut wrong) = (Vec::new(), None);
+        for (index, schedule) in schedules.iter().enumerate() {
+            match Entry::parse(schedule) {
+                Ok(entry) => entries.push(entry),
+                Err(why) => {
+                    let message = format!(
+                        "scaling.schedules[{index}] is left out: {why}. The other entries and the load still count"
+                    );
+                    wrong = wrong.or(Some(Problem::new(SCALING_ACTIVE, SCHEDULE_INVALID, message)));
+                }
+            }
+        }
+        (Self(entries), wrong)
+    }
+
+    /// The entry that fired last; of several at the same time, the one with most pods.
+    pub fn floor(&self, now: Timestamp) -> Option<Floor> {
+        let fired = self.0.iter().filter_map(|entry| Some((entry.fired(now)?, entry.floor.replicas, entry)));
+        let last = fired.max_by_key(|(at, replicas, _)| (*at, *replicas));
+        last.map(|(_, _, entry)| entry.floor.clone())
+    }
+}
+
+impl Entry {
+    fn parse(schedule: &Schedule) -> Result<Self, String> {
+        let Schedule { cron: text, timezone, min_replicas } = schedule;
+        let zone = TimeZone::get(timezone).map_err(|_| {
+            format!("there is no time zone \"{timezone}\": write a name such as \"Europe/Berlin\" or \"UTC\"")
+        })?;
+        let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
+        let cron = parser.parse(text).map_err(|error| {
+            format!(
+                "cron \"{text}\" cannot be read ({error}): write minute hour day month weekday, such as \"0 8 * * 1-5\" for 8:00 from Monday to Friday"
+            )
+        })?;
+        // A pattern repeats itself within 28 years, so that one that ever fires did so before any time to come.
+        let begin = Timestamp::UNIX_EPOCH.to_zoned(zone.clone());
+        if cron.find_next_occurrence(&begin, true).is_err() {
+            return Err(format!("cron \"{text}\" names a day that does not exist: correct day and month"));
+        }
+        let schedule = Arc::from(format!("\"{text}\" {timezone}"));
+        let floor = Floor { replicas: min_replicas.max(&0).unsigned_abs(), schedule };
+        Ok(Self { cron, zone, floor })
+    }
+
+    fn fired(&self, now: Timestamp) -> Option<Timestamp> {
+        let now = now.to_zoned(self.zone.clone());
+        self.cron.find_previous_occurrence(&now, true).ok().map(|at| at.timestamp())
+    }
+}
+
+/// A Worker's schedules with what they say, looked up once a minute.
+#[derive(Debug, Default)]
+pub struct Timetable {
+    given: Vec<Schedule>,
+    schedules: Schedules,
+    minute: Option<i64>,
+    floor: Option<Floor>,
+}
+
+impl Timetable {
+    /// The floor at `now` by the schedules `given`.
+    pub fn floor(&mut self, given: &[Schedule], now: Timestamp) -> Option<Floor> {
+        if self.given != given {
+            self.given = given.to_vec();
+            self.schedules = Schedules::parse(given).0;
+            self.minute = None;
+        }
+        // No entry fires within a minute.
+        let minute = now.as_second().div_euclid(60);
+        if self.minute.replace(minute) != Some(minute) {
+            self.floor = self.schedules.floor(now);
+        }
+        self.floor.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schedule(cron: &str, timezone: &str, min_replicas: i32) -> Schedule {
+        Schedule { cron: cron.to_owned(), timezone: timezone.to_owned(), min_replicas }
+    }
+
+    fn at(time: &str) -> Timestamp {
+        time.parse().unwrap()
+    }
+
+    fn floor(schedules: &[Schedule], time: &str) -> Option<u32> {
+        let (schedules, wrong) = Schedules::parse(schedules);
+        assert_eq!(wrong, None);
+        schedules.floor(at(time)).map(|floor| floor.replicas)
+    }
+
+    #[test]
+    fn what_fired_last_counts_until_another_entry_fires() {
+        let day = [schedule("0 8 * * 1-5", "UTC", 5), schedule("0 18 * * *", "UTC", 1)];
+        // 2026-11-23 is a Monday.
+        for (time, expected) in [
+            ("2026-11-23T07:59:59Z", 1),
+            ("2026-11-23T08:00:00Z", 5),
+            ("2026-11-23T17:59:59Z", 5),
+            ("2026-11-23T18:00:00Z", 1),
+            ("2026-11-28T12:00:00Z", 1),
+        ] {
+            assert_eq!(floor(&day, time), Some(expected), "{time}");
+        }
+    }
+
+    #[test]
+    fn one_entry_alone_counts_always_and_none_says_nothing() {
+        assert_eq!(floor(&[schedule("0 8 1 1 *", "UTC", 3)], "2026-11-23T00:00:00Z"), Some(3));
+        assert_eq!(floor(&[], "2026-11-23T00:00:00Z"), None);
+    }
+
+    #[test]
+    fn entries_at_the_same_time_count_with_the_most_pods() {
+        let both = [
+            schedule("0 8 * * *", "UTC", 2),
+            schedule("0 8 * * 1", "UTC", 9),
+            schedule("0 8 * * *", "UTC", 4),
+        ];
+        assert_eq!(floor(&both, "2026-11-23T09:00:00Z"), Some(9));
+        assert_eq!(floor(&both, "2026-11-24T09:00:00Z"), Some(4));
+    }
+
+    #[test]
+    fn time_zones_follow_summer_and_winter() {
+        let day = [schedule("0 8 * * *", "Europe/Berlin", 5), schedule("0 9 * * *", "Europe/Berlin", 0)];
+        assert_eq!(floor(&day, "2026-07-01T06:00:00Z"), Some(5));
+        assert_eq!(floor(&day, "2026-07-01T07:00:00Z"), Some(0));
+        assert_eq!(floor(&day, "2026-12-01T06:00:00Z"), Some(0));
+        assert_eq!(floor(&day, "2026-12-01T07:00:00Z"), Some(5));
+    }
+
+    #[test]
+    fn the_program_brings_its_own_time_zones() {
+        let ours = k8s_openapi::jiff::tz::TimeZoneDatabase::bundled();
+        assert!(ours.get("Europe/Berlin").is_ok() && ours.get("UTC").is_ok());
+    }
+
+    #[test]
+    fn a_time_that_the_clock_leaves_out_or_repeats_fires_all_the_same() {
+        // 2:30 does not exist in Berlin on 2026-03-29, and is there twice on 2026-10-25.
+        let night = [schedule("30 2 * * *", "Europe/Berlin", 5), schedule("0 12 * * *", "Europe/Berlin", 0)];
+        assert_eq!(floor(&night, "2026-03-29T02:00:00Z"), Some(5));
+        assert_eq!(floor(&night, "2026-10-25T02:00:00Z"), Some(5));
+    }
+
+    #[test]
+    fn the_29th_of_february_is_remembered_for_years() {
+        let leap = [schedule("0 0 29 2 *", "UTC", 7)];
+        assert_eq!(floor(&leap, "2027-12-31T00:00:00Z"), Some(7));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_said_with_what_to_write_and_leaves_the_rest() {
+        for (wrong, said) in [
+            (schedule("0 25 * * *", "UTC", 1), "0 8 * * 1-5"),
+            (schedule("* * * * * *", "UTC", 1), "minute hour day month weekday"),
+            (schedule("0 8 * * 1-5 2027", "UTC", 1), "minute hour day month weekday"),
+            (schedule("soon", "UTC", 1), "cannot be read"),
+            (schedule("0 8 * * *", "Europe/Atlantis", 1), "Europe/Berlin"),
+            (schedule("0 0 30 2 *", "UTC", 1), "does not exist"),
+        ] {
+            let (schedules, problem) = Schedules::parse(&[wrong, schedule("0 8 * * *", "UTC", 3)]);
+            let problem = problem.unwrap();
+            assert_eq!((problem.condition, problem.reason), (SCALING_ACTIVE, SCHEDULE_INVALID));
+            assert!(problem.message.contains(said), "{}", problem.message);
+            assert!(problem.message.contains("schedules[0]"), "{}", problem.message);
+            assert_eq!(schedules.floor(at("2026-11-23T09:00:00Z")).map(|floor| floor.replicas), Some(3));
+        }
+    }
+
+    #[test]
+    fn a_timetable_follows_the_time_and_the_spec() {
+        let mut table = Timetable::default();
+        let day = [schedule("0 8 * * *", "UTC", 5), schedule("0 18 * * *", "UTC", 1)];
+        let mut at = |given: &[Schedule], time: &str| table.floor(given, at(time)).map(|f| f.replicas);
+        assert_eq!(at(&day, "2026-11-23T07:59:59Z"), Some(1));
+        assert_eq!(at(&day, "2026-11-23T08:00:00Z"), Some(5));
+        assert_eq!(at(&day[1..], "2026-11-23T08:00:01Z"), Some(1));
+        assert_eq!(at(&[], "2026-11-23T08:00:02Z"), None);
+    }
+}

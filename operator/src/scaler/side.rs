@@ -1,0 +1,91 @@
+//! The queues beside a Queue's own: messages that wait to be tried again, and dead ones. For people, not for decisions. Pure.
+
+use std::collections::BTreeMap;
+
+use warren_api::Queue;
+use warren_api::names::{dead_letter_queue, retry_queue};
+
+/// Looks at a Queue for each look at one of the queues beside it.
+pub const LOOKS: u32 = 5;
+
+/// What was last read of each.
+#[derive(Debug, Default)]
+pub struct Side {
+    looks: u32,
+    read: BTreeMap<String, u64>,
+}
+
+impl Side {
+    /// The queue to read at this look; none at most looks.
+    pub fn next(&mut self, queue: &Queue) -> Option<String> {
+        self.looks = self.looks.wrapping_add(1);
+        if !self.looks.is_multiple_of(LOOKS) {
+            return None;
+        }
+        let mut names = retry_queues(queue);
+        names.push(dead_letter_queue(queue.broker_name()));
+        self.read.retain(|name, _| names.contains(name));
+        let turn = (self.looks / LOOKS) as usize % names.len();
+        Some(names.swap_remove(turn))
+    }
+
+    /// Takes in how many messages wait in one.
+    pub fn note(&mut self, name: String, ready: u64) {
+        self.read.insert(name, ready);
+    }
+
+    /// Messages that wait to be tried again; none before every retry queue was read.
+    pub fn retrying(&self, queue: &Queue) -> Option<u64> {
+        retry_queues(queue).iter().map(|name| self.read.get(name)).sum()
+    }
+
+    /// Dead messages; none before they were counted.
+    pub fn dead(&self, queue: &Queue) -> Option<u64> {
+        self.read.get(&dead_letter_queue(queue.broker_name())).copied()
+    }
+}
+
+fn retry_queues(queue: &Queue) -> Vec<String> {
+    let delays = queue.spec.retry.delays_seconds.iter();
+    delays.map(|delay| retry_queue(queue.broker_name(), delay.unsigned_abs())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use warren_api::QueueSpec;
+
+    use super::*;
+
+    #[test]
+    fn the_queues_beside_are_read_in_turn_and_summed_once_all_are_known() {
+        let queue = Queue::new("orders", QueueSpec::default());
+        let (mut side, mut read) = (Side::default(), vec![]);
+        for _ in 0..LOOKS * 4 {
+            if let Some(name) = side.next(&queue) {
+                assert_eq!((side.retrying(&queue).is_some(), side.dead(&queue).is_some()), (false, false));
+                read.push(name);
+            }
+        }
+        read.sort();
+        assert_eq!(read, ["orders.dlq", "orders.retry.5s", "orders.retry.600s", "orders.retry.60s"]);
+        for (name, ready) in read.into_iter().zip(1..) {
+            side.note(name, ready);
+        }
+        assert_eq!((side.retrying(&queue), side.dead(&queue)), (Some(9), Some(1)));
+    }
+
+    #[test]
+    fn a_rung_that_is_gone_counts_no_more_and_without_rungs_nothing_is_tried_again() {
+        let mut queue = Queue::new("orders", QueueSpec::default());
+        let mut side = Side::default();
+        for delay in [5, 60, 600] {
+            side.note(retry_queue("orders", delay), 7);
+        }
+        queue.spec.retry.delays_seconds = vec![];
+        for _ in 0..LOOKS {
+            side.next(&queue);
+        }
+        assert_eq!((side.retrying(&queue), side.dead(&queue)), (Some(0), None));
+        assert!(side.read.is_empty());
+    }
+}
