@@ -253,6 +253,23 @@ fn one_zero_of_a_quorum_queue_is_not_believed() {
 }
 
 #[test]
+fn a_zero_that_grows_old_is_not_three_zeros() {
+    let spec = Spec { stabilization: 0.0, ..spec() };
+    let mut history = History::default();
+    let mut inputs = waiting(30);
+    inputs.workload.replicas = 4;
+    for now in 0..60 {
+        history = decide(history, &inputs, &spec, f64::from(now)).1;
+    }
+    for age in 0..10 {
+        inputs.ready = Some((0, f64::from(age)));
+        let (decision, next) = decide(history, &inputs, &spec, f64::from(60 + age));
+        history = next;
+        assert_eq!((decision.replicas, decision.reason), (4, Reason::ZeroUnconfirmed));
+    }
+}
+
+#[test]
 fn a_sidecar_that_cannot_be_scraped_blocks_scale_in_but_not_scale_out() {
     let mut history = History::default();
     let mut inputs = waiting(0);

@@ -14,6 +14,8 @@ const RECENT_WINDOW: f64 = 10.0;
 const SERVICE_HALF_LIFE: f64 = 60.0;
 /// Least seconds between two kept samples, which bounds their number.
 const SAMPLE_SPACING: f64 = 0.9;
+/// Readings of the queue's depth are at least this far apart, in seconds.
+const SAME_READING: f64 = 0.1;
 /// A handler call takes at least this long, in seconds: the broker's round trip counts too.
 const LEAST_SERVICE: f64 = 0.001;
 
@@ -26,6 +28,7 @@ pub struct History {
     service: Option<Service>,
     wanted: VecDeque<(f64, f64)>,
     zero_reads: u32,
+    read_at: Option<f64>,
     progress: Option<Progress>,
     unscraped_since: Option<f64>,
     last_scale_in: Option<f64>,
@@ -81,7 +84,12 @@ impl History {
             self.took_over = inputs.workload.replicas > 0;
         }
         let sidecars = &inputs.sidecars;
-        self.zero_reads = if ready == 0 { self.zero_reads.saturating_add(1) } else { 0 };
+        // One reading that grows old, while the broker does not answer, is one reading.
+        let read_at = now - inputs.ready.map_or(0.0, |(_, age)| age);
+        if self.read_at.is_none_or(|before| (read_at - before).abs() > SAME_READING) {
+            self.read_at = Some(read_at);
+            self.zero_reads = if ready == 0 { self.zero_reads.saturating_add(1) } else { 0 };
+        }
         self.observe_startup(inputs, now);
         self.observe_arrivals(ready, sidecars, now);
         self.observe_service(inputs, now);
