@@ -6,4 +6,6 @@ mod bad_input;
 mod consuming;
 mod experiments;
 mod life_cycle;
+mod modes;
+mod scaling;
 mod space;

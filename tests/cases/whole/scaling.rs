@@ -1,0 +1,108 @@
+//! Scaling under load and under faults: no work is lost or done again, and what is not known moves nothing.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use warren_tests::amqp::Client;
+use warren_tests::broker::{Broker, Options};
+use warren_tests::desk::Order;
+
+use crate::space::Space;
+
+const WORKER: (&str, &str) = ("wk", "invoices");
+
+fn messages(count: usize) -> impl Iterator<Item = Vec<u8>> {
+    (0..count).map(|n| format!("message {n}").into_bytes())
+}
+
+/// The replicas that the Deployment is asked for.
+async fn desired(space: &Space) -> Result<u64> {
+    let deployment = space.get("deployment", "invoices").await?;
+    deployment["spec"]["replicas"].as_u64().context("no replicas")
+}
+
+#[tokio::test]
+async fn from_10_pods_to_2_under_load_no_message_whose_call_had_begun_is_called_again() -> Result<()> {
+    let space = Space::new("ten", |_| Order::work(Duration::from_millis(150))).await?;
+    space.queue("orders", json!({})).await?;
+    let between = |least: u32, most: u32| json!({"scaling": {"minReplicas": least, "maxReplicas": most}});
+    space.worker("invoices", between(10, 10)).await?;
+    space.pods_ready("invoices", 10).await?;
+    space.client().await?.publish_all("orders", messages(400)).await?;
+    space.handled(50).await?;
+    space.worker("invoices", between(2, 2)).await?;
+    space.pods_ready("invoices", 2).await?;
+    assert!(space.desk.handled().len() < 400, "nothing was left to do when the pods went");
+    space.handled(400).await?;
+    assert_eq!(space.desk.called_again(), Vec::<String>::new());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_handler_that_hangs_holds_the_replicas_and_dead_letters_nothing() -> Result<()> {
+    let space = Space::new("hangs", |_| Order::work(Duration::from_secs(600))).await?;
+    space.queue("orders", json!({})).await?;
+    let worker = json!({
+        "handler": {"http": {"timeoutSeconds": 1}}, "consumer": {"prefetch": 20},
+        "scaling": {"minReplicas": 1, "maxReplicas": 4, "scaleInStabilizationSeconds": 0},
+    });
+    space.worker("invoices", worker).await?;
+    space.pods_ready("invoices", 1).await?;
+    let client = space.client().await?;
+    client.publish_all("orders", messages(60)).await?;
+    space.condition(WORKER, "ScalingActive", ("False", "HandlerFailing"), &["replicas are held"]).await?;
+    let held = desired(&space).await?;
+    assert!(held >= 1);
+    // More work moves nothing.
+    client.publish_all("orders", messages(500)).await?;
+    space.condition(WORKER, "HandlerHealthy", ("False", "HandlerFailing"), &[]).await?;
+    assert_eq!(desired(&space).await?, held);
+    assert_eq!(client.ready("orders.dlq").await?, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_broker_that_is_away_leaves_the_replicas_as_they_are() -> Result<()> {
+    let space = Space::new("away", |_| Order::work(Duration::from_secs(1))).await?;
+    let broker = Broker::start(Options::new("away")).await?;
+    space.secret(&broker.uri_at(space.cluster.host_address(), "/")).await?;
+    space.queue("orders", json!({})).await?;
+    space.worker("invoices", json!({"scaling": {"maxReplicas": 3, "targetWaitSeconds": 1}})).await?;
+    space.ready("wq", "orders").await?;
+    Client::connect(&broker.uri("/")).await?.publish_all("orders", messages(60)).await?;
+    let pods = space.pods_ready("invoices", 3).await?;
+    space.handled(3).await?;
+    broker.stop_app().await?;
+    space.condition(WORKER, "ScalingActive", ("False", "DepthUnknown"), &["held"]).await?;
+    assert!(space.desk.handled().len() < 60, "nothing was left to do when the broker went");
+    assert_eq!((desired(&space).await?, space.pods("invoices").await?), (3, pods.clone()));
+    broker.start_app().await?;
+    space.handled(60).await?;
+    assert_eq!(space.pods("invoices").await?, pods, "the same pods");
+    broker.remove().await
+}
+
+#[tokio::test]
+async fn the_first_patch_is_the_number_wanted() -> Result<()> {
+    let space = Space::new("one-step", |_| Order::work(Duration::from_millis(100))).await?;
+    space.queue("orders", json!({})).await?;
+    let worker = |paused: bool| {
+        let scaling = json!({"maxReplicas": 4, "targetWaitSeconds": 1});
+        json!({"consumer": {"paused": paused}, "scaling": scaling})
+    };
+    // Paused until all messages are there: a look in between would see some of them.
+    space.worker("invoices", worker(true)).await?;
+    space.condition(WORKER, "ScalingActive", ("True", "Paused"), &[]).await?;
+    space.client().await?.publish_all("orders", messages(20)).await?;
+    space.worker("invoices", worker(false)).await?;
+    space.handled(20).await?;
+    let out = ["get", "events", "--field-selector", "involvedObject.kind=Worker,reason=ScaledOut"];
+    space
+        .eventually("one event tells of 0 to 4 pods", async || {
+            let events = space.kubectl(&out).await?;
+            ensure!(events.matches("pods:").count() == 1 && events.contains("0 to 4 pods:"), "{events}");
+            Ok(())
+        })
+        .await
+}
