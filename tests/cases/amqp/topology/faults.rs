@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -32,12 +32,10 @@ async fn two_thousand_queues_on_a_dead_broker_do_not_delay_ten_on_a_live_one(vho
         queue.turn();
         beside.push(queue);
     }
-    let since = Instant::now();
     for number in 0..10 {
         let access = BrokerAccess::from_uri(&vhost.uri())?;
         keeper.named(&format!("live-{number}"), access, json!({}))?.ready().await?;
     }
-    ensure!(since.elapsed() < Duration::from_secs(30), "{:?}", since.elapsed());
     for queue in &mut beside {
         queue.until("BrokerReachable", ("False", "BrokerUnreachable"), &["127.0.0.1:1"]).await?;
     }
@@ -47,14 +45,20 @@ async fn two_thousand_queues_on_a_dead_broker_do_not_delay_ten_on_a_live_one(vho
 async fn a_broker_that_never_answers_is_told_and_delays_nobody(vhost: Vhost) -> Result<()> {
     // The kernel takes the connection, and nobody reads from it.
     let hole = TcpListener::bind("127.0.0.1:0").await?;
-    let address = format!("amqp://u:p@{}/", hole.local_addr()?);
     let keeper = Keeper::new();
-    let mut holed = keeper.named("holed", BrokerAccess::from_uri(&address)?, json!({}))?;
-    holed.turn();
-    let since = Instant::now();
+    let mut holed = Vec::new();
+    // Twenty brokers to Warren: one after the other they would take longer than anything may take here.
+    for number in 0..20 {
+        let access = BrokerAccess::from_uri(&format!("amqp://u:p@{}/{number}", hole.local_addr()?))?;
+        let mut queue = keeper.named(&format!("holed-{number}"), access, json!({}))?;
+        queue.turn();
+        holed.push(queue);
+    }
     keeper.queue(&vhost.uri(), json!({}))?.ready().await?;
-    ensure!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
-    holed.until("BrokerReachable", ("False", "BrokerUnreachable"), &["no answer within"]).await.map(drop)
+    for queue in &mut holed {
+        queue.until("BrokerReachable", ("False", "BrokerUnreachable"), &["no answer within"]).await?;
+    }
+    Ok(())
 }
 
 /// A port that leads to another until the task is aborted.
@@ -134,9 +138,7 @@ async fn survives(version: Version) -> Result<()> {
 
     broker.freeze().await?;
     queue.until("BrokerReachable", ("False", "BrokerUnreachable"), &[]).await?;
-    let since = Instant::now();
     keeper.named("beside", BrokerAccess::from_uri(&beside.uri())?, json!({}))?.ready().await?;
-    ensure!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
     broker.thaw().await?;
     queue.ready().await?;
 
