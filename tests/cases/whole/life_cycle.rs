@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::json;
 use warren_tests::desk::Order;
-use warren_tests::install;
+use warren_tests::{images, install};
 
 use crate::space::{Space, cluster};
 
@@ -17,6 +17,16 @@ async fn a_pod_has_two_containers_and_both_are_ready() -> Result<()> {
     space.pods_ready("invoices", 1).await?;
     let table = space.kubectl(&["get", "pods", "--no-headers"]).await?;
     assert!(table.contains("2/2"), "{table}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_image_is_within_its_budget() -> Result<()> {
+    let roots = std::fs::metadata(images::CA_ROOTS)?.len();
+    for program in images::static_binaries(&["warren-operator", "warren-sidecar"]).await? {
+        let size = roots + std::fs::metadata(&program)?.len();
+        ensure!(size <= images::BUDGET, "{}: {size} bytes", program.display());
+    }
     Ok(())
 }
 

@@ -40,8 +40,9 @@ async fn build(args: &[&str], note: &(dyn Fn(&str) + Sync)) -> Result<String> {
     let mut cargo = command::cargo();
     // For this target only: flags for all would build the build scripts, and then everything else, anew each time.
     let variable = format!("CARGO_TARGET_{}_RUSTFLAGS", target.to_uppercase().replace('-', "_"));
-    // A panic aborts, so nothing unwinds by these tables, and they would be a tenth of the image.
-    let flags = "-C target-feature=+crt-static -C force-unwind-tables=no";
+    // A panic aborts, so nothing unwinds by these tables. For a package with a profile of its own, cargo takes debug
+    // information out but leaves the symbols that the workspace's profile says to strip.
+    let flags = "-C target-feature=+crt-static -C force-unwind-tables=no -C strip=symbols";
     cargo.env(variable, flags).current_dir(workspace());
     // These would win over it.
     cargo.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");

@@ -22,7 +22,8 @@ pub const SIDECAR: &str = "localhost/warren-sidecar:dev";
 pub const BUDGET: u64 = 15 * 1024 * 1024;
 
 const PAUSE: &str = "localhost/warren-pause:dev";
-const CA_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
+/// This machine's roots of trust, which go into each image.
+pub const CA_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// An image that the cluster has.
 #[derive(Debug, Clone, PartialEq, Eq)]
