@@ -235,8 +235,8 @@ fn unacknowledged_work_keeps_the_last_pod() {
     }
 }
 
-#[test]
-fn one_zero_of_a_quorum_queue_is_not_believed() {
+/// Four pods that have worked for a minute, and may go at once.
+fn a_minute_of_work() -> (Spec, Inputs, History) {
     let spec = Spec { stabilization: 0.0, ..spec() };
     let mut history = History::default();
     let mut inputs = waiting(30);
@@ -244,6 +244,12 @@ fn one_zero_of_a_quorum_queue_is_not_believed() {
     for now in 0..60 {
         history = decide(history, &inputs, &spec, f64::from(now)).1;
     }
+    (spec, inputs, history)
+}
+
+#[test]
+fn one_zero_of_a_quorum_queue_is_not_believed() {
+    let (spec, mut inputs, history) = a_minute_of_work();
     inputs.ready = Some((0, 0.0));
     let (decision, history) = decide(history, &inputs, &spec, 60.0);
     assert_eq!((decision.replicas, decision.reason), (4, Reason::ZeroUnconfirmed));
@@ -254,13 +260,7 @@ fn one_zero_of_a_quorum_queue_is_not_believed() {
 
 #[test]
 fn a_zero_that_grows_old_is_not_three_zeros() {
-    let spec = Spec { stabilization: 0.0, ..spec() };
-    let mut history = History::default();
-    let mut inputs = waiting(30);
-    inputs.workload.replicas = 4;
-    for now in 0..60 {
-        history = decide(history, &inputs, &spec, f64::from(now)).1;
-    }
+    let (spec, mut inputs, mut history) = a_minute_of_work();
     for age in 0..10 {
         inputs.ready = Some((0, f64::from(age)));
         let (decision, next) = decide(history, &inputs, &spec, f64::from(60 + age));

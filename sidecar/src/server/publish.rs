@@ -68,11 +68,8 @@ impl Publish {
         match parse::single(head.uri.query().unwrap_or_default(), &head.headers, body) {
             Ok(outgoing) => {
                 let id = outgoing.message_id().to_owned();
-                let ended = match self.send(outgoing).await {
-                    Ok(confirmed) => Ended::of(confirmed.await),
-                    Err(ended) => ended,
-                };
-                self.answer(ended, Some(&id))
+                let sent = self.send(outgoing).await;
+                self.answer(Ended::wait(sent).await, Some(&id))
             }
             Err(invalid) => self.answer(Ended::invalid(&invalid), None),
         }
@@ -91,13 +88,7 @@ impl Publish {
                 Ok(outgoing) => (Some(outgoing.message_id().to_owned()), self.send(outgoing).await),
                 Err(invalid) => (None, Err(Ended::invalid(&invalid))),
             };
-            results.push_back(async move {
-                let ended = match sent {
-                    Ok(confirmed) => Ended::of(confirmed.await),
-                    Err(ended) => ended,
-                };
-                (ended, id)
-            });
+            results.push_back(async move { (Ended::wait(sent).await, id) });
         }
         let mut lines = String::new();
         let mut number = 0;
@@ -207,8 +198,13 @@ impl Ended {
         Self { status, class: PublishClass::Invalid, text: invalid.to_string(), retry_after: None }
     }
 
-    fn of(result: Result<(), PublishError>) -> Self {
-        match result {
+    /// Waits for the confirm of what was sent.
+    async fn wait(sent: Result<impl Future<Output = Result<(), PublishError>>, Self>) -> Self {
+        let confirmed = match sent {
+            Ok(confirmed) => confirmed.await,
+            Err(ended) => return ended,
+        };
+        match confirmed {
             Ok(()) => Self {
                 status: StatusCode::ACCEPTED,
                 class: PublishClass::Confirmed,

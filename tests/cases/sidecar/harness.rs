@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use warren_api::queue::QueueType;
 use warren_api::sidecar::{ConsumerConfig, HandlerConfig, QueueConfig, SidecarConfig};
@@ -37,18 +37,7 @@ pub struct Place {
 impl Place {
     /// A vhost on the shared broker of a release.
     pub async fn new(version: Version, name: &str) -> Result<Self> {
-        static V4: OnceCell<Arc<Broker>> = OnceCell::const_new();
-        let broker = match version {
-            Version::V3_10 => Broker::shared().await?,
-            Version::V4_0 => {
-                let start = async || {
-                    anyhow::Ok(Arc::new(
-                        Broker::start(Options::new("sidecar4").version(Version::V4_0)).await?,
-                    ))
-                };
-                V4.get_or_try_init(start).await?.clone()
-            }
-        };
+        let broker = Broker::shared_of(version).await?;
         broker.vhost(name).await?;
         Ok(Self { broker, vhost: name.to_owned() })
     }
