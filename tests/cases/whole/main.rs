@@ -7,5 +7,6 @@ mod consuming;
 mod experiments;
 mod life_cycle;
 mod modes;
+mod plugin;
 mod scaling;
 mod space;

@@ -7,8 +7,9 @@ use serde_json::json;
 use warren_tests::amqp::Client;
 use warren_tests::broker::{Broker, Options};
 use warren_tests::desk::Order;
+use warren_tests::install;
 
-use crate::space::Space;
+use crate::space::{Space, cluster};
 
 const WORKER: (&str, &str) = ("wk", "invoices");
 
@@ -81,6 +82,25 @@ async fn a_broker_that_is_away_leaves_the_replicas_as_they_are() -> Result<()> {
     space.handled(60).await?;
     assert_eq!(space.pods("invoices").await?, pods, "the same pods");
     broker.remove().await
+}
+
+#[tokio::test]
+async fn an_operator_that_is_killed_in_the_middle_of_a_load_takes_over_where_it_was() -> Result<()> {
+    let space = Space::new("middle", |_| Order::work(Duration::from_millis(200))).await?;
+    space.queue("orders", json!({})).await?;
+    let scaling = json!({"maxReplicas": 3, "targetWaitSeconds": 2});
+    space.worker("invoices", json!({"scaling": scaling})).await?;
+    space.ready("wk", "invoices").await?;
+    space.client().await?.publish_all("orders", messages(200)).await?;
+    space.pods_ready("invoices", 3).await?;
+    let all = ["delete", "pods", "-n", install::NAMESPACE, "-l", "app.kubernetes.io/name=warren"];
+    let now = ["--grace-period=0", "--force", "--wait=false"];
+    cluster().await.kubectl(&[&all[..], &now].concat()).await?;
+    space.handled(100).await?;
+    assert_eq!(desired(&space).await?, 3, "while there is work, the new operator takes no pod away");
+    space.handled(200).await?;
+    assert_eq!(space.desk.called_again(), Vec::<String>::new());
+    Ok(())
 }
 
 #[tokio::test]

@@ -6,9 +6,12 @@
 mod consume;
 mod fleet;
 mod ground;
+mod loads;
 mod peers;
 mod queues;
+mod replicas;
 mod rest;
+mod scale;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -31,7 +34,7 @@ pub(crate) struct Bench {
     #[arg(long, default_value_t = 5)]
     rounds: usize,
 
-    /// For `soak`: how long
+    /// For `soak`, and the steady load of `scale --long`: how long
     #[arg(long, default_value_t = 5)]
     minutes: u64,
 
@@ -47,9 +50,17 @@ pub(crate) struct Bench {
     #[arg(long)]
     queues: Option<usize>,
 
-    /// For `operator`: how many Workers without pods
-    #[arg(long, default_value_t = 2000)]
-    workers: usize,
+    /// For `operator` and `scale`: how many Workers at zero [default: 2000, and 150]
+    #[arg(long)]
+    workers: Option<usize>,
+
+    /// For `scale`: how many of them are woken
+    #[arg(long, default_value_t = 20)]
+    wake_ups: usize,
+
+    /// For `scale`: loads and faults that take minutes instead
+    #[arg(long)]
+    long: bool,
 
     /// Measure on RabbitMQ 4.0 instead of 3.10
     #[arg(long)]
@@ -74,6 +85,8 @@ enum Name {
     Queues,
     /// A fleet of Queues and Workers: the operator at rest, and what a Queue costs
     Operator,
+    /// From a publish to a Worker at zero to the patch of its replicas, on a real cluster
+    Scale,
 }
 
 impl Bench {
@@ -81,7 +94,11 @@ impl Bench {
     pub(crate) async fn run(self) -> Result<()> {
         let result = match self.name {
             Name::Queues => queues::queues(self.queues.unwrap_or(1_000)).await?,
-            Name::Operator => fleet::fleet(self.queues.unwrap_or(10_000), self.workers).await?,
+            Name::Operator => {
+                fleet::fleet(self.queues.unwrap_or(10_000), self.workers.unwrap_or(2_000)).await?
+            }
+            Name::Scale if self.long => loads::loads(self.minutes).await?,
+            Name::Scale => scale::scale(self.workers.unwrap_or(150), self.wake_ups).await?,
             Name::Consume | Name::Latency | Name::Batch | Name::Publish | Name::Idle | Name::Soak => {
                 self.of_sidecar().await?
             }
@@ -108,7 +125,7 @@ impl Bench {
             Name::Publish => rest::publish(&peers, &amqp, self.rounds).await?,
             Name::Idle => rest::idle(&peers, &amqp).await?,
             Name::Soak => rest::soak(&peers, &amqp, self.minutes, self.paced).await?,
-            Name::Queues | Name::Operator => Value::Null,
+            Name::Queues | Name::Operator | Name::Scale => Value::Null,
         })
     }
 }

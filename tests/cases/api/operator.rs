@@ -1,0 +1,190 @@
+//! Operators as processes beside a real API server and a real broker: conditions, finalizers, and who leads.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use warren_tests::Cluster;
+use warren_tests::amqp::Client;
+use warren_tests::broker::Vhost;
+use warren_tests::images::static_binaries;
+use warren_tests::operator::{Operator, READY};
+use warren_tests::wait::eventually;
+
+use crate::cluster;
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A namespace and a vhost of the same name.
+struct Room {
+    cluster: &'static Cluster,
+    vhost: Vhost,
+    name: String,
+}
+
+impl Room {
+    async fn new(name: &str) -> Result<Self> {
+        let cluster = cluster().await;
+        let name = format!("{name}-{}", std::process::id());
+        let room = Self { cluster, vhost: Vhost::new(&name).await?, name };
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": room.name}});
+        cluster.apply(&namespace.to_string()).await?;
+        room.secret("rabbitmq", &room.vhost.uri()).await?;
+        Ok(room)
+    }
+
+    async fn operator(&self, identity: &str) -> Result<Operator> {
+        let binary = static_binaries(&["warren-operator"]).await?.remove(0);
+        Operator::start(&binary, self.cluster, &self.name, identity).await
+    }
+
+    async fn secret(&self, name: &str, uri: &str) -> Result<()> {
+        let metadata = json!({"name": name, "namespace": self.name});
+        let secret =
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {"uri": uri}});
+        self.cluster.apply(&secret.to_string()).await.map(drop)
+    }
+
+    fn object(&self, name: &str, spec: &Value) -> Value {
+        let metadata = json!({"name": name, "namespace": self.name});
+        json!({"apiVersion": "warren.dev/v1alpha1", "kind": "Queue", "metadata": metadata, "spec": spec})
+    }
+
+    async fn queue(&self, name: &str, spec: Value) -> Result<()> {
+        self.cluster.apply(&self.object(name, &spec).to_string()).await.map(drop)
+    }
+
+    async fn kubectl(&self, args: &[&str]) -> Result<String> {
+        self.cluster.kubectl(&[&["-n", &self.name], args].concat()).await
+    }
+
+    async fn condition(&self, name: &str, kind: &str, status: &str, reason: &str, word: &str) -> Result<()> {
+        eventually(PATIENCE, &format!("{name} has {kind}={status}, {reason}"), async || {
+            let queue: Value = self.cluster.get(&["-n", &self.name, "wq", name]).await?;
+            let conditions = queue["status"]["conditions"].as_array().context("no conditions")?;
+            let found = conditions.iter().find(|c| c["type"] == kind).context("no such condition")?;
+            ensure!(found["status"] == status && found["reason"] == reason, "{found}");
+            ensure!(found["message"].as_str().unwrap_or_default().contains(word), "{found}");
+            Ok(())
+        })
+        .await
+    }
+
+    async fn ready(&self, name: &str) -> Result<()> {
+        self.condition(name, "Ready", "True", "Declared", "").await
+    }
+
+    async fn gone(&self, name: &str) -> Result<()> {
+        eventually(PATIENCE, &format!("{name} is gone"), async || {
+            let left = self.kubectl(&["get", "wq", name, "--ignore-not-found", "-o", "name"]).await?;
+            ensure!(left.trim().is_empty(), "{left}");
+            Ok(())
+        })
+        .await
+    }
+}
+
+#[tokio::test]
+async fn of_two_queues_that_name_the_same_broker_queue_the_older_keeps_it() -> Result<()> {
+    let room = Room::new("conflict").await?;
+    let _operator = room.operator("one").await?;
+    room.queue("orders", json!({})).await?;
+    room.ready("orders").await?;
+    room.queue("younger", json!({"queueName": "orders"})).await?;
+    room.condition("younger", "Declared", "False", "Conflict", "\"orders\" in namespace").await?;
+    // A derived name conflicts too.
+    room.queue("derived", json!({"queueName": "orders.dlq"})).await?;
+    room.condition("derived", "Declared", "False", "Conflict", "\"orders.dlq\"").await?;
+    room.ready("orders").await?;
+    room.kubectl(&["delete", "wq", "orders"]).await?;
+    room.ready("younger").await
+}
+
+#[tokio::test]
+async fn a_deletion_that_is_blocked_says_why_and_retain_lets_go() -> Result<()> {
+    let room = Room::new("blocked").await?;
+    let _operator = room.operator("one").await?;
+    room.queue("plain", json!({})).await?;
+    room.queue("orders", json!({"deletionPolicy": "DeleteIfEmpty"})).await?;
+    room.ready("plain").await?;
+    room.ready("orders").await?;
+    let finalizers = room.kubectl(&["get", "wq", "plain", "-o", "jsonpath={.metadata.finalizers}"]).await?;
+    assert_eq!(finalizers.trim(), "", "Retain needs none");
+    let client = Client::connect(&room.vhost.uri()).await?;
+    client.publish("orders", b"in the way").await?;
+    room.kubectl(&["delete", "wq", "orders", "--wait=false"]).await?;
+    room.condition("orders", "DeletionBlocked", "True", "NotEmpty", "\"orders\" has 1 messages").await?;
+    let retain = r#"{"spec": {"deletionPolicy": "Retain"}}"#;
+    room.kubectl(&["patch", "wq", "orders", "--type=merge", "-p", retain]).await?;
+    room.gone("orders").await?;
+    assert_eq!(client.ready("orders").await?, Some(1), "with its message");
+
+    // Without its broker too.
+    room.secret("elsewhere", "amqp://u:p@127.0.0.1:1/").await?;
+    room.queue("lost", json!({"deletionPolicy": "Delete", "broker": {"secretRef": {"name": "elsewhere"}}}))
+        .await?;
+    room.condition("lost", "BrokerReachable", "False", "BrokerUnreachable", "127.0.0.1:1").await?;
+    room.kubectl(&["delete", "wq", "lost", "--wait=false"]).await?;
+    room.condition("lost", "DeletionBlocked", "True", "BrokerUnreachable", "set deletionPolicy: Retain")
+        .await?;
+    room.kubectl(&["patch", "wq", "lost", "--type=merge", "-p", retain]).await?;
+    room.gone("lost").await?;
+
+    // What is empty goes, with its finalizer.
+    room.queue("empty", json!({"deletionPolicy": "DeleteIfEmpty"})).await?;
+    room.ready("empty").await?;
+    room.kubectl(&["delete", "wq", "empty", "--wait=false"]).await?;
+    room.gone("empty").await?;
+    assert_eq!(client.ready("empty").await?, None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_thousand_queues_on_a_dead_broker_leave_ten_on_a_live_one_alone() -> Result<()> {
+    let room = Room::new("dead").await?;
+    room.secret("dead", "amqp://u:p@127.0.0.1:1/").await?;
+    let spec = json!({"broker": {"secretRef": {"name": "dead"}}});
+    let dead: Vec<_> = (0..2_000).map(|number| room.object(&format!("dead-{number}"), &spec)).collect();
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": dead});
+    room.cluster.apply(&list.to_string()).await?;
+    let operator = room.operator("one").await?;
+    let live: Vec<_> = (0..10).map(|number| room.object(&format!("live-{number}"), &json!({}))).collect();
+    let since = Instant::now();
+    room.cluster.apply(&json!({"apiVersion": "v1", "kind": "List", "items": live}).to_string()).await?;
+    operator.until(READY, 10.0).await?;
+    println!("10 Queues beside 2,000 on a dead broker: Ready after {:.1} s", since.elapsed().as_secs_f64());
+    ensure!(since.elapsed() < Duration::from_secs(30), "{:?}", since.elapsed());
+    room.condition("dead-1999", "BrokerReachable", "False", "BrokerUnreachable", "127.0.0.1:1").await
+}
+
+#[tokio::test]
+async fn a_standby_leads_within_15_s_of_a_crash_and_2_s_of_a_graceful_end() -> Result<()> {
+    let room = Room::new("leader").await?;
+    let leader = "warren_operator_leader";
+    let first = room.operator("first").await?;
+    first.until(leader, 1.0).await?;
+    let second = room.operator("second").await?;
+    room.queue("before", json!({})).await?;
+    room.ready("before").await?;
+    assert_eq!(second.metric(leader).await?, 0.0, "one leads");
+    assert_eq!(second.metric("warren_operator_api_writes_total").await?, 0.0, "a standby writes nothing");
+
+    let since = Instant::now();
+    first.kill9().await?;
+    second.until(leader, 1.0).await?;
+    let crash = since.elapsed();
+    ensure!(crash < Duration::from_secs(15), "{crash:?}");
+    room.queue("after", json!({})).await?;
+    room.ready("after").await?;
+
+    let third = room.operator("third").await?;
+    eventually(PATIENCE, "the third stands by", async || third.metric(leader).await.map(drop)).await?;
+    let since = Instant::now();
+    let (ended, led) = tokio::join!(second.stop(), third.until(leader, 1.0));
+    ended?;
+    led?;
+    println!("a standby led {crash:?} after a crash and {:?} after SIGTERM", since.elapsed());
+    ensure!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
+    room.queue("last", json!({})).await?;
+    room.ready("last").await
+}
