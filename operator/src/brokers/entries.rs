@@ -15,6 +15,11 @@ use super::schedule::{Last, next_check};
 use super::{Key, Observation, Order, Outcome};
 use crate::problem::{self, Problem};
 
+/// Before a queue that is missing is declared again, its former consumers must have been told. RabbitMQ 3 has a channel
+/// consume anew from a queue of the same name that is there by then, and forgets at once that it did: such a consumer takes
+/// messages that its client never sees, until the connection ends (`handle_consuming_queue_down_or_eol` in rabbit_channel).
+const CONSUMERS_TOLD: Duration = Duration::from_secs(1);
+
 /// The Queues of a lane.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
@@ -115,24 +120,27 @@ impl Entries {
     pub(super) fn all_due(&mut self, now: Instant) {
         let sound = self.entries.iter().filter(|(_, entry)| entry.failures == 0);
         let keys: Vec<Key> = sound.map(|(key, _)| key.clone()).collect();
-        keys.iter().for_each(|key| self.reschedule(key, now));
+        keys.iter().for_each(|key| self.due_by(key, now));
     }
 
-    /// A main queue is missing that was there: its Queue is looked at again. One that is refused keeps its date.
+    /// A main queue is missing that was there: its Queue is looked at again [`soon`](CONSUMERS_TOLD). One that is refused keeps
+    /// its date.
     pub(super) fn missing(&mut self, main: &str, now: Instant) {
         let declared = |entry: &Entry| {
             entry.observation.as_ref().is_some_and(|seen| matches!(seen.outcome, Outcome::Declared(_)))
         };
         let found = self.entries.iter().find(|(_, entry)| entry.order.main == main && declared(entry));
         if let Some(key) = found.map(|(key, _)| key.clone()) {
-            self.reschedule(&key, now);
+            self.due_by(&key, now + CONSUMERS_TOLD);
         }
     }
 
-    fn reschedule(&mut self, key: &Key, at: Instant) {
+    /// A Queue is due at `at`, if it is not earlier.
+    fn due_by(&mut self, key: &Key, at: Instant) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         match entry.due {
             Some(before) => {
+                let at = at.min(before);
                 self.due.remove(&(before, key.clone()));
                 entry.due = Some(at);
                 self.due.insert((at, key.clone()));
@@ -207,5 +215,32 @@ impl Entry {
         self.observation
             .as_ref()
             .is_some_and(|seen| seen.outcome == Outcome::Removed && Arc::ptr_eq(&seen.order, &self.order))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use warren_api::QueueType;
+    use warren_broker::topology::Topology;
+
+    use super::*;
+    use crate::brokers::{Claim, Goal, Seen};
+
+    #[test]
+    fn a_queue_that_is_missing_is_declared_a_second_after_the_first_look_that_missed_it() {
+        let topology = Topology { exchanges: vec![], queues: vec![], bindings: vec![] };
+        let goal = Goal::Keep { claim: Claim::Declare, unbind: vec![], retire: vec![] };
+        let order = Order { main: "orders".to_owned(), queue_type: QueueType::Quorum, topology, goal };
+        let key = Key { namespace: "shop".to_owned(), name: "orders".to_owned() };
+        let (changed, _receiver) = futures::channel::mpsc::unbounded();
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        entries.order(&key, order, &changed, None, now);
+        let Due { order, .. } = entries.take_due(now).unwrap();
+        let seen = Seen { leftover: vec![], dead_letter_full: None, release: None };
+        entries.done(&key, &order, Ok(Outcome::Declared(seen)), Duration::from_secs(60));
+
+        entries.missing("orders", now);
+        entries.missing("orders", now + Duration::from_millis(400));
+        assert_eq!(entries.first_due(), Some(now + CONSUMERS_TOLD));
     }
 }
