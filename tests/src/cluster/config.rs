@@ -114,6 +114,9 @@ pub(crate) fn controller_manager(paths: &Paths, settings: &Settings) -> Vec<Stri
         ("service-account-private-key-file", file(&paths.pki, "service-accounts.key")),
         ("use-service-account-credentials", "true".into()),
         ("leader-elect", "false".into()),
+        // Twenty requests a second, the default, keep thousands of Deployments busy for minutes.
+        ("kube-api-qps", "100".into()),
+        ("kube-api-burst", "200".into()),
         ("horizontal-pod-autoscaler-sync-period", "5s".into()),
         ("profiling", "false".into()),
     ])

@@ -98,10 +98,11 @@ impl Ground {
 
     /// Waits until the operator has made so many Deployments.
     pub(super) async fn until_deployments(&self, count: usize) -> Result<()> {
+        // A Deployment that its controller has not looked at yet is going to change.
+        let seen = "jsonpath={range .items[*]}{.status.observedGeneration}{\"\\n\"}{end}";
         let missing = async || {
-            let made =
-                self.cluster.kubectl(&["get", "-n", self.namespace, "deployments", "-o", "name"]).await?;
-            Ok(count.saturating_sub(made.lines().count()))
+            let all = self.cluster.kubectl(&["get", "-n", self.namespace, "deployments", "-o", seen]).await?;
+            Ok(count.saturating_sub(all.lines().filter(|line| !line.is_empty()).count()))
         };
         self.until_none(missing).await
     }

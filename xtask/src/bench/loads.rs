@@ -63,8 +63,10 @@ impl Ground {
         let ready = ["wait", "-n", &namespace, "--for=condition=Ready", "wq,wk", "--all", "--timeout=120s"];
         cluster.kubectl(&ready).await?;
         let client = Client::connect(&broker.uri("/")).await?;
-        let changes = Arc::default();
-        let watch = tokio::spawn(record(Replicas::watch(cluster, &namespace, WORKER)?, Arc::clone(&changes)));
+        let mut replicas = Replicas::watch(cluster, &namespace, WORKER)?;
+        let first = replicas.next(PATIENCE).await?.context("no Deployment")?;
+        let changes = Arc::new(Mutex::new(vec![(Instant::now(), first)]));
+        let watch = tokio::spawn(record(replicas, Arc::clone(&changes)));
         Ok(Self { cluster: cluster.clone(), broker, desk, client, namespace, changes, watch })
     }
 
