@@ -17,6 +17,8 @@ pub const ORIGINAL_USER_ID: &str = "warren-original-user-id";
 pub const DEAD_REASON: &str = "warren-dead-reason";
 /// AMQP: why a message was dead-lettered, as text.
 pub const DEAD_DETAIL: &str = "warren-dead-detail";
+/// On a copy whose headers did not fit the broker's largest frame any more: the names of those that were left out.
+pub const HEADERS_DROPPED: &str = "warren-headers-dropped";
 
 /// HTTP: the header of a drain request that carries the drain token.
 pub const DRAIN_TOKEN: &str = "warren-drain-token";

@@ -1,9 +1,12 @@
 //! The properties of a copy that goes to the retry or dead-letter queue: everything of the original but what would lose the
 //! copy, multiply it, or make the broker take it for a cycle.
 
+use std::collections::BTreeMap;
+
 use http::HeaderValue;
 use warren_api::headers;
 use warren_broker::lapin::BasicProperties;
+use warren_broker::lapin::protocol::basic::gen_properties;
 use warren_broker::lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use crate::core::Copy;
@@ -12,6 +15,9 @@ use crate::message::Message;
 
 /// The longest text of why a message is dead: header frames have a size limit.
 const LONGEST_DETAIL: usize = 1024;
+
+/// What a header frame has besides the properties, rounded up: its own head and end, the class and the body's size.
+const FRAME_OVERHEAD: usize = 64;
 
 /// Headers that the broker sets or acts on, which a copy must not carry.
 fn is_dropped(name: &str) -> bool {
@@ -70,6 +76,50 @@ pub fn properties(
         app_id with_app_id, cluster_id with_cluster_id
     );
     properties
+}
+
+/// The properties, if they fit a frame of so many bytes; else without what can be done without: the detail of a death first,
+/// then the longest headers, which are named in [`headers::HEADERS_DROPPED`]. A message that came in one frame is too large for
+/// one only by what Warren adds, and would otherwise never leave the queue.
+pub fn fitting(mut properties: BasicProperties, frame: usize) -> BasicProperties {
+    let mut dropped: Vec<String> = Vec::new();
+    while let Some(table) = properties.headers().clone()
+        && size(&properties) + FRAME_OVERHEAD > frame
+    {
+        let mut left: BTreeMap<ShortString, AMQPValue> = table.inner().clone();
+        if left.remove(headers::DEAD_DETAIL).is_none() {
+            let foreign = left.iter().filter(|(name, _)| !name.as_str().starts_with("warren-"));
+            let Some(longest) =
+                foreign.max_by_key(|(_, value)| value_size(value)).map(|(name, _)| name.clone())
+            else {
+                return properties;
+            };
+            left.remove(&longest);
+            dropped.push(longest.to_string());
+        }
+        let mut table = FieldTable::from(left);
+        if !dropped.is_empty() {
+            set_text(&mut table, headers::HEADERS_DROPPED, cut(&dropped.join(","), LONGEST_DETAIL));
+        }
+        properties = properties.with_headers(table);
+    }
+    properties
+}
+
+/// What properties take on the wire, in bytes.
+fn size(properties: &BasicProperties) -> usize {
+    // Writing to memory cannot fail.
+    gen_properties(properties)(Vec::new().into()).map_or(0, |written| written.into_inner().0.len())
+}
+
+fn value_size(value: &AMQPValue) -> usize {
+    match value {
+        AMQPValue::LongString(text) => text.as_bytes().len(),
+        other => size(
+            &BasicProperties::default()
+                .with_headers(BTreeMap::from([(ShortString::default(), other.clone())]).into()),
+        ),
+    }
 }
 
 /// The properties of a reply to a message's `reply_to`.
@@ -230,6 +280,21 @@ mod tests {
         let again = super::properties(&replayed, &copy, "orders", String::new);
         assert_eq!(get(&again, headers::DEAD_REASON), None);
         assert_eq!(get(&again, headers::DEAD_DETAIL), None);
+    }
+
+    #[test]
+    fn a_copy_that_does_not_fit_a_frame_loses_its_detail_first_and_then_the_longest_headers_by_name() {
+        let original = headers(&[("long", long(&"x".repeat(1000))), ("longer", long(&"x".repeat(2000)))]);
+        let copy = dead(original, &"x".repeat(500));
+        let whole = size(&copy) + FRAME_OVERHEAD;
+        assert_eq!(fitting(copy.clone(), whole), copy);
+        let close = fitting(copy.clone(), whole - 1);
+        assert_eq!(get(&close, headers::DEAD_DETAIL), None);
+        assert!(get(&close, "longer").is_some() && get(&close, headers::HEADERS_DROPPED).is_none());
+        let small = fitting(copy, whole - 600);
+        assert_eq!(get(&small, headers::HEADERS_DROPPED).as_deref(), Some("longer"));
+        assert!(get(&small, "long").is_some() && get(&small, headers::DEAD_REASON).is_some());
+        assert!(size(&small) + FRAME_OVERHEAD <= whole - 600);
     }
 
     #[test]

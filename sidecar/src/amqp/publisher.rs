@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, OnceCell, watch};
-use warren_broker::lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use warren_broker::lapin::types::ShortString;
-use warren_broker::lapin::{BasicProperties, Channel, Confirmation, Connection, Error};
+use tokio::sync::{Mutex, OnceCell, oneshot, watch};
+use warren_broker::connect::ConnectOptions;
+use warren_broker::lapin::Error;
 use warren_broker::supervisor::{Link, LinkState, Supervisor};
 use warren_broker::{BrokerAccess, BrokerError};
 
-use warren_broker::connect::ConnectOptions;
+use super::line::{Letter, Line, Outcome};
 
 /// How long a confirm may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -38,6 +37,9 @@ pub enum PublishError {
     /// The broker closed the channel over it.
     #[error("{0}")]
     Broker(BrokerError),
+    /// The broker closed the channel over one of the messages in flight; it may or may not have this one.
+    #[error("the channel was closed over this or another message: {0}")]
+    OfAnother(BrokerError),
 }
 
 /// Publishes over a connection of its own. Clones share it.
@@ -45,7 +47,7 @@ pub enum PublishError {
 pub struct Publisher {
     link: Arc<Inner>,
     /// The channel, and the connection's generation that it is on.
-    channel: Arc<Mutex<Option<(u64, Channel)>>>,
+    line: Arc<Mutex<Option<(u64, Line)>>>,
 }
 
 impl std::fmt::Debug for Publisher {
@@ -64,12 +66,12 @@ impl Publisher {
     /// A publisher that connects when it first has something to publish.
     pub fn new(access: watch::Receiver<Arc<BrokerAccess>>, options: ConnectOptions) -> Self {
         let link = Inner { access, options, supervisor: OnceCell::new() };
-        Self { link: Arc::new(link), channel: Arc::default() }
+        Self { link: Arc::new(link), line: Arc::default() }
     }
 
     /// A publisher on the same connection with a channel of its own: what closes one channel leaves the other alone.
     pub fn on_own_channel(&self) -> Self {
-        Self { link: Arc::clone(&self.link), channel: Arc::default() }
+        Self { link: Arc::clone(&self.link), line: Arc::default() }
     }
 
     /// Whether the broker blocks publishing now.
@@ -97,93 +99,67 @@ impl Publisher {
         }
     }
 
-    /// A channel in confirm mode.
-    async fn channel(&self) -> Result<Channel, PublishError> {
+    /// The channel that everything is sent on.
+    async fn line(&self) -> Result<Line, PublishError> {
         let link = self.connection().await?;
-        let mut held = self.channel.lock().await;
-        if let Some((generation, channel)) = &*held
+        let mut held = self.line.lock().await;
+        if let Some((generation, line)) = &*held
             && *generation == link.generation
-            && channel.status().connected()
+            && line.is_open()
         {
-            return Ok(channel.clone());
+            return Ok(line.clone());
         }
-        let channel = confirming(&link.connection).await.map_err(|error| broken(&error))?;
-        *held = Some((link.generation, channel.clone()));
-        Ok(channel)
+        let line = Line::open(&link.connection).await.map_err(|error| broken(&error))?;
+        *held = Some((link.generation, line.clone()));
+        Ok(line)
     }
 
     /// Publishes one message and waits for the broker's confirm.
     ///
     /// # Errors
     /// Why the broker does not have it, or may not have it.
-    pub async fn publish(
-        &self,
-        exchange: ShortString,
-        routing_key: ShortString,
-        properties: BasicProperties,
-        body: &[u8],
-    ) -> Result<(), PublishError> {
-        self.send(exchange, routing_key, properties, body).await?.await
+    pub async fn publish(&self, letter: Letter) -> Outcome {
+        self.send(letter).await?.await
     }
 
     /// Sends one message and gives what waits for the broker's confirm. Messages sent one after another arrive in that order.
     ///
     /// # Errors
     /// Why the message was not sent; the future's are those of [`publish`](Self::publish).
-    pub async fn send(
-        &self,
-        exchange: ShortString,
-        routing_key: ShortString,
-        properties: BasicProperties,
-        body: &[u8],
-    ) -> Result<impl Future<Output = Result<(), PublishError>> + use<>, PublishError> {
-        let channel = self.channel().await?;
-        let options = BasicPublishOptions { mandatory: true, immediate: false };
-        let sending = channel.basic_publish(exchange, routing_key, options, body, properties);
-        let confirm = self.in_time(sending).await?;
+    pub async fn send(&self, letter: Letter) -> Result<impl Future<Output = Outcome> + use<>, PublishError> {
+        let outcome = self.in_time(self.line()).await?.send(letter);
         let publisher = self.clone();
-        Ok(async move {
-            match publisher.in_time(confirm).await? {
-                Confirmation::Ack(None) => Ok(()),
-                Confirmation::Ack(Some(_)) => Err(PublishError::Unroutable),
-                Confirmation::Nack(_) | Confirmation::NotRequested => Err(PublishError::Refused),
-            }
-        })
+        Ok(async move { publisher.in_time(ended(outcome)).await })
     }
 
-    async fn in_time<T>(&self, step: impl Future<Output = Result<T, Error>>) -> Result<T, PublishError> {
-        match tokio::time::timeout(PATIENCE, step).await {
-            Ok(result) => result.map_err(|error| broken(&error)),
-            Err(_) => Err(self.blocked().map_or(PublishError::TimedOut, PublishError::Blocked)),
-        }
-    }
-
-    /// Checks on a channel of its own that an exchange is there: publishing to a missing one would close the channel under
-    /// everything else that is being published.
+    /// Publishes one message on a channel of its own: if the broker closes the channel over it, that harms no other.
     ///
     /// # Errors
-    /// [`PublishError::Broker`] with [`BrokerError::NotFound`] if it is missing.
-    pub async fn check_exchange(&self, exchange: ShortString) -> Result<(), PublishError> {
-        use warren_broker::lapin::ExchangeKind;
-        use warren_broker::lapin::options::ExchangeDeclareOptions;
+    /// Why the broker does not have it, or may not have it.
+    pub async fn publish_alone(&self, letter: Letter) -> Outcome {
         let link = self.connection().await?;
-        let check = async {
-            let channel = link.connection.create_channel().await?;
-            let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
-            channel.exchange_declare(exchange, ExchangeKind::Direct, options, Default::default()).await?;
-            channel.close(200, "checked".into()).await
+        let publishing = async {
+            let line = Line::open(&link.connection).await.map_err(|error| broken(&error))?;
+            ended(line.send(letter)).await
         };
-        self.in_time(check).await
+        self.in_time(publishing).await
+    }
+
+    async fn in_time<T>(
+        &self,
+        step: impl Future<Output = Result<T, PublishError>>,
+    ) -> Result<T, PublishError> {
+        let timed_out = || self.blocked().map_or(PublishError::TimedOut, PublishError::Blocked);
+        tokio::time::timeout(PATIENCE, step).await.unwrap_or_else(|_| Err(timed_out()))
     }
 }
 
-async fn confirming(connection: &Connection) -> Result<Channel, Error> {
-    let channel = connection.create_channel().await?;
-    channel.confirm_select(ConfirmSelectOptions::default()).await?;
-    Ok(channel)
+/// A line that ends without a word took the message with it, or never sent it.
+async fn ended(outcome: oneshot::Receiver<Outcome>) -> Outcome {
+    outcome.await.unwrap_or(Err(PublishError::Disconnected))
 }
 
-fn broken(error: &Error) -> PublishError {
+pub(super) fn broken(error: &Error) -> PublishError {
     match BrokerError::from_lapin(error) {
         BrokerError::Closed { .. } => PublishError::Disconnected,
         other => PublishError::Broker(other),

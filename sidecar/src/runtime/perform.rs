@@ -6,7 +6,8 @@ use std::time::Duration;
 use warren_api::names;
 
 use super::Runtime;
-use crate::amqp::publisher::PublishError;
+use crate::amqp::line::Letter;
+use crate::amqp::publisher::{PublishError, Publisher};
 use crate::amqp::session;
 use crate::copy;
 use crate::core::{Copy, DeliveryId, Effect, Event, Observation, PublishResult, is_misconfigured};
@@ -133,9 +134,10 @@ impl Runtime {
                 (copy::properties(&message, copy, queue, fresh_id), message.body.clone())
             }
         };
+        let letter = Letter { exchange: "".into(), routing_key: copy::short(&target), properties, body };
         let (publisher, sender) = (self.publisher.clone(), self.sender.clone());
         tokio::spawn(async move {
-            let result = publish_copy(&publisher, &target, properties, &body).await;
+            let result = publish_copy(&publisher, letter).await;
             // Without a loop there is nobody to tell.
             let _ = sender.send(Inbox::Published { id, result });
         });
@@ -224,18 +226,17 @@ impl Runtime {
     }
 }
 
-async fn publish_copy(
-    publisher: &crate::amqp::publisher::Publisher,
-    target: &str,
-    properties: warren_broker::lapin::BasicProperties,
-    body: &[u8],
-) -> PublishResult {
-    let published = publisher.publish("".into(), copy::short(target), properties, body).await;
-    match published {
+async fn publish_copy(publisher: &Publisher, letter: Letter) -> PublishResult {
+    let queue = letter.routing_key.clone();
+    match publisher.publish(letter).await {
         Ok(()) => PublishResult::Confirmed,
         Err(PublishError::Unroutable) => PublishResult::Unroutable,
+        Err(error @ (PublishError::Broker(_) | PublishError::OfAnother(_))) => {
+            tracing::warn!(%queue, %error, "the broker does not take a copy");
+            PublishResult::Failed
+        }
         Err(error) => {
-            tracing::debug!(queue = target, %error, "a copy was not published");
+            tracing::debug!(%queue, %error, "a copy was not published");
             PublishResult::Failed
         }
     }

@@ -13,31 +13,12 @@ use warren_api::headers as names;
 use warren_broker::lapin::BasicProperties;
 use warren_broker::lapin::types::{AMQPValue, FieldTable, ShortString};
 
+use crate::amqp::line::Letter;
 use crate::handler::trace;
 use crate::message::fresh_id;
 
 /// Headers and properties must fit one frame, whatever its size.
 const HEADERS: usize = 24 * 1024;
-
-/// A message to publish.
-#[derive(Debug)]
-pub struct Outgoing {
-    /// The exchange; empty: the default one.
-    pub exchange: ShortString,
-    /// The routing key.
-    pub routing_key: ShortString,
-    /// Properties and headers, with a message id and `delivery_mode=2` in any case.
-    pub properties: BasicProperties,
-    /// The body.
-    pub body: Bytes,
-}
-
-impl Outgoing {
-    /// The id that the message has, its producer's or a fresh one.
-    pub fn message_id(&self) -> &str {
-        self.properties.message_id().as_ref().map_or("", |id| id.as_str())
-    }
-}
 
 /// What is wrong with a message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -70,7 +51,7 @@ fn short(field: &str, value: &str) -> Result<ShortString, Invalid> {
 ///
 /// # Errors
 /// What cannot be sent.
-pub fn single(query: &str, headers: &HeaderMap, body: Bytes) -> Result<Outgoing, Invalid> {
+pub fn single(query: &str, headers: &HeaderMap, body: Bytes) -> Result<Letter, Invalid> {
     let (mut exchange, mut routing_key) = (String::new(), String::new());
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -121,7 +102,7 @@ pub fn single(query: &str, headers: &HeaderMap, body: Bytes) -> Result<Outgoing,
 ///
 /// # Errors
 /// What cannot be read or sent.
-pub fn line(line: &[u8]) -> Result<Outgoing, Invalid> {
+pub fn line(line: &[u8]) -> Result<Letter, Invalid> {
     let Line { exchange, routing_key, text, base64, json, given } =
         serde_json::from_slice(line).map_err(|error| Invalid::Line(error.to_string()))?;
     let (body, default_type) = match (text, base64, json) {
@@ -171,7 +152,7 @@ struct Given {
 }
 
 impl Given {
-    fn outgoing(self, exchange: &str, routing_key: &str, body: Bytes) -> Result<Outgoing, Invalid> {
+    fn outgoing(self, exchange: &str, routing_key: &str, body: Bytes) -> Result<Letter, Invalid> {
         let mut size = 0;
         let mut table = FieldTable::default();
         for (name, value) in &self.headers {
@@ -223,7 +204,7 @@ impl Given {
         if let Some(value) = &self.content_encoding {
             properties = properties.with_content_encoding(short("content-encoding", value)?);
         }
-        Ok(Outgoing {
+        Ok(Letter {
             exchange: short("exchange", exchange)?,
             routing_key: short("routingKey", routing_key)?,
             properties,

@@ -1,23 +1,24 @@
 //! The publish API: `POST /publish` for one message, `POST /publish/batch` for JSON lines. Persistent, mandatory, confirmed.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use futures::StreamExt;
+use bytes::{Bytes, BytesMut};
 use futures::stream::FuturesOrdered;
+use futures::{FutureExt, StreamExt};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use http::{Request, StatusCode};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use warren_api::headers as names;
 use warren_broker::BrokerError;
 use warren_broker::lapin::types::ShortString;
 
-use super::parse::{self, Invalid, Outgoing};
+use super::parse::{self, Invalid};
 use super::{Reply, reply};
+use crate::amqp::line::{Letter, Outcome};
 use crate::amqp::publisher::{PublishError, Publisher};
 use crate::handler::batch::JSON_LINES;
 use crate::metrics::{Metrics, PublishClass};
@@ -28,7 +29,9 @@ pub const LARGEST: usize = 16 * 1024 * 1024;
 const IN_FLIGHT: usize = 32 * 1024 * 1024;
 /// What a message costs at least.
 const LEAST: usize = 1024;
-/// How long an exchange that was there is taken to be there still.
+/// How long a message waits for its turn to be the first to an exchange.
+const TURN: Duration = Duration::from_secs(30);
+/// How long an exchange that took a message is taken to be there still.
 const EXCHANGE_KNOWN: Duration = Duration::from_secs(60);
 /// Exchanges remembered at most.
 const EXCHANGES: usize = 1000;
@@ -39,7 +42,10 @@ pub struct Publish {
     publisher: Publisher,
     metrics: Arc<Metrics>,
     room: Arc<Semaphore>,
+    /// Exchanges that took a message lately.
     exchanges: Arc<Mutex<HashMap<ShortString, Instant>>>,
+    /// Held by whose message is the first to an exchange.
+    introducing: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// How one publish ended, as HTTP says it.
@@ -55,7 +61,13 @@ impl Publish {
     /// An API that publishes over a channel of its own.
     pub fn new(publisher: &Publisher, metrics: Arc<Metrics>) -> Self {
         let room = Arc::new(Semaphore::new(IN_FLIGHT / LEAST));
-        Self { publisher: publisher.on_own_channel(), metrics, room, exchanges: Arc::default() }
+        Self {
+            publisher: publisher.on_own_channel(),
+            metrics,
+            room,
+            exchanges: Arc::default(),
+            introducing: Arc::default(),
+        }
     }
 
     /// One message.
@@ -66,9 +78,9 @@ impl Publish {
             Err(refusal) => return self.answer(refusal, None),
         };
         match parse::single(head.uri.query().unwrap_or_default(), &head.headers, body) {
-            Ok(outgoing) => {
-                let id = outgoing.message_id().to_owned();
-                let sent = self.send(outgoing).await;
+            Ok(letter) => {
+                let id = letter.message_id().to_owned();
+                let sent = self.send(letter).await;
                 self.answer(Ended::wait(sent).await, Some(&id))
             }
             Err(invalid) => self.answer(Ended::invalid(&invalid), None),
@@ -85,7 +97,7 @@ impl Publish {
         for line in body.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
             // Sent one after another, so that a queue has them in the order of the lines; confirmed together.
             let (id, sent) = match parse::line(line) {
-                Ok(outgoing) => (Some(outgoing.message_id().to_owned()), self.send(outgoing).await),
+                Ok(letter) => (Some(letter.message_id().to_owned()), self.send(letter).await),
                 Err(invalid) => (None, Err(Ended::invalid(&invalid))),
             };
             results.push_back(async move { (Ended::wait(sent).await, id) });
@@ -112,66 +124,89 @@ impl Publish {
         response
     }
 
-    /// Reads a body, if there is room for it.
-    async fn read(&self, body: Incoming) -> Result<(tokio::sync::OwnedSemaphorePermit, Bytes), Ended> {
-        let too_large = || Ended {
-            status: StatusCode::PAYLOAD_TOO_LARGE,
-            class: PublishClass::Invalid,
-            text: format!("the body is larger than {LARGEST} bytes"),
-            retry_after: None,
-        };
-        let size = body.size_hint();
-        let expected = size.upper().map_or(LARGEST, |upper| usize::try_from(upper).unwrap_or(usize::MAX));
-        if size.upper().is_some() && expected > LARGEST {
-            return Err(too_large());
+    /// Reads a body, if there is room for it. One that says its size is refused before it is read; one that does not takes
+    /// room as it comes.
+    async fn read(&self, mut body: Incoming) -> Result<(OwnedSemaphorePermit, Bytes), Ended> {
+        let said = body.size_hint().exact().unwrap_or(0);
+        if said > LARGEST as u64 {
+            return Err(Ended::too_large());
         }
-        let cost = u32::try_from(expected / LEAST + 1).unwrap_or(u32::MAX);
-        let permit = Arc::clone(&self.room).try_acquire_many_owned(cost).map_err(|_| Ended {
-            status: StatusCode::TOO_MANY_REQUESTS,
-            class: PublishClass::Blocked,
-            text: format!("{IN_FLIGHT} bytes are on their way to the broker already"),
-            retry_after: Some(1),
-        })?;
-        match Limited::new(body, LARGEST).collect().await {
-            Ok(body) => Ok((permit, body.to_bytes())),
-            Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
-            Err(error) => Err(Ended {
+        let mut room = self.room(cost(usize::try_from(said).unwrap_or(usize::MAX)))?;
+        let mut whole = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| Ended {
                 status: StatusCode::BAD_REQUEST,
                 class: PublishClass::Invalid,
                 text: format!("the body did not come whole: {error}"),
                 retry_after: None,
-            }),
+            })?;
+            let Ok(data) = frame.into_data() else { continue };
+            if whole.len() + data.len() > LARGEST {
+                return Err(Ended::too_large());
+            }
+            whole.extend_from_slice(&data);
+            let more = cost(whole.len()).saturating_sub(room.num_permits());
+            if more > 0 {
+                room.merge(self.room(more)?);
+            }
         }
+        Ok((room, whole.freeze()))
     }
 
-    /// Sends a message; the future waits for its confirm.
-    async fn send(
-        &self,
-        outgoing: Outgoing,
-    ) -> Result<impl Future<Output = Result<(), PublishError>> + use<>, Ended> {
-        let Outgoing { exchange, routing_key, properties, body } = outgoing;
-        self.know(&exchange).await.map_err(|error| Ended::failed(&error))?;
-        let sent = self.publisher.send(exchange, routing_key, properties, &body).await;
-        sent.map_err(|error| Ended::failed(&error))
+    fn room(&self, cost: usize) -> Result<OwnedSemaphorePermit, Ended> {
+        let cost = u32::try_from(cost).unwrap_or(u32::MAX);
+        Arc::clone(&self.room).try_acquire_many_owned(cost).map_err(|_| Ended {
+            status: StatusCode::TOO_MANY_REQUESTS,
+            class: PublishClass::Blocked,
+            text: format!("{IN_FLIGHT} bytes are on their way to the broker already"),
+            retry_after: Some(1),
+        })
     }
 
-    /// Makes sure that the exchange is there; the broker would close the channel under everybody's messages otherwise.
-    async fn know(&self, exchange: &ShortString) -> Result<(), PublishError> {
-        if exchange.as_str().is_empty() {
-            return Ok(());
+    /// Sends a message; the future waits for its confirm. The first message to an exchange goes alone: the broker closes the
+    /// channel under everybody's messages over an exchange that is missing or forbidden.
+    async fn send(&self, letter: Letter) -> Result<impl Future<Output = Outcome> + use<>, Ended> {
+        let exchange = letter.exchange.clone();
+        if !self.knows(&exchange) {
+            let introduced = self.introduce(letter.clone()).await.map_err(|error| Ended::failed(&error))?;
+            if introduced {
+                return Ok(futures::future::ready(Ok(())).left_future());
+            }
         }
-        let now = Instant::now();
-        let known = self.exchanges.lock().await.get(exchange).copied();
-        if known.is_some_and(|at| now.duration_since(at) < EXCHANGE_KNOWN) {
-            return Ok(());
+        let sent = self.publisher.send(letter).await.map_err(|error| Ended::failed(&error))?;
+        let exchanges = Arc::clone(&self.exchanges);
+        let ended = async move {
+            let outcome = sent.await;
+            // Whose message it was is not known: those that come next go alone and are told what is wrong with them.
+            if let Err(PublishError::Broker(_) | PublishError::OfAnother(_)) = &outcome {
+                locked(&exchanges).clear();
+            }
+            outcome
+        };
+        Ok(ended.right_future())
+    }
+
+    fn knows(&self, exchange: &ShortString) -> bool {
+        locked(&self.exchanges).get(exchange).is_some_and(|at| at.elapsed() < EXCHANGE_KNOWN)
+    }
+
+    /// Publishes the first message to an exchange on a channel of its own. False if somebody else's was the first.
+    async fn introduce(&self, letter: Letter) -> Result<bool, PublishError> {
+        let exchange = letter.exchange.clone();
+        let turn = tokio::time::timeout(TURN, self.introducing.lock()).await;
+        let _turn = turn.map_err(|_| PublishError::TimedOut)?;
+        if self.knows(&exchange) {
+            return Ok(false);
         }
-        self.publisher.check_exchange(exchange.clone()).await?;
-        let mut known = self.exchanges.lock().await;
-        if known.len() >= EXCHANGES {
-            known.clear();
+        let outcome = self.publisher.publish_alone(letter).await;
+        if let Ok(()) | Err(PublishError::Unroutable | PublishError::Refused) = outcome {
+            let mut known = locked(&self.exchanges);
+            if known.len() >= EXCHANGES {
+                known.clear();
+            }
+            known.insert(exchange, Instant::now());
         }
-        known.insert(exchange.clone(), now);
-        Ok(())
+        outcome.map(|()| true)
     }
 
     fn answer(&self, ended: Ended, id: Option<&str>) -> Reply {
@@ -189,7 +224,26 @@ impl Publish {
     }
 }
 
+/// What a body costs, in units of [`LEAST`].
+const fn cost(bytes: usize) -> usize {
+    bytes / LEAST + 1
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Single inserts and removes: a panic leaves nothing half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Ended {
+    fn too_large() -> Self {
+        Self {
+            status: StatusCode::PAYLOAD_TOO_LARGE,
+            class: PublishClass::Invalid,
+            text: format!("the body is larger than {LARGEST} bytes"),
+            retry_after: None,
+        }
+    }
+
     fn invalid(invalid: &Invalid) -> Self {
         let status = match invalid {
             Invalid::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
@@ -199,7 +253,7 @@ impl Ended {
     }
 
     /// Waits for the confirm of what was sent.
-    async fn wait(sent: Result<impl Future<Output = Result<(), PublishError>>, Self>) -> Self {
+    async fn wait(sent: Result<impl Future<Output = Outcome>, Self>) -> Self {
         let confirmed = match sent {
             Ok(confirmed) => confirmed.await,
             Err(ended) => return ended,
@@ -231,7 +285,9 @@ impl Ended {
             PublishError::Broker(BrokerError::Precondition { .. }) => {
                 (StatusCode::PAYLOAD_TOO_LARGE, PublishClass::Invalid, None)
             }
-            PublishError::Broker(_) => (StatusCode::SERVICE_UNAVAILABLE, PublishClass::Failed, Some(1)),
+            PublishError::Broker(_) | PublishError::OfAnother(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, PublishClass::Failed, Some(1))
+            }
         };
         let text = match error {
             PublishError::Unroutable => format!("unroutable: {error}"),

@@ -14,6 +14,7 @@ on_each_release!(
     a_copy_keeps_properties_and_headers_but_not_what_would_lose_or_multiply_it,
     a_replayed_message_that_fails_again_climbs_the_ladder_again,
     sixty_kilobytes_of_headers_pass_and_can_be_dead_lettered,
+    headers_that_leave_no_room_in_the_largest_frame_are_dead_lettered_all_the_same,
 );
 
 fn failing() -> impl Fn(&warren_tests::app::Call) -> axum::response::Response {
@@ -89,5 +90,23 @@ async fn sixty_kilobytes_of_headers_pass_and_can_be_dead_lettered(place: Place) 
     let (_, properties) = message_of(&client, "orders.dlq").await?;
     ensure!(headers_of(&properties)["h5"].len() == 10_000);
     ensure!(app.calls()[0].header("warren-headers-omitted") == "h0,h1,h2,h3,h4,h5");
+    sidecar.settled("dead_letter", 1).await
+}
+
+async fn headers_that_leave_no_room_in_the_largest_frame_are_dead_lettered_all_the_same(
+    place: Place,
+) -> Result<()> {
+    let app = App::answering(failing()).await?;
+    let sidecar = place.sidecar(config(), app.port()).await?;
+    let client = place.client().await?;
+    let mut table = FieldTable::default();
+    // The broker's largest frame is 128 KiB.
+    table.insert("long".into(), AMQPValue::LongString("x".repeat(120_000).into()));
+    table.insert("short".into(), AMQPValue::LongString("x".repeat(10_900).into()));
+    client.publish_with(QUEUE, b"x", persistent().with_headers(table)).await?;
+    let (body, properties) = message_of(&client, "orders.dlq").await?;
+    let headers = headers_of(&properties);
+    ensure!(body == b"x" && headers["warren-headers-dropped"] == "long", "{:?}", headers.keys());
+    ensure!(headers["short"].len() == 10_900 && headers["warren-dead-reason"] == "attempts-exhausted");
     sidecar.settled("dead_letter", 1).await
 }

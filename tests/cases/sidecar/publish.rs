@@ -1,6 +1,9 @@
 //! The publish API: each status code, and what arrives.
 
 use anyhow::{Result, ensure};
+use futures::{StreamExt, TryStreamExt, stream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use warren_broker::BrokerAccess;
 use warren_tests::app::App;
 
@@ -11,6 +14,9 @@ on_each_release!(
     a_missing_exchange_and_a_missing_route_are_404_and_harm_no_other,
     what_may_not_is_403_and_what_cannot_is_400_or_413,
     a_batch_has_a_result_a_line,
+    each_of_many_callers_at_once_learns_what_became_of_its_own_message,
+    a_forbidden_exchange_is_403_for_its_callers_and_harms_no_other_at_the_same_time,
+    bodies_without_a_length_are_taken_side_by_side,
     without_a_broker_it_is_503,
 );
 
@@ -113,6 +119,75 @@ nonsense
     ensure!(
         body == br#"{"n":1}"# && properties.content_type().as_ref().unwrap().as_str() == "application/json"
     );
+    Ok(())
+}
+
+/// The broker gives back unroutable messages before it confirms them, and confirms others in between.
+async fn each_of_many_callers_at_once_learns_what_became_of_its_own_message(place: Place) -> Result<()> {
+    let (_app, sidecar) = paused(&place).await?;
+    let client = place.client().await?;
+    // A classic queue confirms many at once.
+    client.declare_durable("classic", "classic").await?;
+    let calls = (0..600).map(|number| {
+        let there = number % 3 != 0;
+        let path = if there { "/publish?routingKey=classic" } else { "/publish?routingKey=nowhere" };
+        let local = sidecar.local;
+        async move {
+            let answer = request(local, "POST", path, &[], number.to_string().as_bytes()).await?;
+            ensure!(answer.status == if there { 202 } else { 404 }, "{number}: {answer:?}");
+            anyhow::Ok(())
+        }
+    });
+    stream::iter(calls).buffer_unordered(64).try_collect::<()>().await?;
+    ensure!(client.ready("classic").await? == Some(400));
+    Ok(())
+}
+
+async fn a_forbidden_exchange_is_403_for_its_callers_and_harms_no_other_at_the_same_time(
+    place: Place,
+) -> Result<()> {
+    let user = format!("writer-{}", place.vhost);
+    place.broker.user(&user, "secret").await?;
+    place.broker.permissions(&user, &place.vhost, "^$", "^amq\\.default$", ".*").await?;
+    let uri = place.uri();
+    let (_, rest) = uri.split_once('@').unwrap();
+    let access = BrokerAccess::from_uri(&format!("amqp://{user}:secret@{rest}"))?;
+    let app = App::start().await?;
+    let mut config = config();
+    config.consumer.paused = true;
+    place.declare(&config).await?;
+    let sidecar = Running::start(config, access, app.port()).await?;
+    let calls = (0..200).map(|number| {
+        let allowed = number % 4 != 0;
+        let exchange = if allowed { "" } else { "amq.direct" };
+        let (path, local) = (format!("/publish?exchange={exchange}&routingKey=orders"), sidecar.local);
+        async move {
+            let answer = request(local, "POST", &path, &[], b"x").await?;
+            ensure!(answer.status == if allowed { 202 } else { 403 }, "{number}: {answer:?}");
+            anyhow::Ok(())
+        }
+    });
+    stream::iter(calls).buffer_unordered(16).try_collect::<()>().await
+}
+
+/// A client that streams says no length; that must not take the room of the largest body.
+async fn bodies_without_a_length_are_taken_side_by_side(place: Place) -> Result<()> {
+    let (_app, sidecar) = paused(&place).await?;
+    let open = async || {
+        let mut stream = TcpStream::connect(sidecar.local).await?;
+        let head = "POST /publish?routingKey=orders HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n4\r\nbody\r\n";
+        stream.write_all(head.as_bytes()).await?;
+        anyhow::Ok(stream)
+    };
+    let streams = [open().await?, open().await?, open().await?, open().await?];
+    for mut stream in streams {
+        stream.write_all(b"0\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        ensure!(answer.starts_with("HTTP/1.1 202"), "{answer}");
+    }
+    let client = place.client().await?;
+    ensure!(message_of(&client, QUEUE).await?.0 == b"body");
     Ok(())
 }
 
