@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use warren_api::names;
+use warren_broker::BrokerError;
 
 use super::Runtime;
 use crate::amqp::publisher::PublishError;
 use crate::amqp::session;
 use crate::copy;
-use crate::core::{Copy, DeliveryId, Effect, Event, Observation, PublishResult, is_misconfigured};
+use crate::core::{Copy, DeliveryId, Effect, Event, Observation, PublishResult, Target, is_misconfigured};
 use crate::inbox::Inbox;
 use crate::message::fresh_id;
 
@@ -172,11 +173,11 @@ impl Runtime {
             Observation::Stale => tracing::info!(
                 "an answer came too late: its connection is gone and the broker delivers the message again"
             ),
-            Observation::Unpublished { result, dead } => {
-                let queue = if *dead {
-                    names::dead_letter_queue(&self.config.queue.name)
-                } else {
-                    format!("{}.retry.*", self.config.queue.name)
+            Observation::Unpublished { result, target } => {
+                let queue = match target {
+                    Target::Retry => format!("{}.retry.*", self.config.queue.name),
+                    Target::DeadLetter => names::dead_letter_queue(&self.config.queue.name),
+                    Target::Reply => "reply_to".to_owned(),
                 };
                 tracing::warn!(
                     queue,
@@ -184,9 +185,10 @@ impl Runtime {
                     "a copy was not taken: the message stays unacknowledged and is tried again"
                 );
             }
-            Observation::ReplyUnroutable => {
-                tracing::warn!("a reply had nowhere to go: its reply_to queue is gone");
-            }
+            Observation::ReplyDropped { id: _, result } => tracing::warn!(
+                ?result,
+                "a reply was given up: its reply_to queue is gone, full or not to be published to. The message is acknowledged, since its work is done"
+            ),
             Observation::HandlerDown => {
                 tracing::warn!(url, "the handler does not accept connections: consuming is held");
             }
@@ -236,7 +238,15 @@ async fn publish_copy(
         Err(PublishError::Unroutable) => PublishResult::Unroutable,
         Err(error) => {
             tracing::debug!(queue = target, %error, "a copy was not published");
-            PublishResult::Failed
+            match error {
+                PublishError::Refused
+                | PublishError::Broker(
+                    BrokerError::AccessRefused { .. }
+                    | BrokerError::Precondition { .. }
+                    | BrokerError::NotFound { .. },
+                ) => PublishResult::Refused,
+                _ => PublishResult::Failed,
+            }
         }
     }
 }
