@@ -155,7 +155,8 @@ impl Runtime {
     fn drained(&mut self, complete: bool) {
         let waiting = std::mem::take(&mut self.drains);
         let channel = self.session.as_ref().map(|session| session.channel().clone());
-        tokio::spawn(async move {
+        while self.drained.try_join_next().is_some() {}
+        self.drained.spawn(async move {
             if let Some(channel) = channel {
                 session::flush(channel).await;
             }
@@ -235,17 +236,18 @@ async fn publish_copy(
     let published = publisher.publish("".into(), copy::short(target), properties, body).await;
     match published {
         Ok(()) => PublishResult::Confirmed,
-        Err(PublishError::Unroutable) => PublishResult::Unroutable,
         Err(error) => {
             tracing::debug!(queue = target, %error, "a copy was not published");
             match error {
+                PublishError::Unroutable => PublishResult::Unroutable,
                 PublishError::Refused
                 | PublishError::Broker(
-                    BrokerError::AccessRefused { .. }
-                    | BrokerError::Precondition { .. }
-                    | BrokerError::NotFound { .. },
+                    BrokerError::AccessRefused { .. } | BrokerError::Precondition { .. },
                 ) => PublishResult::Refused,
-                _ => PublishResult::Failed,
+                PublishError::Disconnected
+                | PublishError::Blocked(_)
+                | PublishError::TimedOut
+                | PublishError::Broker(_) => PublishResult::Failed,
             }
         }
     }
