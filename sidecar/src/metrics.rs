@@ -2,6 +2,7 @@
 //! queue and enums.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 
 use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
@@ -9,7 +10,7 @@ use prometheus::{
 use warren_api::metrics as names;
 
 use crate::copy::cut;
-use crate::core::{Observation, Outcome, PublishResult, Snapshot, is_misconfigured};
+use crate::core::{Observation, Outcome, Snapshot, Target, is_misconfigured};
 
 /// Seconds of a handler call: from a tenth of a millisecond to ten minutes.
 const HANDLER_BUCKETS: &[f64] = &[
@@ -23,6 +24,8 @@ const ACK_BUCKETS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 500.0, 200
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// The queue's label now: a Worker may turn to another one.
+    queue: Mutex<String>,
     pub(crate) unsettled: IntGauge,
     pub(crate) in_flight: IntGauge,
     pub(crate) prefetch: IntGauge,
@@ -41,7 +44,7 @@ pub struct Metrics {
     pub(crate) stale: IntCounter,
     pub(crate) stale_acks: IntCounter,
     pub(crate) undrained: IntCounter,
-    pub(crate) reply_unroutable: IntCounter,
+    pub(crate) replies_dropped: IntCounter,
     pub(crate) held_long: IntCounter,
     pub(crate) spans_dropped: IntCounter,
     pub(crate) handler_seconds: Histogram,
@@ -200,6 +203,7 @@ impl Metrics {
     /// Only if two metrics had the same name.
     pub fn new(labels: Labels) -> Result<Self, prometheus::Error> {
         let Labels { namespace, worker, queue } = labels;
+        let current = Mutex::new(cut(&queue, 255).to_owned());
         let labels = [("namespace", namespace), ("worker", worker), ("queue", queue)]
             .map(|(name, value)| (name.to_owned(), cut(&value, 255).to_owned()))
             .into();
@@ -245,7 +249,7 @@ impl Metrics {
             stale: make.counter("warren_sidecar_stale_answers_total", "Handler answers for deliveries whose connection was gone: the broker delivers those again")?,
             stale_acks: make.counter("warren_sidecar_stale_acks_total", "Acknowledgements that were dropped because their channel was gone")?,
             undrained: make.counter("warren_sidecar_undrained_terminations_total", "SIGTERMs without a drain before them")?,
-            reply_unroutable: make.counter("warren_sidecar_replies_unroutable_total", "Replies whose reply_to queue was gone")?,
+            replies_dropped: make.counter("warren_sidecar_replies_dropped_total", "Replies that were given up since their reply_to queue was gone, full or not to be published to; their messages are acknowledged, since the work is done")?,
             held_long: make.counter("warren_sidecar_deliveries_held_long_total", "Deliveries held for most of the broker's delivery acknowledgement time-out")?,
             spans_dropped: make.counter("warren_sidecar_spans_dropped_total", "Trace spans that the collector did not get")?,
             handler_seconds: make.histogram(names::HANDLER_SECONDS, "Seconds of a handler call", HANDLER_BUCKETS)?,
@@ -256,6 +260,7 @@ impl Metrics {
             answers,
             publishes,
             started,
+            queue: current,
             registry: make.registry,
         })
     }
@@ -292,14 +297,16 @@ impl Metrics {
                 .inc();
             }
             Observation::Stale => self.stale.inc(),
-            Observation::Unpublished {
-                dead,
-                result: PublishResult::Unroutable | PublishResult::Failed | PublishResult::Confirmed,
-            } => {
+            Observation::Unpublished { target, .. } => {
                 let [retry, dead_letter] = &self.unpublished;
-                if *dead { dead_letter } else { retry }.inc();
+                match target {
+                    Target::Retry => retry.inc(),
+                    Target::DeadLetter => dead_letter.inc(),
+                    // No copy: it counts once it is given up.
+                    Target::Reply => {}
+                }
             }
-            Observation::ReplyUnroutable => self.reply_unroutable.inc(),
+            Observation::ReplyDropped { .. } => self.replies_dropped.inc(),
             Observation::DrainEnded { took, .. } => self.drain_seconds.observe(took.as_secs_f64()),
             Observation::TerminatedUndrained => self.undrained.inc(),
             Observation::HeldLong { .. } => self.held_long.inc(),
@@ -327,11 +334,24 @@ impl Metrics {
 
     /// All metrics in Prometheus' text format.
     pub fn render(&self) -> String {
-        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+        TextEncoder::new().encode_to_string(&self.families()).unwrap_or_default()
     }
 
+    /// Names another queue from now on. What was counted goes on counting.
+    pub fn follow(&self, queue: &str) {
+        let mut current = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        cut(queue, 255).clone_into(&mut current);
+    }
+
+    /// All metrics. The library's labels cannot change, so the queue's is written over.
     fn families(&self) -> Vec<prometheus::proto::MetricFamily> {
-        self.registry.gather()
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut families = self.registry.gather();
+        let metrics = families.iter_mut().flat_map(|family| family.mut_metric());
+        for label in metrics.flat_map(|metric| metric.mut_label()).filter(|label| label.name() == "queue") {
+            label.set_value(queue.clone());
+        }
+        families
     }
 }
 
@@ -380,6 +400,17 @@ mod tests {
         for outcome in ["ack", "retry", "dead_letter", "returned"] {
             assert!(text.contains(&format!("outcome=\"{outcome}\"")));
         }
+    }
+
+    #[test]
+    fn the_queues_label_follows_and_what_was_counted_stays() {
+        let metrics = metrics();
+        metrics.deliveries.inc();
+        metrics.follow("orders-v2");
+        let text = metrics.render();
+        assert!(!text.contains("queue=\"orders\""), "{text}");
+        let line = text.lines().find(|line| line.starts_with(names::DELIVERIES)).unwrap();
+        assert!(line.contains("queue=\"orders-v2\"") && line.ends_with(" 1"), "{line}");
     }
 
     #[test]

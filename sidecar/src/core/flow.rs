@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use super::backoff::Backoff;
 use super::engine::Engine;
-use super::event::{DeliveryId, Effect, Observation, Outcome, Time};
+use super::event::{Copy, DeliveryId, Effect, Observation, Outcome, PublishResult, Time};
 use super::window::State;
 
 /// How long messages are held through an outage of the application before healthy pods get them.
 pub const HOLD: Duration = Duration::from_secs(10);
-/// Messages held to probe with while the breaker is open: two, so that one poison message cannot keep it open.
+/// Messages held to probe with while the breaker is open: two, also where the Worker asks for one. A message of an ordering
+/// key that fails keeps its place, and if it is poison it would, alone, keep the breaker open for ever.
 const PROBE_WINDOW: u16 = 2;
 /// How much longer than its drain a pod may live: when this has passed without SIGTERM, nobody means to end it.
 const GRACE_MARGIN: Duration = Duration::from_secs(15);
@@ -67,16 +68,40 @@ impl Handler {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Drain {
     No,
-    /// It goes on; whether the port was seen refusing since.
+    /// It goes on.
     Active {
         since: Time,
-        refused: bool,
+        port: Port,
     },
     /// It has ended.
     Done {
         since: Time,
-        refused: bool,
+        port: Port,
     },
+}
+
+/// What the handler's port did since a drain began. Only a port that went away and came back shows that the application was
+/// restarted: one that begins to listen may be that of a pod that is deleted while it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Port {
+    /// It has not accepted.
+    Unseen,
+    /// It accepted.
+    Accepted,
+    /// It accepted, and refused after that.
+    Gone,
+}
+
+impl Port {
+    /// One more look at it; none: it is back.
+    fn seen(self, accepting: bool) -> Option<Self> {
+        match (self, accepting) {
+            (Self::Gone, true) => None,
+            (Self::Unseen | Self::Accepted, true) => Some(Self::Accepted),
+            (Self::Accepted | Self::Gone, false) => Some(Self::Gone),
+            (Self::Unseen, false) => Some(Self::Unseen),
+        }
+    }
 }
 
 impl Engine {
@@ -117,11 +142,19 @@ impl Engine {
         }
     }
 
+    /// Whether a new consumer may start. The broker counts for each consumer by itself, so what the former one delivered
+    /// comes on top of the new window. While something waits to be started there is no hurry; what is at work or waits in
+    /// place may take long, and waiting for that would leave the handler without work.
+    fn has_room(&self, prefetch: u16) -> bool {
+        let (held, prefetch) = (self.window.unsettled(), usize::from(prefetch));
+        held * 2 <= prefetch || (held < prefetch && self.ready.len() == 0)
+    }
+
     pub(super) fn reconcile_subscription(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let desired = self.desired(now);
         let Some(generation) = self.generation else { return };
         match (self.subscription, desired) {
-            (Subscription::None, Some(prefetch)) if self.window.unsettled() < usize::from(prefetch) => {
+            (Subscription::None, Some(prefetch)) if self.has_room(prefetch) => {
                 self.subscription = Subscription::Subscribing { prefetch, since: now };
                 effects.push(Effect::Subscribe { generation, prefetch });
             }
@@ -181,6 +214,9 @@ impl Engine {
             return;
         }
         let draining = self.drain != Drain::No;
+        if draining {
+            self.drop_replies(now, effects);
+        }
         let kept: Vec<DeliveryId> = self.ready.iter().take(keep).collect();
         let returned: Vec<DeliveryId> = self
             .window
@@ -219,6 +255,25 @@ impl Engine {
         self.ready.rebuild(kept, busy.into_iter());
     }
 
+    /// Ends what only waits for another try of its reply: given back, its work would be done again.
+    fn drop_replies(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let replies: Vec<DeliveryId> = self
+            .window
+            .open_slots()
+            .filter(|slot| matches!(slot.state, State::Unpublished { copy: Copy::Reply, .. }))
+            .map(|slot| slot.incoming.id)
+            .collect();
+        if replies.is_empty() {
+            return;
+        }
+        for id in replies {
+            self.drop_reply(id, PublishResult::Failed, now, effects);
+        }
+        let prefetch = self.subscription.prefetch().unwrap_or(self.settings.prefetch);
+        self.window.flush(now, prefetch, effects);
+        self.wake_at(self.window.ack_due());
+    }
+
     /// Keeps one try of the port on the way while its answer matters.
     pub(super) fn probe_handler(&mut self, effects: &mut Vec<Effect>) {
         if self.handler.probing {
@@ -240,27 +295,35 @@ impl Engine {
 
     pub(super) fn handler_port(&mut self, accepting: bool, effects: &mut Vec<Effect>) {
         self.handler.probing = false;
-        if accepting {
-            if self.handler.down_since.take().is_some() {
-                self.handler.backoff.reset();
-                effects.push(Effect::Observe(Observation::HandlerUp));
-            }
-            if let Drain::Active { refused: true, .. } | Drain::Done { refused: true, .. } = self.drain
-                && !self.terminating
-            {
+        if accepting && self.handler.down_since.take().is_some() {
+            self.handler.backoff.reset();
+            effects.push(Effect::Observe(Observation::HandlerUp));
+        }
+        let (Drain::Active { port, .. } | Drain::Done { port, .. }) = &mut self.drain else { return };
+        match port.seen(accepting) {
+            Some(seen) => *port = seen,
+            None if self.terminating => {}
+            None => {
+                if matches!(self.drain, Drain::Active { .. }) {
+                    // Whoever asked for it would wait in vain.
+                    effects.push(Effect::Drained { complete: false });
+                }
                 self.drain = Drain::No;
                 effects.push(Effect::Observe(Observation::DrainReversed));
             }
-        } else if let Drain::Active { refused, .. } | Drain::Done { refused, .. } = &mut self.drain {
-            *refused = true;
         }
     }
 
     pub(super) fn begin_drain(&mut self, now: Time, effects: &mut Vec<Effect>) {
         match self.drain {
             Drain::No => {
-                self.drain = Drain::Active { since: now, refused: false };
+                self.drain = Drain::Active { since: now, port: Port::Unseen };
                 effects.push(Effect::Observe(Observation::DrainBegan));
+                // That it is up may be old news: what it does from now on is measured against what it does now.
+                if !self.handler.probing {
+                    self.handler.probing = true;
+                    effects.push(Effect::ProbeHandler { after: Duration::ZERO });
+                }
             }
             Drain::Active { .. } => {}
             Drain::Done { .. } => effects.push(Effect::Drained { complete: self.has_ended() }),
@@ -302,14 +365,14 @@ impl Engine {
     }
 
     pub(super) fn finish_drain(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let Drain::Active { since, refused } = self.drain else { return };
+        let Drain::Active { since, port } = self.drain else { return };
         let complete = self.has_ended();
         let deadline = since + self.settings.drain_timeout;
         if !complete && now < deadline {
             self.wake_at(Some(deadline));
             return;
         }
-        self.drain = Drain::Done { since, refused };
+        self.drain = Drain::Done { since, port };
         effects.push(Effect::Observe(Observation::DrainEnded { took: now - since, complete }));
         effects.push(Effect::Drained { complete });
         if self.terminating {
