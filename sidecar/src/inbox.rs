@@ -10,7 +10,7 @@ use crate::core::{DeliveryId, LateReply, PublishResult, Snapshot, Verdict};
 use crate::handler::pool::Done;
 
 /// A reply to whoever published a message.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReplyBody {
     /// Its content type.
     pub content_type: Option<HeaderValue>,

@@ -25,27 +25,40 @@ const ANSWER_LINE: usize = 2 * 1024;
 /// The largest reply.
 const REPLY_LIMIT: usize = 16 * 1024 * 1024;
 
+/// How a call was made, and so how its answer is to be read: the configuration may change while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// One message; whether the answer's body goes to its `reply_to`.
+    Single { reply: bool },
+    /// JSON lines.
+    Batch,
+}
+
 /// A call that runs: what its answer is about.
 #[derive(Debug)]
 pub(super) struct Open {
     deliveries: Vec<DeliveryId>,
+    form: Form,
     span: Option<Begun>,
 }
 
 impl Runtime {
     pub(super) fn call(&mut self, call: CallId, deliveries: &[Called]) {
         let timeout = Duration::from_secs(u64::from(self.config.handler.timeout_seconds));
-        let ((request, span), limit) = match (deliveries, self.config.handler.batch) {
-            ([called], None) => (self.single_request(*called), self.answer_limit()),
-            _ => (self.batch_request(deliveries), ANSWER_LIMIT.max(deliveries.len() * ANSWER_LINE)),
+        let ((request, span), form) = match (deliveries, self.config.handler.batch) {
+            ([called], None) => {
+                (self.single_request(*called), Form::Single { reply: self.config.handler.reply })
+            }
+            _ => (self.batch_request(deliveries), Form::Batch),
+        };
+        let limit = match form {
+            Form::Single { reply: true } => REPLY_LIMIT,
+            Form::Single { reply: false } => ANSWER_LIMIT,
+            Form::Batch => ANSWER_LIMIT.max(deliveries.len() * ANSWER_LINE),
         };
         let deliveries = deliveries.iter().map(|called| called.id).collect();
-        self.calls.insert(call, Open { deliveries, span });
+        self.calls.insert(call, Open { deliveries, form, span });
         self.pool.call(Job { call, request, timeout, limit });
-    }
-
-    fn answer_limit(&self) -> usize {
-        if self.config.handler.reply { REPLY_LIMIT } else { ANSWER_LIMIT }
     }
 
     fn single_request(&self, called: Called) -> (Request<Full<Bytes>>, Option<Begun>) {
@@ -111,7 +124,7 @@ impl Runtime {
     pub(super) fn called(&mut self, mut done: Done) {
         self.pool.take_back(&mut done);
         let Done { call, result, took, .. } = done;
-        let Some(Open { deliveries, span }) = self.calls.remove(&call) else { return };
+        let Some(Open { deliveries, form, span }) = self.calls.remove(&call) else { return };
         if let (Some(spans), Some(span)) = (&self.spans, &span) {
             let status = result.as_ref().ok().map(|answer| answer.status);
             let error = match &result {
@@ -122,7 +135,7 @@ impl Runtime {
             spans.end(span, &self.config.queue.name, status, error);
         }
         let (class, answers) = match result {
-            Ok(answer) => (AnswerClass::of(answer.status), self.answers(&deliveries, answer)),
+            Ok(answer) => (AnswerClass::of(answer.status), self.answers(form, &deliveries, answer)),
             Err(CallError::Unreached(_)) => (AnswerClass::Unreached, Answers::All(Verdict::Unreached)),
             Err(error) => {
                 let class = match error {
@@ -139,37 +152,112 @@ impl Runtime {
     }
 
     /// What an answer means for the messages of its call.
-    fn answers(&mut self, deliveries: &[DeliveryId], answer: Answer) -> Answers {
-        let Answer { status, headers, body, cut } = answer;
-        if self.config.handler.batch.is_some()
-            && let Some(each) = batch::verdicts(status, &headers, &body, deliveries.len())
-        {
-            return each;
+    fn answers(&mut self, form: Form, deliveries: &[DeliveryId], answer: Answer) -> Answers {
+        match (read(form, deliveries.len(), answer, SystemTime::now()), deliveries) {
+            (Read::Reply(body), [id]) => Answers::All(self.with_reply(*id, body)),
+            (Read::Reply(_), _) => Answers::All(Verdict::Ack),
+            (Read::Answers(answers), _) => answers,
         }
-        let verdict = answer::classify(status, &headers, &body, SystemTime::now());
-        match deliveries {
-            [id] if self.config.handler.reply && verdict == Verdict::Ack => {
-                if cut {
-                    let detail = format!("the reply is larger than {REPLY_LIMIT} bytes");
-                    return Answers::All(Verdict::Retry(Failure { detail, ..Failure::default() }));
-                }
-                let content_type = headers.get(CONTENT_TYPE).cloned();
-                Answers::All(self.with_reply(*id, verdict, ReplyBody { content_type, body }))
-            }
-            _ => Answers::All(verdict),
+    }
+
+    /// What the application says late about a message, which is a reply too if the Worker sends them.
+    pub(super) fn late_verdict(&mut self, id: DeliveryId, verdict: Verdict, body: ReplyBody) -> Verdict {
+        match verdict {
+            Verdict::Ack if self.config.handler.reply => self.with_reply(id, body),
+            verdict => verdict,
         }
     }
 
     /// Keeps the reply of a message that wants one: it is published before the message is acknowledged.
-    pub(super) fn with_reply(&mut self, id: DeliveryId, verdict: Verdict, body: ReplyBody) -> Verdict {
-        let wanted = self.config.handler.reply
-            && self.messages.get(&id).is_some_and(|message| {
-                message.properties.reply_to().as_ref().is_some_and(|to| !to.as_str().is_empty())
-            });
-        if verdict == Verdict::Ack && wanted {
-            self.replies.insert(id, body);
-            return Verdict::Reply;
+    fn with_reply(&mut self, id: DeliveryId, body: ReplyBody) -> Verdict {
+        let wanted = self.messages.get(&id).is_some_and(|message| {
+            message.properties.reply_to().as_ref().is_some_and(|to| !to.as_str().is_empty())
+        });
+        if !wanted {
+            return Verdict::Ack;
         }
-        verdict
+        self.replies.insert(id, body);
+        Verdict::Reply
+    }
+}
+
+/// An answer, read as its call was made.
+#[derive(Debug, PartialEq)]
+enum Read {
+    /// What it says.
+    Answers(Answers),
+    /// The work is done, and this goes to whoever wants a reply.
+    Reply(ReplyBody),
+}
+
+fn read(form: Form, size: usize, answer: Answer, wall: SystemTime) -> Read {
+    let Answer { status, headers, body, cut } = answer;
+    let verdict = || answer::classify(status, &headers, &body, wall);
+    match form {
+        Form::Batch => Read::Answers(
+            batch::verdicts(status, &headers, &body, size).unwrap_or_else(|| Answers::All(verdict())),
+        ),
+        Form::Single { reply } => match verdict() {
+            Verdict::Ack if reply && cut => {
+                let detail = format!("the reply is larger than {REPLY_LIMIT} bytes");
+                Read::Answers(Answers::All(Verdict::Retry(Failure { detail, ..Failure::default() })))
+            }
+            Verdict::Ack if reply => {
+                Read::Reply(ReplyBody { content_type: headers.get(CONTENT_TYPE).cloned(), body })
+            }
+            verdict => Read::Answers(Answers::All(verdict)),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderValue};
+
+    use super::*;
+    use crate::core::DeadReason;
+
+    fn answer(kind: &'static str, body: &'static str) -> Answer {
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
+        Answer { status: 200, headers, body: Bytes::from_static(body.as_bytes()), cut: false }
+    }
+
+    fn read(form: Form, size: usize, answer: Answer) -> Read {
+        super::read(form, size, answer, SystemTime::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn the_answer_of_a_batch_is_read_line_by_line_whatever_the_configuration_says_by_then() {
+        let lines =
+            "{\"id\":0,\"outcome\":\"ack\"}\n{\"id\":1,\"outcome\":\"dead-letter\",\"reason\":\"no\"}\n";
+        let dead = Verdict::DeadLetter { reason: DeadReason::Rejected, detail: "no".to_owned() };
+        assert_eq!(
+            read(Form::Batch, 2, answer("application/x-ndjson", lines)),
+            Read::Answers(Answers::Each(vec![Verdict::Ack, dead]))
+        );
+    }
+
+    #[test]
+    fn json_lines_of_a_single_message_are_its_answers_body() {
+        let line = "{\"id\":0,\"outcome\":\"retry\"}\n";
+        assert_eq!(
+            read(Form::Single { reply: false }, 1, answer("application/x-ndjson", line)),
+            Read::Answers(Answers::All(Verdict::Ack))
+        );
+        let Read::Reply(reply) = read(Form::Single { reply: true }, 1, answer("application/x-ndjson", line))
+        else {
+            panic!("no reply")
+        };
+        assert_eq!(reply.body, line);
+    }
+
+    #[test]
+    fn a_reply_that_is_too_large_is_tried_again_and_without_replies_the_size_does_not_matter() {
+        let cut = || Answer { cut: true, ..answer("text/plain", "x") };
+        assert!(matches!(
+            read(Form::Single { reply: true }, 1, cut()),
+            Read::Answers(Answers::All(Verdict::Retry(_)))
+        ));
+        assert_eq!(read(Form::Single { reply: false }, 1, cut()), Read::Answers(Answers::All(Verdict::Ack)));
     }
 }

@@ -62,7 +62,7 @@ impl Runtime {
             }
             Inbox::Terminate => self.step(Event::Terminate),
             Inbox::LateAnswer { id, verdict, body, reply } => {
-                let verdict = self.with_reply(id, verdict, body);
+                let verdict = self.late_verdict(id, verdict, body);
                 self.step(Event::LateAnswer { id, verdict });
                 if let Some(answer) = self.late_reply.take() {
                     // The application may have hung up.
