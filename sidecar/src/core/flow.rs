@@ -67,16 +67,40 @@ impl Handler {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Drain {
     No,
-    /// It goes on; whether the port was seen refusing since.
+    /// It goes on.
     Active {
         since: Time,
-        refused: bool,
+        port: Port,
     },
     /// It has ended.
     Done {
         since: Time,
-        refused: bool,
+        port: Port,
     },
+}
+
+/// What the handler's port did since a drain began. Only a port that went away and came back shows that the application was
+/// restarted: one that begins to listen may be that of a pod that is deleted while it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Port {
+    /// It has not accepted.
+    Unseen,
+    /// It accepted.
+    Accepted,
+    /// It accepted, and refused after that.
+    Gone,
+}
+
+impl Port {
+    /// One more look at it; none: it is back.
+    fn seen(self, accepting: bool) -> Option<Self> {
+        match (self, accepting) {
+            (Self::Gone, true) => None,
+            (Self::Unseen | Self::Accepted, true) => Some(Self::Accepted),
+            (Self::Accepted | Self::Gone, false) => Some(Self::Gone),
+            (Self::Unseen, false) => Some(Self::Unseen),
+        }
+    }
 }
 
 impl Engine {
@@ -245,22 +269,32 @@ impl Engine {
                 self.handler.backoff.reset();
                 effects.push(Effect::Observe(Observation::HandlerUp));
             }
-            if let Drain::Active { refused: true, .. } | Drain::Done { refused: true, .. } = self.drain
-                && !self.terminating
-            {
+        }
+        let (Drain::Active { port, .. } | Drain::Done { port, .. }) = &mut self.drain else { return };
+        match port.seen(accepting) {
+            Some(seen) => *port = seen,
+            None if self.terminating => {}
+            None => {
+                if matches!(self.drain, Drain::Active { .. }) {
+                    // Whoever asked for it would wait in vain.
+                    effects.push(Effect::Drained { complete: false });
+                }
                 self.drain = Drain::No;
                 effects.push(Effect::Observe(Observation::DrainReversed));
             }
-        } else if let Drain::Active { refused, .. } | Drain::Done { refused, .. } = &mut self.drain {
-            *refused = true;
         }
     }
 
     pub(super) fn begin_drain(&mut self, now: Time, effects: &mut Vec<Effect>) {
         match self.drain {
             Drain::No => {
-                self.drain = Drain::Active { since: now, refused: false };
+                self.drain = Drain::Active { since: now, port: Port::Unseen };
                 effects.push(Effect::Observe(Observation::DrainBegan));
+                // That it is up may be old news: what it does from now on is measured against what it does now.
+                if !self.handler.probing {
+                    self.handler.probing = true;
+                    effects.push(Effect::ProbeHandler { after: Duration::ZERO });
+                }
             }
             Drain::Active { .. } => {}
             Drain::Done { .. } => effects.push(Effect::Drained { complete: self.has_ended() }),
@@ -302,14 +336,14 @@ impl Engine {
     }
 
     pub(super) fn finish_drain(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let Drain::Active { since, refused } = self.drain else { return };
+        let Drain::Active { since, port } = self.drain else { return };
         let complete = self.has_ended();
         let deadline = since + self.settings.drain_timeout;
         if !complete && now < deadline {
             self.wake_at(Some(deadline));
             return;
         }
-        self.drain = Drain::Done { since, refused };
+        self.drain = Drain::Done { since, port };
         effects.push(Effect::Observe(Observation::DrainEnded { took: now - since, complete }));
         effects.push(Effect::Drained { complete });
         if self.terminating {

@@ -552,6 +552,40 @@ fn a_drain_is_reversed_when_the_application_was_down_and_is_up_again() {
 }
 
 #[test]
+fn a_pod_that_is_deleted_while_its_application_starts_stays_drained_when_the_port_opens() {
+    let mut world = World::new(settings());
+    world.port_open = false;
+    world.queue.push_back(Message { number: 0, attempts: 0, key: None });
+    world.connect();
+    world.settle();
+    world.step(Event::Drain);
+    world.settle();
+    world.pass(Duration::from_secs(6));
+    world.port_open = true;
+    world.pass(Duration::from_secs(6));
+    assert_eq!((world.consuming, world.saw(&Observation::DrainReversed)), (None, 0));
+    // It was up, and now it was restarted: nobody means to end the pod.
+    world.port_open = false;
+    world.pass(Duration::from_secs(2));
+    world.port_open = true;
+    world.pass(Duration::from_secs(6));
+    assert_eq!((world.consuming, world.saw(&Observation::DrainReversed)), (Some(1), 1));
+}
+
+#[test]
+fn whoever_waits_for_a_drain_is_told_when_it_is_reversed() {
+    let mut world = World::running(settings(), 1);
+    world.step(Event::Drain);
+    world.settle();
+    world.port_open = false;
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.drained, [] as [bool; 0], "its call still runs");
+    world.port_open = true;
+    world.pass(Duration::from_secs(6));
+    assert_eq!((world.drained.as_slice(), world.saw(&Observation::DrainReversed)), ([false].as_slice(), 1));
+}
+
+#[test]
 fn a_drain_is_reversed_when_the_grace_period_has_passed_without_sigterm() {
     let mut world = World::running(settings(), 0);
     world.step(Event::Drain);
