@@ -9,7 +9,7 @@ use prometheus::{
 use warren_api::metrics as names;
 
 use crate::copy::cut;
-use crate::core::{Observation, Outcome, PublishResult, Snapshot, is_misconfigured};
+use crate::core::{Observation, Outcome, Snapshot, Target, is_misconfigured};
 
 /// Seconds of a handler call: from a tenth of a millisecond to ten minutes.
 const HANDLER_BUCKETS: &[f64] = &[
@@ -41,7 +41,7 @@ pub struct Metrics {
     pub(crate) stale: IntCounter,
     pub(crate) stale_acks: IntCounter,
     pub(crate) undrained: IntCounter,
-    pub(crate) reply_unroutable: IntCounter,
+    pub(crate) replies_dropped: IntCounter,
     pub(crate) held_long: IntCounter,
     pub(crate) spans_dropped: IntCounter,
     pub(crate) handler_seconds: Histogram,
@@ -245,7 +245,7 @@ impl Metrics {
             stale: make.counter("warren_sidecar_stale_answers_total", "Handler answers for deliveries whose connection was gone: the broker delivers those again")?,
             stale_acks: make.counter("warren_sidecar_stale_acks_total", "Acknowledgements that were dropped because their channel was gone")?,
             undrained: make.counter("warren_sidecar_undrained_terminations_total", "SIGTERMs without a drain before them")?,
-            reply_unroutable: make.counter("warren_sidecar_replies_unroutable_total", "Replies whose reply_to queue was gone")?,
+            replies_dropped: make.counter("warren_sidecar_replies_dropped_total", "Replies that were given up since their reply_to queue was gone, full or not to be published to; their messages are acknowledged, since the work is done")?,
             held_long: make.counter("warren_sidecar_deliveries_held_long_total", "Deliveries held for most of the broker's delivery acknowledgement time-out")?,
             spans_dropped: make.counter("warren_sidecar_spans_dropped_total", "Trace spans that the collector did not get")?,
             handler_seconds: make.histogram(names::HANDLER_SECONDS, "Seconds of a handler call", HANDLER_BUCKETS)?,
@@ -292,14 +292,16 @@ impl Metrics {
                 .inc();
             }
             Observation::Stale => self.stale.inc(),
-            Observation::Unpublished {
-                dead,
-                result: PublishResult::Unroutable | PublishResult::Failed | PublishResult::Confirmed,
-            } => {
+            Observation::Unpublished { target, .. } => {
                 let [retry, dead_letter] = &self.unpublished;
-                if *dead { dead_letter } else { retry }.inc();
+                match target {
+                    Target::Retry => retry.inc(),
+                    Target::DeadLetter => dead_letter.inc(),
+                    // No copy: it counts once it is given up.
+                    Target::Reply => {}
+                }
             }
-            Observation::ReplyUnroutable => self.reply_unroutable.inc(),
+            Observation::ReplyDropped { .. } => self.replies_dropped.inc(),
             Observation::DrainEnded { took, .. } => self.drain_seconds.observe(took.as_secs_f64()),
             Observation::TerminatedUndrained => self.undrained.inc(),
             Observation::HeldLong { .. } => self.held_long.inc(),

@@ -7,18 +7,34 @@ use super::breaker::{Change, PROBES};
 use super::engine::Engine;
 use super::event::{
     Answers, CallId, Copy, DeadReason, DeliveryId, Effect, Failure, LateReply, Observation, Outcome,
-    PublishResult, Time, Verdict,
+    PublishResult, Target, Time, Verdict,
 };
 use super::settings::Rung;
 use super::window::State;
 
 /// The longest that a message of an ordering key waits in place for its next attempt.
 const LONGEST_IN_PLACE: Duration = Duration::from_secs(60);
+/// How often a reply that the broker refuses is published: about five seconds' worth of tries.
+const REPLY_TRIES: u32 = 5;
+
+/// Whether a call's duration says how long the work takes: not where the application took nothing, or goes on with it.
+fn is_work(answers: &Answers) -> bool {
+    let worked = |verdict: &Verdict| match verdict {
+        Verdict::Ack | Verdict::Reply | Verdict::Retry(_) | Verdict::DeadLetter { .. } => true,
+        Verdict::NotNow { .. } | Verdict::Later | Verdict::Unreached => false,
+    };
+    match answers {
+        Answers::All(verdict) => worked(verdict),
+        Answers::Each(verdicts) => verdicts.iter().any(worked),
+    }
+}
 
 impl Engine {
     pub(super) fn answered(&mut self, call: CallId, answers: Answers, now: Time, effects: &mut Vec<Effect>) {
         let Some(ended) = self.calls.remove(&call) else { return };
-        self.auto.called(now.saturating_sub(ended.started), ended.deliveries.len());
+        if is_work(&answers) {
+            self.auto.called(now.saturating_sub(ended.started), ended.deliveries.len());
+        }
         let mut each = match answers {
             Answers::Each(verdicts) => {
                 for (verdict, (id, _)) in verdicts.iter().zip(&ended.deliveries) {
@@ -198,7 +214,7 @@ impl Engine {
         }
         let Some(slot) = self.window.get_mut(id) else { return };
         let State::Publishing { copy, tries } = &slot.state else { return };
-        let (copy, tries) = (copy.clone(), *tries);
+        let (copy, tries, since) = (copy.clone(), *tries, slot.since);
         let outcome = match copy {
             Copy::Retry { .. } => Outcome::Retry,
             Copy::Dead { .. } => Outcome::DeadLetter,
@@ -206,14 +222,16 @@ impl Engine {
         };
         match result {
             PublishResult::Confirmed => self.finish(id, outcome, now, effects),
-            PublishResult::Unroutable if copy == Copy::Reply => {
-                // Whoever asked is gone. The work is done all the same and must not be done again.
-                effects.push(Effect::Observe(Observation::ReplyUnroutable));
-                self.finish(id, outcome, now, effects);
+            _ if copy == Copy::Reply && self.is_reply_lost(result, tries, since, now) => {
+                self.drop_reply(id, result, now, effects);
             }
-            PublishResult::Unroutable | PublishResult::Failed => {
-                let dead = matches!(copy, Copy::Dead { .. });
-                effects.push(Effect::Observe(Observation::Unpublished { result, dead }));
+            PublishResult::Unroutable | PublishResult::Refused | PublishResult::Failed => {
+                let target = match copy {
+                    Copy::Retry { .. } => Target::Retry,
+                    Copy::Dead { .. } => Target::DeadLetter,
+                    Copy::Reply => Target::Reply,
+                };
+                effects.push(Effect::Observe(Observation::Unpublished { result, target }));
                 let until = now + self.pause_of(tries);
                 if let Some(slot) = self.window.get_mut(id) {
                     slot.state = State::Unpublished { copy, tries: tries + 1, until };
@@ -221,6 +239,29 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Whether a reply is not worth another try. Whoever asked may be gone, or may not read what it asked for; an outage of
+    /// the broker is waited for until the broker would take the message back, and the work would be done again.
+    fn is_reply_lost(&self, result: PublishResult, tries: u32, since: Time, now: Time) -> bool {
+        match result {
+            PublishResult::Confirmed => false,
+            PublishResult::Unroutable => true,
+            PublishResult::Refused => tries + 1 >= REPLY_TRIES || now >= since + self.held_long(),
+            PublishResult::Failed => now >= since + self.held_long(),
+        }
+    }
+
+    /// Ends a message whose reply nobody takes. The work is done all the same and must not be done again.
+    pub(super) fn drop_reply(
+        &mut self,
+        id: DeliveryId,
+        result: PublishResult,
+        now: Time,
+        effects: &mut Vec<Effect>,
+    ) {
+        effects.push(Effect::Observe(Observation::ReplyDropped { id, result }));
+        self.finish(id, Outcome::Ack, now, effects);
     }
 
     fn finish(&mut self, id: DeliveryId, outcome: Outcome, now: Time, effects: &mut Vec<Effect>) {

@@ -338,7 +338,7 @@ impl Engine {
     }
 
     fn warn_of_long_held(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let limit = self.settings.consumer_timeout * HELD_LONG_PERCENT / 100;
+        let limit = self.held_long();
         let Some(oldest) = self.window.oldest() else { return };
         if oldest.warned {
             return;
@@ -350,6 +350,11 @@ impl Engine {
         } else {
             self.wake_at(Some(since + limit));
         }
+    }
+
+    /// How long a delivery may be held until the broker will soon take it back.
+    pub(super) fn held_long(&self) -> Duration {
+        self.settings.consumer_timeout * HELD_LONG_PERCENT / 100
     }
 
     /// A pause that grows with the number of tries, for one delivery.

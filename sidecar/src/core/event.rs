@@ -204,7 +204,9 @@ pub enum PublishResult {
     Confirmed,
     /// No queue took it.
     Unroutable,
-    /// The broker refused it or could not be reached.
+    /// The broker refused it: the queue is full, or the user may not publish there.
+    Refused,
+    /// The broker could not be reached, takes no publishes now, or did not confirm in time.
     Failed,
 }
 
@@ -312,6 +314,17 @@ pub enum Outcome {
     Returned,
 }
 
+/// Where a copy is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The retry ladder.
+    Retry,
+    /// The dead-letter queue.
+    DeadLetter,
+    /// Whoever asked.
+    Reply,
+}
+
 /// Something to count or log.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Observation {
@@ -323,11 +336,16 @@ pub enum Observation {
     Unpublished {
         /// What became of the copy.
         result: PublishResult,
-        /// Whether it was for the dead-letter queue.
-        dead: bool,
+        /// Where it was for.
+        target: Target,
     },
-    /// A reply had nowhere to go.
-    ReplyUnroutable,
+    /// A reply was given up: its message's work is done, and is acknowledged without it.
+    ReplyDropped {
+        /// The delivery that the reply was to.
+        id: DeliveryId,
+        /// What became of it last.
+        result: PublishResult,
+    },
     /// The handler does not accept connections: consuming is held.
     HandlerDown,
     /// The handler accepts connections.

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use super::backoff::Backoff;
 use super::engine::Engine;
-use super::event::{DeliveryId, Effect, Observation, Outcome, Time};
+use super::event::{Copy, DeliveryId, Effect, Observation, Outcome, PublishResult, Time};
 use super::window::State;
 
 /// How long messages are held through an outage of the application before healthy pods get them.
 pub const HOLD: Duration = Duration::from_secs(10);
-/// Messages held to probe with while the breaker is open: two, so that one poison message cannot keep it open.
+/// Messages held to probe with while the breaker is open: two, also where the Worker asks for one. A message of an ordering
+/// key that fails keeps its place, and if it is poison it would, alone, keep the breaker open for ever.
 const PROBE_WINDOW: u16 = 2;
 /// How much longer than its drain a pod may live: when this has passed without SIGTERM, nobody means to end it.
 const GRACE_MARGIN: Duration = Duration::from_secs(15);
@@ -141,11 +142,19 @@ impl Engine {
         }
     }
 
+    /// Whether a new consumer may start. The broker counts for each consumer by itself, so what the former one delivered
+    /// comes on top of the new window. While something waits to be started there is no hurry; what is at work or waits in
+    /// place may take long, and waiting for that would leave the handler without work.
+    fn has_room(&self, prefetch: u16) -> bool {
+        let (held, prefetch) = (self.window.unsettled(), usize::from(prefetch));
+        held * 2 <= prefetch || (held < prefetch && self.ready.len() == 0)
+    }
+
     pub(super) fn reconcile_subscription(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let desired = self.desired(now);
         let Some(generation) = self.generation else { return };
         match (self.subscription, desired) {
-            (Subscription::None, Some(prefetch)) if self.window.unsettled() < usize::from(prefetch) => {
+            (Subscription::None, Some(prefetch)) if self.has_room(prefetch) => {
                 self.subscription = Subscription::Subscribing { prefetch, since: now };
                 effects.push(Effect::Subscribe { generation, prefetch });
             }
@@ -205,6 +214,9 @@ impl Engine {
             return;
         }
         let draining = self.drain != Drain::No;
+        if draining {
+            self.drop_replies(now, effects);
+        }
         let kept: Vec<DeliveryId> = self.ready.iter().take(keep).collect();
         let returned: Vec<DeliveryId> = self
             .window
@@ -241,6 +253,25 @@ impl Engine {
             .chain(self.busy_keys())
             .collect();
         self.ready.rebuild(kept, busy.into_iter());
+    }
+
+    /// Ends what only waits for another try of its reply: given back, its work would be done again.
+    fn drop_replies(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let replies: Vec<DeliveryId> = self
+            .window
+            .open_slots()
+            .filter(|slot| matches!(slot.state, State::Unpublished { copy: Copy::Reply, .. }))
+            .map(|slot| slot.incoming.id)
+            .collect();
+        if replies.is_empty() {
+            return;
+        }
+        for id in replies {
+            self.drop_reply(id, PublishResult::Failed, now, effects);
+        }
+        let prefetch = self.subscription.prefetch().unwrap_or(self.settings.prefetch);
+        self.window.flush(now, prefetch, effects);
+        self.wake_at(self.window.ack_due());
     }
 
     /// Keeps one try of the port on the way while its answer matters.

@@ -70,13 +70,117 @@ impl AutoPrefetch {
         let batch = (messages as f64 / f64::from(calls)).max(1.0);
         let rate = f64::from(settings.concurrency) * batch / seconds_each.max(1e-5);
         let ahead = rate * 2.0 * self.round_trip.max(SHORTEST_ROUND_TRIP).as_secs_f64();
-        let most = rate * LONGEST_WAIT.as_secs_f64();
-        let wanted = f64::from(at_work) + ahead.max(1.0).min(most);
-        let wanted = (wanted.ceil().min(f64::from(u16::MAX)) as u16).clamp(at_work, settings.prefetch);
-        // A change costs a round trip without messages: small ones are not worth it.
-        if wanted.abs_diff(current) * 4 > current {
+        // Whole messages: half a message that could start in time is none.
+        let most = whole(rate * LONGEST_WAIT.as_secs_f64());
+        let window = |waiting: u16| at_work.saturating_add(waiting).clamp(at_work, settings.prefetch);
+        let wanted = window(whole(ahead.ceil()).max(1).min(most));
+        // A change costs a round trip without messages: small ones are not worth it, unless too much is held.
+        if u32::from(wanted.abs_diff(current)) * 4 > u32::from(current) || current > window(most) {
             self.window = Some(wanted);
         }
         self.window.unwrap_or(current)
+    }
+}
+
+fn whole(number: f64) -> u16 {
+    // The cast saturates.
+    number as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::settings::Ladder;
+    use super::*;
+
+    fn settings(prefetch: u16, concurrency: u16) -> Settings {
+        Settings {
+            prefetch,
+            auto_prefetch: true,
+            concurrency,
+            paused: false,
+            ladder: Ladder { delays_seconds: vec![], max_attempts: 1 },
+            batch: None,
+            late_timeout: Duration::ZERO,
+            drain_timeout: Duration::ZERO,
+            consumer_timeout: Duration::ZERO,
+        }
+    }
+
+    /// The window at the next look, after calls that took so long each.
+    fn after(auto: &mut AutoPrefetch, settings: &Settings, call: Duration, look: u64) -> u16 {
+        for _ in 0..100 {
+            auto.called(call, 1);
+        }
+        auto.target(settings, INTERVAL * u32::try_from(look).unwrap())
+    }
+
+    #[test]
+    fn it_grows_to_what_two_round_trips_use_up_and_never_above_the_ceiling() {
+        for (ceiling, window) in [(500, 82), (50, 50)] {
+            let mut auto = AutoPrefetch::default();
+            auto.round_trip(Duration::from_millis(10));
+            let settings = settings(ceiling, 2);
+            assert_eq!(auto.target(&settings, Time::ZERO), 4, "twice what is at work to begin with");
+            // Two calls at once of half a millisecond: 4,000 a second, 80 in 20 ms.
+            assert_eq!(after(&mut auto, &settings, Duration::from_micros(500), 1), window);
+        }
+    }
+
+    #[test]
+    fn it_shrinks_with_a_slow_handler_to_what_starts_within_a_second() {
+        let mut auto = AutoPrefetch::default();
+        auto.round_trip(Duration::from_millis(10));
+        let settings = settings(500, 2);
+        assert_eq!(after(&mut auto, &settings, Duration::from_micros(500), 1), 82);
+        assert_eq!(after(&mut auto, &settings, Duration::from_millis(500), 2), 3);
+        assert_eq!(after(&mut auto, &settings, Duration::from_secs(4), 3), 2, "none would start in a second");
+    }
+
+    #[test]
+    fn it_gives_up_the_window_that_it_began_with_if_the_handler_is_slow() {
+        let mut auto = AutoPrefetch::default();
+        for (concurrency, began) in [(1, 2), (8, 16)] {
+            let settings = settings(500, concurrency);
+            auto = AutoPrefetch::default();
+            assert_eq!(auto.target(&settings, Time::ZERO), began);
+            assert_eq!(after(&mut auto, &settings, Duration::from_secs(30), 1), concurrency);
+        }
+        assert_eq!(after(&mut auto, &settings(500, 8), Duration::from_secs(30), 2), 8, "and stays there");
+    }
+
+    #[test]
+    fn it_changes_at_most_every_ten_seconds_and_only_for_a_good_part() {
+        let mut auto = AutoPrefetch::default();
+        let settings = settings(500, 2);
+        let mut changes = Vec::new();
+        let mut window = auto.target(&settings, Time::ZERO);
+        for tick in 1..600 {
+            let call = if tick % 7 < 4 { Duration::from_micros(100) } else { Duration::from_secs(1) };
+            for _ in 0..20 {
+                auto.called(call, 1);
+            }
+            let now = Duration::from_millis(500) * tick;
+            let next = auto.target(&settings, now);
+            if next != window {
+                changes.push(now);
+                window = next;
+            }
+        }
+        assert!(changes.windows(2).all(|pair| pair[1] - pair[0] >= INTERVAL), "{changes:?}");
+        let mut auto = AutoPrefetch::default();
+        auto.round_trip(Duration::from_millis(10));
+        assert_eq!(after(&mut auto, &settings, Duration::from_micros(500), 1), 82);
+        assert_eq!(after(&mut auto, &settings, Duration::from_micros(450), 2), 82);
+    }
+
+    #[test]
+    fn a_few_calls_say_nothing() {
+        let mut auto = AutoPrefetch::default();
+        let settings = settings(500, 2);
+        assert_eq!(auto.target(&settings, Time::ZERO), 4);
+        for _ in 1..FEWEST_CALLS {
+            auto.called(Duration::from_micros(1), 1);
+        }
+        assert_eq!(auto.target(&settings, INTERVAL), 4);
     }
 }

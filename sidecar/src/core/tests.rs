@@ -60,6 +60,12 @@ struct World {
     dead: Vec<(u64, DeadReason)>,
     retried: Vec<(u64, Option<u32>, u32)>,
     observed: Vec<Observation>,
+    /// When consumers started, and with which window.
+    subscribed: Vec<(Time, u16)>,
+    /// When calls began.
+    began: HashMap<CallId, Time>,
+    /// Deliveries whose work is done and whose reply is not with the broker.
+    replying: HashSet<DeliveryId>,
     drained: Vec<bool>,
     exits: usize,
     late_replies: Vec<LateReply>,
@@ -91,6 +97,9 @@ impl World {
             dead: vec![],
             retried: vec![],
             observed: vec![],
+            subscribed: vec![],
+            began: Default::default(),
+            replying: Default::default(),
             drained: vec![],
             exits: 0,
             late_replies: vec![],
@@ -149,6 +158,11 @@ impl World {
                     "subscribed on a channel that is gone"
                 );
                 assert_eq!(self.consuming, None, "two consumers at once");
+                assert!(
+                    self.unacked.len() < usize::from(prefetch),
+                    "more than twice the window could be held"
+                );
+                self.subscribed.push((self.now, prefetch));
                 self.consuming = Some(prefetch);
                 self.delivered_to_consumer.clear();
                 self.pending.push(Event::Subscribed { generation });
@@ -170,6 +184,7 @@ impl World {
                     assert!(!self.busy_elsewhere(called.id, key), "two of one key at once");
                 }
                 self.calls.insert(call, deliveries);
+                self.began.insert(call, self.now);
             }
             Effect::Ack { id, multiple, count } => {
                 assert!(
@@ -196,6 +211,7 @@ impl World {
                     "a nack for a channel that is gone"
                 );
                 assert!(!self.finished.contains(&id), "given back after its end");
+                assert!(!self.replying.contains(&id), "given back after its work");
                 assert!(!self.at_handler.contains_key(&id), "given back while the handler works on it");
                 let message = self.unacked.remove(&id.tag).expect("settled twice");
                 self.delivered_to_consumer.remove(&id.tag);
@@ -211,7 +227,14 @@ impl World {
             Effect::Drained { complete } => self.drained.push(complete),
             Effect::Exit => self.exits += 1,
             Effect::Late(reply) => self.late_replies.push(reply),
-            Effect::Observe(observation) => self.observed.push(observation),
+            Effect::Observe(observation) => {
+                if let Observation::ReplyDropped { id, .. } = observation {
+                    assert!(self.replying.remove(&id), "gave up a reply that nobody made");
+                    self.finished.insert(id);
+                    self.handled.push(self.unacked[&id.tag].number);
+                }
+                self.observed.push(observation);
+            }
         }
     }
 
@@ -263,6 +286,9 @@ impl World {
                         self.handled.push(number);
                     }
                     Verdict::Later => self.late.push(called.id),
+                    Verdict::Reply => {
+                        self.replying.insert(called.id);
+                    }
                     _ => {}
                 }
             }
@@ -292,7 +318,10 @@ impl World {
                     self.queue.push_back(Message { attempts, ..message });
                 }
                 Copy::Dead { reason, .. } => self.dead.push((message.number, reason)),
-                Copy::Reply => self.handled.push(message.number),
+                Copy::Reply => {
+                    self.replying.remove(&id);
+                    self.handled.push(message.number);
+                }
             }
         }
         self.step(Event::Published { id, result });
@@ -358,6 +387,29 @@ impl World {
         }
     }
 
+    /// A handler that takes so long for each call, for a while of virtual time.
+    fn working(&mut self, time: Duration, takes: Duration) {
+        let end = self.now + time;
+        loop {
+            let first = self.calls.keys().map(|call| (self.began[call] + takes, *call)).min();
+            let wake = self.engine.next_wake().into_iter().chain(self.probe_at).min();
+            let call = first.filter(|(at, _)| *at <= end && wake.is_none_or(|wake| *at <= wake));
+            match (call, wake) {
+                (Some((at, call)), _) => {
+                    self.now = self.now.max(at);
+                    self.answer(call, Verdict::Ack);
+                }
+                (None, Some(wake)) if wake <= end => {
+                    self.now = self.now.max(wake);
+                    self.step(Event::Tick);
+                }
+                (None, _) => break,
+            }
+            self.settle();
+        }
+        self.now = end;
+    }
+
     fn saw(&self, wanted: &Observation) -> usize {
         self.observed.iter().filter(|seen| *seen == wanted).count()
     }
@@ -402,7 +454,64 @@ fn a_copy_that_is_not_confirmed_leaves_the_delivery_unacked_and_is_tried_again()
     world.pass(Duration::from_secs(1));
     assert_eq!(world.retried, [(0, Some(5), 1)]);
     assert!(world.unacked.is_empty() || world.unacked.len() == 1);
-    assert!(world.saw(&Observation::Unpublished { result: PublishResult::Failed, dead: false }) == 1);
+    assert!(
+        world.saw(&Observation::Unpublished { result: PublishResult::Failed, target: Target::Retry }) == 1
+    );
+}
+
+/// Has every try of the one reply end so, for a while.
+fn replying(world: &mut World, result: PublishResult, time: Duration) {
+    let end = world.now + time;
+    while world.now < end {
+        while !world.publishes.is_empty() {
+            world.publish_done(0, result);
+        }
+        world.now += Duration::from_millis(100);
+        world.step(Event::Tick);
+    }
+}
+
+#[test]
+fn a_reply_that_is_refused_is_given_up_after_a_few_tries_since_the_work_is_done() {
+    let mut world = World::running(settings(), 2);
+    world.answer_all(Verdict::Reply);
+    replying(&mut world, PublishResult::Refused, Duration::from_secs(10));
+    assert_eq!(
+        (world.handled.as_slice(), world.acks.as_slice()),
+        ([0].as_slice(), [(1, false, 1)].as_slice())
+    );
+    let refused = Observation::Unpublished { result: PublishResult::Refused, target: Target::Reply };
+    assert_eq!(world.saw(&refused), 4);
+    world.settle();
+    assert_eq!(world.calls.len(), 1, "the next message has come");
+}
+
+#[test]
+fn a_reply_waits_for_a_broker_that_takes_no_publishes_until_it_would_take_the_message_back() {
+    let mut world = World::running(settings(), 1);
+    world.answer_all(Verdict::Reply);
+    replying(&mut world, PublishResult::Failed, Duration::from_secs(1400));
+    assert_eq!(world.acks, []);
+    replying(&mut world, PublishResult::Failed, Duration::from_secs(100));
+    assert_eq!(
+        (world.handled.as_slice(), world.acks.as_slice()),
+        ([0].as_slice(), [(1, false, 1)].as_slice())
+    );
+}
+
+#[test]
+fn a_drain_gives_up_a_reply_rather_than_have_the_work_done_again() {
+    let mut world = World::running(settings(), 1);
+    world.answer_all(Verdict::Reply);
+    world.publish_done(0, PublishResult::Failed);
+    world.step(Event::Drain);
+    replying(&mut world, PublishResult::Failed, Duration::from_secs(2));
+    for event in std::mem::take(&mut world.pending) {
+        world.step(event);
+    }
+    replying(&mut world, PublishResult::Failed, Duration::from_secs(40));
+    assert_eq!((world.handled.as_slice(), world.drained.as_slice()), ([0].as_slice(), [true].as_slice()));
+    assert!(world.queue.is_empty() && world.unacked.is_empty());
 }
 
 #[test]
@@ -486,6 +595,29 @@ fn a_message_that_fails_three_probes_while_others_succeed_goes_to_the_ladder() {
     let mut poison: Vec<u64> = world.dead.iter().map(|(number, _)| *number).collect();
     poison.sort_unstable();
     assert!(poison.contains(&50), "{poison:?}");
+    assert!(world.queue.is_empty() && world.unacked.is_empty());
+}
+
+#[test]
+fn a_poison_message_of_a_key_cannot_keep_the_breaker_open_even_at_prefetch_1() {
+    let ladder = Ladder { delays_seconds: vec![1], max_attempts: 2 };
+    let mut world = World::new(Settings { ladder, ..settings() });
+    for number in 0..40 {
+        world.queue.push_back(Message { number, attempts: 0, key: Some(number) });
+    }
+    world.connect();
+    world.settle();
+    while world.engine.snapshot().breaker.is_none() {
+        world.answer_all(retry(500));
+        world.settle();
+        world.pass(Duration::from_secs(2));
+    }
+    let poison = world.unacked.values().next().map(|message| message.number);
+    world.answering(Duration::from_secs(200), |world, calls| {
+        let number = world.unacked.get(&calls[0].id.tag).map(|message| message.number);
+        if number == poison { retry(500) } else { Verdict::Ack }
+    });
+    assert_eq!(world.engine.snapshot().breaker, None);
     assert!(world.queue.is_empty() && world.unacked.is_empty());
 }
 
@@ -729,13 +861,58 @@ fn a_delivery_held_for_most_of_the_brokers_time_out_is_warned_of_once() {
 }
 
 #[test]
-fn the_auto_window_starts_small_and_grows_with_a_fast_handler() {
+fn the_auto_window_grows_with_a_fast_handler_shrinks_with_a_slow_one_and_changes_every_ten_seconds_at_most() {
     let auto = Settings { prefetch: 500, concurrency: 2, auto_prefetch: true, ..settings() };
-    let mut world = World::running(auto, 20_000);
+    let mut world = World::running(auto, 200_000);
     assert_eq!(world.consuming, Some(4));
-    // A handler that takes a second needs no more than one waiting message each.
-    world.answering(Duration::from_secs(60), |_, _| Verdict::Ack);
-    assert!(world.consuming.is_some_and(|window| window <= 500));
+    // The model's broker answers at once, which is taken for a millisecond: 4 messages go by in two of those.
+    world.working(Duration::from_secs(21), Duration::from_millis(1));
+    assert_eq!(world.consuming, Some(6));
+    world.working(Duration::from_secs(60), Duration::from_secs(3));
+    assert_eq!(world.consuming, Some(2));
+    assert_eq!(world.unacked.len(), 2, "nothing is held that could not start within a second");
+    world.working(Duration::from_secs(21), Duration::from_millis(1));
+    assert_eq!(world.consuming, Some(6));
+    assert!(world.subscribed[1..].windows(2).all(|pair| pair[1].0 - pair[0].0 >= Duration::from_secs(10)));
+}
+
+#[test]
+fn the_auto_window_never_exceeds_its_ceiling() {
+    let auto = Settings { prefetch: 6, concurrency: 2, auto_prefetch: true, ..settings() };
+    let mut world = World::running(auto, 200_000);
+    world.working(Duration::from_secs(11), Duration::from_micros(500));
+    assert_eq!(world.consuming, Some(6));
+}
+
+#[test]
+fn not_now_and_answers_that_come_later_say_nothing_about_the_handlers_speed() {
+    for verdict in [Verdict::NotNow { after: Some(Duration::ZERO), status: 429 }, Verdict::Later] {
+        let late_timeout = Duration::from_secs(5);
+        let auto =
+            Settings { prefetch: 500, concurrency: 2, auto_prefetch: true, late_timeout, ..settings() };
+        let mut world = World::running(auto, 2000);
+        world.answering(Duration::from_secs(25), |_, _| verdict.clone());
+        assert_eq!(world.subscribed.iter().map(|(_, window)| *window).max(), Some(4), "{verdict:?}");
+    }
+}
+
+#[test]
+fn a_changed_window_is_asked_for_when_at_most_half_of_it_is_held_or_nothing_waits_to_be_started() {
+    let with = |prefetch, concurrency| Settings { prefetch, concurrency, ..settings() };
+    let mut world = World::running(with(20, 1), 100);
+    world.step(Event::Configured(Box::new(with(16, 1))));
+    let mut most = 0;
+    while world.consuming.is_none() {
+        world.answer_all(Verdict::Ack);
+        world.settle();
+        most = most.max(world.unacked.len());
+    }
+    assert!(world.consuming == Some(16) && most <= 16 + 8, "{most} held");
+    // All of them at work: the ones that take long do not keep the handler without work.
+    let mut world = World::running(with(10, 10), 100);
+    world.step(Event::Configured(Box::new(with(11, 11))));
+    world.settle();
+    assert_eq!((world.consuming, world.unacked.len(), world.calls.len()), (Some(11), 21, 11));
 }
 
 #[derive(Clone, Debug)]
@@ -772,6 +949,7 @@ fn op() -> impl Strategy<Value = Op> {
         PublishResult::Confirmed,
         PublishResult::Confirmed,
         PublishResult::Failed,
+        PublishResult::Refused,
         PublishResult::Unroutable,
     ]);
     prop_oneof![
@@ -805,11 +983,6 @@ fn apply(world: &mut World, op: Op, settings: &mut Settings) {
         Op::Publish(index, result) => {
             if !world.publishes.is_empty() {
                 let index = index % world.publishes.len();
-                let unroutable_reply =
-                    world.publishes[index].1 == Copy::Reply && result == PublishResult::Unroutable;
-                if unroutable_reply && world.is_held(world.publishes[index].0) {
-                    world.finished.insert(world.publishes[index].0);
-                }
                 world.publish_done(index, result);
             }
         }

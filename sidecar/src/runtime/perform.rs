@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use warren_api::names;
+use warren_broker::BrokerError;
 
 use super::Runtime;
 use crate::amqp::line::Letter;
 use crate::amqp::publisher::{PublishError, Publisher};
 use crate::amqp::session;
 use crate::copy;
-use crate::core::{Copy, DeliveryId, Effect, Event, Observation, PublishResult, is_misconfigured};
+use crate::core::{Copy, DeliveryId, Effect, Event, Observation, PublishResult, Target, is_misconfigured};
 use crate::inbox::Inbox;
 use crate::message::fresh_id;
 
@@ -174,11 +175,11 @@ impl Runtime {
             Observation::Stale => tracing::info!(
                 "an answer came too late: its connection is gone and the broker delivers the message again"
             ),
-            Observation::Unpublished { result, dead } => {
-                let queue = if *dead {
-                    names::dead_letter_queue(&self.config.queue.name)
-                } else {
-                    format!("{}.retry.*", self.config.queue.name)
+            Observation::Unpublished { result, target } => {
+                let queue = match target {
+                    Target::Retry => format!("{}.retry.*", self.config.queue.name),
+                    Target::DeadLetter => names::dead_letter_queue(&self.config.queue.name),
+                    Target::Reply => "reply_to".to_owned(),
                 };
                 tracing::warn!(
                     queue,
@@ -186,9 +187,10 @@ impl Runtime {
                     "a copy was not taken: the message stays unacknowledged and is tried again"
                 );
             }
-            Observation::ReplyUnroutable => {
-                tracing::warn!("a reply had nowhere to go: its reply_to queue is gone");
-            }
+            Observation::ReplyDropped { id: _, result } => tracing::warn!(
+                ?result,
+                "a reply was given up: its reply_to queue is gone, full or not to be published to. The message is acknowledged, since its work is done"
+            ),
             Observation::HandlerDown => {
                 tracing::warn!(url, "the handler does not accept connections: consuming is held");
             }
@@ -228,16 +230,24 @@ impl Runtime {
 
 async fn publish_copy(publisher: &Publisher, letter: Letter) -> PublishResult {
     let queue = letter.routing_key.clone();
-    match publisher.publish(letter).await {
-        Ok(()) => PublishResult::Confirmed,
-        Err(PublishError::Unroutable) => PublishResult::Unroutable,
-        Err(error @ (PublishError::Broker(_) | PublishError::OfAnother(_))) => {
+    let Err(error) = publisher.publish(letter).await else { return PublishResult::Confirmed };
+    match &error {
+        PublishError::Broker(_) | PublishError::OfAnother(_) => {
             tracing::warn!(%queue, %error, "the broker does not take a copy");
-            PublishResult::Failed
         }
-        Err(error) => {
-            tracing::debug!(%queue, %error, "a copy was not published");
-            PublishResult::Failed
+        _ => tracing::debug!(%queue, %error, "a copy was not published"),
+    }
+    match error {
+        PublishError::Unroutable => PublishResult::Unroutable,
+        PublishError::Refused
+        | PublishError::Broker(BrokerError::AccessRefused { .. } | BrokerError::Precondition { .. })
+        | PublishError::OfAnother(BrokerError::AccessRefused { .. } | BrokerError::Precondition { .. }) => {
+            PublishResult::Refused
         }
+        PublishError::Disconnected
+        | PublishError::Blocked(_)
+        | PublishError::TimedOut
+        | PublishError::Broker(_)
+        | PublishError::OfAnother(_) => PublishResult::Failed,
     }
 }

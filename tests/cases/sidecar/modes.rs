@@ -7,8 +7,10 @@ use anyhow::{Result, ensure};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use warren_api::sidecar::BatchConfig;
+use warren_api::worker::PrefetchMode;
+use warren_broker::lapin::options::QueueDeclareOptions;
 use warren_broker::lapin::types::{AMQPValue, FieldTable};
-use warren_tests::amqp::persistent;
+use warren_tests::amqp::{persistent, queue_type_argument};
 use warren_tests::app::App;
 use warren_tests::wait::eventually;
 
@@ -21,6 +23,7 @@ on_each_release!(
     a_span_a_message_goes_to_the_collector_in_the_messages_own_trace,
     paused_consumes_nothing_and_resumes_live,
     a_changed_window_is_taken_over_live,
+    the_auto_window_grows_with_a_fast_application_and_loses_no_message,
     a_drain_finishes_what_runs_gives_back_the_rest_and_needs_its_token,
 );
 
@@ -109,7 +112,19 @@ async fn a_reply_goes_to_reply_to_with_the_correlation_id_before_the_ack(place: 
     client.publish_with(QUEUE, b"more", asking("nowhere")).await?;
     client.publish(QUEUE, b"silently").await?;
     sidecar.settled("ack", 3).await?;
-    sidecar.until("warren_sidecar_replies_unroutable_total", "", 1.0).await
+    sidecar.until("warren_sidecar_replies_dropped_total", "", 1.0).await?;
+    // Whoever asked does not read: at prefetch 1 that must not hold the queue.
+    let mut arguments = queue_type_argument("classic");
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    client.declare("full", durable, arguments).await?;
+    client.publish("full", b"unread").await?;
+    client.publish_with(QUEUE, b"unheard", asking("full")).await?;
+    client.publish_with(QUEUE, b"last", asking("answers")).await?;
+    sidecar.settled("ack", 5).await?;
+    ensure!(message_of(&client, "answers").await?.0 == b"did last");
+    sidecar.until("warren_sidecar_replies_dropped_total", "", 2.0).await
 }
 
 async fn paused_consumes_nothing_and_resumes_live(place: Place) -> Result<()> {
@@ -137,6 +152,29 @@ async fn a_changed_window_is_taken_over_live(place: Place) -> Result<()> {
     sidecar.until("warren_sidecar_prefetch", "", 40.0).await?;
     place.client().await?.publish_all(QUEUE, (0..200).map(|_| b"x".to_vec())).await?;
     sidecar.settled("ack", 200).await
+}
+
+async fn the_auto_window_grows_with_a_fast_application_and_loses_no_message(place: Place) -> Result<()> {
+    let app = App::start().await?;
+    let mut config = config();
+    (config.consumer.prefetch, config.consumer.concurrency) = (100, 1);
+    config.consumer.prefetch_mode = PrefetchMode::Auto;
+    let sidecar = place.sidecar(config, app.port()).await?;
+    let client = place.client().await?;
+    sidecar.until("warren_sidecar_prefetch", "", 2.0).await?;
+    let mut published = 0;
+    eventually(PATIENCE, "the window has grown", async || {
+        published += client.publish_all(QUEUE, (0..500).map(|_| b"x".to_vec())).await?;
+        let window = sidecar.metric("warren_sidecar_prefetch", "").await?;
+        ensure!(window > 2.0, "it is {window}");
+        Ok(())
+    })
+    .await?;
+    sidecar.settled("ack", u32::try_from(published)?).await?;
+    let window = sidecar.metric("warren_sidecar_prefetch", "").await?;
+    ensure!((3.0..=100.0).contains(&window), "{window}");
+    ensure!(app.calls().len() as u64 == published, "{} calls of {published}", app.calls().len());
+    Ok(())
 }
 
 async fn a_drain_finishes_what_runs_gives_back_the_rest_and_needs_its_token(place: Place) -> Result<()> {
