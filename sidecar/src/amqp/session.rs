@@ -10,7 +10,7 @@ use warren_broker::BrokerError;
 use warren_broker::lapin::message::Delivery;
 use warren_broker::lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
-    QueueDeclareOptions,
+    ChannelFlowOptions, QueueDeclareOptions,
 };
 use warren_broker::lapin::types::FieldTable;
 use warren_broker::lapin::{Channel, Connection, Consumer, Error};
@@ -149,10 +149,12 @@ impl Session {
     }
 }
 
-/// Waits until the broker has read everything that was sent on the channel before: it answers in order.
+/// Waits until the broker has read everything that was sent on the channel before: it answers in order. It is asked for
+/// what is so already, since a consumer may be started on the channel meanwhile.
 pub async fn flush(channel: Channel) {
+    let flow = channel.channel_flow(ChannelFlowOptions { active: true });
     // Whether it works or not, there is nothing more to be done for what was sent.
-    let _ = patiently("a flush", async { channel.basic_qos(1, BasicQosOptions::default()).await }).await;
+    let _ = patiently("a flush", flow).await;
 }
 
 /// Closes a channel whose consumer has ended.

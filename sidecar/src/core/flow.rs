@@ -295,11 +295,9 @@ impl Engine {
 
     pub(super) fn handler_port(&mut self, accepting: bool, effects: &mut Vec<Effect>) {
         self.handler.probing = false;
-        if accepting {
-            if self.handler.down_since.take().is_some() {
-                self.handler.backoff.reset();
-                effects.push(Effect::Observe(Observation::HandlerUp));
-            }
+        if accepting && self.handler.down_since.take().is_some() {
+            self.handler.backoff.reset();
+            effects.push(Effect::Observe(Observation::HandlerUp));
         }
         let (Drain::Active { port, .. } | Drain::Done { port, .. }) = &mut self.drain else { return };
         match port.seen(accepting) {
