@@ -86,18 +86,22 @@ pub fn head(
         headers.insert(HeaderName::from_static(names::DELIVERY_COUNT), HeaderValue::from(count));
     }
     headers.insert(HeaderName::from_static(trace::TRACEPARENT), encoded(&context.header(span)));
-    let omitted = own_headers(message, &mut headers);
+    let omitted = own_headers(message, context, &mut headers);
     Head { headers, omitted }
 }
 
 /// The message's own headers: those that are text, numbers or booleans, under names that HTTP allows, while they fit.
-fn own_headers(message: &Message, headers: &mut HeaderMap) -> usize {
+fn own_headers(message: &Message, context: &Context, headers: &mut HeaderMap) -> usize {
     let Some(table) = message.headers() else { return 0 };
     let mut room = ROOM;
     let mut omitted = Vec::new();
     for (name, value) in table.inner() {
         let name = name.as_str();
         if name.starts_with("warren-") || name == trace::TRACEPARENT || name == "x-delivery-count" {
+            continue;
+        }
+        if name == trace::TRACESTATE && context.parent_id.is_none() {
+            // It belongs to a trace that is not there: the standard has it discarded.
             continue;
         }
         let target = if name == trace::TRACESTATE {
@@ -284,6 +288,22 @@ mod tests {
         assert_eq!(omitted, 4);
         assert_eq!(headers.get("warren-headers-omitted").unwrap(), "a%20b,bytes,huge,latin");
         assert_eq!(headers.get("warren-header-small").unwrap(), "fits");
+    }
+
+    #[test]
+    fn tracestate_goes_along_with_its_trace_and_not_with_a_new_one() {
+        let trace = ("traceparent", long("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
+        let state = ("tracestate", long("vendor=1"));
+        let state_of = |pairs: &[(&str, AMQPValue)]| {
+            let message = message(table(pairs));
+            let constant = Constant::new("orders", 24);
+            let head = head(&message, "0-1-1", 1, &constant, &Context::of(&message), "b7ad6b7169203331");
+            assert_eq!(head.omitted, 0);
+            head.headers.get("tracestate").cloned()
+        };
+        assert_eq!(state_of(&[trace, state.clone()]).unwrap(), "vendor=1");
+        assert_eq!(state_of(std::slice::from_ref(&state)), None);
+        assert_eq!(state_of(&[("traceparent", long("00-no-trace-01")), state]), None);
     }
 
     #[test]
