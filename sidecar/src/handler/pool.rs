@@ -35,7 +35,7 @@ pub struct Job {
     pub call: CallId,
     /// The request.
     pub request: Request<Full<Bytes>>,
-    /// How long the answer may take, to its last byte.
+    /// How long the answer may take, to its last byte, once there is a connection.
     pub timeout: Duration,
     /// How much of the answer's body is read; what is longer is cut, and its connection closed.
     pub limit: usize,
@@ -191,11 +191,7 @@ async fn work<E: From<Done>>(endpoint: Arc<Endpoint>, mut job: Job, events: mpsc
     loop {
         let Job { call, request, timeout, limit } = job;
         let started = Instant::now();
-        let result = match tokio::time::timeout(timeout, exchange(&endpoint, &mut live, request, limit)).await
-        {
-            Ok(result) => result,
-            Err(_) => Err(CallError::TimedOut(timeout)),
-        };
+        let result = exchange(&endpoint, &mut live, request, limit, timeout).await;
         if result.is_err() {
             live = None;
         }
@@ -236,10 +232,7 @@ pub async fn post(
     timeout: Duration,
 ) -> Result<Answer, CallError> {
     let request = endpoint.request(headers, body);
-    match tokio::time::timeout(timeout, exchange(endpoint, &mut None, request, HEAD)).await {
-        Ok(result) => result,
-        Err(_) => Err(CallError::TimedOut(timeout)),
-    }
+    exchange(endpoint, &mut None, request, HEAD, timeout).await
 }
 
 /// Sends a request and reads the answer.
@@ -248,30 +241,54 @@ async fn exchange(
     live: &mut Option<Live>,
     mut request: Request<Full<Bytes>>,
     limit: usize,
+    timeout: Duration,
 ) -> Result<Answer, CallError> {
     loop {
         let (mut connection, fresh) = match live.take() {
             Some(connection) => (connection, false),
+            // Connecting has a time limit of its own, which the call's does not cut short: nothing was attempted until then.
             None => (Live::open(endpoint).await?, true),
         };
-        if !fresh && !connection.is_ready().await {
-            continue;
-        }
-        let sent = Live::drive(&mut connection.driver, connection.sender.try_send_request(request)).await;
-        match sent {
-            Ok(response) => {
-                let (answer, whole) = read(&mut connection, response, limit).await?;
+        let asking = ask(&mut connection, request, limit, fresh);
+        match tokio::time::timeout(timeout, asking).await {
+            Err(_) => return Err(CallError::TimedOut(timeout)),
+            Ok(Asked::Answered(answer, whole)) => {
                 if whole && connection.driver.is_some() {
                     *live = Some(connection);
                 }
                 return Ok(answer);
             }
-            Err(mut error) => match error.take_message() {
-                // Not a byte of it was sent: it goes on a new connection.
-                Some(unsent) if !fresh => request = unsent,
-                Some(_) | None => return Err(CallError::Broken(error.into_error().to_string())),
-            },
+            Ok(Asked::Failed(error)) => return Err(error),
+            // It goes on a new connection.
+            Ok(Asked::Unsent(unsent)) => request = unsent,
         }
+    }
+}
+
+/// What came of a request on a connection.
+enum Asked {
+    /// An answer; whether the connection is at the end of it.
+    Answered(Answer, bool),
+    /// Not a byte of it was sent, since the application had closed the connection.
+    Unsent(Request<Full<Bytes>>),
+    /// There is no answer.
+    Failed(CallError),
+}
+
+async fn ask(connection: &mut Live, request: Request<Full<Bytes>>, limit: usize, fresh: bool) -> Asked {
+    if !fresh && !connection.is_ready().await {
+        return Asked::Unsent(request);
+    }
+    let sent = Live::drive(&mut connection.driver, connection.sender.try_send_request(request)).await;
+    match sent {
+        Ok(response) => match read(connection, response, limit).await {
+            Ok((answer, whole)) => Asked::Answered(answer, whole),
+            Err(error) => Asked::Failed(error),
+        },
+        Err(mut error) => match error.take_message() {
+            Some(unsent) if !fresh => Asked::Unsent(unsent),
+            Some(_) | None => Asked::Failed(CallError::Broken(error.into_error().to_string())),
+        },
     }
 }
 
@@ -302,4 +319,45 @@ async fn read(
     }
     let body = more.map_or(body, BytesMut::freeze);
     Ok((Answer { status: head.status.as_u16(), headers: head.headers, body, cut }, !cut))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, TcpStream as Plain};
+
+    use tokio::net::TcpSocket;
+
+    use super::*;
+
+    /// A port whose queue of connections is full: the system answers no more of them.
+    fn stuck() -> (tokio::net::TcpListener, Vec<Plain>, SocketAddr) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(stream) = Plain::connect_timeout(&address, Duration::from_millis(200)) {
+            waiting.push(stream);
+        }
+        (listener, waiting, address)
+    }
+
+    #[tokio::test]
+    async fn a_connect_time_out_is_no_attempt_also_where_the_call_may_take_less_time() {
+        let (_listener, _waiting, address) = stuck();
+        let endpoint = Endpoint::parse(&format!("http://127.0.0.1:{}/", address.port())).unwrap();
+        let posted = post(&endpoint, HeaderMap::new(), Bytes::new(), Duration::from_millis(100)).await;
+        assert!(matches!(posted, Err(CallError::Unreached(_))), "{posted:?}");
+    }
+
+    #[tokio::test]
+    async fn a_call_has_its_whole_time_once_it_is_connected() {
+        // It is connected by the system, and nobody ever reads.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let endpoint = Endpoint::local(port, "/").unwrap();
+        let timeout = Duration::from_millis(100);
+        let posted = post(&endpoint, HeaderMap::new(), Bytes::new(), timeout).await;
+        assert_eq!(posted.err(), Some(CallError::TimedOut(timeout)));
+    }
 }
