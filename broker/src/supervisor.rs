@@ -4,7 +4,7 @@
 //! and whoever uses a link tags its deliveries with it, so that nothing of an old connection is ever sent on a new one.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::StreamExt;
@@ -20,6 +20,9 @@ use crate::error::BrokerError;
 const MIN_BACKOFF: Duration = Duration::from_millis(250);
 /// The longest wait: a broker that is back is used again within seconds.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
+
+/// A connection that lived for so long was a good one.
+const STABLE: Duration = Duration::from_secs(5);
 
 /// How often a connection that reported no end is looked at all the same.
 const PULSE: Duration = Duration::from_secs(1);
@@ -116,28 +119,26 @@ struct Keeper {
 impl Keeper {
     async fn run(mut self) {
         let mut endpoint = rand::random_range(0..usize::MAX / 2);
-        let mut attempts = 0;
-        let mut backoff = backoff();
+        let mut pace = Pace::new();
         loop {
             let access = self.access.borrow_and_update().clone();
-            let error = match connect(&access, endpoint, &self.options).await {
+            let (error, lived) = match connect(&access, endpoint, &self.options).await {
                 Ok(connection) => {
-                    (attempts, backoff) = (0, self::backoff());
                     self.generation += 1;
-                    self.hold(connection).await
+                    let since = Instant::now();
+                    (self.hold(connection).await, since.elapsed())
                 }
-                Err(error) => error,
+                Err(error) => (error, Duration::ZERO),
             };
             if let BrokerError::FrameTooLarge { .. } = error {
                 self.options.frame_max = None;
             }
-            attempts += 1;
+            let pause = pace.failed(lived, access.endpoints());
+            let attempts = pace.attempts;
             tracing::warn!(broker = %access.address(), name = %self.options.name, attempts, %error, "no connection to the broker");
             self.publish.send_replace(LinkState::Down { error: Arc::new(error), attempts });
             endpoint += 1;
-            // Several addresses are all tried before waiting.
-            if (attempts as usize).is_multiple_of(access.endpoints()) {
-                let pause = backoff.next().unwrap_or(MAX_BACKOFF);
+            if let Some(pause) = pause {
                 let changed = async {
                     // Without a sender the access never changes again.
                     if self.access.changed().await.is_err() {
@@ -146,7 +147,7 @@ impl Keeper {
                 };
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
-                    () = changed => backoff = self::backoff(),
+                    () = changed => pace.backoff = backoff(),
                 }
             }
         }
@@ -205,6 +206,31 @@ impl Keeper {
     }
 }
 
+/// How soon to connect again.
+struct Pace {
+    /// Failed attempts in a row.
+    attempts: u32,
+    backoff: backon::ExponentialBackoff,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { attempts: 0, backoff: backoff() }
+    }
+
+    /// A connection could not be made, or has ended after so long: the wait before the next attempt; none: at once. Several
+    /// addresses are all tried before waiting. A connection that opens and ends at once is a failed attempt too, or a broker
+    /// that throws its clients out would be hammered.
+    fn failed(&mut self, lived: Duration, endpoints: usize) -> Option<Duration> {
+        if lived >= STABLE {
+            *self = Self::new();
+        }
+        self.attempts = self.attempts.saturating_add(1);
+        let all_tried = (self.attempts as usize).is_multiple_of(endpoints);
+        all_tried.then(|| self.backoff.next().unwrap_or(MAX_BACKOFF))
+    }
+}
+
 fn backoff() -> backon::ExponentialBackoff {
     ExponentialBuilder::default()
         .with_min_delay(MIN_BACKOFF)
@@ -218,4 +244,39 @@ fn backoff() -> backon::ExponentialBackoff {
 async fn close(connection: &Connection) {
     let goodbye = connection.close(200, "bye".into());
     let _ = tokio::time::timeout(Duration::from_secs(1), goodbye).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_addresses_are_tried_before_a_pause_also_when_each_connection_ends_at_once() {
+        let mut pace = Pace::new();
+        for round in 0..10 {
+            let pauses: Vec<_> = (0..3).map(|_| pace.failed(Duration::from_millis(10), 3)).collect();
+            assert!(pauses[..2].iter().all(Option::is_none), "{pauses:?}");
+            let least = if round < 5 { MIN_BACKOFF } else { MAX_BACKOFF };
+            assert!(pauses[2].is_some_and(|pause| pause >= least), "round {round}: {pauses:?}");
+        }
+        assert_eq!(pace.attempts, 30);
+    }
+
+    #[test]
+    fn after_a_connection_that_lived_the_others_are_tried_at_once_and_the_pauses_are_short_again() {
+        let mut pace = Pace::new();
+        for _ in 0..30 {
+            pace.failed(Duration::ZERO, 3);
+        }
+        assert_eq!((pace.failed(STABLE, 3), pace.attempts), (None, 1));
+        pace.failed(Duration::ZERO, 3);
+        assert!(pace.failed(Duration::ZERO, 3).is_some_and(|pause| pause <= MIN_BACKOFF * 2));
+    }
+
+    #[test]
+    fn a_lone_address_is_waited_for_each_time() {
+        let mut pace = Pace::new();
+        assert!((0..5).all(|_| pace.failed(Duration::ZERO, 1).is_some()));
+        assert!(pace.failed(STABLE, 1).is_some_and(|pause| pause <= MIN_BACKOFF * 2));
+    }
 }
