@@ -21,7 +21,7 @@ use crate::runtime::{self, Parts};
 use crate::server::admin::Admin;
 use crate::server::local::Local;
 use crate::server::publish::Publish;
-use crate::server::{listen, serve};
+use crate::server::{Closing, listen, serve};
 
 /// The ports of a sidecar.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +47,7 @@ impl Ports {
 pub struct Sidecar {
     ports: Ports,
     parts: Parts,
+    servers: Closing,
 }
 
 impl Sidecar {
@@ -72,7 +73,7 @@ impl Sidecar {
         let options = ConnectOptions::named(format!("warren-sidecar {} publish", fixed.instance));
         let publisher = Publisher::new(live.access.clone(), options);
         let drain_token = fixed.drain_token.as_deref().map(Arc::from);
-        spawn_servers(
+        let servers = spawn_servers(
             admin,
             Admin {
                 metrics: Arc::clone(&metrics),
@@ -92,7 +93,7 @@ impl Sidecar {
             Spans::start(config, defaults, Arc::clone(&metrics))
         });
         let parts = Parts { live, fixed, endpoint, metrics, health, inbox, sender, publisher, spans };
-        Ok(Self { ports, parts })
+        Ok(Self { ports, parts, servers })
     }
 
     /// Where it listens.
@@ -108,6 +109,7 @@ impl Sidecar {
     /// Runs until it is told to end.
     pub async fn run(self) {
         runtime::run(self.parts).await;
+        self.servers.close().await;
     }
 }
 
@@ -140,7 +142,7 @@ pub async fn publish_only(
     let health = Arc::new(Health::default());
     let publisher =
         Publisher::new(access, ConnectOptions::named(format!("warren-sidecar {instance} publish")));
-    spawn_servers(
+    let servers = spawn_servers(
         admin,
         Admin { metrics: Arc::clone(&metrics), health: Arc::clone(&health), engine: None, drain_token: None },
         local,
@@ -156,15 +158,18 @@ pub async fn publish_only(
                 metrics.blocked.set(i64::from(publisher.blocked().is_some()));
             }
             message = inbox.recv() => if matches!(message, Some(Inbox::Terminate) | None) {
+                servers.close().await;
                 return Ok(());
             },
         }
     }
 }
 
-fn spawn_servers(admin_port: TcpListener, admin: Admin, local_port: TcpListener, local: Local) {
-    tokio::spawn(serve(admin_port, move |request| admin.clone().handle(request)));
-    tokio::spawn(serve(local_port, move |request| local.clone().handle(request)));
+fn spawn_servers(admin_port: TcpListener, admin: Admin, local_port: TcpListener, local: Local) -> Closing {
+    let closing = Closing::default();
+    tokio::spawn(serve(admin_port, closing.subscribe(), move |request| admin.clone().handle(request)));
+    tokio::spawn(serve(local_port, closing.subscribe(), move |request| local.clone().handle(request)));
+    closing
 }
 
 /// SIGTERM, and Ctrl-C at a terminal.

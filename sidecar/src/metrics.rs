@@ -2,6 +2,7 @@
 //! queue and enums.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 
 use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
@@ -23,6 +24,8 @@ const ACK_BUCKETS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 500.0, 200
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// The queue's label now: a Worker may turn to another one.
+    queue: Mutex<String>,
     pub(crate) unsettled: IntGauge,
     pub(crate) in_flight: IntGauge,
     pub(crate) prefetch: IntGauge,
@@ -200,6 +203,7 @@ impl Metrics {
     /// Only if two metrics had the same name.
     pub fn new(labels: Labels) -> Result<Self, prometheus::Error> {
         let Labels { namespace, worker, queue } = labels;
+        let current = Mutex::new(cut(&queue, 255).to_owned());
         let labels = [("namespace", namespace), ("worker", worker), ("queue", queue)]
             .map(|(name, value)| (name.to_owned(), cut(&value, 255).to_owned()))
             .into();
@@ -256,6 +260,7 @@ impl Metrics {
             answers,
             publishes,
             started,
+            queue: current,
             registry: make.registry,
         })
     }
@@ -329,11 +334,24 @@ impl Metrics {
 
     /// All metrics in Prometheus' text format.
     pub fn render(&self) -> String {
-        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+        TextEncoder::new().encode_to_string(&self.families()).unwrap_or_default()
     }
 
+    /// Names another queue from now on. What was counted goes on counting.
+    pub fn follow(&self, queue: &str) {
+        let mut current = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        cut(queue, 255).clone_into(&mut current);
+    }
+
+    /// All metrics. The library's labels cannot change, so the queue's is written over.
     fn families(&self) -> Vec<prometheus::proto::MetricFamily> {
-        self.registry.gather()
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut families = self.registry.gather();
+        let metrics = families.iter_mut().flat_map(|family| family.mut_metric());
+        for label in metrics.flat_map(|metric| metric.mut_label()).filter(|label| label.name() == "queue") {
+            label.set_value(queue.clone());
+        }
+        families
     }
 }
 
@@ -382,6 +400,17 @@ mod tests {
         for outcome in ["ack", "retry", "dead_letter", "returned"] {
             assert!(text.contains(&format!("outcome=\"{outcome}\"")));
         }
+    }
+
+    #[test]
+    fn the_queues_label_follows_and_what_was_counted_stays() {
+        let metrics = metrics();
+        metrics.deliveries.inc();
+        metrics.follow("orders-v2");
+        let text = metrics.render();
+        assert!(!text.contains("queue=\"orders\""), "{text}");
+        let line = text.lines().find(|line| line.starts_with(names::DELIVERIES)).unwrap();
+        assert!(line.contains("queue=\"orders-v2\"") && line.ends_with(" 1"), "{line}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use warren_api::sidecar::SidecarConfig;
 use warren_broker::connect::ConnectOptions;
 use warren_broker::supervisor::{LinkState, Supervisor};
@@ -64,6 +65,8 @@ struct Runtime {
     started: Instant,
     config: Arc<SidecarConfig>,
     configs: watch::Receiver<Arc<SidecarConfig>>,
+    /// Until when what runs may end before another queue is consumed.
+    leaving: Option<Time>,
     fixed: Fixed,
     messages: HashMap<DeliveryId, Arc<Message>>,
     /// Answers that go to a message's `reply_to`, until their confirm.
@@ -83,6 +86,8 @@ struct Runtime {
     /// Channels opened so far: the next session's generation.
     generations: u64,
     drains: Vec<oneshot::Sender<bool>>,
+    /// Answers to drains on their way.
+    drained: JoinSet<()>,
     late_reply: Option<LateReply>,
     exit: bool,
 }
@@ -107,6 +112,7 @@ pub async fn run(parts: Parts) {
         pool: Pool::new(endpoint, sender.clone()),
         config,
         configs: live.config,
+        leaving: None,
         fixed,
         sender,
         publisher,
@@ -117,6 +123,7 @@ pub async fn run(parts: Parts) {
         opening: link::Opening::default(),
         generations: 0,
         drains: Vec::new(),
+        drained: JoinSet::new(),
         late_reply: None,
         exit: false,
     };
@@ -157,6 +164,7 @@ pub async fn run(parts: Parts) {
             () = runtime.opening.due() => runtime.open_session(),
             _ = pulse.tick() => runtime.pulse(),
         }
+        runtime.leave_queue();
         runtime.metrics.set(&runtime.engine.snapshot());
     }
     runtime.goodbye().await;
@@ -209,9 +217,38 @@ impl Runtime {
 
     fn config_changed(&mut self) {
         let config = self.configs.borrow_and_update().clone();
+        if config.queue.name == self.config.queue.name || self.session.is_none() {
+            return self.configure(config);
+        }
+        if self.leaving.is_none() {
+            tracing::info!(queue = %config.queue.name, "another queue is to be consumed: what runs may end first");
+            self.leaving = Some(self.now() + self.fixed.drain_timeout);
+            // Until then everything stays as it was, the queues of retries and of dead messages too.
+            let mut settings = config::settings(&self.config, self.fixed.drain_timeout);
+            settings.paused = true;
+            self.step(Event::Configured(Box::new(settings)));
+        }
+    }
+
+    /// Turns to the queue that the configuration names, once the old one holds nothing here any more.
+    fn leave_queue(&mut self) {
+        let Some(until) = self.leaving else { return };
+        let snapshot = self.engine.snapshot();
+        let held = snapshot.unsettled > 0 || snapshot.prefetch > 0;
+        if held && self.now() < until && self.session.is_some() {
+            return;
+        }
+        let config = self.configs.borrow().clone();
+        self.configure(config);
+    }
+
+    /// Does as a configuration says from now on.
+    fn configure(&mut self, config: Arc<SidecarConfig>) {
+        self.leaving = None;
         if config.queue.name != self.config.queue.name {
             tracing::info!(queue = %config.queue.name, "another queue is consumed from now on");
             self.lose_session("the configuration names another queue");
+            self.metrics.follow(&config.queue.name);
         }
         match self.pool.endpoint().with_path(&config.handler.path) {
             Ok(endpoint) => self.pool.set_endpoint(endpoint),
@@ -288,6 +325,8 @@ impl Runtime {
             // Whoever asked may be gone.
             let _ = waiting.send(true);
         }
+        // Each has its own time limit, and the flush above has waited for the same broker.
+        while self.drained.join_next().await.is_some() {}
         tracing::info!("the sidecar ends");
     }
 }

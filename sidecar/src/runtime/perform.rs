@@ -157,7 +157,8 @@ impl Runtime {
     fn drained(&mut self, complete: bool) {
         let waiting = std::mem::take(&mut self.drains);
         let channel = self.session.as_ref().map(|session| session.channel().clone());
-        tokio::spawn(async move {
+        while self.drained.try_join_next().is_some() {}
+        self.drained.spawn(async move {
             if let Some(channel) = channel {
                 session::flush(channel).await;
             }

@@ -21,6 +21,8 @@ on_each_release!(
     messages_of_one_key_are_handled_in_order_and_others_in_parallel,
     a_reply_goes_to_reply_to_with_the_correlation_id_before_the_ack,
     a_span_a_message_goes_to_the_collector_in_the_messages_own_trace,
+    the_span_of_a_batch_links_to_the_trace_of_each_message,
+    a_worker_that_turns_to_another_queue_lets_what_runs_end_first,
     paused_consumes_nothing_and_resumes_live,
     a_changed_window_is_taken_over_live,
     the_auto_window_grows_with_a_fast_application_and_loses_no_message,
@@ -205,6 +207,69 @@ async fn a_drain_finishes_what_runs_gives_back_the_rest_and_needs_its_token(plac
     );
     ensure!(request(sidecar.local, "POST", "/publish?routingKey=orders", &[], b"y").await?.status == 202);
     sidecar.terminate().await
+}
+
+async fn a_worker_that_turns_to_another_queue_lets_what_runs_end_first(place: Place) -> Result<()> {
+    let app = App::working(Duration::from_secs(2)).await?;
+    let mut next = config();
+    next.queue.name = "orders-v2".to_owned();
+    place.declare(&next).await?;
+    let mut config = config();
+    (config.consumer.prefetch, config.consumer.concurrency) = (2, 1);
+    let sidecar = place.sidecar(config, app.port()).await?;
+    let client = place.client().await?;
+    client.publish_all(QUEUE, [b"runs".to_vec(), b"waits".to_vec()]).await?;
+    client.publish("orders-v2", b"new").await?;
+    eventually(PATIENCE, "one runs and one waits", async || {
+        ensure!(app.calls().len() == 1);
+        ensure!(sidecar.metric("warren_sidecar_unsettled", "").await? > 1.5);
+        Ok(())
+    })
+    .await?;
+    sidecar.configure(|config| config.queue.name = "orders-v2".to_owned());
+    sidecar.settled("ack", 2).await?;
+    let bodies: Vec<String> = app.calls().iter().map(|call| call.text()).collect();
+    ensure!(bodies == ["runs", "new"], "none is called twice: {bodies:?}");
+    ensure!(message_of(&client, QUEUE).await?.0 == b"waits", "it was handed back");
+    ensure!(sidecar.metric("warren_sidecar_stale_answers_total", "queue=\"orders-v2\"").await? < 0.5);
+    Ok(())
+}
+
+async fn the_span_of_a_batch_links_to_the_trace_of_each_message(place: Place) -> Result<()> {
+    let (app, collector) = (App::start().await?, App::start().await?);
+    let mut config = config();
+    config.consumer.prefetch = 3;
+    config.handler.batch = Some(BatchConfig { max_messages: 3, max_wait_milliseconds: 1000 });
+    place.declare(&config).await?;
+    let client = place.client().await?;
+    let trace = |digit: char| digit.to_string().repeat(32);
+    for digit in ['1', '2'] {
+        let parent = format!("00-{}-b7ad6b716920333{digit}-01", trace(digit));
+        let mut table = FieldTable::default();
+        table.insert("traceparent".into(), AMQPValue::LongString(parent.into()));
+        client.publish_with(QUEUE, b"x", persistent().with_headers(table)).await?;
+    }
+    client.publish(QUEUE, b"without a trace").await?;
+    let endpoint = format!("http://localhost:{}", collector.port());
+    let spans = warren_sidecar::otlp::Config::from_variables(|name| {
+        (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| endpoint.clone())
+    })?;
+    let access = warren_broker::BrokerAccess::from_uri(&place.uri())?;
+    let _sidecar = crate::harness::Running::exporting(config, access, app.port(), spans).await?;
+    let export = eventually(PATIENCE, "an export", async || {
+        collector.calls().pop().ok_or_else(|| anyhow::anyhow!("none yet"))
+    })
+    .await?;
+    let json: serde_json::Value = serde_json::from_slice(&export.body)?;
+    let span = &json["resourceSpans"][0]["scopeSpans"][0]["spans"][0];
+    let links = serde_json::json!([
+        {"traceId": trace('1'), "spanId": "b7ad6b7169203331"},
+        {"traceId": trace('2'), "spanId": "b7ad6b7169203332"},
+    ]);
+    ensure!(span["links"] == links && span["parentSpanId"] == "", "{span}");
+    let count = serde_json::json!({"key": "messaging.batch.message_count", "value": {"intValue": "3"}});
+    ensure!(span["attributes"].as_array().is_some_and(|all| all.contains(&count)), "{span}");
+    Ok(())
 }
 
 async fn a_span_a_message_goes_to_the_collector_in_the_messages_own_trace(place: Place) -> Result<()> {
