@@ -48,5 +48,6 @@ mod later;
 mod modes;
 mod moods;
 mod odd;
+mod process;
 mod publish;
 mod responses;

@@ -18,6 +18,7 @@ on_each_release!(
     a_forbidden_exchange_is_403_for_its_callers_and_harms_no_other_at_the_same_time,
     bodies_without_a_length_are_taken_side_by_side,
     without_a_broker_it_is_503,
+    without_a_confirm_in_time_it_is_504,
 );
 
 async fn paused(place: &Place) -> Result<(App, Running)> {
@@ -202,4 +203,22 @@ async fn without_a_broker_it_is_503(place: Place) -> Result<()> {
     ensure!(request(sidecar.admin, "GET", "/livez", &[], b"").await?.status == 200);
     ensure!(request(sidecar.admin, "GET", "/readyz", &[], b"").await?.status == 503);
     Ok(())
+}
+
+async fn without_a_confirm_in_time_it_is_504(place: Place) -> Result<()> {
+    let (_app, sidecar) = paused(&place).await?;
+    place.client().await?.declare_durable("stuck", "classic").await?;
+    let process = |what: &str| {
+        format!(
+            "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"{}\">>, queue, <<\"stuck\">>)), \
+             sys:{what}(amqqueue:get_pid(Q))",
+            place.vhost
+        )
+    };
+    // The broker is well and the queue is there, but its process does nothing.
+    place.broker.eval(&process("suspend")).await?;
+    let answer = request(sidecar.local, "POST", "/publish?routingKey=stuck", &[], b"x").await?;
+    place.broker.eval(&process("resume")).await?;
+    ensure!(answer.status == 504, "{answer:?}");
+    sidecar.until("warren_sidecar_publishes_total", "result=\"failed\"", 1.0).await
 }

@@ -171,9 +171,16 @@ async fn the_breaker_holds_while_everything_fails_and_dead_letters_nothing(place
     sidecar.until("warren_sidecar_breaker_open", "", 1.0).await?;
     sidecar.until("warren_sidecar_handler_misconfigured_status", "", 404.0).await?;
     sidecar.until("warren_sidecar_handler_up", "", 0.0).await?;
-    let calls = app.calls().len();
-    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
-    ensure!(app.calls().len() <= calls + 8, "an application that is down is not hammered");
+    sidecar.until("warren_sidecar_in_flight", "", 0.0).await?;
+    // What comes now are probes, with growing pauses between them.
+    let (calls, since) = (app.calls().len(), std::time::Instant::now());
+    eventually(PATIENCE, "it is probed", async || {
+        ensure!(app.calls().len() >= calls + 3, "{} calls", app.calls().len() - calls);
+        Ok(())
+    })
+    .await?;
+    let took = since.elapsed();
+    ensure!(took > std::time::Duration::from_secs(2), "an application that is down is hammered: {took:?}");
     broken.store(false, Ordering::Relaxed);
     eventually(PATIENCE, "everything is handled", async || {
         let handled = sidecar.metric("warren_sidecar_outcomes_total", "outcome=\"ack\"").await?;

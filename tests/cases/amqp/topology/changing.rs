@@ -25,6 +25,8 @@ async fn produce(uri: String, stop: Arc<AtomicBool>) -> Result<u32> {
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
     let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let mut number = 0_u32;
+    // A steady load rather than all that the broker takes: what is published here is taken one by one below.
+    let mut pace = tokio::time::interval(Duration::from_millis(2));
     while !stop.load(Ordering::Relaxed) {
         let body = number.to_be_bytes();
         let confirm =
@@ -32,7 +34,7 @@ async fn produce(uri: String, stop: Arc<AtomicBool>) -> Result<u32> {
         let confirmation = confirm.await?;
         ensure!(matches!(confirmation, Confirmation::Ack(None)), "{number} was not routed: {confirmation:?}");
         number += 1;
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        pace.tick().await;
     }
     Ok(number)
 }
