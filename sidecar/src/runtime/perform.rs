@@ -232,11 +232,10 @@ impl Runtime {
 async fn publish_copy(publisher: &Publisher, letter: Letter) -> PublishResult {
     let queue = letter.routing_key.clone();
     let Err(error) = publisher.publish(letter).await else { return PublishResult::Confirmed };
-    match &error {
-        PublishError::Broker(_) | PublishError::OfAnother(_) => {
-            tracing::warn!(%queue, %error, "the broker does not take a copy");
-        }
-        _ => tracing::debug!(%queue, %error, "a copy was not published"),
+    if matches!(error, PublishError::Broker(_) | PublishError::OfAnother(_)) {
+        tracing::warn!(%queue, %error, "the broker does not take a copy");
+    } else {
+        tracing::debug!(%queue, %error, "a copy was not published");
     }
     match error {
         PublishError::Unroutable => PublishResult::Unroutable,
