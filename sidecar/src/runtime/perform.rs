@@ -231,28 +231,23 @@ impl Runtime {
 
 async fn publish_copy(publisher: &Publisher, letter: Letter) -> PublishResult {
     let queue = letter.routing_key.clone();
-    match publisher.publish(letter).await {
-        Ok(()) => PublishResult::Confirmed,
-        Err(error) => {
-            match &error {
-                // Somebody has to do something about it.
-                PublishError::Broker(_) | PublishError::OfAnother(_) => {
-                    tracing::warn!(%queue, %error, "the broker does not take a copy");
-                }
-                _ => tracing::debug!(%queue, %error, "a copy was not published"),
-            }
-            match error {
-                PublishError::Unroutable => PublishResult::Unroutable,
-                PublishError::Refused
-                | PublishError::Broker(
-                    BrokerError::AccessRefused { .. } | BrokerError::Precondition { .. },
-                ) => PublishResult::Refused,
-                PublishError::Disconnected
-                | PublishError::Blocked(_)
-                | PublishError::TimedOut
-                | PublishError::Broker(_)
-                | PublishError::OfAnother(_) => PublishResult::Failed,
-            }
+    let Err(error) = publisher.publish(letter).await else { return PublishResult::Confirmed };
+    if matches!(error, PublishError::Broker(_) | PublishError::OfAnother(_)) {
+        tracing::warn!(%queue, %error, "the broker does not take a copy");
+    } else {
+        tracing::debug!(%queue, %error, "a copy was not published");
+    }
+    match error {
+        PublishError::Unroutable => PublishResult::Unroutable,
+        PublishError::Refused
+        | PublishError::Broker(BrokerError::AccessRefused { .. } | BrokerError::Precondition { .. })
+        | PublishError::OfAnother(BrokerError::AccessRefused { .. } | BrokerError::Precondition { .. }) => {
+            PublishResult::Refused
         }
+        PublishError::Disconnected
+        | PublishError::Blocked(_)
+        | PublishError::TimedOut
+        | PublishError::Broker(_)
+        | PublishError::OfAnother(_) => PublishResult::Failed,
     }
 }
