@@ -18,6 +18,7 @@ use warren_broker::release::{self, Release};
 use warren_broker::supervisor::{Link, LinkState, Supervisor};
 use warren_broker::{BrokerAccess, BrokerError, Category};
 
+use super::channels::{Channels, Pooled};
 use super::entries::{Due, Entries};
 use super::pace::{Pace, patience};
 use super::schedule::interval;
@@ -51,33 +52,11 @@ struct Shared {
     sidecars_learn: Duration,
     entries: Mutex<Entries>,
     changed: Notify,
-    channels: Mutex<Channels>,
+    channels: Mutex<Channels<Channel>>,
     release: tokio::sync::Mutex<Option<(u64, Option<Release>)>>,
     probes: Semaphore,
     next_probe: Mutex<Instant>,
-    probe_channels: Mutex<Channels>,
-}
-
-/// Open channels of one connection that wait for use.
-#[derive(Debug, Default)]
-pub(super) struct Channels {
-    generation: u64,
-    idle: Vec<Channel>,
-}
-
-impl Channels {
-    pub(super) fn take(&mut self, generation: u64) -> Option<Channel> {
-        if self.generation != generation {
-            (self.generation, self.idle) = (generation, Vec::new());
-        }
-        self.idle.pop()
-    }
-
-    pub(super) fn put_back(&mut self, generation: u64, channel: Channel) {
-        if self.generation == generation && channel.status().connected() {
-            self.idle.push(channel);
-        }
-    }
+    probe_channels: Mutex<Channels<Channel>>,
 }
 
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -190,12 +169,14 @@ impl Shared {
         tokio::time::sleep_until(turn).await;
         let link = self.link()?;
         let idle = locked(&self.probe_channels).take(link.generation);
-        let channel = match idle {
-            Some(channel) => channel,
-            None => open(&link).await?,
+        let pooled = match idle {
+            Some(pooled) => pooled,
+            None => Pooled::fresh(open(&link).await?),
         };
-        let depth = declare::depth(&channel, queue).await?;
-        locked(&self.probe_channels).put_back(link.generation, channel);
+        let depth = declare::depth(&pooled.channel, queue).await?;
+        if pooled.channel.status().connected() {
+            locked(&self.probe_channels).put_back(link.generation, pooled);
+        }
         Ok(depth)
     }
 

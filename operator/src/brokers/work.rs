@@ -12,7 +12,8 @@ use warren_broker::declare::{self, DeclareError, Object, QueueDepth};
 use warren_broker::supervisor::Link;
 use warren_broker::topology::{Argument, BindingPlan, QueuePlan, Role, Topology};
 
-use super::lane::{Channels, locked, open};
+use super::channels::{Channels, Pooled};
+use super::lane::{locked, open};
 use super::{Claim, Goal, Order, Outcome, Seen};
 use crate::problem::Problem;
 
@@ -27,23 +28,25 @@ const ZERO_SPACING: Duration = Duration::from_millis(300);
 /// have had the time to learn of this order, so that what they no longer use may go.
 pub(super) async fn carry_out(
     link: &Link,
-    channels: &Mutex<Channels>,
+    channels: &Mutex<Channels<Channel>>,
     order: &Arc<Order>,
     settled: bool,
 ) -> Result<Outcome, DeclareError> {
     let all = async {
         let idle = locked(channels).take(link.generation);
-        let mut channel = match idle {
-            Some(channel) => channel,
-            None => open(link).await.map_err(|error| of_main(order, error))?,
+        let mut pooled = match idle {
+            Some(pooled) => pooled,
+            None => Pooled::fresh(open(link).await.map_err(|error| of_main(order, error))?),
         };
         let outcome = match &order.goal {
-            Goal::Keep { .. } => keep(link, &channel, order, settled).await,
+            Goal::Keep { .. } => keep(link, &pooled.channel, order, settled).await,
             Goal::Remove { only_if_empty, unbind } => {
-                remove(link, &mut channel, order, *only_if_empty, unbind).await
+                remove(link, &mut pooled.channel, order, *only_if_empty, unbind).await
             }
         }?;
-        locked(channels).put_back(link.generation, channel);
+        if pooled.channel.status().connected() {
+            locked(channels).put_back(link.generation, pooled);
+        }
         Ok(outcome)
     };
     let timed_out = BrokerError::TimedOut { what: "declaration", seconds: TIMEOUT.as_secs() };
