@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use futures::channel::mpsc::UnboundedSender;
 use kube::runtime::reflector::ObjectRef;
+use warren_api::names::retry_queue;
 use warren_api::{Queue, QueueType};
 use warren_broker::BrokerAccess;
 use warren_broker::release::Release;
@@ -53,6 +54,20 @@ pub struct Order {
     pub topology: Topology,
     /// What is to be done with it.
     pub goal: Goal,
+}
+
+impl Order {
+    /// The names of the broker's queues that are this Queue's: the main queue first, which is what people know. Rungs that the
+    /// spec has dropped stay its own for as long as they are there.
+    pub fn names(&self) -> Vec<String> {
+        let retired = match &self.goal {
+            Goal::Keep { retire, .. } => retire.as_slice(),
+            // Its topology has them.
+            Goal::Remove { .. } => &[],
+        };
+        let planned = self.topology.queues.iter().rev().map(|queue| queue.name.clone());
+        planned.chain(retired.iter().map(|delay| retry_queue(&self.main, *delay))).collect()
+    }
 }
 
 /// What an order is for.

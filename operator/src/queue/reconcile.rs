@@ -121,9 +121,7 @@ async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, 
 /// An older Queue that has one of the names on the broker already.
 fn conflict(queue: &Queue, key: &Key, address: &str, order: &Order, context: &Context) -> Option<Problem> {
     let age = queue.creation_timestamp().map_or(i64::MAX, |created| created.0.as_second());
-    // The main queue, which comes last, is what people know.
-    let names = order.topology.queues.iter().rev().map(|queue| queue.name.clone()).collect();
-    let (name, older) = context.brokers.claim(key, age, address, names, &context.queue_changed)?;
+    let (name, older) = context.brokers.claim(key, age, address, order.names(), &context.queue_changed)?;
     let Key { namespace, name: holder } = older;
     let message = format!(
         "queue \"{name}\" of this broker is kept by the older Queue \"{holder}\" in namespace \"{namespace}\": set another spec.queueName, or delete one of the two"
