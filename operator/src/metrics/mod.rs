@@ -1,16 +1,26 @@
 //! The operator's own metrics, `warren_operator_*`. Labels are names of resources and enums, nothing unbounded.
 
+mod definitions;
+mod series;
+
 use std::collections::HashSet;
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use prometheus::core::{Collector, Desc};
+use prometheus::core::Collector;
 use prometheus::{
-    Gauge, GaugeVec, HistogramOpts, HistogramTimer, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    Gauge, HistogramOpts, HistogramTimer, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Registry, TextEncoder,
 };
+
+pub use definitions::reference;
+use definitions::{
+    API_WRITES, BROKERS, DEAD_MESSAGES, DECISIONS, DRIFT_INTERVAL, LEADER, PROBE_INTERVAL, QUEUES,
+    READY_MESSAGES, RECONCILE_ERRORS, RECONCILE_SECONDS, RETRYING_MESSAGES, SCALINGS, SERVICE_SECONDS,
+    WORKER_REPLICAS,
+};
+use series::Series;
 
 use crate::brokers::Key;
 use crate::scaler::reason::Reason;
@@ -23,13 +33,8 @@ pub struct Metrics {
     reconcile_errors: IntCounterVec,
     queues: IntGaugeVec,
     brokers: IntGaugeVec,
-    ready_messages: IntGaugeVec,
-    retrying_messages: IntGaugeVec,
-    dead_messages: IntGaugeVec,
-    worker_replicas: IntGaugeVec,
-    decisions: IntCounterVec,
-    scalings: IntCounterVec,
-    service_seconds: GaugeVec,
+    of_queues: Series,
+    of_workers: Series,
     probe_interval: Gauge,
     drift_interval: Gauge,
     leader: IntGauge,
@@ -42,148 +47,6 @@ pub struct Metrics {
 struct QueueStates {
     ready: HashSet<Key>,
     not_ready: HashSet<Key>,
-}
-
-/// The definition of a metric, for the registry and for the reference page alike.
-struct Definition {
-    name: &'static str,
-    kind: &'static str,
-    labels: &'static [&'static str],
-    help: &'static str,
-}
-
-const RECONCILE_SECONDS: Definition = Definition {
-    name: "warren_operator_reconcile_duration_seconds",
-    kind: "histogram",
-    labels: &["kind"],
-    help: "Seconds of a reconcile, by kind of resource (queue, worker).",
-};
-const RECONCILE_ERRORS: Definition = Definition {
-    name: "warren_operator_reconcile_errors_total",
-    kind: "counter",
-    labels: &["kind", "category"],
-    help: "Reconciles that failed and are tried again, by category (conflict, gone, forbidden, refused, unreachable, json).",
-};
-const QUEUES: Definition = Definition {
-    name: "warren_operator_queues",
-    kind: "gauge",
-    labels: &["ready"],
-    help: "Queues, by whether they are Ready.",
-};
-const BROKERS: Definition = Definition {
-    name: "warren_operator_brokers",
-    kind: "gauge",
-    labels: &["state"],
-    help: "Connections to brokers, one a distinct address, vhost and identity, by state (up, down).",
-};
-const READY_MESSAGES: Definition = Definition {
-    name: "warren_operator_queue_ready_messages",
-    kind: "gauge",
-    labels: &["namespace", "queue"],
-    help: "Messages of a Queue that are ready for delivery, as last read; Queues without a Worker are not read.",
-};
-const RETRYING_MESSAGES: Definition = Definition {
-    name: "warren_operator_queue_retrying_messages",
-    kind: "gauge",
-    labels: &["namespace", "queue"],
-    help: "Messages in the retry queues of a Queue, which wait to be tried again, as read in turn within half a minute.",
-};
-const DEAD_MESSAGES: Definition = Definition {
-    name: "warren_operator_queue_dead_messages",
-    kind: "gauge",
-    labels: &["namespace", "queue"],
-    help: "Messages in the dead-letter queue of a Queue, as read within half a minute.",
-};
-const WORKER_REPLICAS: Definition = Definition {
-    name: "warren_operator_worker_replicas",
-    kind: "gauge",
-    labels: &["namespace", "worker", "state"],
-    help: "Pods of a Worker, by state: desired (asked of the Deployment), current (existing), ready.",
-};
-const DECISIONS: Definition = Definition {
-    name: "warren_operator_scale_decisions_total",
-    kind: "counter",
-    labels: &["namespace", "worker", "reason"],
-    help: "Changes of the scaling decision, by reason.",
-};
-const SCALINGS: Definition = Definition {
-    name: "warren_operator_scalings_total",
-    kind: "counter",
-    labels: &["namespace", "worker", "reason"],
-    help: "Patches of a Worker's replicas, by reason.",
-};
-const SERVICE_SECONDS: Definition = Definition {
-    name: "warren_operator_worker_service_seconds",
-    kind: "gauge",
-    labels: &["namespace", "worker"],
-    help: "Measured seconds of a handler call, as the scaler uses them.",
-};
-const PROBE_INTERVAL: Definition = Definition {
-    name: "warren_operator_probe_interval_seconds",
-    kind: "gauge",
-    labels: &[],
-    help: "Least seconds between two depth probes of a Worker: it grows with the fleet, so that a broker is probed at most 400 times a second.",
-};
-const DRIFT_INTERVAL: Definition = Definition {
-    name: "warren_operator_drift_check_interval_seconds",
-    kind: "gauge",
-    labels: &[],
-    help: "Longest seconds between two checks that a Queue is still on its broker as declared: it grows with the Queues of a broker, so that each broker gets at most 100 checks a second.",
-};
-const LEADER: Definition = Definition {
-    name: "warren_operator_leader",
-    kind: "gauge",
-    labels: &[],
-    help: "1 on the replica that leads, 0 on those that stand by.",
-};
-const API_WRITES: Definition = Definition {
-    name: "warren_operator_api_writes_total",
-    kind: "counter",
-    labels: &[],
-    help: "Requests to the API server that change something, the Lease's renewals apart.",
-};
-const DEFINITIONS: [&Definition; 15] = [
-    &RECONCILE_SECONDS,
-    &RECONCILE_ERRORS,
-    &QUEUES,
-    &BROKERS,
-    &READY_MESSAGES,
-    &RETRYING_MESSAGES,
-    &DEAD_MESSAGES,
-    &WORKER_REPLICAS,
-    &DECISIONS,
-    &SCALINGS,
-    &SERVICE_SECONDS,
-    &PROBE_INTERVAL,
-    &DRIFT_INTERVAL,
-    &LEADER,
-    &API_WRITES,
-];
-
-/// The reference page of the operator's metrics, in Markdown.
-pub fn reference() -> String {
-    let mut page = "# The operator's metrics\n\nGenerated by `cargo xtask generate`. Port 8080, `/metrics`.\n\n| Metric | Type | Labels | What |\n|---|---|---|---|\n".to_owned();
-    for Definition { name, kind, labels, help } in DEFINITIONS {
-        let labels = labels.iter().map(|label| format!("`{label}`")).collect::<Vec<_>>().join(", ");
-        // Writing to a String cannot fail.
-        let _ = writeln!(page, "| `{name}` | {kind} | {labels} | {help} |");
-    }
-    page.push_str("\nThe process's own `process_*` metrics come with them.\n");
-    page
-}
-
-impl Definition {
-    fn opts(&self) -> Opts {
-        Opts::new(self.name, self.help)
-    }
-
-    fn int_gauges(&self) -> prometheus::Result<IntGaugeVec> {
-        IntGaugeVec::new(self.opts(), self.labels)
-    }
-
-    fn counters(&self) -> prometheus::Result<IntCounterVec> {
-        IntCounterVec::new(self.opts(), self.labels)
-    }
 }
 
 impl Metrics {
@@ -202,13 +65,8 @@ impl Metrics {
             reconcile_errors: RECONCILE_ERRORS.counters()?,
             queues: QUEUES.int_gauges()?,
             brokers: BROKERS.int_gauges()?,
-            ready_messages: READY_MESSAGES.int_gauges()?,
-            retrying_messages: RETRYING_MESSAGES.int_gauges()?,
-            dead_messages: DEAD_MESSAGES.int_gauges()?,
-            worker_replicas: WORKER_REPLICAS.int_gauges()?,
-            decisions: DECISIONS.counters()?,
-            scalings: SCALINGS.counters()?,
-            service_seconds: GaugeVec::new(SERVICE_SECONDS.opts(), SERVICE_SECONDS.labels)?,
+            of_queues: Series::new(&[&READY_MESSAGES, &RETRYING_MESSAGES, &DEAD_MESSAGES]),
+            of_workers: Series::new(&[&WORKER_REPLICAS, &DECISIONS, &SCALINGS, &SERVICE_SECONDS]),
             probe_interval: Gauge::with_opts(PROBE_INTERVAL.opts())?,
             drift_interval: Gauge::with_opts(DRIFT_INTERVAL.opts())?,
             leader: IntGauge::with_opts(LEADER.opts())?,
@@ -227,13 +85,8 @@ impl Metrics {
             reconcile_errors,
             queues,
             brokers,
-            ready_messages,
-            retrying_messages,
-            dead_messages,
-            worker_replicas,
-            decisions,
-            scalings,
-            service_seconds,
+            of_queues: _,
+            of_workers: _,
             probe_interval,
             drift_interval,
             leader,
@@ -241,18 +94,11 @@ impl Metrics {
             followed: _,
             ready_queues: _,
         } = self;
-        let collectors: [Box<dyn Collector>; 15] = [
+        let collectors: [Box<dyn Collector>; 8] = [
             Box::new(reconcile_seconds.clone()),
             Box::new(reconcile_errors.clone()),
             Box::new(queues.clone()),
             Box::new(brokers.clone()),
-            Box::new(ready_messages.clone()),
-            Box::new(retrying_messages.clone()),
-            Box::new(dead_messages.clone()),
-            Box::new(worker_replicas.clone()),
-            Box::new(decisions.clone()),
-            Box::new(scalings.clone()),
-            Box::new(service_seconds.clone()),
             Box::new(probe_interval.clone()),
             Box::new(drift_interval.clone()),
             Box::new(leader.clone()),
@@ -267,13 +113,10 @@ impl Metrics {
     /// # Errors
     /// A metric that cannot be written as text.
     pub fn text(&self) -> prometheus::Result<String> {
-        TextEncoder::new().encode_to_string(&self.registry.gather())
-    }
-
-    /// Names of the registered metrics.
-    pub fn names(&self) -> Vec<String> {
-        let all: [&dyn Collector; 3] = [&self.worker_replicas, &self.ready_messages, &self.decisions];
-        all.iter().flat_map(|collector| collector.desc()).map(|desc: &Desc| desc.fq_name.clone()).collect()
+        let mut text = TextEncoder::new().encode_to_string(&self.registry.gather())?;
+        self.of_queues.write(&mut text);
+        self.of_workers.write(&mut text);
+        Ok(text)
     }
 
     /// Times a reconcile until dropped.
@@ -308,10 +151,7 @@ impl Metrics {
         states.not_ready.remove(queue);
         self.count_queues(&states);
         drop(states);
-        // An error means that it was never read.
-        for gauges in [&self.ready_messages, &self.retrying_messages, &self.dead_messages] {
-            let _ = gauges.remove_label_values(&[queue.namespace.as_str(), queue.name.as_str()]);
-        }
+        self.of_queues.forget(queue);
     }
 
     fn count_queues(&self, states: &QueueStates) {
@@ -327,12 +167,10 @@ impl Metrics {
 
     /// Says how many messages of a Queue wait, wait to be tried again, and are dead, as far as that is known.
     pub fn queue_messages(&self, queue: &Key, ready: Option<u64>, retrying: Option<u64>, dead: Option<u64>) {
-        let gauges = [&self.ready_messages, &self.retrying_messages, &self.dead_messages];
-        for (gauge, messages) in gauges.into_iter().zip([ready, retrying, dead]) {
+        let families = [&READY_MESSAGES, &RETRYING_MESSAGES, &DEAD_MESSAGES];
+        for (family, messages) in families.into_iter().zip([ready, retrying, dead]) {
             if let Some(messages) = messages {
-                gauge
-                    .with_label_values(&[queue.namespace.as_str(), queue.name.as_str()])
-                    .set(i64::try_from(messages).unwrap_or(i64::MAX));
+                self.of_queues.set(queue, family, "", messages as f64);
             }
         }
     }
@@ -340,44 +178,28 @@ impl Metrics {
     /// Says how many pods a Worker has.
     pub fn worker_replicas(&self, worker: &Key, desired: u32, current: u32, ready: u32) {
         for (state, number) in [("desired", desired), ("current", current), ("ready", ready)] {
-            self.worker_replicas
-                .with_label_values(&[worker.namespace.as_str(), worker.name.as_str(), state])
-                .set(i64::from(number));
+            self.of_workers.set(worker, &WORKER_REPLICAS, state, f64::from(number));
         }
     }
 
     /// Counts a decision that differs from the one before.
     pub fn decided(&self, worker: &Key, reason: Reason) {
-        self.decisions
-            .with_label_values(&[worker.namespace.as_str(), worker.name.as_str(), reason.as_str()])
-            .inc();
+        self.of_workers.count(worker, &DECISIONS, reason.as_str());
     }
 
     /// Counts a patch of replicas.
     pub fn scaled(&self, worker: &Key, reason: &'static str) {
-        self.scalings.with_label_values(&[worker.namespace.as_str(), worker.name.as_str(), reason]).inc();
+        self.of_workers.count(worker, &SCALINGS, reason);
     }
 
     /// Says how long a handler call takes.
     pub fn service_seconds(&self, worker: &Key, seconds: f64) {
-        self.service_seconds
-            .with_label_values(&[worker.namespace.as_str(), worker.name.as_str()])
-            .set(seconds);
+        self.of_workers.set(worker, &SERVICE_SECONDS, "", seconds);
     }
 
     /// A Worker is gone.
     pub fn forget_worker(&self, worker: &Key) {
-        let names = [worker.namespace.as_str(), worker.name.as_str()];
-        // Errors mean that there was nothing.
-        let _ = self.service_seconds.remove_label_values(&names);
-        for state in ["desired", "current", "ready"] {
-            let _ = self.worker_replicas.remove_label_values(&[names[0], names[1], state]);
-        }
-        for reason in Reason::ALL {
-            let _ = self.decisions.remove_label_values(&[names[0], names[1], reason.as_str()]);
-            let _ = self.scalings.remove_label_values(&[names[0], names[1], reason.as_str()]);
-        }
-        let _ = self.scalings.remove_label_values(&[names[0], names[1], "ScaleReverted"]);
+        self.of_workers.forget(worker);
     }
 
     /// Says how many Workers are looked at, and how often each can be.
@@ -417,19 +239,41 @@ mod tests {
 
     #[test]
     fn every_metric_registers_and_is_in_the_reference() {
-        let metrics = Metrics::new().unwrap();
-        metrics.worker_replicas(&Key { namespace: "n".to_owned(), name: "w".to_owned() }, 3, 2, 1);
-        let text = metrics.text().unwrap();
-        assert!(
-            text.contains(
-                "warren_operator_worker_replicas{namespace=\"n\",state=\"desired\",worker=\"w\"} 3"
-            ),
-            "{text}"
-        );
+        let text = Metrics::new().unwrap().text().unwrap();
         let reference = reference();
-        for name in metrics.names() {
-            assert!(reference.contains(&name), "{name}");
+        let described = text.lines().filter_map(|line| line.strip_prefix("# HELP warren_operator_"));
+        for line in described {
+            let name = line.split(' ').next().unwrap();
+            assert!(reference.contains(&format!("`warren_operator_{name}`")), "{name}");
         }
+    }
+
+    #[test]
+    fn what_is_said_of_a_worker_and_of_a_queue_is_written_until_they_are_gone() {
+        let metrics = Metrics::new().unwrap();
+        let key = Key { namespace: "n".to_owned(), name: "a".to_owned() };
+        metrics.worker_replicas(&key, 3, 2, 1);
+        metrics.worker_replicas(&key, 4, 2, 1);
+        metrics.decided(&key, Reason::Idle);
+        metrics.decided(&key, Reason::Idle);
+        metrics.service_seconds(&key, 0.25);
+        metrics.queue_messages(&key, Some(7), None, Some(0));
+        let text = metrics.text().unwrap();
+        for line in [
+            "# TYPE warren_operator_worker_replicas gauge",
+            "warren_operator_worker_replicas{namespace=\"n\",worker=\"a\",state=\"desired\"} 4",
+            "# TYPE warren_operator_scale_decisions_total counter",
+            "warren_operator_scale_decisions_total{namespace=\"n\",worker=\"a\",reason=\"Idle\"} 2",
+            "warren_operator_worker_service_seconds{namespace=\"n\",worker=\"a\"} 0.25",
+            "warren_operator_queue_ready_messages{namespace=\"n\",queue=\"a\"} 7",
+            "warren_operator_queue_dead_messages{namespace=\"n\",queue=\"a\"} 0",
+        ] {
+            assert!(text.lines().any(|written| written == line), "{line} is not in {text}");
+        }
+        assert!(!text.contains("queue_retrying_messages{"), "{text}");
+        metrics.forget_worker(&key);
+        metrics.forget_queue(&key);
+        assert!(!metrics.text().unwrap().contains("namespace=\"n\""));
     }
 
     #[test]
