@@ -9,9 +9,7 @@ use anyhow::Context as _;
 use futures::channel::mpsc;
 use futures::future::try_join_all;
 use futures::{Stream, StreamExt, TryStreamExt};
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::core::v1::Pod;
 use kube::client::ClientBuilder;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
@@ -34,6 +32,7 @@ use crate::scaler::record::Records;
 use crate::secrets::Secrets;
 use crate::server::{Telling, serve};
 use crate::watch::cached;
+use crate::worker::live::{LiveConfigMap, LiveDeployment, LiveDisruptionBudget, OfWorker};
 use crate::{queue, scaler, worker};
 
 /// How long controllers get to end what they are doing.
@@ -213,10 +212,11 @@ async fn start_scope(
     let client = &shared.client;
     let (queues, queue_events) = cached::<Queue>(client, scope, None, |_| {});
     let (workers, worker_events) = cached::<Worker>(client, scope, None, |_| {});
-    let (deployments, deployment_events) = cached::<Deployment>(client, scope, Some(WORKER_LABEL), |_| {});
-    let (config_maps, config_map_events) = cached::<ConfigMap>(client, scope, Some(WORKER_LABEL), |_| {});
+    let (deployments, deployment_events) =
+        cached::<LiveDeployment>(client, scope, Some(WORKER_LABEL), |_| {});
+    let (config_maps, config_map_events) = cached::<LiveConfigMap>(client, scope, Some(WORKER_LABEL), |_| {});
     let (disruption_budgets, budget_events) =
-        cached::<PodDisruptionBudget>(client, scope, Some(WORKER_LABEL), |budget| budget.status = None);
+        cached::<LiveDisruptionBudget>(client, scope, Some(WORKER_LABEL), |_| {});
     let (pods, pod_events) = cached::<Pod>(client, scope, Some(WORKER_LABEL), prune_pod);
     let (queue_changed, queue_triggers) = mpsc::unbounded();
     let (worker_changed, worker_triggers) = mpsc::unbounded();
@@ -334,7 +334,7 @@ async fn follow<K>(
     events: impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send,
     context: Arc<Context>,
 ) where
-    K: kube::Resource<DynamicType = ()> + Clone,
+    K: OfWorker + Clone,
 {
     let mut objects = std::pin::pin!(events.touched_objects());
     while let Some(object) = objects.next().await {
@@ -345,7 +345,7 @@ async fn follow<K>(
                 continue;
             }
         };
-        if let (Some(worker), Some(namespace)) = (object.labels().get(WORKER_LABEL), object.namespace()) {
+        if let (Some(worker), Some(namespace)) = (object.worker(), object.namespace()) {
             let _ = context.worker_changed.unbounded_send(ObjectRef::new(worker).within(&namespace));
         }
     }

@@ -5,9 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::channel::mpsc::UnboundedSender;
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, Pod};
-use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::DynamicObject;
 use kube::runtime::controller::Action;
@@ -24,6 +22,7 @@ use crate::metrics::Metrics;
 use crate::scaler::board::Board;
 use crate::scaler::record::Records;
 use crate::secrets::Secrets;
+use crate::worker::live::{LiveConfigMap, LiveDeployment, LiveDisruptionBudget};
 
 /// The name under which the operator owns fields.
 pub const FIELD_MANAGER: &str = "warren";
@@ -36,11 +35,11 @@ pub struct Stores {
     /// Workers.
     pub workers: Store<Worker>,
     /// Deployments that the operator made.
-    pub deployments: Store<Deployment>,
+    pub deployments: Store<LiveDeployment>,
     /// ConfigMaps that the operator made.
-    pub config_maps: Store<ConfigMap>,
+    pub config_maps: Store<LiveConfigMap>,
     /// PodDisruptionBudgets that the operator made.
-    pub disruption_budgets: Store<PodDisruptionBudget>,
+    pub disruption_budgets: Store<LiveDisruptionBudget>,
     /// Pods of those Deployments.
     pub pods: Store<Pod>,
 }

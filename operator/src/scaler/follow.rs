@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::events::EventType;
@@ -18,7 +17,7 @@ use warren_api::worker::ScalingMode;
 use warren_api::{Queue, Worker};
 
 use super::act;
-use super::asked::{rolling, spec};
+use super::asked::spec;
 use super::board::{Entry, Handlers, View};
 use super::decide::{Decision, decide};
 use super::history::History;
@@ -32,6 +31,7 @@ use super::task::fleet_pause;
 use crate::brokers::Key;
 use crate::context::Context;
 use crate::worker::dereference::pods_of;
+use crate::worker::live::LiveDeployment;
 use crate::worker::pods;
 
 /// How often a Worker at zero is looked at: a message wakes it within a second.
@@ -131,7 +131,8 @@ impl Follower {
             self.show(worker, &self.view(None, handlers));
             return AT_ZERO;
         }
-        let live = deployment.as_deref().and_then(|d| d.spec.as_ref()?.replicas).map(|r| r.unsigned_abs());
+        let live =
+            deployment.as_deref().and_then(|deployment| deployment.facts.desired).map(i32::unsigned_abs);
         let spec = spec(worker, queue.as_deref());
         let current = self.decided.or(live).unwrap_or(spec.min);
         let share = context.board.part(&self.key);
@@ -142,7 +143,7 @@ impl Follower {
                 .map(|(ready, at)| (part(ready, share), at.elapsed().as_secs_f64())),
             workload: Workload {
                 replicas: current,
-                rolling: deployment.as_deref().is_some_and(rolling),
+                rolling: deployment.as_deref().is_some_and(|deployment| deployment.facts.rolling),
                 failing: pods::trouble(&pods).is_some(),
             },
             sidecars,
@@ -287,10 +288,10 @@ impl Follower {
         &self,
         worker: &Worker,
         queue: Option<&Queue>,
-        deployment: Option<&Deployment>,
+        deployment: Option<&LiveDeployment>,
         pods: &[Arc<Pod>],
     ) {
-        let desired = deployment.and_then(|d| d.spec.as_ref()?.replicas).unwrap_or_default();
+        let desired = deployment.and_then(|deployment| deployment.facts.desired).unwrap_or_default();
         let ready = pods.iter().filter(|pod| pods::ready(pod)).count();
         self.context.metrics.worker_replicas(
             &self.key,

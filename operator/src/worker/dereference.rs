@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 use warren_api::names::{WORKER_LABEL, config_map};
 use warren_api::{Queue, Worker};
 
+use super::live::{LiveConfigMap, LiveDeployment, LiveDisruptionBudget};
 use crate::context::Context;
 use crate::error::Error;
 use crate::secrets::{SecretState, User};
@@ -22,11 +21,11 @@ pub struct Surroundings {
     /// The Secret that the sidecars use; none without a Queue.
     pub secret: Option<SecretState>,
     /// Its Deployment.
-    pub deployment: Option<Arc<Deployment>>,
+    pub deployment: Option<Arc<LiveDeployment>>,
     /// Its ConfigMap.
-    pub config_map: Option<Arc<ConfigMap>>,
+    pub config_map: Option<Arc<LiveConfigMap>>,
     /// Its PodDisruptionBudget.
-    pub disruption_budget: Option<Arc<PodDisruptionBudget>>,
+    pub disruption_budget: Option<Arc<LiveDisruptionBudget>>,
     /// Its pods.
     pub pods: Vec<Arc<Pod>>,
 }

@@ -5,6 +5,7 @@ mod apply;
 pub mod build;
 mod covers;
 pub mod dereference;
+pub mod live;
 pub mod pods;
 pub mod reconcile;
 pub mod status;

@@ -34,8 +34,8 @@ pub fn status(
 ) -> WorkerStatus {
     let former = worker.status.clone().unwrap_or_default();
     let deployment = around.deployment.as_deref();
-    let desired = deployment.and_then(|d| d.spec.as_ref()?.replicas).unwrap_or(0);
-    let existing = deployment.and_then(|d| d.status.as_ref()?.replicas).unwrap_or(0);
+    let desired = deployment.and_then(|deployment| deployment.facts.desired).unwrap_or(0);
+    let existing = deployment.map_or(0, |deployment| deployment.facts.existing);
 
     let mut all = vec![
         template_valid(problem),
@@ -145,18 +145,9 @@ fn available(
         let status = if problem.is_some() { Status::False } else { Status::Unknown };
         return Statement::new(AVAILABLE, status, reason, "there is no Deployment yet");
     };
-    let refused = deployment.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    if let Some(refused) = refused.into_iter().find(|c| c.type_ == "ReplicaFailure" && c.status == "True") {
-        let message = format!(
-            "pods are refused: {}. Correct the quota, the policy or spec.template",
-            refused.message.as_deref().unwrap_or_default()
-        );
-        return Statement::new(
-            AVAILABLE,
-            false,
-            refused.reason.clone().unwrap_or_else(|| "ReplicaFailure".to_owned()),
-            message,
-        );
+    if let Some((reason, why)) = &deployment.facts.refused {
+        let message = format!("pods are refused: {why}. Correct the quota, the policy or spec.template");
+        return Statement::new(AVAILABLE, false, reason.clone(), message);
     }
     if worker.spec.consumer.paused {
         return Statement::new(
