@@ -33,6 +33,7 @@ use crate::secrets::Secrets;
 use crate::server::{Telling, serve};
 use crate::watch::cached;
 use crate::worker::live::{LiveConfigMap, LiveDeployment, LiveDisruptionBudget, OfWorker};
+use crate::worker::pod_index::PodIndex;
 use crate::{queue, scaler, worker};
 
 /// How long controllers get to end what they are doing.
@@ -230,7 +231,8 @@ async fn start_scope(
         secrets: shared.secrets.clone(),
         board: Arc::new(Board::default()),
         records: shared.records.clone(),
-        stores: Stores { queues, workers, deployments, config_maps, disruption_budgets, pods },
+        stores: Stores { queues, workers, deployments, config_maps, disruption_budgets },
+        pods: PodIndex::new(pods.clone()),
         queue_changed,
         worker_changed,
         retries: Retries::default(),
@@ -252,6 +254,8 @@ async fn start_scope(
     watches.spawn(follow(deployment_events, context.clone()));
     watches.spawn(follow(config_map_events, context.clone()));
     watches.spawn(follow(budget_events, context.clone()));
+    let of_pods = context.clone();
+    let pod_events = pod_events.inspect_ok(move |_| of_pods.pods.changed());
     watches.spawn(follow(pod_events, context.clone()));
 
     // Only what was asked for brings a resource to its reconcile; its own status does not.
@@ -272,7 +276,8 @@ async fn start_scope(
         stores.deployments.wait_until_ready().await?;
         stores.config_maps.wait_until_ready().await?;
         stores.disruption_budgets.wait_until_ready().await?;
-        stores.pods.wait_until_ready().await?;
+        pods.wait_until_ready().await?;
+        context.pods.changed();
         // A controller waits for its own store, and a store wakes one waiter only.
         queues_filled.wait_for(|filled| *filled).await?;
         workers_filled.wait_for(|filled| *filled).await?;

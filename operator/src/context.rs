@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::channel::mpsc::UnboundedSender;
-use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::DynamicObject;
 use kube::runtime::controller::Action;
@@ -23,6 +23,7 @@ use crate::scaler::board::Board;
 use crate::scaler::record::Records;
 use crate::secrets::Secrets;
 use crate::worker::live::{LiveConfigMap, LiveDeployment, LiveDisruptionBudget};
+use crate::worker::pod_index::PodIndex;
 
 /// The name under which the operator owns fields.
 pub const FIELD_MANAGER: &str = "warren";
@@ -40,8 +41,6 @@ pub struct Stores {
     pub config_maps: Store<LiveConfigMap>,
     /// PodDisruptionBudgets that the operator made.
     pub disruption_budgets: Store<LiveDisruptionBudget>,
-    /// Pods of those Deployments.
-    pub pods: Store<Pod>,
 }
 
 /// Everything a reconcile needs.
@@ -64,6 +63,8 @@ pub struct Context {
     pub records: Arc<Records>,
     /// Caches.
     pub stores: Stores,
+    /// Pods of the Deployments that the operator made.
+    pub pods: PodIndex,
     /// Brings a Queue to its reconcile.
     pub queue_changed: UnboundedSender<ObjectRef<Queue>>,
     /// Brings a Worker to its reconcile.

@@ -26,7 +26,6 @@ use crate::error::Error;
 use crate::problem::Problem;
 use crate::scaler::board::Durability;
 use crate::scaler::task::worker_key;
-use crate::worker::dereference::pods_of;
 
 /// Reconciles at once: none of them waits for a broker.
 const CONCURRENCY: u16 = 32;
@@ -152,7 +151,8 @@ async fn removal(
     context: &Context,
 ) -> Result<Option<Problem>, Error> {
     let problem = |reason, message: String| Ok(Some(Problem::new(DELETION_BLOCKED, reason, message)));
-    let consuming = context.workers_of(queue).into_iter().find(|worker| !pods_of(worker, context).is_empty());
+    let consuming =
+        context.workers_of(queue).into_iter().find(|worker| !context.pods.of(&worker_key(worker)).is_empty());
     if let Some(worker) = consuming {
         let name = worker.name_any();
         return problem(
