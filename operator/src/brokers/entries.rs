@@ -14,6 +14,7 @@ use warren_broker::declare::DeclareError;
 use super::schedule::{Last, next_check};
 use super::{Key, Observation, Order, Outcome};
 use crate::problem::{self, Problem};
+use crate::tick;
 
 /// Before a queue that is missing is declared again, its former consumers must have been told. RabbitMQ 3 has a channel
 /// consume anew from a queue of the same name that is there by then, and forgets at once that it did: such a consumer takes
@@ -194,7 +195,7 @@ impl Entries {
         };
         // An order that came meanwhile has put its own date; what is removed is not looked for again.
         if entry.due.is_none() && !entry.removed() {
-            let at = Instant::now() + wait;
+            let at = tick::after(Instant::now() + wait);
             entry.due = Some(at);
             self.due.insert((at, key.clone()));
         }

@@ -20,16 +20,14 @@ use warren_broker::{BrokerAccess, BrokerError, Category};
 
 use super::channels::{Channels, Pooled};
 use super::entries::{Due, Entries};
-use super::pace::{Pace, patience};
+use super::pace::{Pace, Turns, patience};
 use super::schedule::interval;
 use super::work::carry_out;
 use super::{Key, LaneOptions, Observation, Order, Outcome};
-use crate::problem;
+use crate::{problem, tick};
 
-/// Depth probes of a broker at once.
-const PROBES_AT_ONCE: usize = 8;
-/// Shortest time between two probes: 400 a second at most.
-const PROBE_SPACING: Duration = Duration::from_micros(2500);
+/// Depth probes of a broker at once, those that wait for their turn included.
+const PROBES_AT_ONCE: usize = 24;
 /// How long a broker may take to say which release it is.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a probe may take, the wait for its turn included.
@@ -55,7 +53,7 @@ struct Shared {
     channels: Mutex<Channels<Channel>>,
     release: tokio::sync::Mutex<Option<(u64, Option<Release>)>>,
     probes: Semaphore,
-    next_probe: Mutex<Instant>,
+    turns: Mutex<Turns>,
     probe_channels: Mutex<Channels<Channel>>,
 }
 
@@ -83,7 +81,7 @@ impl Lane {
             channels: Mutex::default(),
             release: tokio::sync::Mutex::default(),
             probes: Semaphore::new(PROBES_AT_ONCE),
-            next_probe: Mutex::new(Instant::now()),
+            turns: Mutex::new(Turns::from(tick::before(Instant::now()))),
             probe_channels: Mutex::default(),
         });
         let task = tokio::spawn(run(shared.clone()));
@@ -160,13 +158,11 @@ impl Shared {
     async fn depth(&self, queue: &str) -> Result<QueueDepth, BrokerError> {
         // The semaphore is never closed.
         let _permit = self.probes.acquire().await;
-        let turn = {
-            let mut next = locked(&self.next_probe);
-            let turn = (*next).max(Instant::now());
-            *next = turn + PROBE_SPACING;
-            turn
-        };
-        tokio::time::sleep_until(turn).await;
+        let now = Instant::now();
+        let turn = locked(&self.turns).next(tick::before(now));
+        if turn > now {
+            tokio::time::sleep_until(turn).await;
+        }
         let link = self.link()?;
         let idle = locked(&self.probe_channels).take(link.generation);
         let pooled = match idle {

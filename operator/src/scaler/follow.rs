@@ -30,7 +30,7 @@ use super::side::Side;
 use super::task::fleet_pause;
 use crate::brokers::Key;
 use crate::context::Context;
-use crate::worker::dereference::pods_of;
+use crate::tick;
 use crate::worker::live::LiveDeployment;
 use crate::worker::pods;
 
@@ -83,11 +83,13 @@ pub(super) async fn follow(key: Key, context: Arc<Context>, scraper: Arc<Scraper
     };
     let reference = ObjectRef::new(&follower.key.name).within(&follower.key.namespace);
     // A fleet that starts together does not probe together.
-    tokio::time::sleep(AT_ZERO.mul_f64(rand::random())).await;
+    tokio::time::sleep_until(tick::after(Instant::now() + AT_ZERO.mul_f64(rand::random()))).await;
     loop {
         let Some(worker) = follower.context.stores.workers.get(&reference) else { return };
-        let pause = follower.round(&worker).await;
-        tokio::time::sleep(pause).await;
+        // What a look needs is there while it looks: nearly all of these loops sleep.
+        let pause = Box::pin(follower.round(&worker)).await;
+        drop(worker);
+        tokio::time::sleep_until(tick::after(Instant::now() + pause)).await;
     }
 }
 
@@ -99,7 +101,7 @@ impl Follower {
         let namespace = &self.key.namespace;
         let queue = stores.queues.get(&ObjectRef::new(&worker.spec.queue_ref.name).within(namespace));
         let deployment = stores.deployments.get(&ObjectRef::new(&self.key.name).within(namespace));
-        let pods = pods_of(worker, &context);
+        let pods = context.pods.of(&self.key);
         let beside = queue.as_deref().and_then(|queue| self.side.next(queue));
         let (ready, beside_ready, sidecars) = tokio::join!(
             self.read_depth(queue.as_deref(), queue.as_deref().map(Queue::broker_name)),
