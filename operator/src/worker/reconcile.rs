@@ -125,7 +125,10 @@ async fn write(worker: &Worker, status: WorkerStatus, context: &Context) -> Resu
         ready.filter(|c| former.is_none_or(|f| (&f.status, &f.reason) != (&c.status, &c.reason)))
     {
         tracing::info!(namespace = worker.namespace(), worker = %worker.name_any(), ready = %ready.status, reason = %ready.reason, message = %ready.message, "worker");
-        context.condition_event(&worker.object_ref(&()), ready, "Reconcile");
+        // A Worker on its way is no news worth a request, and an event stays in memory for six minutes.
+        if ready.status != "Unknown" {
+            context.condition_event(&worker.object_ref(&()), ready, "Reconcile");
+        }
     }
     Ok(())
 }
