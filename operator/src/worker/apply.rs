@@ -4,7 +4,7 @@ use futures::future::join_all;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use warren_api::Worker;
 use warren_api::conditions::worker::TEMPLATE_VALID;
 use warren_api::worker::ScalingMode;
@@ -40,6 +40,9 @@ pub async fn apply(
     if reconfigured {
         hasten(built, around, context).await;
     }
+    if let Some(live) = around.deployment.as_deref().filter(|live| live.is_owned_by(worker)) {
+        change_strategy(&deployments, live, &built.deployment).await?;
+    }
     if let Err(problem) = one(&deployments, worker, &built.deployment, around.deployment.as_deref()).await? {
         return Ok(Err(problem));
     }
@@ -71,6 +74,27 @@ async fn remove(api: &Api<LiveDisruptionBudget>, live: &LiveDisruptionBudget) ->
             Ok(())
         }
         Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Takes out what the API server has filled in for the strategy that a Deployment had: it refuses that beside `Recreate`, and
+/// server-side apply leaves what nobody has applied.
+async fn change_strategy(
+    api: &Api<LiveDeployment>,
+    live: &LiveDeployment,
+    desired: &Value,
+) -> Result<(), Error> {
+    let recreates = desired["spec"]["strategy"]["type"] == "Recreate";
+    if !recreates || live.object()["spec"]["strategy"]["rollingUpdate"].is_null() {
+        return Ok(());
+    }
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let strategy = json!({"spec": {"strategy": {"type": "Recreate", "rollingUpdate": null}}});
+    match api.patch(&live.name_any(), &params, &Patch::Merge(strategy)).await {
+        Ok(_) => Ok(()),
+        // One that is gone is made anew.
+        Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(()),
         Err(error) => Err(error.into()),
     }
 }

@@ -101,8 +101,7 @@ pub fn build(valid: &ValidWorker<'_>, rolled: &Rolled, newest: &str, replicas: u
 fn strategy(valid: &ValidWorker<'_>) -> Value {
     let ordered = valid.worker.spec.consumer.ordering_key.is_some();
     if ordered && !valid.queue.spec.single_active_consumer {
-        // The API server refuses the parameters of the other strategy beside this one, and had filled them in.
-        json!({"type": "Recreate", "rollingUpdate": null})
+        json!({"type": "Recreate"})
     } else {
         json!({"type": "RollingUpdate"})
     }
