@@ -38,13 +38,23 @@ impl Operator {
     /// Starts it for one namespace, with what it says in a file of the system's temporary folder.
     /// Its Lease is in that namespace too; `identity` is its name in the election.
     pub async fn start(binary: &Path, cluster: &Cluster, namespace: &str, identity: &str) -> Result<Self> {
+        Self::start_with(binary, cluster.kubeconfig(), namespace, identity).await
+    }
+
+    /// The same with another kubeconfig.
+    pub async fn start_with(
+        binary: &Path,
+        kubeconfig: &Path,
+        namespace: &str,
+        identity: &str,
+    ) -> Result<Self> {
         let port = ports::free()?;
         let log = std::env::temp_dir().join(format!("warren-operator-{namespace}-{identity}.log"));
         let log = std::fs::File::create(log)?;
         let child = Command::new(binary)
             .args(["--watch-namespaces", namespace, "--namespace", namespace, "--identity", identity])
             .args(["--listen", &format!("127.0.0.1:{port}")])
-            .env("KUBECONFIG", cluster.kubeconfig())
+            .env("KUBECONFIG", kubeconfig)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -76,6 +86,11 @@ impl Operator {
             tokio::time::sleep(LOOK).await;
         }
         bail!("{name} did not reach {at_least} within {} s", PATIENCE.as_secs())
+    }
+
+    /// Whether it runs, and has not ended by itself.
+    pub fn runs(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
     }
 
     /// Ends it as a kubelet would, so that it gives its Lease back.
