@@ -60,5 +60,6 @@ pub mod progress;
 pub mod prometheus;
 pub mod site;
 pub mod wait;
+pub mod way;
 
 pub use cluster::Cluster;

@@ -9,7 +9,7 @@ use tokio::process::{Child, Command};
 
 use crate::cluster::Cluster;
 use crate::command::run_program;
-use crate::{images, ports};
+use crate::{images, ports, process};
 
 /// The metric of Ready Queues.
 pub const READY: &str = "warren_operator_queues{ready=\"true\"}";
@@ -38,13 +38,23 @@ impl Operator {
     /// Starts it for one namespace, with what it says in a file of the system's temporary folder.
     /// Its Lease is in that namespace too; `identity` is its name in the election.
     pub async fn start(binary: &Path, cluster: &Cluster, namespace: &str, identity: &str) -> Result<Self> {
+        Self::start_with(binary, cluster.kubeconfig(), namespace, identity).await
+    }
+
+    /// The same with another kubeconfig.
+    pub async fn start_with(
+        binary: &Path,
+        kubeconfig: &Path,
+        namespace: &str,
+        identity: &str,
+    ) -> Result<Self> {
         let port = ports::free()?;
         let log = std::env::temp_dir().join(format!("warren-operator-{namespace}-{identity}.log"));
         let log = std::fs::File::create(log)?;
         let child = Command::new(binary)
             .args(["--watch-namespaces", namespace, "--namespace", namespace, "--identity", identity])
             .args(["--listen", &format!("127.0.0.1:{port}")])
-            .env("KUBECONFIG", cluster.kubeconfig())
+            .env("KUBECONFIG", kubeconfig)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -61,6 +71,11 @@ impl Operator {
         Ok(value.map(str::parse).transpose()?.unwrap_or(0.0))
     }
 
+    /// The CPU seconds that it has used so far; its own metric has whole seconds only.
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        process::cpu_seconds(self.child.id().context("it has ended")?)
+    }
+
     /// Waits until a metric reaches a value; gives the seconds since the start.
     pub async fn until(&self, name: &str, at_least: f64) -> Result<f64> {
         while self.started.elapsed() < PATIENCE {
@@ -71,6 +86,11 @@ impl Operator {
             tokio::time::sleep(LOOK).await;
         }
         bail!("{name} did not reach {at_least} within {} s", PATIENCE.as_secs())
+    }
+
+    /// Whether it runs, and has not ended by itself.
+    pub fn runs(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
     }
 
     /// Ends it as a kubelet would, so that it gives its Lease back.

@@ -13,17 +13,17 @@ use warren_tests::wait::eventually;
 
 use crate::cluster;
 
-const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A namespace and a vhost of the same name.
-struct Room {
-    cluster: &'static Cluster,
-    vhost: Vhost,
-    name: String,
+pub struct Room {
+    pub cluster: &'static Cluster,
+    pub vhost: Vhost,
+    pub name: String,
 }
 
 impl Room {
-    async fn new(name: &str) -> Result<Self> {
+    pub async fn new(name: &str) -> Result<Self> {
         let cluster = cluster().await;
         let name = format!("{name}-{}", std::process::id());
         let room = Self { cluster, vhost: Vhost::new(&name).await?, name };
@@ -50,8 +50,21 @@ impl Room {
         json!({"apiVersion": "warren.dev/v1alpha1", "kind": "Queue", "metadata": metadata, "spec": spec})
     }
 
-    async fn queue(&self, name: &str, spec: Value) -> Result<()> {
+    pub async fn queue(&self, name: &str, spec: Value) -> Result<()> {
         self.cluster.apply(&self.object(name, &spec).to_string()).await.map(drop)
+    }
+
+    /// A Worker of a Queue whose pods need not start.
+    pub async fn worker(&self, name: &str, queue: &str, fields: Value) -> Result<()> {
+        let container = json!({"name": "app", "image": "app", "ports": [{"containerPort": 8080}]});
+        let mut spec =
+            json!({"queueRef": {"name": queue}, "template": {"spec": {"containers": [container]}}});
+        for (field, value) in fields.as_object().context("no object")? {
+            spec[field] = value.clone();
+        }
+        let mut worker = self.object(name, &spec);
+        worker["kind"] = "Worker".into();
+        self.cluster.apply(&worker.to_string()).await.map(drop)
     }
 
     async fn kubectl(&self, args: &[&str]) -> Result<String> {
@@ -70,7 +83,7 @@ impl Room {
         .await
     }
 
-    async fn ready(&self, name: &str) -> Result<()> {
+    pub async fn ready(&self, name: &str) -> Result<()> {
         self.condition(name, "Ready", "True", "Declared", "").await
     }
 
@@ -92,12 +105,62 @@ async fn of_two_queues_that_name_the_same_broker_queue_the_older_keeps_it() -> R
     room.ready("orders").await?;
     room.queue("younger", json!({"queueName": "orders"})).await?;
     room.condition("younger", "Declared", "False", "Conflict", "\"orders\" in namespace").await?;
-    // A derived name conflicts too.
-    room.queue("derived", json!({"queueName": "orders.dlq"})).await?;
-    room.condition("derived", "Declared", "False", "Conflict", "\"orders.dlq\"").await?;
+    // A derived name conflicts too. Of Queues that were made in the same second the first by name is the older one.
+    room.queue("youngest", json!({"queueName": "orders.dlq"})).await?;
+    room.condition("youngest", "Declared", "False", "Conflict", "\"orders.dlq\"").await?;
     room.ready("orders").await?;
     room.kubectl(&["delete", "wq", "orders"]).await?;
     room.ready("younger").await
+}
+
+#[tokio::test]
+async fn an_older_queue_keeps_its_name_while_its_secret_is_away() -> Result<()> {
+    let room = Room::new("secretless").await?;
+    let _operator = room.operator("one").await?;
+    room.secret("own", &room.vhost.uri()).await?;
+    room.queue("orders", json!({"broker": {"secretRef": {"name": "own"}}})).await?;
+    room.ready("orders").await?;
+    room.queue("younger", json!({"queueName": "orders"})).await?;
+    room.condition("younger", "Declared", "False", "Conflict", "\"orders\" in namespace").await?;
+    room.kubectl(&["delete", "secret", "own"]).await?;
+    room.condition("orders", "BrokerReachable", "False", "SecretNotFound", "\"own\"").await?;
+    // The younger one is looked at again.
+    room.queue("younger", json!({"queueName": "orders", "retry": {"delaysSeconds": [7]}})).await?;
+    eventually(PATIENCE, "the younger one is refused anew", async || {
+        let queue: Value = room.cluster.get(&["-n", &room.name, "wq", "younger"]).await?;
+        let conditions = queue["status"]["conditions"].as_array().context("no conditions")?;
+        let declared = conditions.iter().find(|c| c["type"] == "Declared").context("no such condition")?;
+        ensure!(declared["observedGeneration"] == queue["metadata"]["generation"], "{declared}");
+        ensure!(declared["reason"] == "Conflict", "{declared}");
+        Ok(())
+    })
+    .await?;
+    room.secret("own", &room.vhost.uri()).await?;
+    room.ready("orders").await
+}
+
+#[tokio::test]
+async fn a_worker_whose_one_replica_keeps_the_order_replaces_its_pod_and_one_without_order_rolls()
+-> Result<()> {
+    let room = Room::new("strategy").await?;
+    let _operator = room.operator("one").await?;
+    room.queue("orders", json!({})).await?;
+    let one = json!({"maxReplicas": 1});
+    for (consumer, strategy) in [
+        (json!({}), "RollingUpdate"),
+        // What the API server has filled in for the other strategy must go.
+        (json!({"orderingKey": "x-customer"}), "Recreate"),
+        (json!({}), "RollingUpdate"),
+    ] {
+        room.worker("invoices", "orders", json!({"scaling": one, "consumer": consumer})).await?;
+        eventually(PATIENCE, &format!("the strategy is {strategy}"), async || {
+            let deployment: Value = room.cluster.get(&["-n", &room.name, "deployment", "invoices"]).await?;
+            ensure!(deployment["spec"]["strategy"]["type"] == strategy, "{}", deployment["spec"]["strategy"]);
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(())
 }
 
 #[tokio::test]

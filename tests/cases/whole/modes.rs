@@ -1,5 +1,7 @@
 //! Who decides the number of pods, and what may take them away.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use warren_tests::desk::Order;
@@ -9,7 +11,12 @@ use crate::space::Space;
 const WORKER: (&str, &str) = ("wk", "invoices");
 
 async fn space(name: &str, worker: Value) -> Result<Space> {
-    let space = Space::new(name, |_| Order::answer(200)).await?;
+    space_of(name, Order::answer(200), worker).await
+}
+
+/// A space whose application does the same with every message.
+async fn space_of(name: &str, order: Order, worker: Value) -> Result<Space> {
+    let space = Space::new(name, move |_| order.clone()).await?;
     space.queue("orders", json!({})).await?;
     space.worker("invoices", worker).await?;
     Ok(space)
@@ -99,7 +106,8 @@ async fn a_schedule_is_a_floor_and_one_that_cannot_be_read_is_told() -> Result<(
 async fn a_disruption_budget_is_there_for_as_long_as_it_is_asked_for() -> Result<()> {
     let scaling = json!({"minReplicas": 2, "maxReplicas": 2});
     let with_budget = json!({"scaling": scaling, "disruption": {"maxUnavailable": 1}});
-    let space = space("budget", with_budget).await?;
+    let work = Order::work(Duration::from_millis(300));
+    let space = space_of("budget", work, with_budget).await?;
     let pods = space.pods_ready("invoices", 2).await?;
     space
         .eventually("the budget counts both pods", async || {
@@ -110,14 +118,25 @@ async fn a_disruption_budget_is_there_for_as_long_as_it_is_asked_for() -> Result
             Ok(())
         })
         .await?;
-    // As a node drain does it.
+    // As a node drain does it, in the middle of the work.
+    let client = space.client().await?;
+    client.publish_all("orders", (0..60).map(|n| format!("message {n}").into_bytes())).await?;
+    space.handled(10).await?;
     let path = format!("/api/v1/namespaces/{}/pods/{}/eviction", space.name, pods.first().context("a pod")?);
     let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction",
         "metadata": {"name": pods[0], "namespace": space.name}});
     let mut kubectl = space.cluster.kubectl_command();
     kubectl.args(["create", "--raw", &path, "-f", "-"]);
     warren_tests::command::run_with_input(&mut kubectl, &eviction.to_string()).await?;
-    space.pods_ready("invoices", 2).await?;
+    space.handled(60).await?;
+    assert_eq!(space.desk.called_again(), Vec::<String>::new());
+    space
+        .eventually("another pod has its place", async || {
+            let now = space.pods("invoices").await?;
+            ensure!(now.len() == 2 && !now.contains(&pods[0]), "{now:?}");
+            Ok(())
+        })
+        .await?;
 
     space.worker("invoices", json!({"scaling": scaling})).await?;
     space

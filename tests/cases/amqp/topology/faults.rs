@@ -1,18 +1,16 @@
 //! Brokers that fail, each beside one that does not: nobody waits for a broker.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinHandle;
+use tokio::net::TcpListener;
 use warren_broker::BrokerAccess;
 use warren_tests::amqp::Client;
 use warren_tests::broker::{Alarm, Broker, Options, Version, Vhost};
 use warren_tests::wait::eventually;
+use warren_tests::way::Way;
 
 use super::kept::{Keeper, PATIENCE};
 
@@ -61,36 +59,12 @@ async fn a_broker_that_never_answers_is_told_and_delays_nobody(vhost: Vhost) -> 
     Ok(())
 }
 
-/// A port that leads to another until the task is aborted.
-struct Way {
-    port: u16,
-    taken: Arc<AtomicBool>,
-    task: JoinHandle<()>,
-}
-
-async fn way_to(port: u16) -> Result<Way> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let (at, taken) = (listener.local_addr()?.port(), Arc::new(AtomicBool::new(false)));
-    let note = taken.clone();
-    let task = tokio::spawn(async move {
-        // Connections end with the task.
-        let mut connections = tokio::task::JoinSet::new();
-        while let Ok((mut near, _)) = listener.accept().await {
-            note.store(true, Ordering::Relaxed);
-            connections.spawn(async move {
-                let mut far = TcpStream::connect(("127.0.0.1", port)).await?;
-                tokio::io::copy_bidirectional(&mut near, &mut far).await
-            });
-        }
-    });
-    Ok(Way { port: at, taken, task })
-}
-
 async fn another_address_of_the_list_is_used_when_one_goes(vhost: Vhost) -> Result<()> {
     let port = vhost.broker.ports().amqp;
-    let ways = [way_to(port).await?, way_to(port).await?];
-    let uris =
-        ways.each_ref().map(|way| vhost.uri().replace(&format!(":{port}/"), &format!(":{}/", way.port)));
+    let target = ([127, 0, 0, 1], port).into();
+    let mut ways = vec![Way::to(target).await?, Way::to(target).await?];
+    let uri = |way: &Way| vhost.uri().replace(&format!(":{port}/"), &format!(":{}/", way.address().port()));
+    let uris: Vec<String> = ways.iter().map(uri).collect();
     let keys = BTreeMap::from([("uris".to_owned(), uris.join("\n").into_bytes())]);
     // Only a new connection finds what is missing.
     let keeper = Keeper::checking(Duration::from_secs(3600));
@@ -98,9 +72,8 @@ async fn another_address_of_the_list_is_used_when_one_goes(vhost: Vhost) -> Resu
     queue.ready().await?;
     let client = Client::connect(&vhost.uri()).await?;
     client.delete("orders.dlq").await?;
-    let used: Vec<_> = ways.iter().filter(|way| way.taken.load(Ordering::Relaxed)).collect();
-    assert_eq!(used.len(), 1, "one address suffices");
-    used[0].task.abort();
+    assert_eq!(ways.iter().filter(|way| way.is_taken()).count(), 1, "one address suffices");
+    ways.retain(|way| !way.is_taken());
     comes_back(&client, "orders.dlq").await
 }
 

@@ -1,0 +1,119 @@
+//! A port that leads to another, until a test cuts it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Result;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+/// A port of this machine that leads to another address. It closes with the value, and its connections with it.
+#[derive(Debug)]
+pub struct Way {
+    address: SocketAddr,
+    taken: Arc<AtomicBool>,
+    open: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Way {
+    /// A way to an address.
+    pub async fn to(target: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let taken = Arc::new(AtomicBool::new(false));
+        let (open, is_open) = watch::channel(true);
+        let note = Arc::clone(&taken);
+        let task = tokio::spawn(async move {
+            // Connections end with the task.
+            let mut connections = JoinSet::new();
+            while let Ok((near, _)) = listener.accept().await {
+                note.store(true, Ordering::Relaxed);
+                connections.spawn(carry(near, target, is_open.clone()));
+            }
+        });
+        Ok(Self { address, taken, open, task })
+    }
+
+    /// Where it begins.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Whether somebody went it.
+    pub fn is_taken(&self) -> bool {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// From now on nothing passes, and nobody is told: connections stay, and new ones are taken, without a word on them.
+    pub fn cut(&self) {
+        self.open.send_replace(false);
+    }
+
+    /// New connections get through again; those that were cut are closed.
+    pub fn mend(&self) {
+        self.open.send_replace(true);
+    }
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn carry(mut near: TcpStream, target: SocketAddr, mut open: watch::Receiver<bool>) -> Result<()> {
+    open.wait_for(|open| *open).await?;
+    let mut cut = open.clone();
+    let mut far = TcpStream::connect(target).await?;
+    tokio::select! {
+        carried = tokio::io::copy_bidirectional(&mut near, &mut far) => drop(carried?),
+        cut = cut.wait_for(|open| !*open) => drop(cut?),
+    }
+    // One that has ended by itself passes here at once.
+    open.wait_for(|open| *open).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_passes_a_way_that_is_cut_and_new_connections_do_once_it_is_mended() {
+        let echo = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let way = Way::to(echo.local_addr().unwrap()).await.unwrap();
+        tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((mut stream, _)) = echo.accept().await {
+                connections.spawn(async move {
+                    let (mut read, mut write) = stream.split();
+                    tokio::io::copy(&mut read, &mut write).await
+                });
+            }
+        });
+        let connect = async || TcpStream::connect(way.address()).await.unwrap();
+        let mut word = [0; 2];
+        let mut first = connect().await;
+        first.write_all(b"hi").await.unwrap();
+        first.read_exact(&mut word).await.unwrap();
+        way.cut();
+        first.write_all(b"hi").await.unwrap();
+        let mut second = connect().await;
+        second.write_all(b"hi").await.unwrap();
+        for stream in [&mut first, &mut second] {
+            let answer = stream.read_exact(&mut word);
+            assert!(tokio::time::timeout(Duration::from_millis(200), answer).await.is_err());
+        }
+        way.mend();
+        assert!(first.read_exact(&mut word).await.is_err(), "closed");
+        second.read_exact(&mut word).await.unwrap();
+        assert_eq!(&word, b"hi");
+    }
+}
