@@ -76,6 +76,7 @@ pub fn build(valid: &ValidWorker<'_>, rolled: &Rolled, newest: &str, replicas: u
                 "replicas": replicas,
                 "revisionHistoryLimit": REVISION_HISTORY,
                 "selector": {"matchLabels": {WORKER_LABEL: name}},
+                "strategy": strategy(valid),
                 "template": pod_template(valid, &image),
             },
         }),
@@ -93,6 +94,17 @@ pub fn build(valid: &ValidWorker<'_>, rolled: &Rolled, newest: &str, replicas: u
             })
         }),
         image,
+    }
+}
+
+/// How a rollout replaces pods. Where one replica alone keeps the order, the new pod must not consume beside the old one.
+fn strategy(valid: &ValidWorker<'_>) -> Value {
+    let ordered = valid.worker.spec.consumer.ordering_key.is_some();
+    if ordered && !valid.queue.spec.single_active_consumer {
+        // The API server refuses the parameters of the other strategy beside this one, and had filled them in.
+        json!({"type": "Recreate", "rollingUpdate": null})
+    } else {
+        json!({"type": "RollingUpdate"})
     }
 }
 

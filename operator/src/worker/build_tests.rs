@@ -138,8 +138,8 @@ fn told(wanted: &[i32], declared: Option<&[i32]>) -> Vec<u32> {
     let mut around = surroundings();
     let queue = Arc::make_mut(around.queue.as_mut().unwrap());
     queue.spec.retry.delays_seconds = wanted.to_vec();
-    let declared = declared
-        .map(|delays| Declared { retry_delays_seconds: delays.to_vec(), ..Declared::default() });
+    let declared =
+        declared.map(|delays| Declared { retry_delays_seconds: delays.to_vec(), ..Declared::default() });
     queue.status = Some(QueueStatus { declared, ..QueueStatus::default() });
     let worker = worker(json!({}));
     let built = build(&validate(&worker, &around).unwrap(), &Rolled::default(), "sidecar:new", 1);
@@ -165,4 +165,20 @@ fn a_ladder_holds_whole_until_every_rung_of_the_next_is_on_the_broker() {
     ] {
         assert_eq!(told(wanted, declared), expected, "{wanted:?} where {declared:?} is declared");
     }
+}
+
+#[test]
+fn where_one_replica_alone_keeps_the_order_the_old_pod_goes_before_the_new_one_comes() {
+    let strategy = |single: bool, consumer: Value| {
+        let mut around = surroundings();
+        Arc::make_mut(around.queue.as_mut().unwrap()).spec.single_active_consumer = single;
+        let worker = worker(json!({"consumer": consumer, "scaling": {"maxReplicas": 1}}));
+        let built = build(&validate(&worker, &around).unwrap(), &Rolled::default(), "sidecar:new", 1);
+        built.deployment["spec"]["strategy"].clone()
+    };
+    let ordered = json!({"orderingKey": "x-customer"});
+    assert_eq!(strategy(false, ordered.clone()), json!({"type": "Recreate", "rollingUpdate": null}));
+    // The broker lets one of several pods consume.
+    let rolling = json!({"type": "RollingUpdate"});
+    assert_eq!((strategy(true, ordered), strategy(false, json!({}))), (rolling.clone(), rolling));
 }
