@@ -12,6 +12,7 @@ use warren_api::{Worker, WorkerStatus};
 
 use super::dereference::Surroundings;
 use super::pods::{ready, trouble};
+use super::validate::port;
 use crate::condition::{Statement, Status, conditions, find};
 use crate::problem::Problem;
 use crate::scaler::board::View;
@@ -210,14 +211,13 @@ fn handler_healthy(worker: &Worker, desired: i32, view: &View, former: &WorkerSt
     }
     let http = &worker.spec.handler.http;
     if let Some(code) = handlers.misconfigured {
-        let port =
-            http.port.map_or_else(|| "<the container's first port>".to_owned(), |port| port.to_string());
+        let port = port(worker).map(|port| format!(":{port}")).unwrap_or_default();
         return Some(Statement::new(
             HANDLER_HEALTHY,
             false,
             "HandlerMisconfigured",
             format!(
-                "POST http://localhost:{port}{} answers {code}: correct spec.handler.http.path or port, or what the application allows. Consuming is held back, nothing is dead-lettered",
+                "POST http://localhost{port}{} answers {code}: correct spec.handler.http.path or port, or what the application allows. Consuming is held back, nothing is dead-lettered",
                 http.path
             ),
         ));
@@ -328,7 +328,8 @@ mod tests {
         let status = say(None, &View { handlers, ..View::default() });
         let healthy = find(&status.conditions, HANDLER_HEALTHY).unwrap();
         assert_eq!(healthy.reason, "HandlerMisconfigured");
-        assert!(healthy.message.contains("answers 404"), "{}", healthy.message);
+        let words = "POST http://localhost:8080/ answers 404";
+        assert!(healthy.message.contains(words), "{}", healthy.message);
     }
 
     #[test]
