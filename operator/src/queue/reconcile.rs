@@ -98,8 +98,8 @@ async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, 
     let access = match validate(queue, &secret) {
         Ok(access) => access,
         Err(problem) => {
+            // It keeps its names: a younger Queue must not take them over while only the Secret is bad.
             context.brokers.forget(&key);
-            context.brokers.release(&key, &context.queue_changed);
             return Ok(Some(Progress::Invalid(problem)));
         }
     };
