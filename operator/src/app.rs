@@ -40,6 +40,8 @@ use crate::{queue, scaler, worker};
 const GRACE: Duration = Duration::from_secs(5);
 /// How long sidecars may take to read a changed ladder: the kubelet's two minutes, and some.
 const SIDECARS_LEARN: Duration = Duration::from_secs(150);
+/// How long a quorum queue may hold back a message that it no longer counts: three minutes, and some.
+const HELD_BACK: Duration = Duration::from_secs(200);
 /// How often what is gone is swept out.
 const SWEEP: Duration = Duration::from_secs(10);
 
@@ -70,7 +72,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         .with_layer(&FilterLayer::new(move |request| guard.guard(request)))
         .build();
     let (end, shutdown) = Shutdown::channel();
-    let shared = Shared::new(args, client, shutdown.clone())?;
+    let shared = Shared::new(args, client, shutdown.clone(), &leadership)?;
     let ready = Arc::new(AtomicBool::new(false));
     let telling = Telling {
         metrics: shared.metrics.clone(),
@@ -151,12 +153,14 @@ async fn lead(
 }
 
 impl Shared {
-    fn new(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Result<Self> {
+    fn new(args: Args, client: Client, shutdown: Shutdown, leadership: &Leadership) -> anyhow::Result<Self> {
         let identity = args.identity();
         let options = LaneOptions {
             connection_name: format!("warren-operator {identity}"),
             drift_check: args.drift_check(),
             sidecars_learn: SIDECARS_LEARN,
+            held_back: HELD_BACK,
+            leadership: leadership.clone(),
         };
         let reporter = Reporter { controller: "warren-operator".to_owned(), instance: Some(identity) };
         Ok(Self {

@@ -8,6 +8,7 @@ mod claims;
 mod entries;
 mod lane;
 mod pace;
+mod rest;
 mod schedule;
 mod work;
 
@@ -24,8 +25,9 @@ use warren_broker::release::Release;
 use warren_broker::topology::{BindingPlan, Topology};
 
 use claims::Claims;
-pub use lane::Lane;
+pub use lane::{Lane, Prober};
 
+use crate::leader::Leadership;
 use crate::problem::Problem;
 
 /// A Queue's namespace and name.
@@ -146,6 +148,10 @@ pub struct LaneOptions {
     pub drift_check: Duration,
     /// How long sidecars may take to learn of a changed ladder: what they no longer use may go after that.
     pub sidecars_learn: Duration,
+    /// How long a quorum queue may hold a message back that it no longer counts: what is to go has read empty for longer.
+    pub held_back: Duration,
+    /// Whether this process may write.
+    pub leadership: Leadership,
 }
 
 /// Every broker in use.
@@ -271,6 +277,11 @@ impl Brokers {
     /// The longest time between two drift checks of a Queue, before jitter: it grows with the Queues of a broker.
     pub fn drift_check(&self) -> Duration {
         self.state().lanes.values().map(|lane| lane.drift_check()).max().unwrap_or(self.options.drift_check)
+    }
+
+    /// How many Workers the most probed broker has.
+    pub fn most_probers(&self) -> usize {
+        self.state().lanes.values().map(|lane| lane.probers()).max().unwrap_or(0)
     }
 
     fn drop_unused(&self) {

@@ -19,7 +19,7 @@ on_each_release!(
     queues_that_are_deleted_come_back_with_their_bindings,
     an_exchange_or_binding_that_is_deleted_comes_back,
     a_second_pass_changes_nothing_and_is_no_news,
-    a_queue_that_a_probe_misses_comes_back_at_once,
+    a_queue_that_a_probe_misses_comes_back_without_a_drift_check,
     a_changed_ladder_declares_first_and_deletes_what_is_empty_and_unused,
     a_dropped_binding_is_taken_back,
     a_full_dead_letter_queue_is_told_until_there_is_room,
@@ -94,7 +94,7 @@ async fn a_second_pass_changes_nothing_and_is_no_news(vhost: Vhost) -> Result<()
     Ok(())
 }
 
-async fn a_queue_that_a_probe_misses_comes_back_at_once(vhost: Vhost) -> Result<()> {
+async fn a_queue_that_a_probe_misses_comes_back_without_a_drift_check(vhost: Vhost) -> Result<()> {
     // No drift check would find it.
     let keeper = Keeper::checking(Duration::from_secs(3600));
     let mut queue = keeper.queue(&vhost.uri(), spec())?;
