@@ -271,7 +271,7 @@ impl Follower {
                 view.handlers.misconfigured,
                 view.handlers.scraped > view.handlers.connected,
                 // What the Queue tells of its messages.
-                (view.durability.deliveries > 0, view.durability.transient > 0),
+                (view.durability.deliveries > 0, view.durability.percent()),
             )
         };
         if said(former) == said(view) {
