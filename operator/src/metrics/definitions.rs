@@ -83,7 +83,7 @@ pub(super) const PROBE_INTERVAL: Definition = Definition {
     name: "warren_operator_probe_interval_seconds",
     kind: "gauge",
     labels: &[],
-    help: "Least seconds between two depth probes of a Worker: it grows with the fleet, so that a broker is probed at most 400 times a second.",
+    help: "Least seconds between two depth probes of a Worker on the broker that has most of them: it grows with them, so that a broker is probed at most 400 times a second.",
 };
 pub(super) const DRIFT_INTERVAL: Definition = Definition {
     name: "warren_operator_drift_check_interval_seconds",

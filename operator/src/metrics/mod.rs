@@ -4,7 +4,6 @@ mod definitions;
 mod series;
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -39,7 +38,6 @@ pub struct Metrics {
     drift_interval: Gauge,
     leader: IntGauge,
     api_writes: IntCounter,
-    followed: AtomicUsize,
     ready_queues: Mutex<QueueStates>,
 }
 
@@ -71,7 +69,6 @@ impl Metrics {
             drift_interval: Gauge::with_opts(DRIFT_INTERVAL.opts())?,
             leader: IntGauge::with_opts(LEADER.opts())?,
             api_writes: IntCounter::with_opts(API_WRITES.opts())?,
-            followed: AtomicUsize::new(0),
             ready_queues: Mutex::default(),
         };
         metrics.register_all()?;
@@ -91,7 +88,6 @@ impl Metrics {
             drift_interval,
             leader,
             api_writes,
-            followed: _,
             ready_queues: _,
         } = self;
         let collectors: [Box<dyn Collector>; 8] = [
@@ -202,20 +198,14 @@ impl Metrics {
         self.of_workers.forget(worker);
     }
 
-    /// Says how many Workers are looked at, and how often each can be.
-    pub fn followed_workers(&self, workers: usize, least_interval: f64) {
-        self.followed.store(workers, Ordering::Relaxed);
-        self.probe_interval.set(least_interval);
+    /// Says how often each Worker on the most probed broker can be looked at.
+    pub fn probe_interval(&self, least: f64) {
+        self.probe_interval.set(least);
     }
 
     /// Says how long two drift checks of a Queue are apart at most.
     pub fn drift_check(&self, interval: Duration) {
         self.drift_interval.set(interval.as_secs_f64());
-    }
-
-    /// How many Workers are looked at.
-    pub fn followed(&self) -> usize {
-        self.followed.load(Ordering::Relaxed)
     }
 
     /// Says how many requests have changed something in all.

@@ -28,11 +28,11 @@ use super::scrape::Scraper;
 use super::share::{Lately, part};
 use super::side::Side;
 use super::task::fleet_pause;
-use crate::brokers::Key;
+use crate::brokers::{Key, Prober};
 use crate::context::Context;
-use crate::tick;
 use crate::worker::live::LiveDeployment;
 use crate::worker::pods;
+use crate::{queue, tick};
 
 /// How often a Worker at zero is looked at: a message wakes it within a second.
 pub(super) const AT_ZERO: Duration = Duration::from_millis(400);
@@ -54,6 +54,7 @@ struct Follower {
     history: History,
     timetable: Timetable,
     depth: Option<(u64, Instant)>,
+    prober: Option<Prober>,
     side: Side,
     settled: Lately,
     decided: Option<u32>,
@@ -73,6 +74,7 @@ pub(super) async fn follow(key: Key, context: Arc<Context>, scraper: Arc<Scraper
         history: History::default(),
         timetable: Timetable::default(),
         depth: None,
+        prober: None,
         side: Side::default(),
         settled: Lately::default(),
         decided: None,
@@ -103,6 +105,8 @@ impl Follower {
         let deployment = stores.deployments.get(&ObjectRef::new(&self.key.name).within(namespace));
         let pods = context.pods.of(&self.key);
         let beside = queue.as_deref().and_then(|queue| self.side.next(queue));
+        let lane = queue.as_deref().and_then(|queue| context.brokers.lane_of(&queue::validate::key(queue)));
+        self.prober = lane.map(|lane| lane.prober(self.prober.take()));
         let (ready, beside_ready, sidecars) = tokio::join!(
             self.read_depth(queue.as_deref(), queue.as_deref().map(Queue::broker_name)),
             self.read_depth(queue.as_deref(), beside.as_deref()),
@@ -314,7 +318,8 @@ impl Follower {
 
     fn pause(&self, current: u32) -> Duration {
         let base = if current == 0 { AT_ZERO } else { WITH_PODS };
-        base.max(fleet_pause(self.context.metrics.followed())).mul_f64(rand::random_range(0.9..1.0))
+        base.max(fleet_pause(self.prober.as_ref().map_or(0, Prober::all)))
+            .mul_f64(rand::random_range(0.9..1.0))
     }
 }
 
