@@ -12,7 +12,7 @@ use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserIn
 const AMQP_PORT: u16 = 5672;
 const AMQPS_PORT: u16 = 5671;
 
-/// A broker's addresses, the identity to present and the virtual host. Equal values may share a connection.
+/// A broker's addresses (sorted), the identity to present and the virtual host. Equal values may share a connection.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct BrokerAccess {
     endpoints: Vec<Endpoint>,
@@ -23,7 +23,7 @@ pub struct BrokerAccess {
 }
 
 /// One address of a broker.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Endpoint {
     host: String,
     port: u16,
@@ -119,7 +119,11 @@ impl BrokerAccess {
                 })?,
             }
         }
-        access.ok_or(SecretError::NoAddress)
+        let mut access = access.ok_or(SecretError::NoAddress)?;
+        // They are tried in random order: the same addresses written in another one are the same broker.
+        access.endpoints.sort();
+        access.endpoints.dedup();
+        Ok(access)
     }
 
     fn from_parts(keys: &Keys<'_>, tls: Option<Tls>) -> Result<Self, SecretError> {
@@ -149,7 +153,7 @@ impl BrokerAccess {
         same.then(|| self.endpoints.extend(endpoints))
     }
 
-    /// The first address, without credentials, for status and logs: `amqp://host:port/vhost`.
+    /// The addresses, without credentials, for status and logs: `amqp://host:port,host:port/vhost`.
     pub fn address(&self) -> String {
         let scheme = if self.tls.is_some() { "amqps" } else { "amqp" };
         let hosts: Vec<_> = self.endpoints.iter().map(|e| format!("{}:{}", e.host, e.port)).collect();
@@ -320,6 +324,15 @@ mod tests {
         assert_eq!(access.address(), "amqp://a:1,b:2/v");
         let error = parse(&[("uris", "amqp://u:p@a/v\namqp://other:p@b/v")]).unwrap_err();
         assert!(error.to_string().contains("must share"), "{error}");
+    }
+
+    #[test]
+    fn the_same_addresses_in_another_order_are_the_same_broker() {
+        let one = parse(&[("uris", "amqp://u:p@a:1/v\namqp://u:p@b:2/v\n")]).unwrap();
+        let other = parse(&[("uris", "amqp://u:p@b:2/v\namqp://u:p@a:1/v\namqp://u:p@b:2/v\n")]).unwrap();
+        assert!(one == other);
+        assert_eq!((other.address().as_str(), other.endpoints()), ("amqp://a:1,b:2/v", 2));
+        assert!(one != parse(&[("uris", "amqp://u:p@a:1/v")]).unwrap());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use futures::future::join_all;
 use lapin::options::{
     BasicGetOptions, BasicNackOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
     QueueDeleteOptions,
@@ -58,7 +59,8 @@ pub struct QueueDepth {
 }
 
 /// Declares everything, in order, and stops at the first refusal, which has closed `channel`. Gives how full each
-/// queue is, in the topology's order.
+/// queue is, in the topology's order. Queues are sent together, and so are bindings: a channel carries out one after the other,
+/// and passes over what follows a refusal.
 ///
 /// # Errors
 /// What was refused, and why.
@@ -69,14 +71,15 @@ pub async fn declare(channel: &Channel, topology: &Topology) -> Result<Vec<Queue
         let object = || Object::Exchange(exchange.name.clone());
         declare_exchange(channel, exchange).await.map_err(|e| refused(object(), &e))?;
     }
-    let mut depths = Vec::with_capacity(queues.len());
-    for queue in queues {
-        let object = || Object::Queue(queue.name.clone());
-        depths.push(declare_queue(channel, queue).await.map_err(|e| refused(object(), &e))?);
-    }
-    for binding in bindings {
-        let object = || Object::Binding(binding.exchange.clone(), binding.routing_key.clone());
-        bind(channel, main, binding).await.map_err(|e| refused(object(), &e))?;
+    let answers = join_all(queues.iter().map(|queue| declare_queue(channel, queue))).await;
+    let depths = queues
+        .iter()
+        .zip(answers)
+        .map(|(queue, answer)| answer.map_err(|error| refused(Object::Queue(queue.name.clone()), &error)));
+    let depths = depths.collect::<Result<_, _>>()?;
+    let answers = join_all(bindings.iter().map(|binding| bind(channel, main, binding))).await;
+    for (BindingPlan { exchange, routing_key, .. }, answer) in bindings.iter().zip(answers) {
+        answer.map_err(|error| refused(Object::Binding(exchange.clone(), routing_key.clone()), &error))?;
     }
     Ok(depths)
 }

@@ -9,9 +9,7 @@ use anyhow::Context as _;
 use futures::channel::mpsc;
 use futures::future::try_join_all;
 use futures::{Stream, StreamExt, TryStreamExt};
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::core::v1::Pod;
 use kube::client::ClientBuilder;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
@@ -34,12 +32,16 @@ use crate::scaler::record::Records;
 use crate::secrets::Secrets;
 use crate::server::{Telling, serve};
 use crate::watch::cached;
+use crate::worker::live::{LiveConfigMap, LiveDeployment, LiveDisruptionBudget, OfWorker};
+use crate::worker::pod_index::PodIndex;
 use crate::{queue, scaler, worker};
 
 /// How long controllers get to end what they are doing.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long sidecars may take to read a changed ladder: the kubelet's two minutes, and some.
 const SIDECARS_LEARN: Duration = Duration::from_secs(150);
+/// How long a quorum queue may hold back a message that it no longer counts: three minutes, and some.
+const HELD_BACK: Duration = Duration::from_secs(200);
 /// How often what is gone is swept out.
 const SWEEP: Duration = Duration::from_secs(10);
 
@@ -70,7 +72,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         .with_layer(&FilterLayer::new(move |request| guard.guard(request)))
         .build();
     let (end, shutdown) = Shutdown::channel();
-    let shared = Shared::new(args, client, shutdown.clone())?;
+    let shared = Shared::new(args, client, shutdown.clone(), &leadership)?;
     let ready = Arc::new(AtomicBool::new(false));
     let telling = Telling {
         metrics: shared.metrics.clone(),
@@ -151,12 +153,14 @@ async fn lead(
 }
 
 impl Shared {
-    fn new(args: Args, client: Client, shutdown: Shutdown) -> anyhow::Result<Self> {
+    fn new(args: Args, client: Client, shutdown: Shutdown, leadership: &Leadership) -> anyhow::Result<Self> {
         let identity = args.identity();
         let options = LaneOptions {
             connection_name: format!("warren-operator {identity}"),
             drift_check: args.drift_check(),
             sidecars_learn: SIDECARS_LEARN,
+            held_back: HELD_BACK,
+            leadership: leadership.clone(),
         };
         let reporter = Reporter { controller: "warren-operator".to_owned(), instance: Some(identity) };
         Ok(Self {
@@ -213,10 +217,11 @@ async fn start_scope(
     let client = &shared.client;
     let (queues, queue_events) = cached::<Queue>(client, scope, None, |_| {});
     let (workers, worker_events) = cached::<Worker>(client, scope, None, |_| {});
-    let (deployments, deployment_events) = cached::<Deployment>(client, scope, Some(WORKER_LABEL), |_| {});
-    let (config_maps, config_map_events) = cached::<ConfigMap>(client, scope, Some(WORKER_LABEL), |_| {});
+    let (deployments, deployment_events) =
+        cached::<LiveDeployment>(client, scope, Some(WORKER_LABEL), |_| {});
+    let (config_maps, config_map_events) = cached::<LiveConfigMap>(client, scope, Some(WORKER_LABEL), |_| {});
     let (disruption_budgets, budget_events) =
-        cached::<PodDisruptionBudget>(client, scope, Some(WORKER_LABEL), |budget| budget.status = None);
+        cached::<LiveDisruptionBudget>(client, scope, Some(WORKER_LABEL), |_| {});
     let (pods, pod_events) = cached::<Pod>(client, scope, Some(WORKER_LABEL), prune_pod);
     let (queue_changed, queue_triggers) = mpsc::unbounded();
     let (worker_changed, worker_triggers) = mpsc::unbounded();
@@ -230,7 +235,8 @@ async fn start_scope(
         secrets: shared.secrets.clone(),
         board: Arc::new(Board::default()),
         records: shared.records.clone(),
-        stores: Stores { queues, workers, deployments, config_maps, disruption_budgets, pods },
+        stores: Stores { queues, workers, deployments, config_maps, disruption_budgets },
+        pods: PodIndex::new(pods.clone()),
         queue_changed,
         worker_changed,
         retries: Retries::default(),
@@ -252,6 +258,8 @@ async fn start_scope(
     watches.spawn(follow(deployment_events, context.clone()));
     watches.spawn(follow(config_map_events, context.clone()));
     watches.spawn(follow(budget_events, context.clone()));
+    let of_pods = context.clone();
+    let pod_events = pod_events.inspect_ok(move |_| of_pods.pods.changed());
     watches.spawn(follow(pod_events, context.clone()));
 
     // Only what was asked for brings a resource to its reconcile; its own status does not.
@@ -272,7 +280,8 @@ async fn start_scope(
         stores.deployments.wait_until_ready().await?;
         stores.config_maps.wait_until_ready().await?;
         stores.disruption_budgets.wait_until_ready().await?;
-        stores.pods.wait_until_ready().await?;
+        pods.wait_until_ready().await?;
+        context.pods.changed();
         // A controller waits for its own store, and a store wakes one waiter only.
         queues_filled.wait_for(|filled| *filled).await?;
         workers_filled.wait_for(|filled| *filled).await?;
@@ -334,7 +343,7 @@ async fn follow<K>(
     events: impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send,
     context: Arc<Context>,
 ) where
-    K: kube::Resource<DynamicType = ()> + Clone,
+    K: OfWorker + Clone,
 {
     let mut objects = std::pin::pin!(events.touched_objects());
     while let Some(object) = objects.next().await {
@@ -345,7 +354,7 @@ async fn follow<K>(
                 continue;
             }
         };
-        if let (Some(worker), Some(namespace)) = (object.labels().get(WORKER_LABEL), object.namespace()) {
+        if let (Some(worker), Some(namespace)) = (object.worker(), object.namespace()) {
             let _ = context.worker_changed.unbounded_send(ObjectRef::new(worker).within(&namespace));
         }
     }

@@ -5,9 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::channel::mpsc::UnboundedSender;
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, Pod};
-use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::DynamicObject;
 use kube::runtime::controller::Action;
@@ -24,6 +22,8 @@ use crate::metrics::Metrics;
 use crate::scaler::board::Board;
 use crate::scaler::record::Records;
 use crate::secrets::Secrets;
+use crate::worker::live::{LiveConfigMap, LiveDeployment, LiveDisruptionBudget};
+use crate::worker::pod_index::PodIndex;
 
 /// The name under which the operator owns fields.
 pub const FIELD_MANAGER: &str = "warren";
@@ -36,13 +36,11 @@ pub struct Stores {
     /// Workers.
     pub workers: Store<Worker>,
     /// Deployments that the operator made.
-    pub deployments: Store<Deployment>,
+    pub deployments: Store<LiveDeployment>,
     /// ConfigMaps that the operator made.
-    pub config_maps: Store<ConfigMap>,
+    pub config_maps: Store<LiveConfigMap>,
     /// PodDisruptionBudgets that the operator made.
-    pub disruption_budgets: Store<PodDisruptionBudget>,
-    /// Pods of those Deployments.
-    pub pods: Store<Pod>,
+    pub disruption_budgets: Store<LiveDisruptionBudget>,
 }
 
 /// Everything a reconcile needs.
@@ -65,6 +63,8 @@ pub struct Context {
     pub records: Arc<Records>,
     /// Caches.
     pub stores: Stores,
+    /// Pods of the Deployments that the operator made.
+    pub pods: PodIndex,
     /// Brings a Queue to its reconcile.
     pub queue_changed: UnboundedSender<ObjectRef<Queue>>,
     /// Brings a Worker to its reconcile.

@@ -1,12 +1,14 @@
 //! Leader election by a Lease: one replica works, the others stand by.
 //!
 //! **Guarantee**: a replica whose Lease was not renewed in time writes nothing any more, even when it was frozen meanwhile:
-//! [`Leadership::guard`] refuses its requests before it notices by itself. Expiry is judged by a monotonic clock from when a
+//! [`Leadership::guard`] refuses its requests to the API server, and [`Leadership::fenced`] ends its work on brokers, before it
+//! notices by itself. Expiry is judged by a monotonic clock from when a
 //! renewal was *seen*, never by comparing clocks of two machines, and each update is guarded by the resource version.
 
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -62,6 +64,33 @@ impl Leadership {
     /// Whether this process may write now.
     pub fn may_write(&self) -> bool {
         self.epoch.elapsed().as_millis() < u128::from(self.until.load(Ordering::Acquire))
+    }
+
+    /// How long this process may still write if nothing is renewed.
+    fn left(&self) -> Duration {
+        let until = Duration::from_millis(self.until.load(Ordering::Acquire));
+        until.saturating_sub(self.epoch.elapsed())
+    }
+
+    /// Does work for as long as this process may write: it is asked before every step, and the work is dropped at the moment
+    /// when it may no more, well before another replica leads.
+    ///
+    /// # Errors
+    /// This process does not lead, or did not until the end of the work.
+    pub async fn fenced<T>(&self, work: impl Future<Output = T>) -> Result<T, NotLeading> {
+        let mut work = std::pin::pin!(work);
+        let mut lost = std::pin::pin!(async {
+            while !self.left().is_zero() {
+                tokio::time::sleep(self.left()).await;
+            }
+        });
+        std::future::poll_fn(|context| {
+            if !self.may_write() || lost.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Err(NotLeading));
+            }
+            work.as_mut().poll(context).map(Ok)
+        })
+        .await
     }
 
     /// Requests so far that changed something, Leases apart.
@@ -140,7 +169,7 @@ impl Elector {
     pub async fn acquire(&self) -> Lease {
         let mut seen: Option<(Option<String>, Instant)> = None;
         loop {
-            match within(self.try_acquire(&mut seen)).await {
+            match within(REQUEST, self.try_acquire(&mut seen)).await {
                 Ok(Some(lease)) => return lease,
                 Ok(None) => {}
                 Err(error) => tracing::warn!(%error, lease = LEASE, "the Lease cannot be had yet"),
@@ -184,13 +213,16 @@ impl Elector {
 
     /// Renews the Lease for as long as that works; returns when it is lost, which ends the process.
     pub async fn keep(&self, mut lease: Lease) {
-        let mut renewed = Instant::now();
-        while renewed.elapsed() < DEADLINE {
-            tokio::time::sleep(RENEW).await;
+        loop {
+            tokio::time::sleep(RENEW.min(self.leadership.left())).await;
+            let left = self.leadership.left();
+            if left.is_zero() {
+                break;
+            }
             let begun = Instant::now();
-            match within(self.renew(&lease)).await {
+            match within(left.min(REQUEST), self.renew(&lease)).await {
                 Ok(Some(next)) => {
-                    (lease, renewed) = (next, begun);
+                    lease = next;
                     self.leadership.extend(begun);
                 }
                 Ok(None) => break,
@@ -232,15 +264,15 @@ impl Elector {
             spec.lease_duration_seconds = Some(1);
             self.leases.replace(LEASE, &PostParams::default(), &lease).await.map(drop)
         };
-        if let Err(error) = within(release).await {
+        if let Err(error) = within(REQUEST, release).await {
             tracing::warn!(%error, "the Lease was not given back");
         }
     }
 }
 
 /// Bounds a request: one that hangs must not outlive the Lease.
-async fn within<T>(request: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
-    Ok(tokio::time::timeout(REQUEST, request).await??)
+async fn within<T>(limit: Duration, request: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
+    Ok(tokio::time::timeout(limit, request).await??)
 }
 
 #[cfg(test)]
@@ -287,6 +319,65 @@ mod tests {
         leadership.permanent();
         assert!(leadership.guard(request("PATCH", "/apis/apps/v1/namespaces/n/deployments/d")).is_ok());
         assert_eq!(leadership.writes(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_goes_on_while_the_lease_is_renewed_and_ends_when_it_is_not() {
+        let leadership = Leadership::none();
+        assert!(leadership.fenced(std::future::ready(())).await.is_err(), "before it leads");
+        leadership.extend(Instant::now());
+        let (start, renewed) = (Instant::now(), leadership.clone());
+        let renewals = async move {
+            for _ in 0..10 {
+                tokio::time::sleep(RENEW).await;
+                renewed.extend(Instant::now());
+            }
+        };
+        let work = tokio::time::sleep(RENEW * 10);
+        let (worked, ()) = tokio::join!(leadership.fenced(work), renewals);
+        assert!(worked.is_ok());
+        assert!(leadership.fenced(std::future::pending::<()>()).await.is_err());
+        let ended = start.elapsed();
+        assert!(ended >= RENEW * 10 + DEADLINE && ended < RENEW * 10 + DURATION, "{ended:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_takes_no_further_step_once_the_lease_is_given_back() {
+        let leadership = Leadership::none();
+        leadership.permanent();
+        let (steps, mut next) = tokio::sync::mpsc::unbounded_channel::<()>();
+        let taken = AtomicU64::new(0);
+        let work = leadership.fenced(async {
+            while next.recv().await.is_some() {
+                taken.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let rest = async {
+            steps.send(()).unwrap();
+            while taken.load(Ordering::Relaxed) == 0 {
+                tokio::task::yield_now().await;
+            }
+            leadership.end();
+            steps.send(()).unwrap();
+        };
+        let (worked, ()) = tokio::join!(work, rest);
+        assert!(worked.is_err());
+        assert_eq!(taken.into_inner(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_whose_api_server_hangs_has_given_up_by_its_deadline() {
+        let hangs = tower::util::service_fn(|_: http::Request<Body>| async {
+            std::future::pending::<Result<http::Response<Body>, std::convert::Infallible>>().await
+        });
+        let leadership = Leadership::none();
+        let elector =
+            Elector::new(Client::new(hangs, "warren"), "warren", "a".to_owned(), leadership.clone());
+        leadership.extend(Instant::now());
+        let start = Instant::now();
+        elector.keep(Lease::default()).await;
+        assert!(start.elapsed() <= DEADLINE + Duration::from_millis(10), "{:?}", start.elapsed());
+        assert!(!leadership.may_write());
     }
 
     #[tokio::test(start_paused = true)]

@@ -21,5 +21,6 @@ pub mod rbac;
 pub mod scaler;
 pub mod secrets;
 pub mod server;
+pub mod tick;
 pub mod watch;
 pub mod worker;

@@ -9,6 +9,8 @@ use serde::de::DeserializeOwned;
 
 /// Load balancers drop flows that are idle for 240 s; some API servers refuse longer watches.
 const WATCH_SECONDS: u32 = 200;
+/// A copy of what a person applied, in the object itself.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Objects a page of the first list.
 const PAGE: u32 = 500;
 
@@ -42,6 +44,7 @@ where
         .default_backoff()
         .modify(move |object| {
             object.managed_fields_mut().clear();
+            object.annotations_mut().remove(LAST_APPLIED);
             prune(object);
         })
         .reflect(writer);

@@ -9,7 +9,7 @@ use tokio::process::{Child, Command};
 
 use crate::cluster::Cluster;
 use crate::command::run_program;
-use crate::{images, ports};
+use crate::{images, ports, process};
 
 /// The metric of Ready Queues.
 pub const READY: &str = "warren_operator_queues{ready=\"true\"}";
@@ -59,6 +59,11 @@ impl Operator {
         let text = run_program("curl", ["--silent", "--show-error", "--max-time", "5", &url]).await?;
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(value.map(str::parse).transpose()?.unwrap_or(0.0))
+    }
+
+    /// The CPU seconds that it has used so far; its own metric has whole seconds only.
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        process::cpu_seconds(self.child.id().context("it has ended")?)
     }
 
     /// Waits until a metric reaches a value; gives the seconds since the start.

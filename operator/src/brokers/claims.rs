@@ -1,6 +1,6 @@
 //! Which Queue has which queue of a broker: the oldest that names it. Pure.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use super::Key;
 
@@ -10,7 +10,8 @@ type Place = (i64, Key);
 /// Claims on names, by the broker's address (its vhost included) and the queue's name.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
-    names: HashMap<(String, String), BTreeSet<Place>>,
+    /// Who wants each name, the oldest first. That is nearly always one, for which a set would keep room for eleven.
+    names: HashMap<String, HashMap<String, Vec<Place>>>,
     claimants: BTreeMap<Key, Claimed>,
 }
 
@@ -34,10 +35,16 @@ impl Claims {
         let mut others = Vec::new();
         if self.claimants.get(key) != Some(&claimed) {
             others = self.release(key);
+            let at_address = self.names.entry(address.to_owned()).or_default();
             for name in &claimed.names {
-                let places = self.names.entry((address.to_owned(), name.clone())).or_default();
-                places.insert((age, key.clone()));
-                others.extend(places.range((age, key.clone())..).skip(1).map(|(_, other)| other.clone()));
+                let places = at_address.entry(name.clone()).or_default();
+                let place = (age, key.clone());
+                let at = places.partition_point(|other| *other < place);
+                if places.get(at) == Some(&place) {
+                    continue;
+                }
+                others.extend(places[at..].iter().map(|(_, younger)| younger.clone()));
+                places.insert(at, place);
             }
             self.claimants.insert(key.clone(), claimed);
         }
@@ -47,25 +54,29 @@ impl Claims {
     /// The older Queue that has one of the names of `key`.
     fn holder(&self, key: &Key) -> Option<(String, Key)> {
         let claimed = self.claimants.get(key)?;
+        let at_address = self.names.get(&claimed.address)?;
         claimed.names.iter().find_map(|name| {
-            let (_, first) = self.names.get(&(claimed.address.clone(), name.clone()))?.first()?;
+            let (_, first) = at_address.get(name)?.first()?;
             (first != key).then(|| (name.clone(), first.clone()))
         })
     }
 
     /// Gives every name of a Queue up; gives the Queues that want one of them.
     pub(super) fn release(&mut self, key: &Key) -> Vec<Key> {
-        let Some(Claimed { age, address, names }) = self.claimants.remove(key) else { return Vec::new() };
+        let Some(Claimed { address, names, .. }) = self.claimants.remove(key) else { return Vec::new() };
         let mut others = Vec::new();
+        let Some(at_address) = self.names.get_mut(&address) else { return others };
         for name in names {
-            let at = (address.clone(), name);
-            if let Some(places) = self.names.get_mut(&at) {
-                places.remove(&(age, key.clone()));
+            if let Some(places) = at_address.get_mut(&name) {
+                places.retain(|(_, other)| other != key);
                 others.extend(places.iter().map(|(_, other)| other.clone()));
                 if places.is_empty() {
-                    self.names.remove(&at);
+                    at_address.remove(&name);
                 }
             }
+        }
+        if at_address.is_empty() {
+            self.names.remove(&address);
         }
         others
     }

@@ -1,6 +1,6 @@
 //! The Queues of a lane: what each wants, what was last seen of it, and when it is due.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,9 +11,11 @@ use warren_api::Queue;
 use warren_broker::Category;
 use warren_broker::declare::DeclareError;
 
+use super::rest::Rest;
 use super::schedule::{Last, next_check};
 use super::{Key, Observation, Order, Outcome};
 use crate::problem::{self, Problem};
+use crate::tick;
 
 /// Before a queue that is missing is declared again, its former consumers must have been told. RabbitMQ 3 has a channel
 /// consume anew from a queue of the same name that is there by then, and forgets at once that it did: such a consumer takes
@@ -25,13 +27,18 @@ const CONSUMERS_TOLD: Duration = Duration::from_secs(1);
 pub(super) struct Entries {
     entries: HashMap<Key, Entry>,
     due: BTreeSet<(Instant, Key)>,
+    /// Queues whose order is being carried out, those that were forgotten meanwhile included: the next order waits for its
+    /// end, as what the older one still does would undo it.
+    running: HashSet<Key>,
 }
 
 #[derive(Debug)]
 struct Entry {
     order: Arc<Order>,
-    /// When the order was placed.
-    placed: Instant,
+    /// When the order was first carried out, after which sidecars learn of it.
+    declared: Option<Instant>,
+    /// How long its queues that are to go have read empty.
+    rest: Rest,
     changed: UnboundedSender<ObjectRef<Queue>>,
     observation: Option<Observation>,
     failures: u32,
@@ -45,8 +52,10 @@ struct Entry {
 pub(super) struct Due {
     pub(super) key: Key,
     pub(super) order: Arc<Order>,
-    /// How long ago it was placed.
+    /// How long ago it was first carried out; zero before that.
     pub(super) age: Duration,
+    /// How long its queues that are to go have read empty.
+    pub(super) rest: Rest,
 }
 
 impl Entries {
@@ -67,12 +76,14 @@ impl Entries {
             Some(entry) if *entry.order == order => return entry.observation.clone(),
             Some(entry) => {
                 entry.order = Arc::new(order);
-                entry.placed = now;
+                entry.declared = None;
+                entry.rest = Rest::default();
                 entry
             }
             None => self.entries.entry(key.clone()).or_insert(Entry {
                 order: Arc::new(order),
-                placed: now,
+                declared: None,
+                rest: Rest::default(),
                 changed: changed.clone(),
                 observation: None,
                 failures: 0,
@@ -82,11 +93,12 @@ impl Entries {
         };
         entry.observation =
             down.map(|down| Observation { order: entry.order.clone(), outcome: Outcome::Unreachable(down) });
-        match entry.due {
-            Some(at) => {
-                self.due.remove(&(at, key.clone()));
-            }
-            None => entry.again = true,
+        if self.running.contains(key) {
+            entry.again = true;
+            return entry.observation.clone();
+        }
+        if let Some(at) = entry.due {
+            self.due.remove(&(at, key.clone()));
         }
         entry.due = Some(now);
         self.due.insert((now, key.clone()));
@@ -112,12 +124,15 @@ impl Entries {
         let entry = self.entries.get_mut(&key)?;
         entry.due = None;
         entry.again = false;
-        let age = now.duration_since(entry.placed);
-        Some(Due { order: entry.order.clone(), key, age })
+        self.running.insert(key.clone());
+        let age = entry.declared.map_or(Duration::ZERO, |declared| now.duration_since(declared));
+        Some(Due { order: entry.order.clone(), key, age, rest: std::mem::take(&mut entry.rest) })
     }
 
-    /// Everything is looked at again, but what failed keeps its date: it may be what ended the connection.
+    /// Everything is looked at again, but what failed keeps its date: it may be what ended the connection. While there was
+    /// none, nobody looked.
     pub(super) fn all_due(&mut self, now: Instant) {
+        self.entries.values_mut().for_each(|entry| entry.rest = Rest::default());
         let sound = self.entries.iter().filter(|(_, entry)| entry.failures == 0);
         let keys: Vec<Key> = sound.map(|(key, _)| key.clone()).collect();
         keys.iter().for_each(|key| self.due_by(key, now));
@@ -157,16 +172,25 @@ impl Entries {
         }
     }
 
-    /// Takes the result of an order in, and sets when the Queue is due again.
+    /// Takes the result of an order in, and sets when the Queue is due again. A look that failed has not seen anything rest.
     pub(super) fn done(
         &mut self,
-        key: &Key,
-        order: &Arc<Order>,
+        Due { key, order, rest, .. }: &Due,
         result: Result<Outcome, DeclareError>,
         drift_check: Duration,
+        now: Instant,
     ) {
         let queues = self.entries.len();
+        self.running.remove(key);
         let Some(entry) = self.entries.get_mut(key) else { return };
+        if Arc::ptr_eq(order, &entry.order) {
+            if result.is_ok() {
+                entry.rest = rest.clone();
+            }
+            if matches!(result, Ok(Outcome::Declared(_))) {
+                entry.declared.get_or_insert(now);
+            }
+        }
         let last = match result {
             Ok(outcome) => {
                 entry.failures = 0;
@@ -192,9 +216,9 @@ impl Entries {
             true => Duration::ZERO,
             false => next_check(last, drift_check, queues, rand::random()),
         };
-        // An order that came meanwhile has put its own date; what is removed is not looked for again.
-        if entry.due.is_none() && !entry.removed() {
-            let at = Instant::now() + wait;
+        // What is removed is not looked for again.
+        if !entry.removed() {
+            let at = tick::after(now + wait);
             entry.due = Some(at);
             self.due.insert((at, key.clone()));
         }
@@ -226,18 +250,110 @@ mod tests {
     use super::*;
     use crate::brokers::{Claim, Goal, Seen};
 
-    #[test]
-    fn a_queue_that_is_missing_is_declared_a_second_after_the_first_look_that_missed_it() {
+    const DRIFT: Duration = Duration::from_secs(60);
+
+    fn order(goal: Goal) -> Order {
         let topology = Topology { exchanges: vec![], queues: vec![], bindings: vec![] };
-        let goal = Goal::Keep { claim: Claim::Declare, unbind: vec![], retire: vec![] };
-        let order = Order { main: "orders".to_owned(), queue_type: QueueType::Quorum, topology, goal };
-        let key = Key { namespace: "shop".to_owned(), name: "orders".to_owned() };
+        Order { main: "orders".to_owned(), queue_type: QueueType::Quorum, topology, goal }
+    }
+
+    fn keep(retire: &[u32]) -> Order {
+        order(Goal::Keep { claim: Claim::Declare, unbind: vec![], retire: retire.to_vec() })
+    }
+
+    fn key() -> Key {
+        Key { namespace: "shop".to_owned(), name: "orders".to_owned() }
+    }
+
+    fn declared() -> Result<Outcome, DeclareError> {
+        Ok(Outcome::Declared(Seen::default()))
+    }
+
+    #[test]
+    fn an_order_waits_for_the_end_of_the_one_before_it() {
         let (changed, _receiver) = futures::channel::mpsc::unbounded();
         let (mut entries, now) = (Entries::default(), Instant::now());
-        entries.order(&key, order, &changed, None, now);
-        let Due { order, .. } = entries.take_due(now).unwrap();
-        let seen = Seen { leftover: vec![], dead_letter_full: None, release: None };
-        entries.done(&key, &order, Ok(Outcome::Declared(seen)), Duration::from_secs(60));
+        let later = now + Duration::from_secs(1);
+        entries.order(&key(), keep(&[]), &changed, None, now);
+        let first = entries.take_due(now).unwrap();
+        entries.order(
+            &key(),
+            order(Goal::Remove { only_if_empty: false, unbind: vec![] }),
+            &changed,
+            None,
+            now,
+        );
+        entries.all_due(now);
+        assert_eq!((entries.first_due(), entries.take_due(later).is_none()), (None, true));
+        entries.done(&first, declared(), DRIFT, now);
+        let second = entries.take_due(later).unwrap();
+        assert!(matches!(second.order.goal, Goal::Remove { .. }));
+        entries.done(&second, Ok(Outcome::Removed), DRIFT, later);
+        assert_eq!(entries.first_due(), None);
+    }
+
+    #[test]
+    fn a_queue_that_comes_back_waits_for_what_was_begun_before_it_went() {
+        let (changed, _receiver) = futures::channel::mpsc::unbounded();
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        entries.order(&key(), keep(&[]), &changed, None, now);
+        let first = entries.take_due(now).unwrap();
+        entries.forget(&key());
+        entries.order(&key(), keep(&[5]), &changed, None, now);
+        assert!(entries.take_due(now).is_none());
+        entries.done(&first, declared(), DRIFT, now);
+        assert!(entries.take_due(now + Duration::from_secs(1)).is_some());
+    }
+
+    #[test]
+    fn sidecars_have_learned_of_an_order_some_time_after_it_was_carried_out_not_after_it_was_placed() {
+        let (changed, _receiver) = futures::channel::mpsc::unbounded();
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        let at = |minutes: u64| now + Duration::from_secs(minutes * 60);
+        entries.order(&key(), keep(&[5]), &changed, None, now);
+        // The broker was away for long.
+        let first = entries.take_due(at(10)).unwrap();
+        assert_eq!(first.age, Duration::ZERO);
+        entries.done(&first, declared(), DRIFT, at(10));
+        let second = entries.take_due(at(12)).unwrap();
+        assert_eq!(second.age, Duration::from_secs(120));
+        entries.done(&second, declared(), DRIFT, at(12));
+        assert_eq!(entries.take_due(at(14)).unwrap().age, Duration::from_secs(240));
+    }
+
+    #[test]
+    fn how_long_a_queue_has_read_empty_is_kept_until_a_look_fails_or_the_connection_is_another() {
+        let (changed, _receiver) = futures::channel::mpsc::unbounded();
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        let at = |minutes: u64| now + Duration::from_secs(minutes * 60);
+        let mut rested = Rest::default();
+        rested.seen("orders.retry.5s", true, now);
+        entries.order(&key(), keep(&[5]), &changed, None, now);
+        let mut look = |minute, result, new_connection| {
+            let mut due = entries.take_due(at(minute)).unwrap();
+            let before = due.rest.clone();
+            due.rest = rested.clone();
+            entries.done(&due, result, DRIFT, at(minute));
+            if new_connection {
+                entries.all_due(at(minute));
+            }
+            before
+        };
+        let closed = warren_broker::BrokerError::Closed { detail: "x".to_owned() };
+        let object = warren_broker::declare::Object::Queue("orders".to_owned());
+        look(0, declared(), false);
+        assert_eq!(look(2, declared(), true), rested);
+        assert_eq!(look(4, Err(DeclareError { object, error: closed }), false), Rest::default());
+        assert_eq!(look(6, declared(), false), Rest::default());
+    }
+
+    #[test]
+    fn a_queue_that_is_missing_is_declared_a_second_after_the_first_look_that_missed_it() {
+        let (changed, _receiver) = futures::channel::mpsc::unbounded();
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        entries.order(&key(), keep(&[]), &changed, None, now);
+        let due = entries.take_due(now).unwrap();
+        entries.done(&due, declared(), DRIFT, now);
 
         entries.missing("orders", now);
         entries.missing("orders", now + Duration::from_millis(400));

@@ -18,17 +18,17 @@ use warren_broker::release::{self, Release};
 use warren_broker::supervisor::{Link, LinkState, Supervisor};
 use warren_broker::{BrokerAccess, BrokerError, Category};
 
+use super::channels::{Channels, Pooled};
 use super::entries::{Due, Entries};
-use super::pace::{Pace, patience};
+use super::pace::{Pace, Turns, patience};
 use super::schedule::interval;
-use super::work::carry_out;
+use super::work::{Patience, carry_out, of_main};
 use super::{Key, LaneOptions, Observation, Order, Outcome};
-use crate::problem;
+use crate::leader::Leadership;
+use crate::{problem, tick};
 
-/// Depth probes of a broker at once.
-const PROBES_AT_ONCE: usize = 8;
-/// Shortest time between two probes: 400 a second at most.
-const PROBE_SPACING: Duration = Duration::from_micros(2500);
+/// Depth probes of a broker at once, those that wait for their turn included.
+const PROBES_AT_ONCE: usize = 24;
 /// How long a broker may take to say which release it is.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a probe may take, the wait for its turn included.
@@ -49,34 +49,27 @@ struct Shared {
     access: BrokerAccess,
     drift_check: Duration,
     sidecars_learn: Duration,
+    held_back: Duration,
+    leadership: Leadership,
     entries: Mutex<Entries>,
     changed: Notify,
-    channels: Mutex<Channels>,
+    channels: Mutex<Channels<Channel>>,
     release: tokio::sync::Mutex<Option<(u64, Option<Release>)>>,
     probes: Semaphore,
-    next_probe: Mutex<Instant>,
-    probe_channels: Mutex<Channels>,
+    turns: Mutex<Turns>,
+    probe_channels: Mutex<Channels<Channel>>,
+    probers: Arc<()>,
 }
 
-/// Open channels of one connection that wait for use.
-#[derive(Debug, Default)]
-pub(super) struct Channels {
-    generation: u64,
-    idle: Vec<Channel>,
-}
+/// A Worker's place among those whose queues are probed on a lane, until it is dropped.
+#[derive(Debug)]
+pub struct Prober(Arc<()>);
 
-impl Channels {
-    pub(super) fn take(&mut self, generation: u64) -> Option<Channel> {
-        if self.generation != generation {
-            (self.generation, self.idle) = (generation, Vec::new());
-        }
-        self.idle.pop()
-    }
-
-    pub(super) fn put_back(&mut self, generation: u64, channel: Channel) {
-        if self.generation == generation && channel.status().connected() {
-            self.idle.push(channel);
-        }
+impl Prober {
+    /// How many there are on its lane.
+    pub fn all(&self) -> usize {
+        // The lane has one of its own.
+        Arc::strong_count(&self.0).saturating_sub(1)
     }
 }
 
@@ -99,13 +92,16 @@ impl Lane {
             access,
             drift_check: options.drift_check,
             sidecars_learn: options.sidecars_learn,
+            held_back: options.held_back,
+            leadership: options.leadership.clone(),
             entries: Mutex::default(),
             changed: Notify::new(),
             channels: Mutex::default(),
             release: tokio::sync::Mutex::default(),
             probes: Semaphore::new(PROBES_AT_ONCE),
-            next_probe: Mutex::new(Instant::now()),
+            turns: Mutex::new(Turns::from(tick::before(Instant::now()))),
             probe_channels: Mutex::default(),
+            probers: Arc::default(),
         });
         let task = tokio::spawn(run(shared.clone()));
         Self { shared, task }
@@ -140,7 +136,18 @@ impl Lane {
         locked(&self.shared.entries).forget(key);
     }
 
-    /// How many ready messages a queue has. One that is missing, and was there, is declared again at once.
+    /// Takes a place among those that probe this lane; `former` is kept where it is one.
+    pub fn prober(&self, former: Option<Prober>) -> Prober {
+        let probers = &self.shared.probers;
+        former.filter(|former| Arc::ptr_eq(&former.0, probers)).unwrap_or_else(|| Prober(probers.clone()))
+    }
+
+    /// How many Workers' queues are probed on this lane.
+    pub(super) fn probers(&self) -> usize {
+        Prober(self.shared.probers.clone()).all().saturating_sub(1)
+    }
+
+    /// How many ready messages a queue has. One that is missing, and was there, is declared again a second later.
     ///
     /// # Errors
     /// The broker is not connected, did not answer in time, or knows no such queue.
@@ -181,21 +188,21 @@ impl Shared {
     async fn depth(&self, queue: &str) -> Result<QueueDepth, BrokerError> {
         // The semaphore is never closed.
         let _permit = self.probes.acquire().await;
-        let turn = {
-            let mut next = locked(&self.next_probe);
-            let turn = (*next).max(Instant::now());
-            *next = turn + PROBE_SPACING;
-            turn
-        };
-        tokio::time::sleep_until(turn).await;
+        let now = Instant::now();
+        let turn = locked(&self.turns).next(tick::before(now));
+        if turn > now {
+            tokio::time::sleep_until(turn).await;
+        }
         let link = self.link()?;
         let idle = locked(&self.probe_channels).take(link.generation);
-        let channel = match idle {
-            Some(channel) => channel,
-            None => open(&link).await?,
+        let pooled = match idle {
+            Some(pooled) => pooled,
+            None => Pooled::fresh(open(&link).await?),
         };
-        let depth = declare::depth(&channel, queue).await?;
-        locked(&self.probe_channels).put_back(link.generation, channel);
+        let depth = declare::depth(&pooled.channel, queue).await?;
+        if pooled.channel.status().connected() {
+            locked(&self.probe_channels).put_back(link.generation, pooled);
+        }
         Ok(depth)
     }
 
@@ -208,14 +215,15 @@ impl Shared {
         }
     }
 
-    /// Carries an order out.
-    async fn carry_out(
-        &self,
-        link: &Link,
-        order: &Arc<Order>,
-        settled: bool,
-    ) -> Result<Outcome, DeclareError> {
-        let mut outcome = carry_out(link, &self.channels, order, settled).await?;
+    /// Carries out what is due, for as long as this process may write.
+    async fn carry_out(&self, link: &Link, due: &mut Due) -> Result<Outcome, DeclareError> {
+        let Due { order, age, rest, .. } = due;
+        let patience = Patience { learned: *age >= self.sidecars_learn, held_back: self.held_back };
+        let work = carry_out(link, &self.channels, order, patience, rest);
+        let mut outcome =
+            self.leadership.fenced(work).await.unwrap_or_else(|lost| {
+                Err(of_main(order, BrokerError::Closed { detail: lost.to_string() }))
+            })?;
         if let Outcome::Declared(seen) = &mut outcome
             && order.topology.main().is_some_and(|main| main.arguments.contains_key("x-consumer-timeout"))
         {
@@ -267,13 +275,13 @@ async fn run(shared: Arc<Shared>) {
                     LinkState::Up(_) | LinkState::Connecting => {}
                 }
             }
-            Some((key, order, result)) = running.next() => {
+            Some((due, result)) = running.next() => {
                 let result: Result<Outcome, DeclareError> = result;
                 match &result {
                     Err(error) if error.error.category() == Category::Retryable => pace.lost(),
                     Err(_) | Ok(_) => pace.succeeded(),
                 }
-                locked(&shared.entries).done(&key, &order, result, shared.drift_check);
+                locked(&shared.entries).done(&due, result, shared.drift_check, Instant::now());
             }
             () = shared.changed.notified() => {}
             () = tokio::time::sleep_until(news.unwrap_or_else(Instant::now)), if news.is_some() => {
@@ -284,16 +292,42 @@ async fn run(shared: Arc<Shared>) {
                 down = None;
             }
             () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
+                let Some(link) = link else { continue };
                 let due = locked(&shared.entries).take_due(Instant::now());
-                if let (Some(Due { key, order, age }), Some(link)) = (due, link) {
+                if let Some(mut due) = due {
                     let shared = shared.clone();
                     running.push(async move {
-                        let settled = age >= shared.sidecars_learn;
-                        let result = shared.carry_out(&link, &order, settled).await;
-                        (key, order, result)
+                        let result = shared.carry_out(&link, &mut due).await;
+                        (due, result)
                     });
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn those_who_probe_are_counted_on_each_broker_for_itself() {
+        let options = LaneOptions {
+            connection_name: "test".to_owned(),
+            drift_check: Duration::from_secs(30),
+            sidecars_learn: Duration::ZERO,
+            held_back: Duration::ZERO,
+            leadership: Leadership::none(),
+        };
+        let lane = |uri| Lane::spawn(BrokerAccess::from_uri(uri).unwrap(), &options);
+        let (one, other) = (lane("amqp://u:p@127.0.0.1:1/a"), lane("amqp://u:p@127.0.0.1:1/b"));
+        let first = one.prober(None);
+        let second = one.prober(None);
+        let second = one.prober(Some(second));
+        assert_eq!((one.probers(), first.all(), other.probers()), (2, 2, 0));
+        let second = other.prober(Some(second));
+        assert_eq!((one.probers(), other.probers(), second.all()), (1, 1, 1));
+        drop((first, second));
+        assert_eq!((one.probers(), other.probers()), (0, 0));
     }
 }

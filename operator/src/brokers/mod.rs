@@ -3,10 +3,12 @@
 //! **Invariant**: nobody waits for a broker. A reconcile hands its order to a lane and reads what the lane last observed; a
 //! lane that is down, black-holed or slow delays no other lane.
 
+mod channels;
 mod claims;
 mod entries;
 mod lane;
 mod pace;
+mod rest;
 mod schedule;
 mod work;
 
@@ -16,14 +18,16 @@ use std::time::Duration;
 
 use futures::channel::mpsc::UnboundedSender;
 use kube::runtime::reflector::ObjectRef;
+use warren_api::names::retry_queue;
 use warren_api::{Queue, QueueType};
 use warren_broker::BrokerAccess;
 use warren_broker::release::Release;
 use warren_broker::topology::{BindingPlan, Topology};
 
 use claims::Claims;
-pub use lane::Lane;
+pub use lane::{Lane, Prober};
 
+use crate::leader::Leadership;
 use crate::problem::Problem;
 
 /// A Queue's namespace and name.
@@ -52,6 +56,20 @@ pub struct Order {
     pub topology: Topology,
     /// What is to be done with it.
     pub goal: Goal,
+}
+
+impl Order {
+    /// The names of the broker's queues that are this Queue's: the main queue first, which is what people know. Rungs that the
+    /// spec has dropped stay its own for as long as they are there.
+    pub fn names(&self) -> Vec<String> {
+        let retired = match &self.goal {
+            Goal::Keep { retire, .. } => retire.as_slice(),
+            // Its topology has them.
+            Goal::Remove { .. } => &[],
+        };
+        let planned = self.topology.queues.iter().rev().map(|queue| queue.name.clone());
+        planned.chain(retired.iter().map(|delay| retry_queue(&self.main, *delay))).collect()
+    }
 }
 
 /// What an order is for.
@@ -130,6 +148,10 @@ pub struct LaneOptions {
     pub drift_check: Duration,
     /// How long sidecars may take to learn of a changed ladder: what they no longer use may go after that.
     pub sidecars_learn: Duration,
+    /// How long a quorum queue may hold a message back that it no longer counts: what is to go has read empty for longer.
+    pub held_back: Duration,
+    /// Whether this process may write.
+    pub leadership: Leadership,
 }
 
 /// Every broker in use.
@@ -255,6 +277,11 @@ impl Brokers {
     /// The longest time between two drift checks of a Queue, before jitter: it grows with the Queues of a broker.
     pub fn drift_check(&self) -> Duration {
         self.state().lanes.values().map(|lane| lane.drift_check()).max().unwrap_or(self.options.drift_check)
+    }
+
+    /// How many Workers the most probed broker has.
+    pub fn most_probers(&self) -> usize {
+        self.state().lanes.values().map(|lane| lane.probers()).max().unwrap_or(0)
     }
 
     fn drop_unused(&self) {

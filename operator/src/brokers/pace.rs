@@ -5,7 +5,10 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use warren_broker::{BrokerError, Category};
+
+use crate::tick::TICK;
 
 /// Queues of a broker that are declared at once, at most.
 const WIDEST: usize = 4;
@@ -13,6 +16,34 @@ const WIDEST: usize = 4;
 const SUCCESSES: u32 = 16;
 /// How long a connection that was lost may take to come back before the Queues say so.
 const BLINK: Duration = Duration::from_secs(3);
+
+/// Probes of depth that a broker gets at each tick: 400 a second at most.
+const PROBES_A_TICK: u32 = 8;
+
+/// Whose turn it is to probe: so many at each tick.
+#[derive(Debug)]
+pub(super) struct Turns {
+    tick: Instant,
+    taken: u32,
+}
+
+impl Turns {
+    /// The first is at `tick`.
+    pub(super) const fn from(tick: Instant) -> Self {
+        Self { tick, taken: 0 }
+    }
+
+    /// The next turn, for one who comes during `tick`.
+    pub(super) fn next(&mut self, tick: Instant) -> Instant {
+        if tick > self.tick {
+            (self.tick, self.taken) = (tick, 0);
+        } else if self.taken >= PROBES_A_TICK {
+            (self.tick, self.taken) = (self.tick + TICK, 0);
+        }
+        self.taken += 1;
+        self.tick
+    }
+}
 
 /// The width of a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +99,21 @@ mod tests {
         assert_eq!(pace.width(), 2);
         (0..SUCCESSES * 10).for_each(|_| pace.succeeded());
         assert_eq!(pace.width(), WIDEST);
+    }
+
+    #[test]
+    fn a_broker_is_probed_at_most_400_times_a_second() {
+        let start = Instant::now();
+        let mut turns = Turns::from(start);
+        let mut last = start;
+        // Whoever comes at once waits for a turn.
+        for _ in 0..400 {
+            last = turns.next(start);
+        }
+        assert_eq!(last, start + Duration::from_secs(1) - TICK);
+        // Turns that nobody took are gone.
+        let later = start + Duration::from_secs(10);
+        assert_eq!(turns.next(later), later);
     }
 
     #[test]

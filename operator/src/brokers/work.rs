@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lapin::Channel;
+use tokio::time::Instant;
 use warren_api::QueueType;
 use warren_api::conditions::queue::{DECLARED, DELETION_BLOCKED};
 use warren_api::names::retry_queue;
@@ -12,7 +13,9 @@ use warren_broker::declare::{self, DeclareError, Object, QueueDepth};
 use warren_broker::supervisor::Link;
 use warren_broker::topology::{Argument, BindingPlan, QueuePlan, Role, Topology};
 
-use super::lane::{Channels, locked, open};
+use super::channels::{Channels, Pooled};
+use super::lane::{locked, open};
+use super::rest::Rest;
 use super::{Claim, Goal, Order, Outcome, Seen};
 use crate::problem::Problem;
 
@@ -23,54 +26,77 @@ const AGREEING_ZEROS: usize = 3;
 /// Time between two of these: longer than a broker waits for a quorum queue's leader.
 const ZERO_SPACING: Duration = Duration::from_millis(300);
 
-/// Carries an order out, on a channel of its own that is used again when nothing was refused. `settled`: whether sidecars
-/// have had the time to learn of this order, so that what they no longer use may go.
+/// What deletions wait for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// Whether sidecars have had the time to learn of the order, so that what they no longer use may go.
+    pub(super) learned: bool,
+    /// How long a queue has to have read empty before it goes, where it may hold messages back: see [`Rest`].
+    pub(super) held_back: Duration,
+}
+
+/// Carries an order out, on a channel of its own that is used again when nothing was refused.
 pub(super) async fn carry_out(
     link: &Link,
-    channels: &Mutex<Channels>,
+    channels: &Mutex<Channels<Channel>>,
     order: &Arc<Order>,
-    settled: bool,
+    patience: Patience,
+    rest: &mut Rest,
 ) -> Result<Outcome, DeclareError> {
     let all = async {
         let idle = locked(channels).take(link.generation);
-        let mut channel = match idle {
-            Some(channel) => channel,
-            None => open(link).await.map_err(|error| of_main(order, error))?,
+        let mut pooled = match idle {
+            Some(pooled) => pooled,
+            None => Pooled::fresh(open(link).await.map_err(|error| of_main(order, error))?),
         };
         let outcome = match &order.goal {
-            Goal::Keep { .. } => keep(link, &channel, order, settled).await,
-            Goal::Remove { only_if_empty, unbind } => {
-                remove(link, &mut channel, order, *only_if_empty, unbind).await
+            Goal::Keep { .. } => keep(link, &pooled.channel, order, patience, rest).await,
+            Goal::Remove { only_if_empty: false, .. } => remove(link, &mut pooled.channel, order).await,
+            Goal::Remove { only_if_empty: true, unbind } => {
+                let channel = &mut pooled.channel;
+                remove_if_empty(link, channel, order, unbind, patience.held_back, rest).await
             }
         }?;
-        locked(channels).put_back(link.generation, channel);
+        if pooled.channel.status().connected() {
+            locked(channels).put_back(link.generation, pooled);
+        }
         Ok(outcome)
     };
     let timed_out = BrokerError::TimedOut { what: "declaration", seconds: TIMEOUT.as_secs() };
     tokio::time::timeout(TIMEOUT, all).await.unwrap_or_else(|_| Err(of_main(order, timed_out)))
 }
 
-fn of_main(order: &Order, error: BrokerError) -> DeclareError {
+pub(super) fn of_main(order: &Order, error: BrokerError) -> DeclareError {
     DeclareError { object: Object::Queue(order.main.clone()), error }
 }
 
-async fn keep(link: &Link, channel: &Channel, order: &Order, settled: bool) -> Result<Outcome, DeclareError> {
+async fn keep(
+    link: &Link,
+    channel: &Channel,
+    order: &Order,
+    patience: Patience,
+    rest: &mut Rest,
+) -> Result<Outcome, DeclareError> {
     let Goal::Keep { claim, unbind, retire } = &order.goal else { return Ok(Outcome::Removed) };
     let main = &order.main;
-    let dead_letter_full = match claim {
-        Claim::Declare => full(&order.topology, &declare::declare(channel, &order.topology).await?),
+    let (dead_letter_full, room) = match claim {
+        Claim::Declare => {
+            let depths = declare::declare(channel, &order.topology).await?;
+            let ready = depths.last().map_or(0, |main| main.ready);
+            (full(&order.topology, &depths), has_room(order.topology.main(), ready))
+        }
         Claim::MustExist => {
-            if !exists(link, main).await.map_err(|error| of_main(order, error))? {
+            let Some(depth) = depth_of(link, main).await.map_err(|error| of_main(order, error))? else {
                 let message = format!(
                     "queue \"{main}\" does not exist, and adoptionPolicy AsIs leaves it to others: create it, or use adoptionPolicy: Adopt"
                 );
                 return Ok(Outcome::Refused(Problem::new(DECLARED, "QueueNotFound", message)));
-            }
+            };
             let beside = beside(&order.topology);
-            full(&beside, &declare::declare(channel, &beside).await?)
+            (full(&beside, &declare::declare(channel, &beside).await?), has_room(None, depth.ready))
         }
         Claim::MustBeAbsent => {
-            if exists(link, main).await.map_err(|error| of_main(order, error))? {
+            if depth_of(link, main).await.map_err(|error| of_main(order, error))?.is_some() {
                 let message = format!(
                     "queue \"{main}\" exists already, which adoptionPolicy FailIfExists refuses: use adoptionPolicy: Adopt to take it over, or another queueName"
                 );
@@ -85,8 +111,16 @@ async fn keep(link: &Link, channel: &Channel, order: &Order, settled: bool) -> R
     let mut leftover = Vec::new();
     for delay in retire {
         let rung = retry_queue(main, *delay);
-        let gone =
-            settled && retired(link, &rung, order.queue_type).await.map_err(|error| of_main(order, error))?;
+        let mut may_go = |empty| match (rest.seen(&rung, empty && room, Instant::now()), order.queue_type) {
+            (Some(waited), QueueType::Quorum) => waited >= patience.held_back,
+            (None, QueueType::Quorum) => false,
+            // It holds nothing back.
+            (_, QueueType::Classic) => empty,
+        };
+        let gone = patience.learned
+            && retired(link, &rung, order.queue_type, &mut may_go)
+                .await
+                .map_err(|error| of_main(order, error))?;
         if !gone {
             leftover.push(*delay);
         }
@@ -104,34 +138,60 @@ fn full(topology: &Topology, depths: &[QueueDepth]) -> Option<bool> {
     }
 }
 
+/// Whether a main queue with so many ready messages takes what its retry queues give back: half of what it may hold leaves room
+/// for what comes between two looks. Bytes are not counted, and the limits of a queue that others declare (none) are not known.
+fn has_room(main: Option<&QueuePlan>, ready: u32) -> bool {
+    let Some(main) = main else { return ready == 0 };
+    match main.arguments.get("x-max-length") {
+        _ if !refuses_when_full(main) => true,
+        Some(Argument::Number(limit)) if !main.arguments.contains_key("x-max-length-bytes") => {
+            i64::from(ready) * 2 < *limit
+        }
+        _ => ready == 0,
+    }
+}
+
+/// Whether a queue has a limit above which it refuses.
+fn refuses_when_full(queue: &QueuePlan) -> bool {
+    let limited =
+        ["x-max-length", "x-max-length-bytes"].iter().any(|limit| queue.arguments.contains_key(limit));
+    limited && queue.arguments.get("x-overflow") != Some(&"drop-head".into())
+}
+
 /// The topology without the main queue, which belongs to others.
 fn beside(topology: &Topology) -> Topology {
     let queues = topology.queues.iter().filter(|queue| queue.role != Role::Main).cloned().collect();
     Topology { exchanges: Vec::new(), queues, bindings: Vec::new() }
 }
 
-/// Whether a queue exists. A missing one closes the channel that asked: it is a channel of its own.
-async fn exists(link: &Link, queue: &str) -> Result<bool, BrokerError> {
+/// How full a queue is; none where it does not exist. A missing one closes the channel that asked: it is a channel of its own.
+async fn depth_of(link: &Link, queue: &str) -> Result<Option<QueueDepth>, BrokerError> {
     let channel = open(link).await?;
     match declare::depth(&channel, queue).await {
-        Ok(_) => {
+        Ok(depth) => {
             // A channel that does not close goes with the connection.
             let _ = channel.close(200, "done".into()).await;
-            Ok(true)
+            Ok(Some(depth))
         }
-        Err(BrokerError::NotFound { .. }) => Ok(false),
+        Err(BrokerError::NotFound { .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Deletes a rung that is empty and unused; says whether it is gone. One that is gone already closes the channel that asks.
-async fn retired(link: &Link, rung: &str, queue_type: QueueType) -> Result<bool, BrokerError> {
+/// Deletes a rung if it may go, which depends on whether it is empty and unused; says whether it is gone. One that is gone
+/// already closes the channel that asks.
+async fn retired(
+    link: &Link,
+    rung: &str,
+    queue_type: QueueType,
+    may_go: &mut (dyn FnMut(bool) -> bool + Send),
+) -> Result<bool, BrokerError> {
     let channel = open(link).await?;
     let counted = match count(&channel, &[rung], queue_type).await {
         Err(BrokerError::NotFound { .. }) => return Ok(true),
         counted => counted?,
     };
-    if counted != [QueueDepth::default()] {
+    if !may_go(counted == [QueueDepth::default()]) {
         let _ = channel.close(200, "done".into()).await;
         return Ok(false);
     }
@@ -166,45 +226,67 @@ async fn count(
     Ok(depths)
 }
 
+/// Deletes everything that is as Warren declares it.
+async fn remove(link: &Link, channel: &mut Channel, order: &Order) -> Result<Outcome, DeclareError> {
+    let ours = ours(link, channel, order).await?;
+    delete(channel, order, &ours, false).await
+}
+
 /// Deletes everything that is as Warren declares it, or says what keeps it.
-async fn remove(
+async fn remove_if_empty(
     link: &Link,
     channel: &mut Channel,
     order: &Order,
-    only_if_empty: bool,
     unbind: &[BindingPlan],
+    held_back: Duration,
+    rest: &mut Rest,
 ) -> Result<Outcome, DeclareError> {
-    let failed = |error| of_main(order, error);
+    let blocked = |reason, message| Ok(Outcome::Refused(Problem::new(DELETION_BLOCKED, reason, message)));
     let ours = ours(link, channel, order).await?;
-    if only_if_empty {
-        let mut kept: Vec<String> =
-            ours.iter().filter_map(|(queue, depth)| holds(&queue.name, *depth)).collect();
-        // Only what looks empty is unbound and counted again: without its bindings, what producers send is dropped.
-        if kept.is_empty() {
-            kept = match count_unbound(channel, order, &ours, unbind).await {
-                Ok(kept) => kept,
-                Err(error) => {
-                    // What could not be counted stays as it was, as far as the broker still takes it.
-                    if let Ok(again) = open(link).await {
-                        let _ = bind_again(&again, order, &ours).await;
-                    }
-                    return Err(error);
-                }
-            };
-        }
-        if !kept.is_empty() {
-            bind_again(channel, order, &ours).await?;
-            let message = format!(
-                "deletionPolicy DeleteIfEmpty keeps the queues: {}. Consume or purge them, or set deletionPolicy to Retain or Delete",
-                kept.join(", ")
-            );
-            return Ok(Outcome::Refused(Problem::new(DELETION_BLOCKED, "NotEmpty", message)));
-        }
+    let mut kept: Vec<String> = ours.iter().filter_map(|(queue, depth)| holds(&queue.name, *depth)).collect();
+    let rested = rest.seen(&order.main, kept.is_empty(), Instant::now());
+    if rested.is_some_and(|rested| rested < held_back) && may_hold_back(order) {
+        let message = "every queue reads empty, and deletionPolicy DeleteIfEmpty waits a little longer than three minutes: so long may the broker hold back a message that a full queue has refused";
+        return blocked("Settling", message.to_owned());
     }
-    // The dead-letter queue goes last: what the others give up while they go is not lost.
+    // Only what looks empty is unbound and counted again: without its bindings, what producers send is dropped.
+    if kept.is_empty() {
+        kept = match count_unbound(channel, order, &ours, unbind).await {
+            Ok(kept) => kept,
+            Err(error) => {
+                // What could not be counted stays as it was, as far as the broker still takes it.
+                if let Ok(again) = open(link).await {
+                    let _ = bind_again(&again, order, &ours).await;
+                }
+                return Err(error);
+            }
+        };
+    }
+    if !kept.is_empty() {
+        bind_again(channel, order, &ours).await?;
+        let message = format!(
+            "deletionPolicy DeleteIfEmpty keeps the queues: {}. Consume or purge them, or set deletionPolicy to Retain or Delete",
+            kept.join(", ")
+        );
+        return blocked("NotEmpty", message);
+    }
+    delete(channel, order, &ours, order.queue_type == QueueType::Classic).await
+}
+
+/// Whether one of the queues may hold messages back that another has refused.
+fn may_hold_back(order: &Order) -> bool {
+    order.queue_type == QueueType::Quorum && order.topology.queues.iter().any(refuses_when_full)
+}
+
+/// Deletes queues. The dead-letter queue goes last: what the others give up while they go is not lost.
+async fn delete(
+    channel: &Channel,
+    order: &Order,
+    ours: &[(&QueuePlan, QueueDepth)],
+    guarded: bool,
+) -> Result<Outcome, DeclareError> {
     for (queue, _) in ours.iter().rev() {
-        let guarded = only_if_empty && order.queue_type == QueueType::Classic;
-        declare::delete(channel, &queue.name, guarded).await.map_err(failed)?;
+        declare::delete(channel, &queue.name, guarded).await.map_err(|error| of_main(order, error))?;
     }
     Ok(Outcome::Removed)
 }
@@ -274,5 +356,45 @@ async fn bind_again(
             declare::declare(channel, &bound).await.map(drop)
         }
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use warren_api::QueueSpec;
+    use warren_api::queue::{DeadLetter, Limits, Overflow};
+    use warren_broker::topology::plan;
+
+    use super::*;
+
+    fn limited(limits: Limits) -> QueuePlan {
+        plan("orders", &QueueSpec { limits, ..QueueSpec::default() }).main().unwrap().clone()
+    }
+
+    #[test]
+    fn a_main_queue_that_may_refuse_has_room_only_well_below_its_limit() {
+        let room = |limits: Limits, ready| has_room(Some(&limited(limits)), ready);
+        assert!(room(Limits::default(), u32::MAX));
+        let length = Limits { max_length: Some(10), ..Limits::default() };
+        assert_eq!((room(length.clone(), 4), room(length.clone(), 5)), (true, false));
+        assert!(room(Limits { overflow: Overflow::DropHead, ..length }, 10), "it never refuses");
+        let bytes = Limits { max_length_bytes: Some(1000), ..length };
+        assert_eq!((room(bytes.clone(), 0), room(bytes, 1)), (true, false));
+        assert_eq!((has_room(None, 0), has_room(None, 1)), (true, false), "others' limits are not known");
+    }
+
+    #[test]
+    fn only_quorum_queues_beside_one_that_refuses_hold_messages_back() {
+        let order = |spec: &QueueSpec| Order {
+            main: "orders".to_owned(),
+            queue_type: spec.queue_type,
+            topology: plan("orders", spec),
+            goal: Goal::Remove { only_if_empty: true, unbind: vec![] },
+        };
+        let dead_letter = DeadLetter { max_length: Some(2), ..DeadLetter::default() };
+        let limited = QueueSpec { dead_letter, ..QueueSpec::default() };
+        assert!(!may_hold_back(&order(&QueueSpec::default())));
+        assert!(may_hold_back(&order(&limited)));
+        assert!(!may_hold_back(&order(&QueueSpec { queue_type: QueueType::Classic, ..limited })));
     }
 }

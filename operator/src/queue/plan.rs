@@ -111,7 +111,11 @@ mod tests {
             ..QueueSpec::default()
         };
         let status = QueueStatus { declared: Some(declared), ..QueueStatus::default() };
-        let Goal::Keep { unbind, retire, .. } = keep(&queue(spec, status)).goal else { panic!() };
+        let order = keep(&queue(spec, status));
+        // What is still there is still claimed.
+        let names = ["orders", "orders.retry.60s", "orders.retry.5s", "orders.dlq", "orders.retry.7200s"];
+        assert_eq!(order.names(), names);
+        let Goal::Keep { unbind, retire, .. } = order.goal else { panic!() };
         assert_eq!((unbind[0].exchange.as_str(), retire), ("e", vec![7200]));
     }
 
@@ -138,6 +142,7 @@ mod tests {
         let order = remove(&queue(spec, status)).unwrap();
         let names: Vec<_> = order.topology.queues.iter().map(|queue| queue.name.as_str()).collect();
         assert_eq!(names, ["orders.dlq", "orders.retry.5s", "orders.retry.7200s", "orders"]);
+        assert_eq!(order.names(), ["orders", "orders.retry.7200s", "orders.retry.5s", "orders.dlq"]);
     }
 
     #[test]

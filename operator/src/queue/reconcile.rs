@@ -26,7 +26,6 @@ use crate::error::Error;
 use crate::problem::Problem;
 use crate::scaler::board::Durability;
 use crate::scaler::task::worker_key;
-use crate::worker::dereference::pods_of;
 
 /// Reconciles at once: none of them waits for a broker.
 const CONCURRENCY: u16 = 32;
@@ -99,8 +98,8 @@ async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, 
     let access = match validate(queue, &secret) {
         Ok(access) => access,
         Err(problem) => {
+            // It keeps its names: a younger Queue must not take them over while only the Secret is bad.
             context.brokers.forget(&key);
-            context.brokers.release(&key, &context.queue_changed);
             return Ok(Some(Progress::Invalid(problem)));
         }
     };
@@ -121,9 +120,7 @@ async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, 
 /// An older Queue that has one of the names on the broker already.
 fn conflict(queue: &Queue, key: &Key, address: &str, order: &Order, context: &Context) -> Option<Problem> {
     let age = queue.creation_timestamp().map_or(i64::MAX, |created| created.0.as_second());
-    // The main queue, which comes last, is what people know.
-    let names = order.topology.queues.iter().rev().map(|queue| queue.name.clone()).collect();
-    let (name, older) = context.brokers.claim(key, age, address, names, &context.queue_changed)?;
+    let (name, older) = context.brokers.claim(key, age, address, order.names(), &context.queue_changed)?;
     let Key { namespace, name: holder } = older;
     let message = format!(
         "queue \"{name}\" of this broker is kept by the older Queue \"{holder}\" in namespace \"{namespace}\": set another spec.queueName, or delete one of the two"
@@ -154,7 +151,8 @@ async fn removal(
     context: &Context,
 ) -> Result<Option<Problem>, Error> {
     let problem = |reason, message: String| Ok(Some(Problem::new(DELETION_BLOCKED, reason, message)));
-    let consuming = context.workers_of(queue).into_iter().find(|worker| !pods_of(worker, context).is_empty());
+    let consuming =
+        context.workers_of(queue).into_iter().find(|worker| !context.pods.of(&worker_key(worker)).is_empty());
     if let Some(worker) = consuming {
         let name = worker.name_any();
         return problem(

@@ -129,34 +129,30 @@ fn unreachable(problem: &Problem) -> Vec<Statement> {
     ]
 }
 
-/// On a durable classic queue, messages without `delivery_mode=2` do not survive a restart; a quorum queue keeps all. The
-/// share is written anew only when the answer changes.
+/// On a durable classic queue, messages without `delivery_mode=2` do not survive a restart; a quorum queue keeps all. Where
+/// none came lately, what was said of the last ones holds.
 fn persistent_messages(queue: &Queue, durability: Durability, former: &QueueStatus) -> Option<Statement> {
     if queue.spec.queue_type == QueueType::Quorum {
         return None;
     }
-    let Durability { deliveries, transient } = durability;
-    let before = find(&former.conditions, PERSISTENT_MESSAGES);
-    let statement = match (deliveries, transient) {
-        (0, _) => return kept(PERSISTENT_MESSAGES, former),
-        (_, 0) => Statement::new(
+    if durability.deliveries == 0 {
+        return kept(PERSISTENT_MESSAGES, former);
+    }
+    Some(match durability.percent() {
+        0 => Statement::new(
             PERSISTENT_MESSAGES,
             true,
             "Persistent",
-            "every message seen survives a restart of the broker",
+            "every message lately seen survives a restart of the broker",
         ),
-        (deliveries, transient) => {
-            let share = (transient as f64 / deliveries as f64 * 100.0).clamp(0.1, 100.0);
+        percent => {
+            let share = if percent == 1 { "up to 1".to_owned() } else { percent.to_string() };
             let message = format!(
-                "{share:.1} % of the messages seen lack delivery_mode=2 and would be lost when the broker restarts: have the producer set it (\"persistent\"), or use type: Quorum, which keeps all"
+                "{share} % of the messages lately seen lack delivery_mode=2 and would be lost when the broker restarts: have the producer set it (\"persistent\"), or use type: Quorum, which keeps all"
             );
             Statement::new(PERSISTENT_MESSAGES, false, "TransientMessages", message)
         }
-    };
-    match before {
-        Some(before) if before.reason == statement.reason => Some(Statement::of(PERSISTENT_MESSAGES, before)),
-        _ => Some(statement),
-    }
+    })
 }
 
 /// A full dead-letter queue refuses: what is to be dead-lettered stays unacknowledged with the sidecars.
@@ -237,10 +233,21 @@ mod tests {
         let spec = QueueSpec { queue_type: QueueType::Classic, ..QueueSpec::default() };
         let progress = || Progress::Observed { address: "amqp://h".to_owned(), outcome: Outcome::Absent };
         let seen = Durability { deliveries: 200, transient: 50 };
-        let told = status(&Queue::new("orders", spec), progress(), seen, &now());
-        let condition = find(&told.conditions, PERSISTENT_MESSAGES).unwrap();
+        let mut queue = Queue::new("orders", spec);
+        let mut told = |durability| {
+            queue.status = Some(status(&queue, progress(), durability, &now()));
+            find(&queue.status.as_ref().unwrap().conditions, PERSISTENT_MESSAGES).unwrap().clone()
+        };
+        let condition = told(seen);
         assert_eq!(condition.status, "False");
-        assert!(condition.message.starts_with("25.0 %"), "{}", condition.message);
+        assert!(condition.message.starts_with("25 %"), "{}", condition.message);
+        // The share follows, silence changes nothing, and a producer that was mended is believed.
+        let more = told(Durability { deliveries: 1000, transient: 999 });
+        assert!(more.message.starts_with("100 %"), "{}", more.message);
+        assert_eq!(told(Durability::default()), more);
+        let few = told(Durability { deliveries: 1000, transient: 1 });
+        assert!(few.message.starts_with("up to 1 %"), "{}", few.message);
+        assert_eq!(told(Durability { deliveries: 10, transient: 0 }).status, "True");
         let quorum = status(&Queue::new("orders", QueueSpec::default()), progress(), seen, &now());
         assert!(find(&quorum.conditions, PERSISTENT_MESSAGES).is_none());
     }

@@ -1,6 +1,5 @@
 //! What the resources say, as the decision's values. Pure.
 
-use k8s_openapi::api::apps::v1::Deployment;
 use warren_api::{Queue, QueueType, Worker};
 
 use super::inputs::Spec;
@@ -20,13 +19,4 @@ pub fn spec(worker: &Worker, queue: Option<&Queue>) -> Spec {
         quorum: queue.is_none_or(|queue| queue.spec.queue_type == QueueType::Quorum),
         paused: consumer.paused || queue.is_some_and(|queue| unordered(worker, queue).is_some()),
     }
-}
-
-/// Whether pods of an older template are still there.
-pub fn rolling(deployment: &Deployment) -> bool {
-    let generation = deployment.metadata.generation;
-    deployment.status.as_ref().is_none_or(|status| {
-        status.observed_generation < generation
-            || status.updated_replicas.unwrap_or(0) < status.replicas.unwrap_or(0)
-    })
 }

@@ -19,13 +19,20 @@ pub struct Handlers {
     pub connected: u32,
 }
 
-/// What sidecars have counted of deliveries without `delivery_mode=2`.
+/// What sidecars have lately counted of deliveries without `delivery_mode=2`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Durability {
     /// Deliveries.
     pub deliveries: u64,
     /// Of these, those that a restart of the broker would lose on a classic queue.
     pub transient: u64,
+}
+
+impl Durability {
+    /// The share of the transient ones in percent, rounded up: none only where there are none.
+    pub fn percent(self) -> u64 {
+        (self.transient * 100).div_ceil(self.deliveries.max(1)).min(100)
+    }
 }
 
 impl std::ops::Add for Durability {
@@ -43,7 +50,7 @@ pub struct View {
     pub decision: Option<Decision>,
     /// The handlers, from the last scrape.
     pub handlers: Handlers,
-    /// What the sidecars have counted.
+    /// What the sidecars have lately counted.
     pub durability: Durability,
     /// Messages settled in the last while, which shares a Queue's backlog among its Workers.
     pub settled_lately: f64,

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::events::EventType;
@@ -18,7 +17,7 @@ use warren_api::worker::ScalingMode;
 use warren_api::{Queue, Worker};
 
 use super::act;
-use super::asked::{rolling, spec};
+use super::asked::spec;
 use super::board::{Entry, Handlers, View};
 use super::decide::{Decision, decide};
 use super::history::History;
@@ -29,10 +28,11 @@ use super::scrape::Scraper;
 use super::share::{Lately, part};
 use super::side::Side;
 use super::task::fleet_pause;
-use crate::brokers::Key;
+use crate::brokers::{Key, Prober};
 use crate::context::Context;
-use crate::worker::dereference::pods_of;
+use crate::worker::live::LiveDeployment;
 use crate::worker::pods;
+use crate::{queue, tick};
 
 /// How often a Worker at zero is looked at: a message wakes it within a second.
 pub(super) const AT_ZERO: Duration = Duration::from_millis(400);
@@ -54,6 +54,7 @@ struct Follower {
     history: History,
     timetable: Timetable,
     depth: Option<(u64, Instant)>,
+    prober: Option<Prober>,
     side: Side,
     settled: Lately,
     decided: Option<u32>,
@@ -73,6 +74,7 @@ pub(super) async fn follow(key: Key, context: Arc<Context>, scraper: Arc<Scraper
         history: History::default(),
         timetable: Timetable::default(),
         depth: None,
+        prober: None,
         side: Side::default(),
         settled: Lately::default(),
         decided: None,
@@ -83,11 +85,13 @@ pub(super) async fn follow(key: Key, context: Arc<Context>, scraper: Arc<Scraper
     };
     let reference = ObjectRef::new(&follower.key.name).within(&follower.key.namespace);
     // A fleet that starts together does not probe together.
-    tokio::time::sleep(AT_ZERO.mul_f64(rand::random())).await;
+    tokio::time::sleep_until(tick::after(Instant::now() + AT_ZERO.mul_f64(rand::random()))).await;
     loop {
         let Some(worker) = follower.context.stores.workers.get(&reference) else { return };
-        let pause = follower.round(&worker).await;
-        tokio::time::sleep(pause).await;
+        // What a look needs is there while it looks: nearly all of these loops sleep.
+        let pause = Box::pin(follower.round(&worker)).await;
+        drop(worker);
+        tokio::time::sleep_until(tick::after(Instant::now() + pause)).await;
     }
 }
 
@@ -99,8 +103,10 @@ impl Follower {
         let namespace = &self.key.namespace;
         let queue = stores.queues.get(&ObjectRef::new(&worker.spec.queue_ref.name).within(namespace));
         let deployment = stores.deployments.get(&ObjectRef::new(&self.key.name).within(namespace));
-        let pods = pods_of(worker, &context);
+        let pods = context.pods.of(&self.key);
         let beside = queue.as_deref().and_then(|queue| self.side.next(queue));
+        let lane = queue.as_deref().and_then(|queue| context.brokers.lane_of(&queue::validate::key(queue)));
+        self.prober = lane.map(|lane| lane.prober(self.prober.take()));
         let (ready, beside_ready, sidecars) = tokio::join!(
             self.read_depth(queue.as_deref(), queue.as_deref().map(Queue::broker_name)),
             self.read_depth(queue.as_deref(), beside.as_deref()),
@@ -131,7 +137,8 @@ impl Follower {
             self.show(worker, &self.view(None, handlers));
             return AT_ZERO;
         }
-        let live = deployment.as_deref().and_then(|d| d.spec.as_ref()?.replicas).map(|r| r.unsigned_abs());
+        let live =
+            deployment.as_deref().and_then(|deployment| deployment.facts.desired).map(i32::unsigned_abs);
         let spec = spec(worker, queue.as_deref());
         let current = self.decided.or(live).unwrap_or(spec.min);
         let share = context.board.part(&self.key);
@@ -142,7 +149,7 @@ impl Follower {
                 .map(|(ready, at)| (part(ready, share), at.elapsed().as_secs_f64())),
             workload: Workload {
                 replicas: current,
-                rolling: deployment.as_deref().is_some_and(rolling),
+                rolling: deployment.as_deref().is_some_and(|deployment| deployment.facts.rolling),
                 failing: pods::trouble(&pods).is_some(),
             },
             sidecars,
@@ -268,7 +275,7 @@ impl Follower {
                 view.handlers.misconfigured,
                 view.handlers.scraped > view.handlers.connected,
                 // What the Queue tells of its messages.
-                (view.durability.deliveries > 0, view.durability.transient > 0),
+                (view.durability.deliveries > 0, view.durability.percent()),
             )
         };
         if said(former) == said(view) {
@@ -287,10 +294,10 @@ impl Follower {
         &self,
         worker: &Worker,
         queue: Option<&Queue>,
-        deployment: Option<&Deployment>,
+        deployment: Option<&LiveDeployment>,
         pods: &[Arc<Pod>],
     ) {
-        let desired = deployment.and_then(|d| d.spec.as_ref()?.replicas).unwrap_or_default();
+        let desired = deployment.and_then(|deployment| deployment.facts.desired).unwrap_or_default();
         let ready = pods.iter().filter(|pod| pods::ready(pod)).count();
         self.context.metrics.worker_replicas(
             &self.key,
@@ -311,7 +318,8 @@ impl Follower {
 
     fn pause(&self, current: u32) -> Duration {
         let base = if current == 0 { AT_ZERO } else { WITH_PODS };
-        base.max(fleet_pause(self.context.metrics.followed())).mul_f64(rand::random_range(0.9..1.0))
+        base.max(fleet_pause(self.prober.as_ref().map_or(0, Prober::all)))
+            .mul_f64(rand::random_range(0.9..1.0))
     }
 }
 

@@ -1,12 +1,13 @@
 //! The scaler: `signals -> decide -> act`.
 //!
-//! `inputs`, `decide`, `reason`, `history`, `sample`, `schedule`, `asked`, `share` and `side` are values and pure functions; `scrape`, `follow`,
-//! `task` and `act` perform the effects, and `board` is what the Worker's reconcile reads of them.
+//! `inputs`, `decide`, `reason`, `history`, `sample`, `durability`, `schedule`, `asked`, `share` and `side` are values and pure functions;
+//! `scrape`, `follow`, `task` and `act` perform the effects, and `board` is what the Worker's reconcile reads of them.
 
 pub mod act;
 pub mod asked;
 pub mod board;
 pub mod decide;
+mod durability;
 mod follow;
 pub mod history;
 pub mod inputs;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use warren_api::metrics;
 
 use super::board::Durability;
+use super::durability::Recent;
 use super::inputs::Sidecars;
 
 /// A handler that was never up counts as failing after so many seconds: before that, it starts.
@@ -78,6 +79,7 @@ fn name_and_value(line: &str) -> Option<(&str, f64)> {
 pub struct Tracker {
     pods: BTreeMap<String, Tracked>,
     total: Sample,
+    recent: Recent,
 }
 
 #[derive(Clone, Debug)]
@@ -103,6 +105,7 @@ impl Tracker {
             scraped: samples.len().try_into().unwrap_or(u32::MAX),
             ..Sidecars::default()
         };
+        let mut seen = Durability::default();
         for (pod, whole, sample) in samples {
             let before = self.pods.get(&pod);
             let base = match before {
@@ -116,11 +119,13 @@ impl Tracker {
                 None if whole => Sample::default(),
                 None => sample.clone(),
             };
-            self.total.deliveries += sample.deliveries.saturating_sub(base.deliveries);
+            let deliveries = sample.deliveries.saturating_sub(base.deliveries);
+            seen =
+                seen + Durability { deliveries, transient: sample.transient.saturating_sub(base.transient) };
+            self.total.deliveries += deliveries;
             self.total.settled += sample.settled.saturating_sub(base.settled);
             self.total.calls += sample.calls.saturating_sub(base.calls);
             self.total.call_seconds += (sample.call_seconds - base.call_seconds).max(0.0);
-            self.total.transient += sample.transient.saturating_sub(base.transient);
             sums.unsettled += sample.unsettled;
             sums.in_flight += sample.in_flight;
             let since = before.map_or(now, |tracked| tracked.since);
@@ -132,6 +137,7 @@ impl Tracker {
             }
             self.pods.insert(pod, Tracked { last: sample, since, was_up });
         }
+        self.recent.observe(seen, now);
         sums.deliveries = self.total.deliveries;
         sums.settled = self.total.settled;
         sums.calls = self.total.calls;
@@ -144,9 +150,9 @@ impl Tracker {
         self.pods.get(pod).map(|tracked| tracked.last.unsettled)
     }
 
-    /// What was counted since the tracker began.
+    /// What was counted lately.
     pub const fn durability(&self) -> Durability {
-        Durability { deliveries: self.total.deliveries, transient: self.total.transient }
+        self.recent.told()
     }
 }
 

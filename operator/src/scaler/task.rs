@@ -17,7 +17,7 @@ use crate::context::Context;
 
 /// How often the set of Workers is looked through.
 const SWEEP: Duration = Duration::from_millis(500);
-/// Probes of depth a second, over all Workers, that are aimed at; those of the queues beside a Queue's own count too.
+/// Probes of depth a second on one broker that are aimed at; those of the queues beside a Queue's own count too.
 const PROBES_A_SECOND: f64 = 400.0;
 
 /// Runs a loop for each Worker of the scope until `context.shutdown`.
@@ -44,8 +44,8 @@ pub async fn run(context: Arc<Context>) {
                 .entry(key.clone())
                 .or_insert_with(|| tokio::spawn(follow(key, context.clone(), scraper.clone())));
         }
-        let workers = loops.len();
-        context.metrics.followed_workers(workers, fleet_pause(workers).max(AT_ZERO).as_secs_f64());
+        let most = context.brokers.most_probers();
+        context.metrics.probe_interval(fleet_pause(most).max(AT_ZERO).as_secs_f64());
         tokio::select! {
             () = tokio::time::sleep(SWEEP) => {}
             () = &mut ended => {
@@ -72,7 +72,7 @@ fn sharing(workers: &[Arc<Worker>]) -> HashMap<Key, Arc<[Key]>> {
     shared.flat_map(|all| all.iter().map(|key| (key.clone(), all.clone())).collect::<Vec<_>>()).collect()
 }
 
-/// The pause that keeps a fleet of so many Workers below the ceiling of probes.
+/// The pause that keeps so many Workers on one broker below the ceiling of probes.
 pub(super) fn fleet_pause(workers: usize) -> Duration {
     let probes = workers as f64 * (1.0 + 1.0 / f64::from(side::LOOKS));
     Duration::from_secs_f64(probes / PROBES_A_SECOND)

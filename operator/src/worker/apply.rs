@@ -1,12 +1,8 @@
 //! Step 4: the objects by server-side apply, and only where they are not as they should be.
 
 use futures::future::join_all;
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::ConfigMap;
-use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Resource, ResourceExt};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use warren_api::Worker;
@@ -17,6 +13,7 @@ use super::annotate::annotate;
 use super::build::{Built, digest};
 use super::covers::covers;
 use super::dereference::Surroundings;
+use super::live::{Live, LiveConfigMap, LiveDeployment, LiveDisruptionBudget};
 use crate::context::{Context, FIELD_MANAGER};
 use crate::error::Error;
 use crate::problem::Problem;
@@ -32,14 +29,10 @@ pub async fn apply(
     context: &Context,
 ) -> Result<Result<(), Problem>, Error> {
     let namespace = worker.namespace().unwrap_or_default();
-    let config_maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), &namespace);
-    let deployments: Api<Deployment> = Api::namespaced(context.client.clone(), &namespace);
-    let reconfigured = around
-        .config_map
-        .as_deref()
-        .map(serde_json::to_value)
-        .transpose()?
-        .is_some_and(|live| !covers(&live, &built.config_map));
+    let config_maps: Api<LiveConfigMap> = Api::namespaced(context.client.clone(), &namespace);
+    let deployments: Api<LiveDeployment> = Api::namespaced(context.client.clone(), &namespace);
+    let reconfigured =
+        around.config_map.as_deref().is_some_and(|live| !covers(&live.object(), &built.config_map));
     // The pods mount the ConfigMap: it comes first.
     if let Err(problem) = one(&config_maps, worker, &built.config_map, around.config_map.as_deref()).await? {
         return Ok(Err(problem));
@@ -50,12 +43,12 @@ pub async fn apply(
     if let Err(problem) = one(&deployments, worker, &built.deployment, around.deployment.as_deref()).await? {
         return Ok(Err(problem));
     }
-    let budgets: Api<PodDisruptionBudget> = Api::namespaced(context.client.clone(), &namespace);
+    let budgets: Api<LiveDisruptionBudget> = Api::namespaced(context.client.clone(), &namespace);
     let live = around.disruption_budget.as_deref();
     match &built.disruption_budget {
         Some(desired) => one(&budgets, worker, desired, live).await,
         None => {
-            if let Some(live) = live.filter(|live| owned(*live, worker)) {
+            if let Some(live) = live.filter(|live| live.is_owned_by(worker)) {
                 remove(&budgets, live).await?;
             }
             Ok(Ok(()))
@@ -69,7 +62,7 @@ fn owned(object: &impl Resource, worker: &Worker) -> bool {
 }
 
 /// Deletes this very object; one that is gone is as good, and so is one that has its place since.
-async fn remove(api: &Api<PodDisruptionBudget>, live: &PodDisruptionBudget) -> Result<(), Error> {
+async fn remove(api: &Api<LiveDisruptionBudget>, live: &LiveDisruptionBudget) -> Result<(), Error> {
     let preconditions = Preconditions { uid: live.uid(), resource_version: None };
     let this = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
     match api.delete(&live.name_any(), &this).await {
@@ -102,18 +95,19 @@ async fn hasten(built: &Built, around: &Surroundings, context: &Context) {
     join_all(living.map(|pod| annotate(context, pod, CONFIG_DIGEST, &digest))).await;
 }
 
-async fn one<K>(
-    api: &Api<K>,
+async fn one<K, F>(
+    api: &Api<Live<K, F>>,
     worker: &Worker,
     desired: &Value,
-    live: Option<&K>,
+    live: Option<&Live<K, F>>,
 ) -> Result<Result<(), Problem>, Error>
 where
-    K: Resource<DynamicType = ()> + Serialize + DeserializeOwned + Clone + std::fmt::Debug,
+    K: Resource<DynamicType = ()>,
+    Live<K, F>: DeserializeOwned + Clone,
 {
     let name = desired["metadata"]["name"].as_str().unwrap_or_default();
     match live {
-        Some(live) if covers(&serde_json::to_value(live)?, &required(worker, desired)) => return Ok(Ok(())),
+        Some(live) if covers(&live.object(), &required(worker, desired)) => return Ok(Ok(())),
         Some(_) => {}
         // What is not in the cache, which holds labelled objects only, may be somebody else's.
         None => {

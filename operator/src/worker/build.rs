@@ -12,7 +12,7 @@ use warren_api::names::{
 };
 use warren_api::sidecar::{BatchConfig, ConsumerConfig, HandlerConfig, QueueConfig};
 use warren_api::worker::UpgradePolicy;
-use warren_api::{SidecarConfig, Worker, headers};
+use warren_api::{Queue, SidecarConfig, Worker, headers};
 
 use super::validate::{BROKER_VOLUME, CONFIG_VOLUME, ValidWorker};
 
@@ -76,6 +76,7 @@ pub fn build(valid: &ValidWorker<'_>, rolled: &Rolled, newest: &str, replicas: u
                 "replicas": replicas,
                 "revisionHistoryLimit": REVISION_HISTORY,
                 "selector": {"matchLabels": {WORKER_LABEL: name}},
+                "strategy": strategy(valid),
                 "template": pod_template(valid, &image),
             },
         }),
@@ -93,6 +94,17 @@ pub fn build(valid: &ValidWorker<'_>, rolled: &Rolled, newest: &str, replicas: u
             })
         }),
         image,
+    }
+}
+
+/// How a rollout replaces pods. Where one replica alone keeps the order, the new pod must not consume beside the old one.
+fn strategy(valid: &ValidWorker<'_>) -> Value {
+    let ordered = valid.worker.spec.consumer.ordering_key.is_some();
+    if ordered && !valid.queue.spec.single_active_consumer {
+        // The API server refuses the parameters of the other strategy beside this one, and had filled them in.
+        json!({"type": "Recreate", "rollingUpdate": null})
+    } else {
+        json!({"type": "RollingUpdate"})
     }
 }
 
@@ -142,10 +154,6 @@ fn image(worker: &Worker, rolled: &Rolled, digest: &str, newest: &str) -> String
 
 fn sidecar_config(valid: &ValidWorker<'_>) -> SidecarConfig {
     let (spec, queue) = (&valid.worker.spec, valid.queue);
-    // Rungs that are not on the broker yet are none for the sidecars.
-    let declared = queue.status.as_ref().and_then(|status| status.declared.as_ref());
-    let exists = |delay: &&i32| declared.is_none_or(|declared| declared.retry_delays_seconds.contains(delay));
-    let delays = queue.spec.retry.delays_seconds.iter().filter(exists);
     let prefetch = u16::try_from(spec.consumer.prefetch).unwrap_or(1);
     let concurrency = spec.consumer.concurrency.and_then(|c| u16::try_from(c).ok()).unwrap_or(prefetch);
     SidecarConfig {
@@ -155,7 +163,7 @@ fn sidecar_config(valid: &ValidWorker<'_>) -> SidecarConfig {
             name: queue.broker_name().to_owned(),
             queue_type: queue.spec.queue_type,
             vhost: queue.spec.broker.vhost.clone(),
-            retry_delays_seconds: delays.map(|delay| delay.unsigned_abs()).collect(),
+            retry_delays_seconds: ladder(queue),
             max_attempts: queue.spec.retry.max_attempts.unsigned_abs(),
             consumer_timeout_seconds: queue.spec.consumer_timeout_seconds.map(i32::unsigned_abs),
         },
@@ -177,6 +185,21 @@ fn sidecar_config(valid: &ValidWorker<'_>) -> SidecarConfig {
             ordering_key: spec.consumer.ordering_key.clone(),
         },
     }
+}
+
+/// The retry ladder that the sidecars use: the spec's once all its rungs are on the broker, and until then the whole one that
+/// was declared before. A part of the spec's would use up attempts too fast, and no rung at all dead-letters at the first
+/// failure. Before the first declaration it is the spec's too: a copy for a rung that is missing comes back, and its delivery
+/// stays unacknowledged until the rung is there.
+fn ladder(queue: &Queue) -> Vec<u32> {
+    let wanted = &queue.spec.retry.delays_seconds;
+    let declared = queue.status.as_ref().and_then(|status| status.declared.as_ref());
+    let former = declared
+        .map(|declared| &declared.retry_delays_seconds)
+        .filter(|declared| !wanted.iter().all(|delay| declared.contains(delay)));
+    let mut delays: Vec<u32> = former.unwrap_or(wanted).iter().map(|delay| delay.unsigned_abs()).collect();
+    delays.sort_unstable();
+    delays
 }
 
 fn pod_template(valid: &ValidWorker<'_>, image: &str) -> Value {

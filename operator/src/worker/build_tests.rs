@@ -1,4 +1,8 @@
+use std::sync::Arc;
+
 use serde_json::json;
+use warren_api::QueueStatus;
+use warren_api::queue::Declared;
 
 use super::super::validate::tests::{surroundings, worker};
 use super::super::validate::validate;
@@ -127,4 +131,54 @@ fn a_disruption_budget_is_built_only_when_it_is_asked_for() {
     assert_eq!(budget["spec"]["maxUnavailable"], 2);
     assert_eq!(budget["spec"]["selector"]["matchLabels"], json!({WORKER_LABEL: "invoices"}));
     assert_eq!(budget["metadata"]["ownerReferences"][0]["uid"], "u-1");
+}
+
+/// What sidecars are told of a Queue whose spec has the ladder `wanted`, and whose broker the ladder `declared`.
+fn told(wanted: &[i32], declared: Option<&[i32]>) -> Vec<u32> {
+    let mut around = surroundings();
+    let queue = Arc::make_mut(around.queue.as_mut().unwrap());
+    queue.spec.retry.delays_seconds = wanted.to_vec();
+    let declared =
+        declared.map(|delays| Declared { retry_delays_seconds: delays.to_vec(), ..Declared::default() });
+    queue.status = Some(QueueStatus { declared, ..QueueStatus::default() });
+    let worker = worker(json!({}));
+    let built = build(&validate(&worker, &around).unwrap(), &Rolled::default(), "sidecar:new", 1);
+    let text = built.config_map["data"][CONFIG_KEY].as_str().unwrap();
+    serde_json::from_str::<SidecarConfig>(text).unwrap().queue.retry_delays_seconds
+}
+
+#[test]
+fn a_ladder_holds_whole_until_every_rung_of_the_next_is_on_the_broker() {
+    for (wanted, declared, expected) in [
+        // None of the new rungs, and one of two: the old ladder, in its order.
+        (&[10, 120][..], Some(&[5, 60, 600][..]), &[5, 60, 600][..]),
+        (&[5, 3600], Some(&[5, 60, 600]), &[5, 60, 600]),
+        (&[20], Some(&[10, 5, 60]), &[5, 10, 60]),
+        // All of them: the new one, whatever is left of the old one.
+        (&[10, 120], Some(&[10, 120, 600]), &[10, 120]),
+        (&[5], Some(&[5, 60, 600]), &[5]),
+        (&[], Some(&[5, 60, 600]), &[]),
+        // A ladder for a queue that had none: as before, until it is there.
+        (&[5], Some(&[]), &[]),
+        // A Queue that was never declared has the ladder that it asks for.
+        (&[5, 60, 600], None, &[5, 60, 600]),
+    ] {
+        assert_eq!(told(wanted, declared), expected, "{wanted:?} where {declared:?} is declared");
+    }
+}
+
+#[test]
+fn where_one_replica_alone_keeps_the_order_the_old_pod_goes_before_the_new_one_comes() {
+    let strategy = |single: bool, consumer: Value| {
+        let mut around = surroundings();
+        Arc::make_mut(around.queue.as_mut().unwrap()).spec.single_active_consumer = single;
+        let worker = worker(json!({"consumer": consumer, "scaling": {"maxReplicas": 1}}));
+        let built = build(&validate(&worker, &around).unwrap(), &Rolled::default(), "sidecar:new", 1);
+        built.deployment["spec"]["strategy"].clone()
+    };
+    let ordered = json!({"orderingKey": "x-customer"});
+    assert_eq!(strategy(false, ordered.clone()), json!({"type": "Recreate", "rollingUpdate": null}));
+    // The broker lets one of several pods consume.
+    let rolling = json!({"type": "RollingUpdate"});
+    assert_eq!((strategy(true, ordered), strategy(false, json!({}))), (rolling.clone(), rolling));
 }

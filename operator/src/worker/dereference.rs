@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
-use warren_api::names::{WORKER_LABEL, config_map};
+use warren_api::names::config_map;
 use warren_api::{Queue, Worker};
 
+use super::live::{LiveConfigMap, LiveDeployment, LiveDisruptionBudget};
+use crate::brokers::Key;
 use crate::context::Context;
 use crate::error::Error;
 use crate::secrets::{SecretState, User};
@@ -22,11 +22,11 @@ pub struct Surroundings {
     /// The Secret that the sidecars use; none without a Queue.
     pub secret: Option<SecretState>,
     /// Its Deployment.
-    pub deployment: Option<Arc<Deployment>>,
+    pub deployment: Option<Arc<LiveDeployment>>,
     /// Its ConfigMap.
-    pub config_map: Option<Arc<ConfigMap>>,
+    pub config_map: Option<Arc<LiveConfigMap>>,
     /// Its PodDisruptionBudget.
-    pub disruption_budget: Option<Arc<PodDisruptionBudget>>,
+    pub disruption_budget: Option<Arc<LiveDisruptionBudget>>,
     /// Its pods.
     pub pods: Vec<Arc<Pod>>,
 }
@@ -56,15 +56,6 @@ pub async fn dereference(worker: &Worker, context: &Context) -> Result<Surroundi
         deployment: stores.deployments.get(&ObjectRef::new(&name).within(&namespace)),
         config_map: stores.config_maps.get(&ObjectRef::new(&config_map(&name)).within(&namespace)),
         disruption_budget: stores.disruption_budgets.get(&ObjectRef::new(&name).within(&namespace)),
-        pods: pods_of(worker, context),
+        pods: context.pods.of(&Key { namespace, name }),
     })
-}
-
-/// The pods of a Worker.
-pub fn pods_of(worker: &Worker, context: &Context) -> Vec<Arc<Pod>> {
-    let (namespace, name) = (worker.namespace(), worker.name_any());
-    context
-        .stores
-        .pods
-        .state_filter(|pod| pod.labels().get(WORKER_LABEL) == Some(&name) && pod.namespace() == namespace)
 }

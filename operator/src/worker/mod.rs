@@ -5,6 +5,8 @@ mod apply;
 pub mod build;
 mod covers;
 pub mod dereference;
+pub mod live;
+pub mod pod_index;
 pub mod pods;
 pub mod reconcile;
 pub mod status;

@@ -12,13 +12,13 @@ use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, watcher};
 use kube::{Api, Resource, ResourceExt};
 use warren_api::conditions::READY;
-use warren_api::names::SIDECAR_CONTAINER;
 use warren_api::worker::ScalingMode;
 use warren_api::{Worker, WorkerStatus};
 
 use super::apply::apply;
-use super::build::{Rolled, TEMPLATE_DIGEST, build};
+use super::build::build;
 use super::dereference::{Surroundings, dereference};
+use super::live::LiveDeployment;
 use super::status::status;
 use super::validate::{unordered, validate};
 use crate::condition::{find, status_patch};
@@ -83,7 +83,12 @@ async fn converge(
     };
     let _writing = entry.writing.lock().await;
     let replicas = replicas(worker, around, &entry.view());
-    let built = build(&valid, &rolled(around), &context.sidecar_image, replicas);
+    let built = build(
+        &valid,
+        &around.deployment.as_deref().map(LiveDeployment::rolled).unwrap_or_default(),
+        &context.sidecar_image,
+        replicas,
+    );
     match apply(worker, &built, around, context).await? {
         Ok(()) => Ok((unordered(worker, valid.queue), Some(built.image))),
         Err(problem) => Ok((Some(problem), None)),
@@ -92,7 +97,7 @@ async fn converge(
 
 /// In mode Builtin the scaler's number, and until it has one the number that is there.
 fn replicas(worker: &Worker, around: &Surroundings, view: &View) -> u32 {
-    let live = || around.deployment.as_deref().and_then(|d| d.spec.as_ref()?.replicas);
+    let live = || around.deployment.as_deref().and_then(|deployment| deployment.facts.desired);
     let replicas = match worker.spec.scaling.mode {
         ScalingMode::Builtin => match &view.decision {
             Some(decision) => return decision.replicas,
@@ -101,18 +106,6 @@ fn replicas(worker: &Worker, around: &Surroundings, view: &View) -> u32 {
         ScalingMode::External | ScalingMode::Manual => worker.spec.replicas,
     };
     replicas.max(0).unsigned_abs()
-}
-
-/// What runs: the digest on the Deployment and the sidecar's image in its template.
-fn rolled(around: &Surroundings) -> Rolled {
-    let Some(deployment) = around.deployment.as_deref() else { return Rolled::default() };
-    let pod = deployment.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
-    let sidecar =
-        pod.and_then(|pod| pod.init_containers.iter().flatten().find(|c| c.name == SIDECAR_CONTAINER));
-    Rolled {
-        digest: deployment.annotations().get(TEMPLATE_DIGEST).cloned(),
-        image: sidecar.and_then(|sidecar| sidecar.image.clone()),
-    }
 }
 
 async fn write(worker: &Worker, status: WorkerStatus, context: &Context) -> Result<(), Error> {
@@ -132,7 +125,10 @@ async fn write(worker: &Worker, status: WorkerStatus, context: &Context) -> Resu
         ready.filter(|c| former.is_none_or(|f| (&f.status, &f.reason) != (&c.status, &c.reason)))
     {
         tracing::info!(namespace = worker.namespace(), worker = %worker.name_any(), ready = %ready.status, reason = %ready.reason, message = %ready.message, "worker");
-        context.condition_event(&worker.object_ref(&()), ready, "Reconcile");
+        // A Worker on its way is no news worth a request, and an event stays in memory for six minutes.
+        if ready.status != "Unknown" {
+            context.condition_event(&worker.object_ref(&()), ready, "Reconcile");
+        }
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use warren_api::{Worker, WorkerStatus};
 
 use super::dereference::Surroundings;
 use super::pods::{ready, trouble};
+use super::validate::port;
 use crate::condition::{Statement, Status, conditions, find};
 use crate::problem::Problem;
 use crate::scaler::board::View;
@@ -34,8 +35,8 @@ pub fn status(
 ) -> WorkerStatus {
     let former = worker.status.clone().unwrap_or_default();
     let deployment = around.deployment.as_deref();
-    let desired = deployment.and_then(|d| d.spec.as_ref()?.replicas).unwrap_or(0);
-    let existing = deployment.and_then(|d| d.status.as_ref()?.replicas).unwrap_or(0);
+    let desired = deployment.and_then(|deployment| deployment.facts.desired).unwrap_or(0);
+    let existing = deployment.map_or(0, |deployment| deployment.facts.existing);
 
     let mut all = vec![
         template_valid(problem),
@@ -145,18 +146,9 @@ fn available(
         let status = if problem.is_some() { Status::False } else { Status::Unknown };
         return Statement::new(AVAILABLE, status, reason, "there is no Deployment yet");
     };
-    let refused = deployment.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    if let Some(refused) = refused.into_iter().find(|c| c.type_ == "ReplicaFailure" && c.status == "True") {
-        let message = format!(
-            "pods are refused: {}. Correct the quota, the policy or spec.template",
-            refused.message.as_deref().unwrap_or_default()
-        );
-        return Statement::new(
-            AVAILABLE,
-            false,
-            refused.reason.clone().unwrap_or_else(|| "ReplicaFailure".to_owned()),
-            message,
-        );
+    if let Some((reason, why)) = &deployment.facts.refused {
+        let message = format!("pods are refused: {why}. Correct the quota, the policy or spec.template");
+        return Statement::new(AVAILABLE, false, reason.clone(), message);
     }
     if worker.spec.consumer.paused {
         return Statement::new(
@@ -219,14 +211,13 @@ fn handler_healthy(worker: &Worker, desired: i32, view: &View, former: &WorkerSt
     }
     let http = &worker.spec.handler.http;
     if let Some(code) = handlers.misconfigured {
-        let port =
-            http.port.map_or_else(|| "<the container's first port>".to_owned(), |port| port.to_string());
+        let port = port(worker).map(|port| format!(":{port}")).unwrap_or_default();
         return Some(Statement::new(
             HANDLER_HEALTHY,
             false,
             "HandlerMisconfigured",
             format!(
-                "POST http://localhost:{port}{} answers {code}: correct spec.handler.http.path or port, or what the application allows. Consuming is held back, nothing is dead-lettered",
+                "POST http://localhost{port}{} answers {code}: correct spec.handler.http.path or port, or what the application allows. Consuming is held back, nothing is dead-lettered",
                 http.path
             ),
         ));
@@ -337,7 +328,8 @@ mod tests {
         let status = say(None, &View { handlers, ..View::default() });
         let healthy = find(&status.conditions, HANDLER_HEALTHY).unwrap();
         assert_eq!(healthy.reason, "HandlerMisconfigured");
-        assert!(healthy.message.contains("answers 404"), "{}", healthy.message);
+        let words = "POST http://localhost:8080/ answers 404";
+        assert!(healthy.message.contains(words), "{}", healthy.message);
     }
 
     #[test]

@@ -61,6 +61,12 @@ pub fn unordered(worker: &Worker, queue: &Queue) -> Option<Problem> {
     })
 }
 
+/// The port that the handler listens on; none where the template names none.
+pub fn port(worker: &Worker) -> Option<u16> {
+    let pod = worker.spec.template.parse().ok()?.spec?;
+    handler_port(worker, handler_container(worker, &pod).ok()?).ok()
+}
+
 /// Finds what is wrong, or gives what is to be built.
 pub fn validate<'a>(worker: &'a Worker, around: &'a Surroundings) -> Result<ValidWorker<'a>, Problem> {
     let template = |reason, message: String| Problem::new(TEMPLATE_VALID, reason, message);

@@ -17,7 +17,6 @@ const SETTLE: Duration = Duration::from_secs(30);
 /// How long it is watched at rest.
 const REST: Duration = Duration::from_secs(60);
 
-const CPU: &str = "process_cpu_seconds_total";
 const RSS: &str = "process_resident_memory_bytes";
 
 /// Grows to `queues` by tens, then adds `workers`.
@@ -40,13 +39,13 @@ async fn measure(ground: &Ground, queues: usize, workers: usize) -> Result<Value
     let mut curve = Vec::new();
     let mut made = 0;
     for total in [queues / 100, queues / 10, queues] {
-        let (cpu, begun, more) = (operator.metric(CPU).await?, Instant::now(), (total - made) as f64);
+        let (cpu, begun, more) = (operator.cpu_seconds()?, Instant::now(), (total - made) as f64);
         ground.create_queues(made..total, &spec).await?;
         operator.until(READY, total as f64).await?;
         let step = json!({
             "queues": total,
             "ms_per_queue": figure(begun.elapsed().as_secs_f64() * 1e3 / more),
-            "cpu_ms_per_queue": figure((operator.metric(CPU).await? - cpu) * 1e3 / more),
+            "cpu_ms_per_queue": figure((operator.cpu_seconds()? - cpu) * 1e3 / more),
             "rss_kib": rss_kib().await?,
         });
         say(&step.to_string());
@@ -57,9 +56,9 @@ async fn measure(ground: &Ground, queues: usize, workers: usize) -> Result<Value
     ground.until_deployments(workers.min(queues)).await?;
     say(&format!("{workers} Workers have their Deployments"));
     tokio::time::sleep(SETTLE).await;
-    let cpu = operator.metric(CPU).await?;
+    let cpu = operator.cpu_seconds()?;
     tokio::time::sleep(REST).await;
-    let percent = (operator.metric(CPU).await? - cpu) / REST.as_secs_f64() * 100.0;
+    let percent = (operator.cpu_seconds()? - cpu) / REST.as_secs_f64() * 100.0;
     let result = json!({
         "queues": queues,
         "workers": workers,

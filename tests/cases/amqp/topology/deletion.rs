@@ -19,6 +19,7 @@ on_each_release!(
     delete_if_empty_takes_empty_queues,
     delete_if_empty_says_what_is_in_each_queue_and_puts_the_bindings_back,
     delete_if_empty_counts_rungs_that_the_spec_has_dropped,
+    delete_if_empty_waits_for_what_the_broker_may_hold_back,
     delete_if_empty_does_not_believe_the_zero_of_a_queue_without_its_leader,
     a_deletion_leaves_a_queue_that_was_never_warren_s,
 );
@@ -113,6 +114,20 @@ async fn delete_if_empty_counts_rungs_that_the_spec_has_dropped(vhost: Vhost) ->
     let message = queue.kept_by("NotEmpty").await?;
     ensure!(message.contains("\"orders.retry.600s\" has 1 messages"), "{message}");
     client.purge("orders.retry.600s").await?;
+    queue.gone().await?;
+    none_is_left(&client).await
+}
+
+async fn delete_if_empty_waits_for_what_the_broker_may_hold_back(vhost: Vhost) -> Result<()> {
+    let client = Client::connect(&vhost.uri()).await?;
+    let keeper = Keeper::new();
+    let mut limited = spec("DeleteIfEmpty", "Quorum");
+    limited["deadLetter"] = json!({"maxLength": 2});
+    let mut queue = keeper.queue(&vhost.uri(), limited)?;
+    queue.ready().await?;
+    let message = queue.kept_by("Settling").await?;
+    ensure!(message.contains("three minutes"), "{message}");
+    assert_eq!(look::bindings(&vhost, "orders").await?, ["shop  "], "messages still come");
     queue.gone().await?;
     none_is_left(&client).await
 }

@@ -19,8 +19,9 @@ on_each_release!(
     queues_that_are_deleted_come_back_with_their_bindings,
     an_exchange_or_binding_that_is_deleted_comes_back,
     a_second_pass_changes_nothing_and_is_no_news,
-    a_queue_that_a_probe_misses_comes_back_at_once,
+    a_queue_that_a_probe_misses_comes_back_without_a_drift_check,
     a_changed_ladder_declares_first_and_deletes_what_is_empty_and_unused,
+    a_dropped_rung_stays_while_the_main_queue_may_refuse_what_it_gives_back,
     a_dropped_binding_is_taken_back,
     a_full_dead_letter_queue_is_told_until_there_is_room,
 );
@@ -94,7 +95,7 @@ async fn a_second_pass_changes_nothing_and_is_no_news(vhost: Vhost) -> Result<()
     Ok(())
 }
 
-async fn a_queue_that_a_probe_misses_comes_back_at_once(vhost: Vhost) -> Result<()> {
+async fn a_queue_that_a_probe_misses_comes_back_without_a_drift_check(vhost: Vhost) -> Result<()> {
     // No drift check would find it.
     let keeper = Keeper::checking(Duration::from_secs(3600));
     let mut queue = keeper.queue(&vhost.uri(), spec())?;
@@ -127,6 +128,35 @@ async fn a_changed_ladder_declares_first_and_deletes_what_is_empty_and_unused(vh
     eventually(PATIENCE, "the emptied rung goes too", async || {
         queue.turn();
         ensure!(client.ready("orders.retry.600s").await?.is_none(), "not yet");
+        Ok(())
+    })
+    .await
+}
+
+async fn a_dropped_rung_stays_while_the_main_queue_may_refuse_what_it_gives_back(vhost: Vhost) -> Result<()> {
+    let keeper = Keeper::new();
+    let spec = |delays: &[u32]| json!({"limits": {"maxLength": 2}, "retry": {"delaysSeconds": delays}});
+    let mut queue = keeper.queue(&vhost.uri(), spec(&[500, 600]))?;
+    queue.ready().await?;
+    let client = Client::connect(&vhost.uri()).await?;
+    client.publish_all("orders", [b"one".to_vec(), b"two".to_vec()]).await?;
+    queue.respec(spec(&[600]))?;
+    queue.ready().await?;
+    // Each time that the dead-letter queue comes back there was a look at the rungs.
+    for _ in 0..5 {
+        client.delete("orders.dlq").await?;
+        eventually(PATIENCE, "there was another look", async || {
+            queue.turn();
+            ensure!(client.ready("orders.dlq").await?.is_some(), "not yet");
+            Ok(())
+        })
+        .await?;
+    }
+    assert_eq!(client.ready("orders.retry.500s").await?, Some(0));
+    client.purge("orders").await?;
+    eventually(PATIENCE, "the rung goes once there is room", async || {
+        queue.turn();
+        ensure!(client.ready("orders.retry.500s").await?.is_none(), "not yet");
         Ok(())
     })
     .await

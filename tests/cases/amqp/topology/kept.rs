@@ -11,6 +11,7 @@ use serde_json::Value;
 use warren_api::{Queue, QueueSpec, QueueStatus};
 use warren_broker::BrokerAccess;
 use warren_operator::brokers::{Brokers, LaneOptions, Outcome};
+use warren_operator::leader::Leadership;
 use warren_operator::queue::plan;
 use warren_operator::queue::status::{Progress, status};
 use warren_operator::queue::validate::key;
@@ -35,10 +36,14 @@ impl Keeper {
 
     /// One that looks for drift so often.
     pub fn checking(drift_check: Duration) -> Self {
+        let leadership = Leadership::none();
+        leadership.permanent();
         let options = LaneOptions {
             connection_name: "test".to_owned(),
             drift_check,
             sidecars_learn: Duration::from_secs(1),
+            held_back: Duration::from_secs(2),
+            leadership,
         };
         let (changed, news) = unbounded();
         Self { brokers: Brokers::new(options), changed, news }

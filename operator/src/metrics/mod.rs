@@ -1,0 +1,281 @@
+//! The operator's own metrics, `warren_operator_*`. Labels are names of resources and enums, nothing unbounded.
+
+mod definitions;
+mod series;
+
+use std::collections::HashSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Gauge, HistogramOpts, HistogramTimer, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Registry, TextEncoder,
+};
+
+pub use definitions::reference;
+use definitions::{
+    API_WRITES, BROKERS, DEAD_MESSAGES, DECISIONS, DRIFT_INTERVAL, LEADER, PROBE_INTERVAL, QUEUES,
+    READY_MESSAGES, RECONCILE_ERRORS, RECONCILE_SECONDS, RETRYING_MESSAGES, SCALINGS, SERVICE_SECONDS,
+    WORKER_REPLICAS,
+};
+use series::Series;
+
+use crate::brokers::Key;
+use crate::scaler::reason::Reason;
+
+/// Every metric of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    reconcile_seconds: HistogramVec,
+    reconcile_errors: IntCounterVec,
+    queues: IntGaugeVec,
+    brokers: IntGaugeVec,
+    of_queues: Series,
+    of_workers: Series,
+    probe_interval: Gauge,
+    drift_interval: Gauge,
+    leader: IntGauge,
+    api_writes: IntCounter,
+    ready_queues: Mutex<QueueStates>,
+}
+
+#[derive(Debug, Default)]
+struct QueueStates {
+    ready: HashSet<Key>,
+    not_ready: HashSet<Key>,
+}
+
+impl Metrics {
+    /// Registers everything.
+    ///
+    /// # Errors
+    /// A name or label that Prometheus does not take, which a test rules out.
+    pub fn new() -> prometheus::Result<Self> {
+        let metrics = Self {
+            registry: Registry::new(),
+            reconcile_seconds: HistogramVec::new(
+                HistogramOpts::from(RECONCILE_SECONDS.opts())
+                    .buckets(vec![0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0]),
+                RECONCILE_SECONDS.labels,
+            )?,
+            reconcile_errors: RECONCILE_ERRORS.counters()?,
+            queues: QUEUES.int_gauges()?,
+            brokers: BROKERS.int_gauges()?,
+            of_queues: Series::new(&[&READY_MESSAGES, &RETRYING_MESSAGES, &DEAD_MESSAGES]),
+            of_workers: Series::new(&[&WORKER_REPLICAS, &DECISIONS, &SCALINGS, &SERVICE_SECONDS]),
+            probe_interval: Gauge::with_opts(PROBE_INTERVAL.opts())?,
+            drift_interval: Gauge::with_opts(DRIFT_INTERVAL.opts())?,
+            leader: IntGauge::with_opts(LEADER.opts())?,
+            api_writes: IntCounter::with_opts(API_WRITES.opts())?,
+            ready_queues: Mutex::default(),
+        };
+        metrics.register_all()?;
+        Ok(metrics)
+    }
+
+    fn register_all(&self) -> prometheus::Result<()> {
+        let Self {
+            registry,
+            reconcile_seconds,
+            reconcile_errors,
+            queues,
+            brokers,
+            of_queues: _,
+            of_workers: _,
+            probe_interval,
+            drift_interval,
+            leader,
+            api_writes,
+            ready_queues: _,
+        } = self;
+        let collectors: [Box<dyn Collector>; 8] = [
+            Box::new(reconcile_seconds.clone()),
+            Box::new(reconcile_errors.clone()),
+            Box::new(queues.clone()),
+            Box::new(brokers.clone()),
+            Box::new(probe_interval.clone()),
+            Box::new(drift_interval.clone()),
+            Box::new(leader.clone()),
+            Box::new(api_writes.clone()),
+        ];
+        collectors.into_iter().try_for_each(|collector| registry.register(collector))?;
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
+    }
+
+    /// The Prometheus text format.
+    ///
+    /// # Errors
+    /// A metric that cannot be written as text.
+    pub fn text(&self) -> prometheus::Result<String> {
+        let mut text = TextEncoder::new().encode_to_string(&self.registry.gather())?;
+        self.of_queues.write(&mut text);
+        self.of_workers.write(&mut text);
+        Ok(text)
+    }
+
+    /// Times a reconcile until dropped.
+    pub fn reconciling(&self, kind: &'static str) -> HistogramTimer {
+        self.reconcile_seconds.with_label_values(&[kind]).start_timer()
+    }
+
+    /// Counts a failed reconcile.
+    pub fn reconcile_failed(&self, kind: &'static str, category: &'static str) {
+        self.reconcile_errors.with_label_values(&[kind, category]).inc();
+    }
+
+    fn queue_states(&self) -> MutexGuard<'_, QueueStates> {
+        // Single inserts and removes: a panic leaves nothing half done.
+        self.ready_queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says whether a Queue is Ready.
+    pub fn queue_ready(&self, queue: &Key, ready: bool) {
+        let mut states = self.queue_states();
+        let QueueStates { ready: yes, not_ready: no } = &mut *states;
+        let (to, from) = if ready { (yes, no) } else { (no, yes) };
+        from.remove(queue);
+        to.insert(queue.clone());
+        self.count_queues(&states);
+    }
+
+    /// A Queue is gone.
+    pub fn forget_queue(&self, queue: &Key) {
+        let mut states = self.queue_states();
+        states.ready.remove(queue);
+        states.not_ready.remove(queue);
+        self.count_queues(&states);
+        drop(states);
+        self.of_queues.forget(queue);
+    }
+
+    fn count_queues(&self, states: &QueueStates) {
+        self.queues.with_label_values(&["true"]).set(gauge(states.ready.len()));
+        self.queues.with_label_values(&["false"]).set(gauge(states.not_ready.len()));
+    }
+
+    /// Says how many brokers are connected.
+    pub fn brokers(&self, up: usize, down: usize) {
+        self.brokers.with_label_values(&["up"]).set(gauge(up));
+        self.brokers.with_label_values(&["down"]).set(gauge(down));
+    }
+
+    /// Says how many messages of a Queue wait, wait to be tried again, and are dead, as far as that is known.
+    pub fn queue_messages(&self, queue: &Key, ready: Option<u64>, retrying: Option<u64>, dead: Option<u64>) {
+        let families = [&READY_MESSAGES, &RETRYING_MESSAGES, &DEAD_MESSAGES];
+        for (family, messages) in families.into_iter().zip([ready, retrying, dead]) {
+            if let Some(messages) = messages {
+                self.of_queues.set(queue, family, "", messages as f64);
+            }
+        }
+    }
+
+    /// Says how many pods a Worker has.
+    pub fn worker_replicas(&self, worker: &Key, desired: u32, current: u32, ready: u32) {
+        for (state, number) in [("desired", desired), ("current", current), ("ready", ready)] {
+            self.of_workers.set(worker, &WORKER_REPLICAS, state, f64::from(number));
+        }
+    }
+
+    /// Counts a decision that differs from the one before.
+    pub fn decided(&self, worker: &Key, reason: Reason) {
+        self.of_workers.count(worker, &DECISIONS, reason.as_str());
+    }
+
+    /// Counts a patch of replicas.
+    pub fn scaled(&self, worker: &Key, reason: &'static str) {
+        self.of_workers.count(worker, &SCALINGS, reason);
+    }
+
+    /// Says how long a handler call takes.
+    pub fn service_seconds(&self, worker: &Key, seconds: f64) {
+        self.of_workers.set(worker, &SERVICE_SECONDS, "", seconds);
+    }
+
+    /// A Worker is gone.
+    pub fn forget_worker(&self, worker: &Key) {
+        self.of_workers.forget(worker);
+    }
+
+    /// Says how often each Worker on the most probed broker can be looked at.
+    pub fn probe_interval(&self, least: f64) {
+        self.probe_interval.set(least);
+    }
+
+    /// Says how long two drift checks of a Queue are apart at most.
+    pub fn drift_check(&self, interval: Duration) {
+        self.drift_interval.set(interval.as_secs_f64());
+    }
+
+    /// Says how many requests have changed something in all.
+    pub fn api_writes(&self, total: u64) {
+        self.api_writes.inc_by(total.saturating_sub(self.api_writes.get()));
+    }
+
+    /// Says whether this replica leads.
+    pub fn leads(&self, leads: bool) {
+        self.leader.set(i64::from(leads));
+    }
+}
+
+fn gauge(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_registers_and_is_in_the_reference() {
+        let text = Metrics::new().unwrap().text().unwrap();
+        let reference = reference();
+        let described = text.lines().filter_map(|line| line.strip_prefix("# HELP warren_operator_"));
+        for line in described {
+            let name = line.split(' ').next().unwrap();
+            assert!(reference.contains(&format!("`warren_operator_{name}`")), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_said_of_a_worker_and_of_a_queue_is_written_until_they_are_gone() {
+        let metrics = Metrics::new().unwrap();
+        let key = Key { namespace: "n".to_owned(), name: "a".to_owned() };
+        metrics.worker_replicas(&key, 3, 2, 1);
+        metrics.worker_replicas(&key, 4, 2, 1);
+        metrics.decided(&key, Reason::Idle);
+        metrics.decided(&key, Reason::Idle);
+        metrics.service_seconds(&key, 0.25);
+        metrics.queue_messages(&key, Some(7), None, Some(0));
+        let text = metrics.text().unwrap();
+        for line in [
+            "# TYPE warren_operator_worker_replicas gauge",
+            "warren_operator_worker_replicas{namespace=\"n\",worker=\"a\",state=\"desired\"} 4",
+            "# TYPE warren_operator_scale_decisions_total counter",
+            "warren_operator_scale_decisions_total{namespace=\"n\",worker=\"a\",reason=\"Idle\"} 2",
+            "warren_operator_worker_service_seconds{namespace=\"n\",worker=\"a\"} 0.25",
+            "warren_operator_queue_ready_messages{namespace=\"n\",queue=\"a\"} 7",
+            "warren_operator_queue_dead_messages{namespace=\"n\",queue=\"a\"} 0",
+        ] {
+            assert!(text.lines().any(|written| written == line), "{line} is not in {text}");
+        }
+        assert!(!text.contains("queue_retrying_messages{"), "{text}");
+        metrics.forget_worker(&key);
+        metrics.forget_queue(&key);
+        assert!(!metrics.text().unwrap().contains("namespace=\"n\""));
+    }
+
+    #[test]
+    fn a_queue_is_counted_once_and_forgotten() {
+        let metrics = Metrics::new().unwrap();
+        let queue = Key { namespace: "n".to_owned(), name: "q".to_owned() };
+        metrics.queue_ready(&queue, false);
+        metrics.queue_ready(&queue, true);
+        let text = metrics.text().unwrap();
+        assert!(text.contains("warren_operator_queues{ready=\"true\"} 1"), "{text}");
+        assert!(text.contains("warren_operator_queues{ready=\"false\"} 0"), "{text}");
+        metrics.forget_queue(&queue);
+        assert!(metrics.text().unwrap().contains("warren_operator_queues{ready=\"true\"} 0"));
+    }
+}

@@ -1,0 +1,92 @@
+//! Metrics that each Queue or each Worker has: kept as plain numbers, and written as text when they are asked for.
+//!
+//! A vector of the metrics library keeps name, help and labels once more for every series: about a kB each, of which a Worker
+//! has eight.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::definitions::Definition;
+use crate::brokers::Key;
+
+/// Some metrics of every resource of a kind.
+#[derive(Debug)]
+pub(super) struct Series {
+    families: &'static [&'static Definition],
+    rows: Mutex<BTreeMap<Key, Vec<Point>>>,
+}
+
+/// One number of one resource.
+#[derive(Debug)]
+struct Point {
+    family: &'static str,
+    /// The value of the label that is neither the namespace nor the resource's name; empty where there is none.
+    label: &'static str,
+    value: f64,
+}
+
+impl Series {
+    /// Nothing known yet of these metrics, whose labels are `namespace`, the kind of the resource, and at most one more.
+    pub(super) const fn new(families: &'static [&'static Definition]) -> Self {
+        Self { families, rows: Mutex::new(BTreeMap::new()) }
+    }
+
+    fn rows(&self) -> MutexGuard<'_, BTreeMap<Key, Vec<Point>>> {
+        // Single inserts and removes: a panic leaves nothing half done.
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says what a number is.
+    pub(super) fn set(&self, key: &Key, family: &Definition, label: &'static str, value: f64) {
+        self.change(key, family.name, label, |point| *point = value);
+    }
+
+    /// Counts one more.
+    pub(super) fn count(&self, key: &Key, family: &Definition, label: &'static str) {
+        self.change(key, family.name, label, |point| *point += 1.0);
+    }
+
+    fn change(&self, key: &Key, family: &'static str, label: &'static str, change: impl FnOnce(&mut f64)) {
+        let mut rows = self.rows();
+        if !rows.contains_key(key) {
+            rows.insert(key.clone(), Vec::new());
+        }
+        let Some(points) = rows.get_mut(key) else { return };
+        match points.iter_mut().find(|point| point.family == family && point.label == label) {
+            Some(point) => change(&mut point.value),
+            None => {
+                let mut value = 0.0;
+                change(&mut value);
+                points.push(Point { family, label, value });
+            }
+        }
+    }
+
+    /// A resource is gone.
+    pub(super) fn forget(&self, key: &Key) {
+        self.rows().remove(key);
+    }
+
+    /// Appends the Prometheus text format.
+    pub(super) fn write(&self, text: &mut String) {
+        let rows = self.rows();
+        for Definition { name, kind, labels, help } in self.families {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+            for (key, points) in &*rows {
+                for Point { label, value, .. } in points.iter().filter(|point| point.family == *name) {
+                    let of = |place: usize| match place {
+                        0 => key.namespace.as_str(),
+                        1 => key.name.as_str(),
+                        _ => label,
+                    };
+                    // Names of resources and words of ours: nothing in them is to be escaped.
+                    let pairs =
+                        labels.iter().enumerate().map(|(place, label)| format!("{label}=\"{}\"", of(place)));
+                    let _ = writeln!(text, "{name}{{{}}} {value}", pairs.collect::<Vec<_>>().join(","));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! What is kept of the objects that the operator makes: their text, which is parsed when it is compared, and the few values
+//! that are read all the time. Typed, a Deployment takes ten times its text, since every field of a pod has its place.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::ObjectMeta;
+use kube::{Resource, ResourceExt};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use warren_api::Worker;
+use warren_api::names::{SIDECAR_CONTAINER, WORKER_LABEL};
+
+use super::build::{Rolled, TEMPLATE_DIGEST};
+
+/// A Deployment.
+pub type LiveDeployment = Live<Deployment, Scale>;
+/// A ConfigMap.
+pub type LiveConfigMap = Live<ConfigMap>;
+/// A PodDisruptionBudget.
+pub type LiveDisruptionBudget = Live<PodDisruptionBudget>;
+
+/// An object of kind `K`, without its status, and what `F` reads from it.
+#[derive(Clone)]
+pub struct Live<K, F = ()> {
+    /// What tells it from others.
+    metadata: ObjectMeta,
+    worker: Option<Box<str>>,
+    text: Box<str>,
+    /// The values that are read all the time.
+    pub facts: F,
+    kind: PhantomData<fn() -> K>,
+}
+
+/// Values of an object.
+pub trait Facts {
+    /// Reads them.
+    fn of(object: &Value) -> Self;
+}
+
+impl Facts for () {
+    fn of(_: &Value) -> Self {}
+}
+
+/// What is asked of a Deployment, and how far it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scale {
+    /// Replicas that are asked for.
+    pub desired: Option<i32>,
+    /// Replicas that exist.
+    pub existing: i32,
+    /// Whether pods of an older template are still there.
+    pub rolling: bool,
+    /// Why pods are refused: a reason and a sentence.
+    pub refused: Option<(String, String)>,
+}
+
+impl Facts for Scale {
+    fn of(object: &Value) -> Self {
+        let (spec, status) = (&object["spec"], &object["status"]);
+        let count = |value: &Value| value.as_i64().and_then(|count| i32::try_from(count).ok());
+        let of_status = |field: &str| count(&status[field]).unwrap_or(0);
+        let observed = status["observedGeneration"].as_i64() >= object["metadata"]["generation"].as_i64();
+        let conditions = status["conditions"].as_array();
+        let refused = conditions
+            .into_iter()
+            .flatten()
+            .find(|condition| condition["type"] == "ReplicaFailure" && condition["status"] == "True");
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        Self {
+            desired: count(&spec["replicas"]),
+            existing: of_status("replicas"),
+            rolling: status.is_null() || !observed || of_status("updatedReplicas") < of_status("replicas"),
+            refused: refused.map(|refused| {
+                let reason = text(&refused["reason"]).unwrap_or_else(|| "ReplicaFailure".to_owned());
+                (reason, text(&refused["message"]).unwrap_or_default())
+            }),
+        }
+    }
+}
+
+impl<K, F> Live<K, F> {
+    /// The object; null only where its text, which was JSON, is none any more.
+    pub fn object(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_default()
+    }
+
+    /// Whether it is this Worker's.
+    pub fn is_owned_by(&self, worker: &Worker) -> bool {
+        let uid = worker.metadata.uid.as_deref();
+        let object = self.object();
+        let owners = object["metadata"]["ownerReferences"].as_array();
+        uid.is_some() && owners.into_iter().flatten().any(|owner| owner["uid"].as_str() == uid)
+    }
+}
+
+impl LiveDeployment {
+    /// What runs: the digest on the Deployment and the sidecar's image in its template.
+    pub fn rolled(&self) -> Rolled {
+        let object = self.object();
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let containers = object["spec"]["template"]["spec"]["initContainers"].as_array();
+        let sidecar =
+            containers.into_iter().flatten().find(|container| container["name"] == SIDECAR_CONTAINER);
+        Rolled {
+            digest: text(&object["metadata"]["annotations"][TEMPLATE_DIGEST]),
+            image: sidecar.and_then(|sidecar| text(&sidecar["image"])),
+        }
+    }
+}
+
+impl<'de, K: Resource<DynamicType = ()>, F: Facts> Deserialize<'de> for Live<K, F> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut object = Value::deserialize(deserializer)?;
+        let facts = F::of(&object);
+        if let Some(object) = object.as_object_mut() {
+            // Items of a list do not say what they are.
+            object.insert("apiVersion".to_owned(), K::api_version(&()).into());
+            object.insert("kind".to_owned(), K::kind(&()).into());
+            object.remove("status");
+            if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+                metadata.remove("managedFields");
+            }
+        }
+        let metadata = &object["metadata"];
+        let text = |field: &str| metadata[field].as_str().map(str::to_owned);
+        Ok(Self {
+            metadata: ObjectMeta {
+                name: text("name"),
+                namespace: text("namespace"),
+                uid: text("uid"),
+                resource_version: text("resourceVersion"),
+                ..ObjectMeta::default()
+            },
+            worker: metadata["labels"][WORKER_LABEL].as_str().map(Box::from),
+            text: object.to_string().into(),
+            facts,
+            kind: PhantomData,
+        })
+    }
+}
+
+impl<K: Resource<DynamicType = ()>, F> Resource for Live<K, F> {
+    type DynamicType = ();
+    type Scope = K::Scope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        K::kind(&()).into_owned().into()
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        K::group(&()).into_owned().into()
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        K::version(&()).into_owned().into()
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        K::plural(&()).into_owned().into()
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+impl<K, F> fmt::Debug for Live<K, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Live").field(&self.text).finish()
+    }
+}
+
+/// Something that belongs to a Worker.
+pub trait OfWorker: Resource<DynamicType = ()> {
+    /// The Worker's name.
+    fn worker(&self) -> Option<&str>;
+}
+
+impl<K: Resource<DynamicType = ()>, F> OfWorker for Live<K, F> {
+    fn worker(&self) -> Option<&str> {
+        self.worker.as_deref()
+    }
+}
+
+impl OfWorker for Pod {
+    fn worker(&self) -> Option<&str> {
+        self.labels().get(WORKER_LABEL).map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A Deployment as the API server lists it.
+    fn deployment(status: Value) -> LiveDeployment {
+        let owner = json!({"apiVersion": "warren.dev/v1alpha1", "kind": "Worker", "name": "w", "uid": "u-1"});
+        let sidecar = json!({"name": SIDECAR_CONTAINER, "image": "sidecar:1"});
+        serde_json::from_value(json!({
+            "metadata": {
+                "name": "w", "namespace": "shop", "uid": "u-2", "resourceVersion": "7", "generation": 3,
+                "labels": {WORKER_LABEL: "w"}, "annotations": {TEMPLATE_DIGEST: "d"},
+                "ownerReferences": [owner], "managedFields": [{"manager": "warren"}],
+            },
+            "spec": {"replicas": 2, "template": {"spec": {"initContainers": [{"name": "other"}, sidecar]}}},
+            "status": status,
+        }))
+        .unwrap()
+    }
+
+    fn scale(status: Value) -> Scale {
+        deployment(status).facts
+    }
+
+    #[test]
+    fn an_object_of_a_list_is_kept_whole_but_for_what_the_api_server_counts() {
+        let live = deployment(json!({"replicas": 2}));
+        let object = live.object();
+        assert_eq!((&object["apiVersion"], &object["kind"]), (&json!("apps/v1"), &json!("Deployment")));
+        assert_eq!((&object["status"], &object["metadata"]["managedFields"]), (&Value::Null, &Value::Null));
+        assert_eq!(object["spec"]["replicas"], 2);
+        assert_eq!((live.worker(), live.name_any().as_str()), (Some("w"), "w"));
+        assert_eq!(live.uid().as_deref(), Some("u-2"));
+        let rolled = Rolled { digest: Some("d".to_owned()), image: Some("sidecar:1".to_owned()) };
+        assert_eq!(live.rolled(), rolled);
+        let mut worker = Worker::new(
+            "w",
+            serde_json::from_value(json!({"queueRef": {"name": "q"}, "template": {}})).unwrap(),
+        );
+        assert!(!live.is_owned_by(&worker));
+        worker.metadata.uid = Some("u-1".to_owned());
+        assert!(live.is_owned_by(&worker));
+    }
+
+    #[test]
+    fn a_deployment_rolls_until_its_controller_has_seen_it_and_every_pod_is_new() {
+        let done = json!({"observedGeneration": 3, "replicas": 2, "updatedReplicas": 2});
+        assert_eq!(scale(done), Scale { desired: Some(2), existing: 2, rolling: false, refused: None });
+        assert!(scale(Value::Null).rolling);
+        assert!(scale(json!({})).rolling);
+        assert!(scale(json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2})).rolling);
+        assert!(scale(json!({"observedGeneration": 3, "replicas": 2, "updatedReplicas": 1})).rolling);
+    }
+
+    #[test]
+    fn pods_that_are_refused_are_said() {
+        let refused = |status: &str| {
+            let condition = json!({"type": "ReplicaFailure", "status": status, "message": "exceeded quota"});
+            scale(json!({"conditions": [{"type": "Available", "status": "True"}, condition]})).refused
+        };
+        assert_eq!(refused("True"), Some(("ReplicaFailure".to_owned(), "exceeded quota".to_owned())));
+        assert_eq!(refused("False"), None);
+    }
+}

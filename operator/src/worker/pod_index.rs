@@ -1,0 +1,102 @@
+//! Pods by their Worker: each Worker's are looked up every second, and a walk through all pods of a fleet for each Worker would
+//! be most of what the operator does.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use kube::runtime::reflector::Store;
+
+use super::live::OfWorker;
+use crate::brokers::Key;
+
+/// The pods of all Workers.
+#[derive(Debug)]
+pub struct PodIndex {
+    store: Store<Pod>,
+    /// Raised whenever the store may have changed.
+    version: AtomicU64,
+    index: Mutex<Index>,
+}
+
+/// The store's pods as they were at a version.
+#[derive(Debug, Default)]
+struct Index {
+    version: u64,
+    by_worker: HashMap<Key, Vec<Arc<Pod>>>,
+}
+
+impl PodIndex {
+    /// Of the pods in a store.
+    pub fn new(store: Store<Pod>) -> Self {
+        Self { store, version: AtomicU64::new(1), index: Mutex::default() }
+    }
+
+    /// The store may have changed.
+    pub fn changed(&self) {
+        self.version.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A Worker's pods.
+    pub fn of(&self, worker: &Key) -> Vec<Arc<Pod>> {
+        let version = self.version.load(Ordering::Acquire);
+        // One assignment: a panic leaves nothing half done.
+        let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        if index.version != version {
+            *index = Index { version, by_worker: by_worker(self.store.state()) };
+        }
+        index.by_worker.get(worker).cloned().unwrap_or_default()
+    }
+}
+
+fn by_worker(pods: Vec<Arc<Pod>>) -> HashMap<Key, Vec<Arc<Pod>>> {
+    let mut by_worker: HashMap<Key, Vec<Arc<Pod>>> = HashMap::new();
+    for pod in pods {
+        if let (Some(name), Some(namespace)) = (pod.worker(), pod.namespace()) {
+            by_worker.entry(Key { namespace, name: name.to_owned() }).or_default().push(pod);
+        }
+    }
+    by_worker
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::runtime::reflector::store;
+    use kube::runtime::watcher::Event;
+    use serde_json::json;
+    use warren_api::names::WORKER_LABEL;
+
+    use super::*;
+
+    fn pod(namespace: &str, name: &str, worker: &str) -> Pod {
+        let labels = json!({WORKER_LABEL: worker});
+        let metadata = json!({"namespace": namespace, "name": name, "labels": labels});
+        serde_json::from_value(json!({"metadata": metadata})).unwrap()
+    }
+
+    #[test]
+    fn a_worker_has_the_pods_of_its_name_in_its_namespace_as_they_are_now() {
+        let (store, mut writer) = store();
+        let pods = PodIndex::new(store);
+        let names = |namespace: &str| {
+            let key = Key { namespace: namespace.to_owned(), name: "w".to_owned() };
+            let mut names: Vec<_> = pods.of(&key).iter().map(|pod| pod.name_any()).collect();
+            names.sort();
+            names
+        };
+        assert!(names("a").is_empty());
+        for pod in [pod("a", "w-1", "w"), pod("a", "w-2", "w"), pod("a", "v-1", "v"), pod("b", "w-3", "w")] {
+            writer.apply_watcher_event(&Event::Apply(pod));
+        }
+        pods.changed();
+        assert_eq!(
+            (names("a"), names("b")),
+            (vec!["w-1".to_owned(), "w-2".to_owned()], vec!["w-3".to_owned()])
+        );
+        writer.apply_watcher_event(&Event::Delete(pod("a", "w-1", "w")));
+        pods.changed();
+        assert_eq!(names("a"), ["w-2"]);
+    }
+}
