@@ -25,7 +25,7 @@ on_each_release!(
     a_worker_that_turns_to_another_queue_lets_what_runs_end_first,
     paused_consumes_nothing_and_resumes_live,
     a_changed_window_is_taken_over_live,
-    the_auto_window_grows_with_a_fast_application_and_loses_no_message,
+    the_auto_window_follows_a_slow_application_down_and_no_message_is_handled_twice,
     a_drain_finishes_what_runs_gives_back_the_rest_and_needs_its_token,
 );
 
@@ -156,26 +156,26 @@ async fn a_changed_window_is_taken_over_live(place: Place) -> Result<()> {
     sidecar.settled("ack", 200).await
 }
 
-async fn the_auto_window_grows_with_a_fast_application_and_loses_no_message(place: Place) -> Result<()> {
-    let app = App::start().await?;
+async fn the_auto_window_follows_a_slow_application_down_and_no_message_is_handled_twice(
+    place: Place,
+) -> Result<()> {
+    // Growth depends on how fast this machine is just now; the engine's own tests show it in virtual time.
+    let app = App::working(Duration::from_millis(1500)).await?;
     let mut config = config();
-    (config.consumer.prefetch, config.consumer.concurrency) = (100, 1);
+    (config.consumer.prefetch, config.consumer.concurrency) = (100, 8);
     config.consumer.prefetch_mode = PrefetchMode::Auto;
     let sidecar = place.sidecar(config, app.port()).await?;
-    let client = place.client().await?;
-    sidecar.until("warren_sidecar_prefetch", "", 2.0).await?;
-    let mut published = 0;
-    eventually(PATIENCE, "the window has grown", async || {
-        published += client.publish_all(QUEUE, (0..500).map(|_| b"x".to_vec())).await?;
+    sidecar.until("warren_sidecar_prefetch", "", 16.0).await?;
+    place.client().await?.publish_all(QUEUE, (0..80).map(|_| b"x".to_vec())).await?;
+    // Eight at work, and at most the five that eight places start within a second.
+    eventually(PATIENCE, "the window has shrunk", async || {
         let window = sidecar.metric("warren_sidecar_prefetch", "").await?;
-        ensure!(window > 2.0, "it is {window}");
+        ensure!((8.0..=13.0).contains(&window), "it is {window}");
         Ok(())
     })
     .await?;
-    sidecar.settled("ack", u32::try_from(published)?).await?;
-    let window = sidecar.metric("warren_sidecar_prefetch", "").await?;
-    ensure!((3.0..=100.0).contains(&window), "{window}");
-    ensure!(app.calls().len() as u64 == published, "{} calls of {published}", app.calls().len());
+    sidecar.settled("ack", 80).await?;
+    ensure!(app.calls().len() == 80, "{} calls", app.calls().len());
     Ok(())
 }
 
