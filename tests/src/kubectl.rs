@@ -30,6 +30,16 @@ impl Cluster {
         run_with_input(&mut kubectl, manifest).await
     }
 
+    /// Waits until the API server serves Warren's definitions. `kubectl wait` alone fails on one that has no status yet.
+    pub async fn until_established(&self) -> Result<()> {
+        let wait = ["wait", "--for=condition=Established", "--timeout=5s"];
+        let args = [&wait[..], &["crd/queues.warren.dev", "crd/workers.warren.dev"]].concat();
+        eventually(Duration::from_secs(30), "the definitions are established", async || {
+            self.kubectl(&args).await.map(drop)
+        })
+        .await
+    }
+
     /// `kubectl get ARGS -o json`, parsed.
     pub async fn get<T: DeserializeOwned>(&self, args: &[&str]) -> Result<T> {
         let text = run(self.kubectl_command().arg("get").args(args).args(["-o", "json"])).await?;

@@ -23,9 +23,7 @@ async fn cluster() -> &'static Cluster {
             let cluster = Cluster::for_tests(&Lines).await.expect("a cluster");
             let crds = site::workspace().join("crds");
             cluster.kubectl(&["apply", "-f", &crds.to_string_lossy()]).await.expect("definitions");
-            let established = ["wait", "--for=condition=Established", "--timeout=30s"];
-            let names = ["crd/queues.warren.dev", "crd/workers.warren.dev"];
-            cluster.kubectl(&[&established[..], &names].concat()).await.expect("established");
+            cluster.until_established().await.expect("established");
             let namespace = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}}}\n");
             cluster.apply(&namespace).await.expect("namespace");
             cluster

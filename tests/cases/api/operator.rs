@@ -103,14 +103,15 @@ async fn of_two_queues_that_name_the_same_broker_queue_the_older_keeps_it() -> R
     let _operator = room.operator("one").await?;
     room.queue("orders", json!({})).await?;
     room.ready("orders").await?;
-    room.queue("younger", json!({"queueName": "orders"})).await?;
-    room.condition("younger", "Declared", "False", "Conflict", "\"orders\" in namespace").await?;
-    // A derived name conflicts too. Of Queues that were made in the same second the first by name is the older one.
-    room.queue("youngest", json!({"queueName": "orders.dlq"})).await?;
-    room.condition("youngest", "Declared", "False", "Conflict", "\"orders.dlq\"").await?;
+    // Of two that were created in the same second, the name decides.
+    room.queue("second", json!({"queueName": "orders"})).await?;
+    room.condition("second", "Declared", "False", "Conflict", "\"orders\" in namespace").await?;
+    // A derived name conflicts too.
+    room.queue("third", json!({"queueName": "orders.dlq"})).await?;
+    room.condition("third", "Declared", "False", "Conflict", "\"orders.dlq\"").await?;
     room.ready("orders").await?;
     room.kubectl(&["delete", "wq", "orders"]).await?;
-    room.ready("younger").await
+    room.ready("second").await
 }
 
 #[tokio::test]

@@ -43,9 +43,7 @@ impl Ground {
         let binary = Operator::build().await?;
         cluster.apply(include_str!("../../../crds/queues.warren.dev.yaml")).await?;
         cluster.apply(include_str!("../../../crds/workers.warren.dev.yaml")).await?;
-        let established =
-            ["wait", "--for=condition=Established", "crd/queues.warren.dev", "crd/workers.warren.dev"];
-        cluster.kubectl(&established).await?;
+        cluster.until_established().await?;
         let items = json!([
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
             {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "rabbitmq", "namespace": namespace},
