@@ -1,15 +1,17 @@
 //! The scaler: `signals -> decide -> act`.
 //!
-//! `inputs`, `decide`, `reason`, `history`, `sample`, `schedule`, `asked`, `share` and `side` are values and pure functions; `scrape`, `follow`,
+//! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `sample`, `schedule`, `asked`, `share` and `side` are values and pure functions; `scrape`, `follow`,
 //! `task` and `act` perform the effects, and `board` is what the Worker's reconcile reads of them.
 
 pub mod act;
+mod arrivals;
 pub mod asked;
 pub mod board;
 pub mod decide;
 mod follow;
 pub mod history;
 pub mod inputs;
+mod need;
 pub mod reason;
 pub mod record;
 pub mod sample;
