@@ -193,7 +193,7 @@ impl History {
         begun.fold(self.lasting.rate(window), f64::max)
     }
 
-    /// Remembers that `pods` were too few for `rate` messages a second. The longer they were enough, the sooner they may be
+    /// Remembers that `pods` are too few for `rate` messages a second. The longer it went well before, the sooner they may be
     /// tried again.
     pub(super) fn proved_too_few(&mut self, pods: u32, rate: f64, now: f64) {
         let since =

@@ -1,7 +1,8 @@
 //! The scaler: `signals -> decide -> act`.
 //!
-//! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `sample`, `schedule`, `asked`, `share` and `side` are values and pure functions; `scrape`, `follow`,
-//! `task` and `act` perform the effects, and `board` is what the Worker's reconcile reads of them.
+//! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `sample`, `schedule`, `asked`, `share` and `side` are values and
+//! pure functions; `scrape`, `follow`, `task` and `act` perform the effects, and `board` is what the Worker's reconcile reads of
+//! them.
 
 pub mod act;
 mod arrivals;

@@ -10,8 +10,6 @@
 //! - **What lasts** is what arrived over the stabilisation time, on average. That a number of pods proved too few for it is
 //!   remembered, so that a load between two whole numbers of pods changes them rarely.
 
-use std::fmt::Write as _;
-
 use super::history::{History, RATE_WINDOW, TOO_FEW_SECONDS};
 use super::inputs::{Inputs, Spec};
 
@@ -32,7 +30,7 @@ const LARGE_BURST: f64 = 1.5;
 /// Share of the target wait that is left for clearing a burst, however long pods take to start.
 const LEAST_CLEARING_SHARE: f64 = 0.25;
 /// Share of the target wait that messages may wait for before pods are added to a load that grows slowly.
-const QUEUE_SHARE: f64 = 0.6;
+const QUEUE_SHARE: f64 = 0.5;
 /// Share of their capacity that pods are kept at at most, however long messages may wait.
 const HOTTEST: f64 = 1.1;
 /// Share of the pods' capacity from which on a load, and not a burst, shows that they are too few.
@@ -143,13 +141,12 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
         least: 1.0_f64.min(backlog + sidecars.unsettled as f64),
     };
     let lasting_rate = history.lasting_rate(window(spec), now);
-    let more = if load.measured { more(&load, history, lasting_rate, inputs) } else { assumed(&load) };
+    let more = if load.measured { more(&load, history, lasting_rate, inputs, now) } else { assumed(&load) };
     let (lasting, lasting_text) = lasting(&load, history, lasting_rate, now);
     let now = load.kept(history.rate());
     match more {
         Some(More { pods, text, tells }) => {
-            let loaded = load.current > 0.0 && lasting_rate * per_rate >= load.current * LOADED;
-            let too_much = (tells && loaded).then_some(lasting_rate);
+            let too_much = (tells && load.current > 0.0).then_some(lasting_rate);
             Need { pods, lasting, now, short: true, too_much, text }
         }
         None => {
@@ -172,7 +169,7 @@ fn assumed(load: &Load<'_>) -> Option<More> {
 }
 
 /// More pods than there are, where those would let messages wait for too long.
-fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs) -> Option<More> {
+fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, now: f64) -> Option<More> {
     let Load { backlog, current, in_flight, .. } = *load;
     let target = load.spec.target_wait;
     let startup = history.startup_seconds().unwrap_or(ASSUMED_STARTUP_SECONDS);
@@ -189,7 +186,10 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs) 
     };
     let by_backlog = (left / clearing * load.per_rate).min(load.useful);
     let sudden = history.growth() >= backlog * SUDDEN_SHARE;
-    let is_burst = sudden && wait > target * BURST_SHARE && by_backlog > current * SCALE_OUT_TOLERANCE;
+    // What came long ago, such as while the handler failed, is cleared like a burst.
+    let long = if sudden { target * BURST_SHARE } else { target };
+    let is_burst = wait > long && by_backlog > current * SCALE_OUT_TOLERANCE;
+    let loaded = lasting_rate * load.per_rate >= current * LOADED;
     let of_burst = is_burst.then(|| {
         let rate = history.rate();
         let pods = load.sane(by_backlog.max((rate * load.per_rate).min(load.useful)));
@@ -197,9 +197,11 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs) 
             "the larger of {rate:.1} messages/s arriving and {left:.0} waiting / {clearing:.1} s, {}, {in_flight} running",
             load.per_message()
         );
-        More { pods, text, tells: pods <= current * LARGE_BURST }
+        More { pods, text, tells: loaded && pods <= current * LARGE_BURST }
     });
-    let is_growth = backlog > target * QUEUE_SHARE * current * pace;
+    // Pods that were asked for just now change nothing yet.
+    let seen = current == 0.0 || history.seconds_since_scale_out(now) >= startup;
+    let is_growth = seen && backlog > target * QUEUE_SHARE * current * pace;
     let of_growth = is_growth.then(|| {
         let pods = load.sane((lasting_rate * load.per_rate).min(load.useful).max(current + 1.0));
         let text = format!(
@@ -207,7 +209,7 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs) 
             backlog / (current * pace),
             load.per_message()
         );
-        More { pods, text, tells: true }
+        More { pods, text, tells: loaded }
     });
     let both = [of_growth, of_burst].into_iter().flatten().filter(|more| more.pods > current);
     both.max_by(|one, other| one.pods.total_cmp(&other.pods))
@@ -228,9 +230,8 @@ fn lasting(load: &Load<'_>, history: &History, rate: f64, now: f64) -> (f64, Str
         load.backlog,
         load.in_flight
     );
-    if let Some(few) = too_few {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "; {few} proved too few for that");
+    if too_few.is_some() {
+        text.push_str("; fewer proved too few for that");
     }
     (pods, text)
 }
