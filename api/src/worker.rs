@@ -293,7 +293,7 @@ pub struct Scaling {
     #[schemars(range(min = 1, max = 86_400))]
     pub target_wait_seconds: i32,
 
-    /// Seconds that a lower number must have been wanted before pods are taken away; default 60.
+    /// Seconds over which the load is averaged before pods are taken away, at least 30; default 60.
     #[serde(default = "default_stabilization")]
     #[schemars(range(min = 0, max = 3600))]
     pub scale_in_stabilization_seconds: i32,

@@ -200,7 +200,7 @@ fn decision(status: &WorkerStatus, scaling: &Scaling, scheduled: u32) -> String 
         _ => format!("within minReplicas {least} and maxReplicas {most}"),
     };
     format!(
-        "Decision: {} replicas, {}\n  why        {}\n  formula    {} pods, {limits}\n  target     a message starts within {} s; fewer pods after {} s of less need\n",
+        "Decision: {} replicas, {}\n  why        {}\n  formula    {} pods, {limits}\n  target     a message starts within {} s; fewer pods by the load of {} s\n",
         decision.replicas,
         decision.reason,
         decision.message,

@@ -2,18 +2,20 @@
 //!
 //! Times are seconds of a monotonic clock, given by the caller.
 
-use std::collections::VecDeque;
-
+use super::arrivals::{Arrivals, Sample};
 use super::inputs::{Inputs, Sidecars};
 
 /// Seconds over which arrivals are averaged.
 pub const RATE_WINDOW: f64 = 30.0;
 /// Seconds that tell a load that has just begun from a burst that has passed.
 const RECENT_WINDOW: f64 = 10.0;
+/// Seconds for which pods that proved too few are not tried again, since they were there: what bounds how often a steady load
+/// changes them.
+pub const TOO_FEW_SECONDS: f64 = 600.0;
+/// Share of the load that pods proved too few for, below which they are tried again: less is noise.
+const LOWER_LOAD: f64 = 0.7;
 /// Seconds after which half of the weight of a measured handler call is gone.
 const SERVICE_HALF_LIFE: f64 = 60.0;
-/// Least seconds between two kept samples, which bounds their number.
-const SAMPLE_SPACING: f64 = 0.9;
 /// Readings of the queue's depth are at least this far apart, in seconds.
 const SAME_READING: f64 = 0.1;
 /// A handler call takes at least this long, in seconds: the broker's round trip counts too.
@@ -23,10 +25,11 @@ const LEAST_SERVICE: f64 = 0.001;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct History {
     started_at: Option<f64>,
-    samples: VecDeque<Sample>,
+    arrivals: Arrivals,
+    lasting: Arrivals,
     calls: Option<(u64, f64)>,
     service: Option<Service>,
-    wanted: VecDeque<(f64, f64)>,
+    too_few: Option<TooFew>,
     zero_reads: u32,
     read_at: Option<f64>,
     progress: Option<Progress>,
@@ -38,11 +41,13 @@ pub struct History {
     startup: Option<f64>,
 }
 
+/// Pods that a load proved too few.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Sample {
-    at: f64,
-    held: u64,
-    settled: u64,
+struct TooFew {
+    until: f64,
+    pods: u32,
+    /// Messages a second, so that a better estimate of the seconds per message corrects the past too.
+    rate: f64,
 }
 
 /// Pods that were asked for and have not all started.
@@ -77,11 +82,15 @@ impl History {
         Self { service, ..Self::default() }
     }
 
-    /// Takes one reading in. `ready` is the fresh ready count.
-    pub(super) fn observe(&mut self, ready: u64, inputs: &Inputs, now: f64) {
+    /// Takes one reading in. `ready` is the fresh ready count, and `window` the seconds over which the lasting load is averaged.
+    pub(super) fn observe(&mut self, ready: u64, inputs: &Inputs, window: f64, now: f64) {
         if self.started_at.is_none() {
             self.started_at = Some(now);
             self.took_over = inputs.workload.replicas > 0;
+            // What waits for a Worker that had no pods yet is a burst.
+            if !self.took_over {
+                self.count(0, inputs.sidecars.settled, window, now);
+            }
         }
         let sidecars = &inputs.sidecars;
         // One reading that grows old, while the broker does not answer, is one reading.
@@ -91,7 +100,8 @@ impl History {
             self.zero_reads = if ready == 0 { self.zero_reads.saturating_add(1) } else { 0 };
         }
         self.observe_startup(inputs, now);
-        self.observe_arrivals(ready, sidecars, now);
+        let held = ready.saturating_add(sidecars.unsettled);
+        self.count(held, sidecars.settled, window, now);
         self.observe_service(inputs, now);
         self.observe_progress(ready, sidecars, now);
         if sidecars.started > 0 && sidecars.scraped == 0 {
@@ -101,22 +111,10 @@ impl History {
         }
     }
 
-    fn observe_arrivals(&mut self, ready: u64, sidecars: &Sidecars, now: f64) {
-        let sample =
-            Sample { at: now, held: ready.saturating_add(sidecars.unsettled), settled: sidecars.settled };
-        // A time that goes back, or a counter that does, means another epoch: rates start again.
-        if self.samples.back().is_some_and(|last| now < last.at || sample.settled < last.settled) {
-            self.samples.clear();
-        }
-        match self.samples.len() {
-            length if length >= 2 && now - self.samples[length - 2].at < SAMPLE_SPACING => {
-                self.samples[length - 1] = sample;
-            }
-            _ => self.samples.push_back(sample),
-        }
-        while self.samples.len() > 2 && now - self.samples[1].at >= RATE_WINDOW {
-            self.samples.pop_front();
-        }
+    fn count(&mut self, held: u64, settled: u64, window: f64, now: f64) {
+        let sample = Sample { at: now, held, settled };
+        self.arrivals.observe(sample, RATE_WINDOW);
+        self.lasting.observe(sample, window);
     }
 
     fn observe_startup(&mut self, inputs: &Inputs, now: f64) {
@@ -172,19 +170,41 @@ impl History {
     /// `target_wait` seconds.
     pub(super) fn arrival_rate(&self, backlog: f64, target_wait: f64) -> f64 {
         let still_waiting = backlog * (1.0 / RATE_WINDOW).min(1.0 / target_wait);
-        (self.arrivals_within(RATE_WINDOW) / RATE_WINDOW - still_waiting).max(0.0)
+        (self.rate() - still_waiting).max(0.0)
     }
 
-    /// Arrivals a second of the last [`RECENT_WINDOW`]: what a load that has just begun amounts to.
-    pub(super) fn recent_rate(&self) -> f64 {
-        self.arrivals_within(RECENT_WINDOW) / RECENT_WINDOW
+    /// Arrivals a second of the last [`RATE_WINDOW`], those that still wait included.
+    pub(super) fn rate(&self) -> f64 {
+        self.arrivals.rate(RATE_WINDOW)
     }
 
-    fn arrivals_within(&self, window: f64) -> f64 {
-        let Some(last) = self.samples.back() else { return 0.0 };
-        let before = self.samples.partition_point(|sample| last.at - sample.at >= window).saturating_sub(1);
-        let Some(first) = self.samples.get(before) else { return 0.0 };
-        last.held as f64 - first.held as f64 + (last.settled - first.settled) as f64
+    /// Messages that are held more than [`RATE_WINDOW`] ago.
+    pub(super) fn growth(&self) -> f64 {
+        self.arrivals.growth()
+    }
+
+    /// Arrivals a second over `window`. A load that pods were just added for has begun within it, and counts for what it is
+    /// since.
+    pub(super) fn lasting_rate(&self, window: f64, now: f64) -> f64 {
+        let since = self.seconds_since_scale_out(now);
+        let windows = [(RECENT_WINDOW, RATE_WINDOW), (RATE_WINDOW, window)];
+        let begun =
+            windows.iter().filter(|(_, until)| since < *until).map(|(short, _)| self.arrivals.rate(*short));
+        begun.fold(self.lasting.rate(window), f64::max)
+    }
+
+    /// Remembers that `pods` are too few for `rate` messages a second. The longer it went well before, the sooner they may be
+    /// tried again.
+    pub(super) fn proved_too_few(&mut self, pods: u32, rate: f64, now: f64) {
+        let since =
+            self.seconds_since_scale_in(now).min(self.seconds_since_scale_out(now)).min(self.age(now));
+        self.too_few = Some(TooFew { until: now - since + TOO_FEW_SECONDS, pods, rate });
+    }
+
+    /// Pods that are too few for `rate` messages a second, if that is known.
+    pub(super) fn too_few(&self, rate: f64, now: f64) -> Option<u32> {
+        let proved = self.too_few.filter(|proved| now < proved.until && rate >= proved.rate * LOWER_LOAD)?;
+        Some(proved.pods)
     }
 
     /// Measured seconds of a handler call; none before the first.
@@ -237,22 +257,5 @@ impl History {
     /// Seconds since pods were let go last; infinite before.
     pub(super) fn seconds_since_scale_in(&self, now: f64) -> f64 {
         self.last_scale_in.map_or(f64::INFINITY, |at| now - at)
-    }
-
-    /// Remembers what is wanted now and gives the most that was wanted in the last `window` seconds. `current` is what was
-    /// wanted before the first call.
-    pub(super) fn most_wanted(&mut self, wanted: f64, current: f64, window: f64, now: f64) -> f64 {
-        if self.wanted.is_empty() {
-            self.wanted.push_back((now, current.max(wanted)));
-        }
-        // Kept falling: an entry below a newer one can never be the most again.
-        while self.wanted.back().is_some_and(|(_, value)| *value <= wanted) {
-            self.wanted.pop_back();
-        }
-        self.wanted.push_back((now, wanted));
-        while self.wanted.len() > 1 && now - self.wanted[0].0 >= window {
-            self.wanted.pop_front();
-        }
-        self.wanted.front().map_or(wanted, |(_, value)| *value)
     }
 }

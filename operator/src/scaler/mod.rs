@@ -1,9 +1,11 @@
 //! The scaler: `signals -> decide -> act`.
 //!
-//! `inputs`, `decide`, `reason`, `history`, `sample`, `durability`, `schedule`, `asked`, `share` and `side` are values and pure functions;
-//! `scrape`, `follow`, `task` and `act` perform the effects, and `board` is what the Worker's reconcile reads of them.
+//! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `sample`, `durability`, `schedule`, `asked`, `share` and `side` are
+//! values and pure functions; `scrape`, `follow`, `task` and `act` perform the effects, and `board` is what the Worker's reconcile
+//! reads of them.
 
 pub mod act;
+mod arrivals;
 pub mod asked;
 pub mod board;
 pub mod decide;
@@ -11,6 +13,7 @@ mod durability;
 mod follow;
 pub mod history;
 pub mod inputs;
+mod need;
 pub mod reason;
 pub mod record;
 pub mod sample;

@@ -1,0 +1,96 @@
+//! How many messages arrive in a second, from what is held and what was settled. Pure.
+
+use std::collections::VecDeque;
+
+/// Least seconds between two kept samples, which bounds their number.
+const LEAST_SPACING: f64 = 0.9;
+/// Samples that a window is kept in, where that makes them further apart.
+const SAMPLES: f64 = 64.0;
+
+/// Arrivals of the last seconds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Arrivals(VecDeque<Sample>);
+
+/// What was counted at one time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Sample {
+    /// When, in seconds.
+    pub at: f64,
+    /// Messages ready, or delivered and not settled.
+    pub held: u64,
+    /// Settled so far.
+    pub settled: u64,
+}
+
+impl Arrivals {
+    /// Takes a sample in, and forgets what is older than `window` seconds.
+    pub fn observe(&mut self, sample: Sample, window: f64) {
+        let samples = &mut self.0;
+        // A time that goes back, or a counter that does, means another epoch: rates start again.
+        if samples.back().is_some_and(|last| sample.at < last.at || sample.settled < last.settled) {
+            samples.clear();
+        }
+        let spacing = (window / SAMPLES).max(LEAST_SPACING);
+        match samples.len() {
+            length if length >= 2 && sample.at - samples[length - 2].at < spacing => {
+                samples[length - 1] = sample;
+            }
+            _ => samples.push_back(sample),
+        }
+        while samples.len() > 2 && sample.at - samples[1].at >= window {
+            samples.pop_front();
+        }
+    }
+
+    /// Arrivals a second of the last `window` seconds; what was before the first sample counts as nothing.
+    pub fn rate(&self, window: f64) -> f64 {
+        let Some(last) = self.0.back() else { return 0.0 };
+        let before = self.0.partition_point(|sample| last.at - sample.at >= window).saturating_sub(1);
+        let Some(first) = self.0.get(before) else { return 0.0 };
+        let arrived = last.held as f64 - first.held as f64 + (last.settled - first.settled) as f64;
+        arrived / (last.at - first.at).max(window)
+    }
+
+    /// How much more is held than at the beginning of the window; all of it at the first sample.
+    pub fn growth(&self) -> f64 {
+        match (self.0.front(), self.0.back()) {
+            (Some(first), Some(last)) if self.0.len() > 1 => last.held as f64 - first.held as f64,
+            (_, last) => last.map_or(0.0, |last| last.held as f64),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(seconds: u32, window: f64) -> Arrivals {
+        let mut arrivals = Arrivals::default();
+        for second in 0..=seconds {
+            // Two a second, of which one is settled.
+            let count = u64::from(second);
+            arrivals.observe(Sample { at: f64::from(second), held: count, settled: count }, window);
+        }
+        arrivals
+    }
+
+    #[test]
+    fn what_arrives_is_what_is_held_more_and_what_was_settled() {
+        assert_eq!(after(100, 30.0).rate(30.0), 2.0);
+        assert_eq!(after(15, 30.0).rate(30.0), 1.0);
+    }
+
+    #[test]
+    fn an_hour_takes_no_more_samples_than_a_minute() {
+        let arrivals = after(10_000, 3600.0);
+        assert!(arrivals.0.len() <= 70, "{}", arrivals.0.len());
+        assert!((arrivals.rate(3600.0) - 2.0).abs() < 0.01);
+    }
+
+    #[test]
+    fn a_counter_that_falls_starts_again() {
+        let mut arrivals = after(100, 30.0);
+        arrivals.observe(Sample { at: 101.0, held: 7, settled: 0 }, 30.0);
+        assert_eq!(arrivals.rate(30.0), 0.0);
+    }
+}

@@ -1,0 +1,237 @@
+//! What a load needs, in pods. Pure.
+//!
+//! A pod carries `calls at once / seconds per message` messages a second. Three needs follow from that:
+//!
+//! - **A burst** is to be cleared within a share of the target wait. Pods that have to start first take their start-up time
+//!   out of it, so that more of them are asked for, in one step; what those that run do meanwhile is taken off.
+//! - **A load that grows slowly** gets what arrives, and one pod more at least, but only when the queue has grown to a share
+//!   of the target wait. The queue tells more exactly than any estimate of arrivals whether the pods suffice: planning with
+//!   a margin instead costs small Workers a whole pod.
+//! - **What lasts** is what arrived over the stabilisation time, on average. That a number of pods proved too few for it is
+//!   remembered, so that a load between two whole numbers of pods changes them rarely.
+
+use super::history::{History, RATE_WINDOW, TOO_FEW_SECONDS};
+use super::inputs::{Inputs, Spec};
+
+/// Share of a pod's capacity that is planned for: start, end and the way to the broker take some.
+const UTILISATION: f64 = 0.95;
+/// Seconds per message before anything is measured: long enough that the first step is the only one.
+const ASSUMED_SERVICE_SECONDS: f64 = 1.0;
+/// Seconds from the request for a pod to its consuming, before any was seen to start.
+const ASSUMED_STARTUP_SECONDS: f64 = 5.0;
+/// A burst gets pods when they are missing by this factor: less is noise.
+const SCALE_OUT_TOLERANCE: f64 = 1.1;
+/// Share of the target wait within which a burst should begin, start-up included.
+const BURST_SHARE: f64 = 0.35;
+/// Share of what waits that has come within the last seconds, from which on it is a burst.
+const SUDDEN_SHARE: f64 = 0.5;
+/// A burst that asks for more than so many times the pods says nothing of the load that lasts.
+const LARGE_BURST: f64 = 1.5;
+/// Share of the target wait that is left for clearing a burst, however long pods take to start.
+const LEAST_CLEARING_SHARE: f64 = 0.25;
+/// Share of the target wait that messages may wait for before pods are added to a load that grows slowly.
+const QUEUE_SHARE: f64 = 0.5;
+/// Share of their capacity that pods are kept at at most, however long messages may wait.
+const HOTTEST: f64 = 1.1;
+/// Share of the pods' capacity from which on a load, and not a burst, shows that they are too few.
+const LOADED: f64 = 0.7;
+
+/// What the load needs.
+#[derive(Debug)]
+pub(super) struct Need {
+    /// Pods, as a fraction, before limits: more than there are only where those are `short`.
+    pub pods: f64,
+    /// Pods, as a fraction, for what the load amounts to when a burst has passed.
+    pub lasting: f64,
+    /// Pods, as a fraction, for what arrives just now.
+    pub now: f64,
+    /// Whether the pods that are there are too few.
+    pub short: bool,
+    /// Messages a second of a load that has shown that the pods are too few for it.
+    pub too_much: Option<f64>,
+    /// The formula with its numbers.
+    pub text: String,
+}
+
+/// Seconds over which the lasting load is averaged.
+pub(super) const fn window(spec: &Spec) -> f64 {
+    spec.stabilization.max(RATE_WINDOW)
+}
+
+/// The numbers that everything is made from.
+struct Load<'a> {
+    spec: &'a Spec,
+    current: f64,
+    in_flight: u64,
+    /// Messages that wait: ready, or delivered and not begun.
+    backlog: f64,
+    measured: bool,
+    service: f64,
+    /// Pods for one message a second.
+    per_rate: f64,
+    /// Arrivals a second that are not still waiting.
+    rate: f64,
+    /// Most pods that shorten anything.
+    useful: f64,
+    /// Pods that what there is to do needs at least: one, or a part of it.
+    least: f64,
+}
+
+/// More pods than there are.
+struct More {
+    pods: f64,
+    text: String,
+    /// Whether that the pods were too few says something of the load that lasts.
+    tells: bool,
+}
+
+impl Load<'_> {
+    /// Within what there is to do; nonsense keeps the pods.
+    fn sane(&self, pods: f64) -> f64 {
+        if pods.is_finite() { pods.min(self.useful.max(self.current)).max(self.least) } else { self.current }
+    }
+
+    /// Share of their capacity at which pods are kept at most: as hot as a queue takes ten minutes to grow to its share of the
+    /// target wait.
+    fn hottest(&self) -> f64 {
+        (1.0 + self.spec.target_wait * QUEUE_SHARE / TOO_FEW_SECONDS).min(HOTTEST)
+    }
+
+    /// Pods that are kept for so many messages a second.
+    fn kept(&self, rate: f64) -> f64 {
+        let pods = rate * self.per_rate * UTILISATION / self.hottest();
+        if pods.is_finite() { pods.max(self.least) } else { self.current }
+    }
+
+    const fn known(&self) -> &'static str {
+        if self.measured { "measured" } else { "assumed until measured" }
+    }
+
+    fn per_message(&self) -> String {
+        format!(
+            "x {:.3} s per message ({}) / ({} at once x {UTILISATION:.2})",
+            self.service,
+            self.known(),
+            self.spec.concurrency
+        )
+    }
+}
+
+/// The need of what is waiting, running and arriving.
+pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, now: f64) -> Need {
+    let sidecars = &inputs.sidecars;
+    let at_once = f64::from(spec.concurrency.max(1));
+    let in_flight = sidecars.in_flight.min(sidecars.unsettled);
+    let backlog = ready.saturating_add(sidecars.unsettled - in_flight) as f64;
+    let rate = history.arrival_rate(backlog, spec.target_wait);
+    let measured = history.service_seconds();
+    let service = measured.unwrap_or(ASSUMED_SERVICE_SECONDS);
+    let per_rate = service / (at_once * UTILISATION);
+    let load = Load {
+        spec,
+        current: f64::from(inputs.workload.replicas),
+        in_flight,
+        backlog,
+        measured: measured.is_some(),
+        service,
+        per_rate,
+        rate,
+        // A pod without a message of its own shortens nothing.
+        useful: ((backlog + in_flight as f64) / at_once).ceil() + rate * per_rate,
+        least: 1.0_f64.min(backlog + sidecars.unsettled as f64),
+    };
+    let lasting_rate = history.lasting_rate(window(spec), now);
+    let more = if load.measured { more(&load, history, lasting_rate, inputs, now) } else { assumed(&load) };
+    let (lasting, lasting_text) = lasting(&load, history, lasting_rate, now);
+    let now = load.kept(history.rate());
+    match more {
+        Some(More { pods, text, tells }) => {
+            let too_much = (tells && load.current > 0.0).then_some(lasting_rate);
+            Need { pods, lasting, now, short: true, too_much, text }
+        }
+        None => {
+            let pods = lasting.min(load.current);
+            Need { pods, lasting, now, short: false, too_much: None, text: lasting_text }
+        }
+    }
+}
+
+/// More pods by an assumed time a message, which leaves room enough: the backlog within the whole target wait.
+fn assumed(load: &Load<'_>) -> Option<More> {
+    let Load { backlog, rate, in_flight, .. } = *load;
+    let target = load.spec.target_wait;
+    let pods = load.sane((rate + backlog / target) * load.per_rate);
+    let text = format!(
+        "({rate:.1} messages/s arriving + {backlog:.0} waiting / {target:.1} s) {}, {in_flight} running",
+        load.per_message()
+    );
+    (pods > load.current * SCALE_OUT_TOLERANCE).then_some(More { pods, text, tells: false })
+}
+
+/// More pods than there are, where those would let messages wait for too long.
+fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, now: f64) -> Option<More> {
+    let Load { backlog, current, in_flight, .. } = *load;
+    let target = load.spec.target_wait;
+    let startup = history.startup_seconds().unwrap_or(ASSUMED_STARTUP_SECONDS);
+    let clearing = (target * BURST_SHARE - startup).max(target * LEAST_CLEARING_SHARE);
+    // Messages a second that a pod begins.
+    let pace = 1.0 / (load.per_rate * UTILISATION);
+    let started = f64::from(inputs.sidecars.started).min(current);
+    // What waits still when pods that are asked for now begin, and how long the last message waits without them.
+    let left = (backlog - started * pace * startup).max(0.0);
+    let wait = if left <= 0.0 || started >= current {
+        backlog / (started * pace)
+    } else {
+        startup + left / (current * pace)
+    };
+    let by_backlog = (left / clearing * load.per_rate).min(load.useful);
+    let sudden = history.growth() >= backlog * SUDDEN_SHARE;
+    // What came long ago, such as while the handler failed, is cleared like a burst.
+    let long = if sudden { target * BURST_SHARE } else { target };
+    let is_burst = wait > long && by_backlog > current * SCALE_OUT_TOLERANCE;
+    let loaded = lasting_rate * load.per_rate >= current * LOADED;
+    let of_burst = is_burst.then(|| {
+        let rate = history.rate();
+        let pods = load.sane(by_backlog.max((rate * load.per_rate).min(load.useful)));
+        let text = format!(
+            "the larger of {rate:.1} messages/s arriving and {left:.0} waiting / {clearing:.1} s, {}, {in_flight} running",
+            load.per_message()
+        );
+        More { pods, text, tells: loaded && pods <= current * LARGE_BURST }
+    });
+    // Pods that were asked for just now change nothing yet.
+    let seen = current == 0.0 || history.seconds_since_scale_out(now) >= startup;
+    let is_growth = seen && backlog > target * QUEUE_SHARE * current * pace;
+    let of_growth = is_growth.then(|| {
+        let pods = load.sane((lasting_rate * load.per_rate).min(load.useful).max(current + 1.0));
+        let text = format!(
+            "{backlog:.0} wait for up to {:.1} s; {lasting_rate:.1} messages/s arriving {}, {in_flight} running",
+            backlog / (current * pace),
+            load.per_message()
+        );
+        More { pods, text, tells: loaded }
+    });
+    let both = [of_growth, of_burst].into_iter().flatten().filter(|more| more.pods > current);
+    both.max_by(|one, other| one.pods.total_cmp(&other.pods))
+}
+
+/// Pods for the load as it has been lately.
+fn lasting(load: &Load<'_>, history: &History, rate: f64, now: f64) -> (f64, String) {
+    let by_rate = load.kept(rate);
+    let too_few = history.too_few(rate, now).filter(|few| by_rate <= f64::from(*few));
+    let pods = too_few.map_or(by_rate, |few| f64::from(few.saturating_add(1)));
+    let mut text = format!(
+        "{rate:.1} messages/s over {:.0} s x {:.3} s per message ({}) / ({} at once x {:.2}), {:.0} waiting, {} running",
+        window(load.spec),
+        load.service,
+        load.known(),
+        load.spec.concurrency,
+        load.hottest(),
+        load.backlog,
+        load.in_flight
+    );
+    if too_few.is_some() {
+        text.push_str("; fewer proved too few for that");
+    }
+    (pods, text)
+}
