@@ -116,13 +116,15 @@ async fn a_handler_path_that_answers_404_is_named_and_loses_nothing() -> Result<
         |call: &warren_tests::desk::Call| Order::answer(if call.path == "/work" { 200 } else { 404 });
     let space = Space::new("path", only_work).await?;
     space.queue("orders", json!({})).await?;
-    space.worker("invoices", json!({"handler": {"http": {"path": "/wrong"}}})).await?;
+    // One pod, which judges by its own last calls: of several, each would see too few, and the ladder's longest rung begins.
+    let worker = |path: &str| json!({"handler": {"http": {"path": path}}, "scaling": {"maxReplicas": 1}});
+    space.worker("invoices", worker("/wrong")).await?;
     space.ready("wq", "orders").await?;
     let client = space.client().await?;
     client.publish_all("orders", (0..30).map(|n| format!("message {n}").into_bytes())).await?;
     let expected = ("False", "HandlerMisconfigured");
     space.condition(WORKER, "HandlerHealthy", expected, &["/wrong", "404"]).await?;
-    space.worker("invoices", json!({"handler": {"http": {"path": "/work"}}})).await?;
+    space.worker("invoices", worker("/work")).await?;
     space
         .eventually("all messages are handled at the right path", async || {
             let entries = space.desk.entries();
