@@ -31,7 +31,7 @@ use crate::scaler::task::worker_key;
 const CONCURRENCY: u16 = 32;
 /// A broker that answers at once spares a new Queue the condition Unknown.
 const FIRST_ANSWER: Duration = Duration::from_secs(2);
-/// How long a new Queue waits for its turn on a broker that answers, before it says that it waits.
+/// How long a Queue waits for its turn on a broker that answers, before it says that it waits.
 const TURN: Duration = Duration::from_secs(300);
 /// How long a status takes to come back in the cache.
 const RECORDED: Duration = Duration::from_millis(300);
@@ -61,8 +61,9 @@ async fn reconcile(queue: Arc<Queue>, context: Arc<Context>) -> Result<Action, E
     let _timer = context.metrics.reconciling("queue");
     let progress = if queue.metadata.deletion_timestamp.is_some() {
         match end(&queue, &context).await? {
-            Some(problem) => Progress::Blocked(problem),
-            None => return Ok(Action::await_change()),
+            End::Gone => return Ok(Action::await_change()),
+            End::Underway => return Ok(Action::requeue(BLOCKED_RETRY)),
+            End::Blocked(problem) => Progress::Blocked(problem),
         }
     } else {
         finalizer::follow_policy(&queue, &context).await?;
@@ -128,29 +129,34 @@ fn conflict(queue: &Queue, key: &Key, address: &str, order: &Order, context: &Co
     Some(Problem::new(DECLARED, "Conflict", message))
 }
 
-/// Ends a Queue as its policy says; gives what keeps it.
-async fn end(queue: &Queue, context: &Context) -> Result<Option<Problem>, Error> {
+/// How far the end of a Queue is.
+enum End {
+    /// Nothing of it is left that its policy does not leave.
+    Gone,
+    /// The broker is at it.
+    Underway,
+    /// Something keeps it.
+    Blocked(Problem),
+}
+
+/// Ends a Queue as its policy says.
+async fn end(queue: &Queue, context: &Context) -> Result<End, Error> {
     let key = key(queue);
-    let blocked = match plan::remove(queue).filter(|_| finalizer::is_set(queue)) {
-        None => None,
+    let end = match plan::remove(queue).filter(|_| finalizer::is_set(queue)) {
+        None => End::Gone,
         Some(order) => removal(queue, &key, order, context).await?,
     };
-    if blocked.is_none() {
+    if matches!(end, End::Gone) {
         context.brokers.forget(&key);
         context.brokers.release(&key, &context.queue_changed);
         finalizer::remove(queue, context).await?;
     }
-    Ok(blocked)
+    Ok(end)
 }
 
-/// Has the broker's queues removed; gives what keeps them, none once they are gone.
-async fn removal(
-    queue: &Queue,
-    key: &Key,
-    order: Order,
-    context: &Context,
-) -> Result<Option<Problem>, Error> {
-    let problem = |reason, message: String| Ok(Some(Problem::new(DELETION_BLOCKED, reason, message)));
+/// Has the broker's queues removed.
+async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> Result<End, Error> {
+    let problem = |reason, message: String| Ok(End::Blocked(Problem::new(DELETION_BLOCKED, reason, message)));
     let consuming =
         context.workers_of(queue).into_iter().find(|worker| !context.pods.of(&worker_key(worker)).is_empty());
     if let Some(worker) = consuming {
@@ -173,17 +179,22 @@ async fn removal(
     };
     // What an older Queue keeps is not this one's to delete.
     if conflict(queue, key, &access.address(), &order, context).is_some() {
-        return Ok(None);
+        return Ok(End::Gone);
     }
     let observation = context.brokers.assign(key, &access, order.clone(), &context.queue_changed);
     match observation.filter(|observation| *observation.order == order).map(|observation| observation.outcome)
     {
-        Some(Outcome::Removed) => Ok(None),
+        Some(Outcome::Removed) => Ok(End::Gone),
         Some(Outcome::Refused(refused)) => problem(refused.reason, refused.message),
         Some(Outcome::Unreachable(down)) => problem(
             down.reason,
             format!("{}. To let go without the broker, set deletionPolicy: Retain", down.message),
         ),
+        Some(Outcome::Declared(_) | Outcome::Absent) | None
+            if deleted_for(queue) < patience(key, context) =>
+        {
+            Ok(End::Underway)
+        }
         Some(Outcome::Declared(_) | Outcome::Absent) | None => {
             problem("Deleting", "the broker's queues are being deleted".to_owned())
         }
@@ -197,9 +208,19 @@ fn first_answer_is_due(queue: &Queue, context: &Context) -> bool {
         .status
         .as_ref()
         .is_some_and(|s| !s.conditions.is_empty() && s.observed_generation == queue.metadata.generation);
-    let answers = context.brokers.lane_of(&key(queue)).is_some_and(|lane| lane.is_up());
-    let patience = if answers { TURN } else { FIRST_ANSWER };
-    !said && context.seen_for(queue) >= patience
+    !said && context.seen_for(queue) >= patience(&key(queue), context)
+}
+
+/// How long a Queue waits for its broker's answer before it says so.
+fn patience(key: &Key, context: &Context) -> Duration {
+    let answers = context.brokers.lane_of(key).is_some_and(|lane| lane.is_up());
+    if answers { TURN } else { FIRST_ANSWER }
+}
+
+/// How long ago the deletion was asked for.
+fn deleted_for(queue: &Queue) -> Duration {
+    let asked = queue.metadata.deletion_timestamp.as_ref();
+    asked.map_or(Duration::ZERO, |asked| Timestamp::now().duration_since(asked.0).unsigned_abs())
 }
 
 async fn write(queue: &Queue, status: QueueStatus, context: &Context) -> Result<(), Error> {

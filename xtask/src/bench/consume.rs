@@ -93,7 +93,7 @@ impl<'a> Filled<'a> {
 /// The budgets: prefetch 200 against pika, prefetch 1 against a raw consumer.
 pub(super) async fn budgets(peers: &Peers, amqp: &str, rounds: usize) -> Result<Value> {
     const MANY: u64 = 40_000;
-    const FEW: u64 = 2_000;
+    const FEW: u64 = 10_000;
     let queue = Filled::new(peers, amqp, "quorum", 256).await?;
     let (mut warren, mut cpu, mut rss) = (vec![], vec![], 0);
     let (mut pika, mut pika_cpu, mut raw, mut multiple) = (vec![], vec![], vec![], vec![]);

@@ -24,15 +24,21 @@ pub(super) async fn queues(count: usize) -> Result<Value> {
     measured
 }
 
-/// The same broker queues by a raw client.
-async fn raw(uri: &str, count: usize) -> Result<f64> {
+/// The same broker queues by a raw client: seconds to declare them, and to delete them.
+async fn raw(uri: &str, count: usize) -> Result<(f64, f64)> {
     let client = Client::connect(uri).await?;
     let channel = client.channel().await?;
+    let plans: Vec<_> =
+        (0..count).map(|number| topology::plan(&name(number), &QueueSpec::default())).collect();
     let begun = Instant::now();
-    for number in 0..count {
-        declare::declare(&channel, &topology::plan(&name(number), &QueueSpec::default())).await?;
+    for plan in &plans {
+        declare::declare(&channel, plan).await?;
     }
-    Ok(begun.elapsed().as_secs_f64())
+    let declared = begun.elapsed();
+    for queue in plans.iter().flat_map(|plan| &plan.queues) {
+        declare::delete(&channel, &queue.name, false).await?;
+    }
+    Ok((declared.as_secs_f64(), (begun.elapsed() - declared).as_secs_f64()))
 }
 
 async fn measure(ground: &Ground, count: usize) -> Result<Value> {
@@ -40,8 +46,8 @@ async fn measure(ground: &Ground, count: usize) -> Result<Value> {
     // While no operator runs.
     ground.create_queues(0..count, &QueueSpec::default()).await?;
     ground.broker.vhost("raw").await?;
-    let raw_declare = raw(&ground.broker.uri("raw"), count).await?;
-    say(&format!("raw client: {count} Queues in {raw_declare:.1} s"));
+    let (raw_declare, raw_delete) = raw(&ground.broker.uri("raw"), count).await?;
+    say(&format!("raw client: {count} Queues in {raw_declare:.1} s, deleted in {raw_delete:.1} s"));
     ground.broker.delete_vhost("raw").await?;
 
     let operator = ground.operator().await?;
@@ -65,6 +71,7 @@ async fn measure(ground: &Ground, count: usize) -> Result<Value> {
         "queues": count,
         "broker_queues": count * topology::plan("queue", &QueueSpec::default()).queues.len(),
         "raw_declare_s": figure(raw_declare),
+        "raw_delete_s": figure(raw_delete),
         "ready_s": figure(ready),
         "restart_s": figure(restart),
         "restart_writes": writes,
