@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use warren_api::sidecar::SidecarConfig;
+use warren_broker::BrokerAccess;
 use warren_broker::connect::ConnectOptions;
 use warren_broker::supervisor::{LinkState, Supervisor};
 
@@ -65,7 +66,10 @@ struct Runtime {
     started: Instant,
     config: Arc<SidecarConfig>,
     configs: watch::Receiver<Arc<SidecarConfig>>,
-    /// Until when what runs may end before another queue is consumed.
+    /// What the supervisor connects with, which follows `accesses` once what runs has ended.
+    access: watch::Sender<Arc<BrokerAccess>>,
+    accesses: watch::Receiver<Arc<BrokerAccess>>,
+    /// Until when what runs may end before another queue is consumed, or the broker is connected to anew.
     leaving: Option<Time>,
     fixed: Fixed,
     messages: HashMap<DeliveryId, Arc<Message>>,
@@ -97,7 +101,8 @@ pub async fn run(parts: Parts) {
     let Parts { live, fixed, endpoint, metrics, health, mut inbox, sender, publisher, spans } = parts;
     let config = live.config.borrow().clone();
     let options = ConnectOptions::named(format!("warren-sidecar {} consume", fixed.instance));
-    let supervisor = Supervisor::spawn(live.access, options);
+    let (access, followed) = watch::channel(live.access.borrow().clone());
+    let supervisor = Supervisor::spawn(followed, options);
     let mut links = supervisor.state();
     let settings = config::settings(&config, fixed.drain_timeout);
     let mut runtime = Runtime {
@@ -112,6 +117,8 @@ pub async fn run(parts: Parts) {
         pool: Pool::new(endpoint, sender.clone()),
         config,
         configs: live.config,
+        access,
+        accesses: live.access,
         leaving: None,
         fixed,
         sender,
@@ -130,7 +137,7 @@ pub async fn run(parts: Parts) {
     runtime.step(Event::Tick);
     let mut pulse = tokio::time::interval(PULSE);
     pulse.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut configs_open = true;
+    let (mut configs_open, mut accesses_open) = (true, true);
     while !runtime.exit {
         let wake = runtime.engine.next_wake().map(|at| tokio::time::Instant::from_std(runtime.started + at));
         tokio::select! {
@@ -157,14 +164,18 @@ pub async fn run(parts: Parts) {
                 }
             }
             changed = runtime.configs.changed(), if configs_open => match changed {
-                Ok(()) => runtime.config_changed(),
+                Ok(()) => runtime.follow(),
                 Err(_) => configs_open = false,
+            },
+            changed = runtime.accesses.changed(), if accesses_open => match changed {
+                Ok(()) => runtime.follow(),
+                Err(_) => accesses_open = false,
             },
             () = sleep_until(wake) => runtime.step(Event::Tick),
             () = runtime.opening.due() => runtime.open_session(),
             _ = pulse.tick() => runtime.pulse(),
         }
-        runtime.leave_queue();
+        runtime.leave();
         runtime.metrics.set(&runtime.engine.snapshot());
     }
     runtime.goodbye().await;
@@ -215,13 +226,16 @@ impl Runtime {
         self.check_session();
     }
 
-    fn config_changed(&mut self) {
+    /// Follows the configuration and the broker's Secret: at once, unless that ends the channel. Then what runs may end first.
+    fn follow(&mut self) {
         let config = self.configs.borrow_and_update().clone();
-        if config.queue.name == self.config.queue.name || self.session.is_none() {
+        let same_broker = *self.accesses.borrow_and_update() == *self.access.borrow();
+        let stays = same_broker && config.queue.name == self.config.queue.name;
+        if stays || self.session.is_none() {
             return self.configure(config);
         }
         if self.leaving.is_none() {
-            tracing::info!(queue = %config.queue.name, "another queue is to be consumed: what runs may end first");
+            tracing::info!(queue = %config.queue.name, same_broker, "the queue or the way to it changes: what runs may end first");
             self.leaving = Some(self.now() + self.fixed.drain_timeout);
             // Until then everything stays as it was, the queues of retries and of dead messages too.
             let mut settings = config::settings(&self.config, self.fixed.drain_timeout);
@@ -230,8 +244,8 @@ impl Runtime {
         }
     }
 
-    /// Turns to the queue that the configuration names, once the old one holds nothing here any more.
-    fn leave_queue(&mut self) {
+    /// Turns to the queue and the broker that are wanted, once the channel holds nothing here any more.
+    fn leave(&mut self) {
         let Some(until) = self.leaving else { return };
         let snapshot = self.engine.snapshot();
         let held = snapshot.unsettled > 0 || snapshot.prefetch > 0;
@@ -245,6 +259,11 @@ impl Runtime {
     /// Does as a configuration says from now on.
     fn configure(&mut self, config: Arc<SidecarConfig>) {
         self.leaving = None;
+        let access = self.accesses.borrow().clone();
+        if access != *self.access.borrow() {
+            self.link_down("the broker's Secret or its vhost has changed");
+            self.access.send_replace(access);
+        }
         if config.queue.name != self.config.queue.name {
             tracing::info!(queue = %config.queue.name, "another queue is consumed from now on");
             self.lose_session("the configuration names another queue");
@@ -264,7 +283,7 @@ impl Runtime {
         match state {
             LinkState::Up(link) => self.link_up(link),
             LinkState::Connecting => {}
-            LinkState::Down { .. } => self.link_down(),
+            LinkState::Down { .. } => self.link_down("the connection was lost"),
         }
     }
 

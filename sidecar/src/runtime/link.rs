@@ -52,10 +52,10 @@ impl Runtime {
         self.opening.due = Some(Instant::now());
     }
 
-    pub(super) fn link_down(&mut self) {
+    pub(super) fn link_down(&mut self, reason: &str) {
         self.opening.link = None;
         self.opening.due = None;
-        self.lose_session("the connection was lost");
+        self.lose_session(reason);
     }
 
     /// Opens a channel if there is a connection and no channel yet.

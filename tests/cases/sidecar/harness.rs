@@ -51,6 +51,16 @@ impl Place {
         self.broker.uri(&self.vhost)
     }
 
+    /// A user of this vhost that reads everything, and writes to the exchanges and queues of a pattern; its URI.
+    pub async fn user(&self, name: &str, write: &str) -> Result<String> {
+        let name = format!("{name}-{}", self.vhost);
+        self.broker.user(&name, "secret").await?;
+        self.broker.permissions(&name, &self.vhost, "^$", write, ".*").await?;
+        let uri = self.uri();
+        let (_, rest) = uri.split_once('@').unwrap();
+        Ok(format!("amqp://{name}:secret@{rest}"))
+    }
+
     pub async fn client(&self) -> Result<Client> {
         Client::connect(&self.uri()).await
     }

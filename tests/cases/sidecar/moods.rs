@@ -23,7 +23,7 @@ use crate::harness::{PATIENCE, Place, QUEUE, Running, config, request};
 
 on_each_release!(
     a_queue_that_is_deleted_and_declared_again_is_consumed_again,
-    rotated_credentials_are_taken_over,
+    rotated_credentials_are_taken_over_once_what_runs_has_ended,
     credentials_rotated_in_the_mounted_secret_are_taken_over_without_a_restart,
 );
 
@@ -50,24 +50,26 @@ async fn a_queue_that_is_deleted_and_declared_again_is_consumed_again(place: Pla
     sidecar.settled("ack", 2).await
 }
 
-/// A user of this vhost that may consume and publish; its URI.
-async fn user(place: &Place, name: &str) -> Result<String> {
-    let name = format!("{name}-{}", place.vhost);
-    place.broker.user(&name, "secret").await?;
-    place.broker.permissions(&name, &place.vhost, "^$", ".*", ".*").await?;
-    let uri = place.uri();
-    let (_, rest) = uri.split_once('@').unwrap();
-    Ok(format!("amqp://{name}:secret@{rest}"))
-}
-
-async fn rotated_credentials_are_taken_over(place: Place) -> Result<()> {
-    let app = App::start().await?;
-    let sidecar = place.sidecar(config(), app.port()).await?;
-    sidecar.until("warren_sidecar_connected", "", 1.0).await?;
-    sidecar.access.send(Arc::new(BrokerAccess::from_uri(&user(&place, "rotated").await?)?))?;
+async fn rotated_credentials_are_taken_over_once_what_runs_has_ended(place: Place) -> Result<()> {
+    let app = App::working(Duration::from_secs(2)).await?;
+    let mut config = config();
+    (config.consumer.prefetch, config.consumer.concurrency) = (2, 1);
+    let sidecar = place.sidecar(config, app.port()).await?;
+    let client = place.client().await?;
+    client.publish_all(QUEUE, [b"runs".to_vec(), b"waits".to_vec()]).await?;
+    eventually(PATIENCE, "one runs and one waits", async || {
+        ensure!(app.calls().len() == 1);
+        ensure!(sidecar.metric("warren_sidecar_unsettled", "").await? > 1.5);
+        Ok(())
+    })
+    .await?;
+    sidecar.access.send(Arc::new(BrokerAccess::from_uri(&place.user("rotated", ".*").await?)?))?;
     sidecar.until("warren_sidecar_reconnects_total", "", 1.0).await?;
-    place.client().await?.publish(QUEUE, b"x").await?;
-    sidecar.settled("ack", 1).await
+    sidecar.settled("ack", 2).await?;
+    let bodies: Vec<String> = app.calls().iter().map(|call| call.text()).collect();
+    ensure!(bodies == ["runs", "waits"], "none is called twice: {bodies:?}");
+    ensure!(sidecar.metric("warren_sidecar_stale_answers_total", "").await? < 0.5);
+    Ok(())
 }
 
 /// Writes a volume of files as the kubelet does: all of them in a new folder, then one rename of the link `..data`.
@@ -92,13 +94,13 @@ async fn credentials_rotated_in_the_mounted_secret_are_taken_over_without_a_rest
     let pod = tempfile::tempdir()?;
     let files = Files { config: pod.path().join("config/config.json"), broker: pod.path().join("broker") };
     mount(&pod.path().join("config"), "1", &[("config.json", &serde_json::to_string(&config())?)])?;
-    mount(&files.broker, "1", &[("uri", &user(&place, "first").await?)])?;
+    mount(&files.broker, "1", &[("uri", &place.user("first", ".*").await?)])?;
     let app = App::start().await?;
     let sidecar = Running::reading(files.clone(), app.port()).await?;
     let client = place.client().await?;
     client.publish(QUEUE, b"x").await?;
     sidecar.settled("ack", 1).await?;
-    mount(&files.broker, "2", &[("uri", &user(&place, "second").await?)])?;
+    mount(&files.broker, "2", &[("uri", &place.user("second", ".*").await?)])?;
     sidecar.until("warren_sidecar_reconnects_total", "", 1.0).await?;
     // With its user a connection that still used it would go, and not come back.
     place.broker.delete_user(&format!("first-{}", place.vhost)).await?;

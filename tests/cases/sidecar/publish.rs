@@ -86,12 +86,7 @@ async fn what_may_not_is_403_and_what_cannot_is_400_or_413(place: Place) -> Resu
     let large = vec![b'x'; 16 * 1024 * 1024 + 1];
     ensure!(request(sidecar.local, "POST", "/publish?routingKey=orders", &[], &large).await?.status == 413);
     ensure!(request(sidecar.local, "GET", "/publish", &[], b"").await?.status == 405);
-    let user = format!("reader-{}", place.vhost);
-    place.broker.user(&user, "secret").await?;
-    place.broker.permissions(&user, &place.vhost, "^$", "^$", ".*").await?;
-    let uri = place.uri();
-    let (_, rest) = uri.split_once('@').unwrap();
-    let access = BrokerAccess::from_uri(&format!("amqp://{user}:secret@{rest}"))?;
+    let access = BrokerAccess::from_uri(&place.user("reader", "^$").await?)?;
     let app = App::start().await?;
     let mut config = config();
     config.consumer.paused = true;
@@ -147,12 +142,7 @@ async fn each_of_many_callers_at_once_learns_what_became_of_its_own_message(plac
 async fn a_forbidden_exchange_is_403_for_its_callers_and_harms_no_other_at_the_same_time(
     place: Place,
 ) -> Result<()> {
-    let user = format!("writer-{}", place.vhost);
-    place.broker.user(&user, "secret").await?;
-    place.broker.permissions(&user, &place.vhost, "^$", "^amq\\.default$", ".*").await?;
-    let uri = place.uri();
-    let (_, rest) = uri.split_once('@').unwrap();
-    let access = BrokerAccess::from_uri(&format!("amqp://{user}:secret@{rest}"))?;
+    let access = BrokerAccess::from_uri(&place.user("writer", "^amq\\.default$").await?)?;
     let app = App::start().await?;
     let mut config = config();
     config.consumer.paused = true;
