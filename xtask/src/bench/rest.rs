@@ -6,9 +6,13 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use warren_tests::amqp::Client;
 use warren_tests::ports;
+use warren_tests::wait::eventually;
 
 use super::peers::Peers;
 use super::{figure, median, say};
+
+/// How long a sidecar may take to listen.
+const START: Duration = Duration::from_secs(10);
 
 async fn declared(amqp: &str, queue: &str) -> Result<()> {
     Client::connect(amqp).await?.declare_durable(queue, "quorum").await
@@ -55,6 +59,8 @@ pub(super) async fn publish(peers: &Peers, amqp: &str, rounds: usize) -> Result<
     declared(amqp, "bench-publish").await?;
     let client = Client::connect(amqp).await?;
     let (_sidecar, port) = peers.sidecar(amqp, "bench-publish", ports::free()?, &[])?;
+    let listening = async || Ok(tokio::net::TcpStream::connect(("127.0.0.1", port)).await?);
+    eventually(START, "the sidecar listens", listening).await?;
     let port = port.to_string();
     let mut figures = [const { Vec::new() }; 4];
     for round in 1..=rounds {
