@@ -42,7 +42,7 @@ struct Job {
 }
 
 /// A channel that publishes. The task ends when this is gone and everything sent is settled, or with the channel.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Line {
     channel: Channel,
     jobs: mpsc::UnboundedSender<Job>,
@@ -157,7 +157,7 @@ async fn work(channel: Channel, mut inbox: mpsc::UnboundedReceiver<Job>, largest
                         Some(frame) => fitting(properties, frame),
                         None => properties,
                     };
-                    let channel = channel.clone();
+                    let channel = &channel;
                     let mut publishing = Box::pin(async move {
                         let options = BasicPublishOptions { mandatory: true, immediate: false };
                         let confirm = channel.basic_publish(exchange, routing_key, options, &body, properties).await;

@@ -47,7 +47,7 @@ pub enum PublishError {
 pub struct Publisher {
     link: Arc<Inner>,
     /// The channel, and the connection's generation that it is on.
-    line: Arc<Mutex<Option<(u64, Line)>>>,
+    line: Arc<Mutex<Option<(u64, Arc<Line>)>>>,
 }
 
 impl std::fmt::Debug for Publisher {
@@ -100,17 +100,17 @@ impl Publisher {
     }
 
     /// The channel that everything is sent on.
-    async fn line(&self) -> Result<Line, PublishError> {
+    async fn line(&self) -> Result<Arc<Line>, PublishError> {
         let link = self.connection().await?;
         let mut held = self.line.lock().await;
         if let Some((generation, line)) = &*held
             && *generation == link.generation
             && line.is_open()
         {
-            return Ok(line.clone());
+            return Ok(Arc::clone(line));
         }
-        let line = Line::open(&link.connection).await.map_err(|error| broken(&error))?;
-        *held = Some((link.generation, line.clone()));
+        let line = Arc::new(Line::open(&link.connection).await.map_err(|error| broken(&error))?);
+        *held = Some((link.generation, Arc::clone(&line)));
         Ok(line)
     }
 

@@ -77,7 +77,10 @@ impl Publish {
             Ok(read) => read,
             Err(refusal) => return self.answer(refusal, None),
         };
-        match parse::single(head.uri.query().unwrap_or_default(), &head.headers, body) {
+        let parsed = parse::single(head.uri.query().unwrap_or_default(), &head.headers, body);
+        // What the connection read it into is free for the next request.
+        drop(head);
+        match parsed {
             Ok(letter) => {
                 let id = letter.message_id().to_owned();
                 let sent = self.send(letter).await;
