@@ -47,8 +47,10 @@ pub enum PublishError {
 pub struct Publisher {
     link: Arc<Inner>,
     /// The channel, and the connection's generation that it is on.
-    line: Arc<Mutex<Option<(u64, Arc<Line>)>>>,
+    line: Arc<Mutex<Held>>,
 }
+
+type Held = Option<(u64, Arc<Line>)>;
 
 impl std::fmt::Debug for Publisher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
