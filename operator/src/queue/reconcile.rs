@@ -190,12 +190,10 @@ async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> R
             down.reason,
             format!("{}. To let go without the broker, set deletionPolicy: Retain", down.message),
         ),
-        Some(Outcome::Declared(_) | Outcome::Absent) | None
-            if deleted_for(queue) < patience(key, context) =>
-        {
-            Ok(End::Underway)
-        }
         Some(Outcome::Declared(_) | Outcome::Absent) | None => {
+            if deleted_for(queue) < patience(key, context) {
+                return Ok(End::Underway);
+            }
             problem("Deleting", "the broker's queues are being deleted".to_owned())
         }
     }

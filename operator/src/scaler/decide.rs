@@ -153,17 +153,18 @@ fn within_limits(
         let why = "no pod's port 9400 can be scraped: allow the operator to reach it (NetworkPolicy, mesh); pods are kept";
         return decision(current, Reason::MetricsUnreachable, why);
     }
-    let lowest = to_pods(need.lasting).clamp(min, max);
+    let within = |pods: f64| to_pods(pods).clamp(min, max);
+    let (lowest, for_now) = (within(need.lasting), within(need.now));
     if lowest >= current {
         let (reason, why) = if raw > max {
             (Reason::AtMaximum, format!("{raw} pods wanted, scaling.maxReplicas allows {max}"))
         } else if current == 0 && raw == 0 {
             (Reason::Idle, "nothing to do".to_owned())
-        } else if to_pods(need.now).clamp(min, max) < current {
-            let (now, window) = (to_pods(need.now).clamp(min, max), window(spec));
+        } else if for_now < current {
+            let window = window(spec);
             (
                 Reason::Stabilizing,
-                format!("{now} pods would do now, what arrived within {window:.0} s decides"),
+                format!("{for_now} pods would do now, what arrived within {window:.0} s decides"),
             )
         } else if let Some(Floor { schedule, .. }) = scheduled.filter(|_| current == min && raw < current) {
             (

@@ -20,6 +20,7 @@ use warren_sidecar::config::{Files, Fixed, Live};
 use warren_sidecar::handler::endpoint::Endpoint;
 use warren_sidecar::inbox::Inbox;
 use warren_tests::amqp::Client;
+use warren_tests::app::App;
 use warren_tests::broker::{Broker, Options, Version};
 use warren_tests::wait::eventually;
 
@@ -183,6 +184,16 @@ impl Running {
         eventually(PATIENCE, &format!("{name}{{{labels}}} is {value}"), async || {
             let now = self.metric(name, labels).await?;
             ensure!((now - value).abs() < 0.5, "it is {now}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until the first message is at the application and another one is held besides.
+    pub async fn one_runs_and_one_waits(&self, app: &App) -> Result<()> {
+        eventually(PATIENCE, "one runs and one waits", async || {
+            ensure!(app.calls().len() == 1);
+            ensure!(self.metric("warren_sidecar_unsettled", "").await? > 1.5);
             Ok(())
         })
         .await

@@ -220,12 +220,7 @@ async fn a_worker_that_turns_to_another_queue_lets_what_runs_end_first(place: Pl
     let client = place.client().await?;
     client.publish_all(QUEUE, [b"runs".to_vec(), b"waits".to_vec()]).await?;
     client.publish("orders-v2", b"new").await?;
-    eventually(PATIENCE, "one runs and one waits", async || {
-        ensure!(app.calls().len() == 1);
-        ensure!(sidecar.metric("warren_sidecar_unsettled", "").await? > 1.5);
-        Ok(())
-    })
-    .await?;
+    sidecar.one_runs_and_one_waits(&app).await?;
     sidecar.configure(|config| config.queue.name = "orders-v2".to_owned());
     sidecar.settled("ack", 2).await?;
     let bodies: Vec<String> = app.calls().iter().map(|call| call.text()).collect();

@@ -57,12 +57,7 @@ async fn rotated_credentials_are_taken_over_once_what_runs_has_ended(place: Plac
     let sidecar = place.sidecar(config, app.port()).await?;
     let client = place.client().await?;
     client.publish_all(QUEUE, [b"runs".to_vec(), b"waits".to_vec()]).await?;
-    eventually(PATIENCE, "one runs and one waits", async || {
-        ensure!(app.calls().len() == 1);
-        ensure!(sidecar.metric("warren_sidecar_unsettled", "").await? > 1.5);
-        Ok(())
-    })
-    .await?;
+    sidecar.one_runs_and_one_waits(&app).await?;
     sidecar.access.send(Arc::new(BrokerAccess::from_uri(&place.user("rotated", ".*").await?)?))?;
     sidecar.until("warren_sidecar_reconnects_total", "", 1.0).await?;
     sidecar.settled("ack", 2).await?;
