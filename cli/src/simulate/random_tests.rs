@@ -57,6 +57,29 @@ fn load(chance: &mut Chance, shape: usize, rate: f64, service: f64) -> String {
     text
 }
 
+fn setting(service: f64, concurrency: u32, target_wait: f64) -> Setting {
+    Setting {
+        name: String::new(),
+        spec: Spec {
+            min: 0,
+            max: 50,
+            target_wait,
+            stabilization: 60.0,
+            concurrency,
+            handler_timeout: 30.0,
+            quorum: true,
+            paused: false,
+        },
+        pods: Pods {
+            service_seconds: service,
+            startup_seconds: 5.0,
+            prefetch: concurrency,
+            concurrency,
+            min: 0,
+        },
+    }
+}
+
 /// What `cases` loads of so many pods make of Warren and of KEDA, each with a word on what it was.
 fn compared(seed: u64, cases: usize, pods: (f64, f64), target_wait: f64) -> Vec<(usize, Both, String)> {
     let mut chance = Chance::new(seed);
@@ -67,26 +90,7 @@ fn compared(seed: u64, cases: usize, pods: (f64, f64), target_wait: f64) -> Vec<
         let pods = pods.0 * (pods.1 / pods.0).powf(chance.next());
         let rate = pods * f64::from(concurrency) / service;
         let trace = Trace::parse(&load(&mut chance, shape, rate, service)).unwrap();
-        let setting = Setting {
-            name: String::new(),
-            spec: Spec {
-                min: 0,
-                max: 50,
-                target_wait,
-                stabilization: 60.0,
-                concurrency,
-                handler_timeout: 30.0,
-                quorum: true,
-                paused: false,
-            },
-            pods: Pods {
-                service_seconds: service,
-                startup_seconds: 5.0,
-                prefetch: concurrency,
-                concurrency,
-                min: 0,
-            },
-        };
+        let setting = setting(service, concurrency, target_wait);
         let both = Comparison::of(&setting, &trace).figures();
         let told = format!(
             "case {case}, shape {shape}, {pods:.1} pods of {service:.2} s, {concurrency} at once: {both:?}"
@@ -126,4 +130,34 @@ fn a_target_of_half_a_minute_is_hardly_dearer() {
     let loads = compared(2028, 90, (1.0, 30.0), 30.0);
     let dear = dear(&loads, 2.5);
     assert!(dear.len() * 10 <= loads.len(), "{dear:#?}");
+}
+
+/// Changes of replicas in ten minutes of a steady load, each second of it up to `swing` more or less by chance: an hour's, less
+/// those of its first ten minutes, with what it takes to begin and to end.
+fn changes(chance: &mut Chance, pods: f64, service: f64, swing: f64) -> f64 {
+    let arrivals = |_| (pods / service * (1.0 + swing * (2.0 * chance.next() - 1.0))).round();
+    let arrivals: Vec<f64> = (0..4200).map(arrivals).collect();
+    let [short, long] = [600, 4200].map(|seconds| {
+        let mut text = String::new();
+        for (second, arrivals) in arrivals.iter().take(seconds).enumerate() {
+            writeln!(text, "{second},{arrivals}").unwrap();
+        }
+        let trace = Trace::parse(&text).unwrap();
+        Comparison::of(&setting(service, 1, 10.0), &trace).figures().warren.changes
+    });
+    (f64::from(long) - f64::from(short)) / 6.0
+}
+
+#[test]
+fn a_steady_load_changes_pods_rarely_however_noisy_it_is() {
+    let mut chance = Chance::new(2029);
+    let loads: Vec<f64> = (0..40)
+        .map(|_| {
+            let (pods, swing) = (1.5 * 20.0_f64.powf(chance.next()), chance.between(0.2, 0.8));
+            let service = chance.between(0.1, 1.0);
+            changes(&mut chance, pods, service, swing)
+        })
+        .collect();
+    let mean = loads.iter().sum::<f64>() / 40.0;
+    assert!(mean <= 1.0, "{mean}: {loads:?}");
 }

@@ -126,7 +126,7 @@ fn after_the_burst_replicas_go_back_to_zero_in_steps() {
         }
     }
     // What the assumption had asked for goes first, the last pod a minute after the load.
-    assert_eq!(steps, [1, 0]);
+    assert_eq!(steps, [2, 1, 0]);
 }
 
 #[test]

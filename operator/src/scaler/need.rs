@@ -33,6 +33,10 @@ const LEAST_CLEARING_SHARE: f64 = 0.25;
 const QUEUE_SHARE: f64 = 0.5;
 /// Share of their capacity that pods are kept at at most, however long messages may wait.
 const HOTTEST: f64 = 1.1;
+/// The same, however short messages may wait.
+const COOLEST: f64 = 0.8;
+/// Seconds' worth of messages that come early by chance now and then, for which pods are kept.
+const CHANCE_SECONDS: f64 = 1.0;
 /// Share of the pods' capacity from which on a load, and not a burst, shows that they are too few.
 const LOADED: f64 = 0.7;
 
@@ -92,9 +96,11 @@ impl Load<'_> {
     }
 
     /// Share of their capacity at which pods are kept at most: as hot as a queue takes ten minutes to grow to its share of the
-    /// target wait.
+    /// target wait, less what comes early by chance. The longer messages may wait, the less of that is seen.
     fn hottest(&self) -> f64 {
-        (1.0 + self.spec.target_wait * QUEUE_SHARE / TOO_FEW_SECONDS).min(HOTTEST)
+        let target = self.spec.target_wait;
+        let slowly_grown = (1.0 + target * QUEUE_SHARE / TOO_FEW_SECONDS).min(HOTTEST);
+        (slowly_grown - CHANCE_SECONDS / target).max(COOLEST)
     }
 
     /// Pods that are kept for so many messages a second.
@@ -177,13 +183,10 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     // Messages a second that a pod begins.
     let pace = 1.0 / (load.per_rate * UTILISATION);
     let started = f64::from(inputs.sidecars.started).min(current);
-    // What waits still when pods that are asked for now begin, and how long the last message waits without them.
+    // What waits still when pods that are asked for now begin.
     let left = (backlog - started * pace * startup).max(0.0);
-    let wait = if left <= 0.0 || started >= current {
-        backlog / (started * pace)
-    } else {
-        startup + left / (current * pace)
-    };
+    // How long the last message waits: more pods do not start sooner than those that are on their way.
+    let wait = if started < current { left / (current * pace) } else { backlog / (current * pace) };
     let by_backlog = (left / clearing * load.per_rate).min(load.useful);
     let sudden = history.growth() >= backlog * SUDDEN_SHARE;
     // What came long ago, such as while the handler failed, is cleared like a burst.
