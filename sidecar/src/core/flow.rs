@@ -306,6 +306,7 @@ impl Engine {
             None => {
                 if matches!(self.drain, Drain::Active { .. }) {
                     // Whoever asked for it would wait in vain.
+                    self.window.flush_all(effects);
                     effects.push(Effect::Drained { complete: false });
                 }
                 self.drain = Drain::No;
@@ -326,7 +327,10 @@ impl Engine {
                 }
             }
             Drain::Active { .. } => {}
-            Drain::Done { .. } => effects.push(Effect::Drained { complete: self.has_ended() }),
+            Drain::Done { .. } => {
+                self.window.flush_all(effects);
+                effects.push(Effect::Drained { complete: self.has_ended() });
+            }
         }
     }
 
@@ -341,7 +345,10 @@ impl Engine {
                 self.begin_drain(now, effects);
             }
             Drain::Active { .. } => {}
-            Drain::Done { .. } => effects.push(Effect::Exit),
+            Drain::Done { .. } => {
+                self.window.flush_all(effects);
+                effects.push(Effect::Exit);
+            }
         }
     }
 
@@ -373,6 +380,8 @@ impl Engine {
             return;
         }
         self.drain = Drain::Done { since, port };
+        // The process may end now, and what was just finished would be done again.
+        self.window.flush_all(effects);
         effects.push(Effect::Observe(Observation::DrainEnded { took: now - since, complete }));
         effects.push(Effect::Drained { complete });
         if self.terminating {

@@ -224,8 +224,14 @@ impl World {
                 assert_eq!(self.probe_at, None, "one try of the port at a time");
                 self.probe_at = Some(self.now + after);
             }
-            Effect::Drained { complete } => self.drained.push(complete),
-            Effect::Exit => self.exits += 1,
+            Effect::Drained { complete } => {
+                self.assert_all_acked();
+                self.drained.push(complete);
+            }
+            Effect::Exit => {
+                self.assert_all_acked();
+                self.exits += 1;
+            }
             Effect::Late(reply) => self.late_replies.push(reply),
             Effect::Observe(observation) => {
                 if let Observation::ReplyDropped { id, .. } = observation {
@@ -240,6 +246,26 @@ impl World {
 
     fn is_held(&self, id: DeliveryId) -> bool {
         self.connected && id.generation == self.generation && self.unacked.contains_key(&id.tag)
+    }
+
+    /// The process may end now: the broker would have work done again that is done.
+    fn assert_all_acked(&self) {
+        let generation = self.generation;
+        let mut held = self.unacked.keys().map(|tag| DeliveryId { generation, tag: *tag });
+        assert!(!held.any(|id| self.finished.contains(&id)), "ends with an ack unsent");
+    }
+
+    /// The process has ended, and another one takes its place.
+    fn restart(&mut self, settings: Settings) {
+        self.disconnect();
+        self.engine = Engine::new(settings, 8);
+        self.calls.clear();
+        self.at_handler.clear();
+        self.late.clear();
+        self.replying.clear();
+        self.publishes.clear();
+        self.pending.clear();
+        self.probe_at = None;
     }
 
     fn busy_elsewhere(&self, id: DeliveryId, key: Option<u64>) -> bool {
@@ -657,6 +683,35 @@ fn a_drain_finishes_what_runs_gives_back_the_rest_and_answers() {
 }
 
 #[test]
+fn no_drain_ends_before_the_acks_that_wait_for_others_are_sent() {
+    let ten = || Settings { prefetch: 10, concurrency: 1, ..settings() };
+    let mut world = World::running(ten(), 10);
+    world.step(Event::Terminate);
+    world.settle();
+    world.answer_all(Verdict::Ack);
+    assert_eq!(world.acks, [], "it waits for others");
+    world.answer_all(Verdict::Unreached);
+    assert_eq!((world.acks.as_slice(), world.exits), ([(1, false, 1)].as_slice(), 1));
+    assert_eq!(world.queue.len(), 9);
+
+    // At the deadline, and at a SIGTERM soon after an answer that came after the deadline, others are still at work.
+    let mut world = World::running(Settings { concurrency: 3, ..ten() }, 10);
+    let calls: Vec<CallId> = (1..=3).map(CallId).collect();
+    world.step(Event::Drain);
+    world.settle();
+    world.pass(Duration::from_secs(60) - Duration::from_millis(1));
+    world.answer(calls[1], Verdict::Ack);
+    world.pass(Duration::from_millis(1));
+    assert_eq!(
+        (world.acks.as_slice(), world.drained.as_slice()),
+        ([(2, false, 1)].as_slice(), [false].as_slice())
+    );
+    world.answer(calls[2], Verdict::Ack);
+    world.step(Event::Terminate);
+    assert_eq!((world.acks.as_slice(), world.exits), ([(2, false, 1), (3, false, 1)].as_slice(), 1));
+}
+
+#[test]
 fn a_drain_ends_at_its_deadline_with_work_still_running() {
     let mut world = World::running(settings(), 1);
     world.step(Event::Drain);
@@ -1046,6 +1101,7 @@ proptest! {
         concurrency in 1_u16..8,
         keyed in any::<bool>(),
         batched in any::<bool>(),
+        terminated in prop::option::of(0_usize..100),
     ) {
         let batch = batched.then_some(Batch { max_messages: 3, max_wait: Duration::from_millis(20) });
         let mut settings = Settings { prefetch, concurrency, batch, ..settings() };
@@ -1053,10 +1109,19 @@ proptest! {
         for number in 0..12 {
             world.queue.push_back(Message { number, attempts: 0, key: keyed.then_some(number % 3) });
         }
-        for op in ops {
+        for (number, op) in ops.into_iter().enumerate() {
+            if terminated == Some(number) {
+                world.step(Event::Terminate);
+            }
+            if world.exits > 0 {
+                break;
+            }
             apply(&mut world, op, &mut settings);
         }
         settings.paused = false;
+        if terminated.is_some() {
+            world.restart(settings.clone());
+        }
         world.step(Event::Configured(Box::new(settings)));
         world.port_open = true;
         world.connect();

@@ -197,6 +197,12 @@ impl Window {
         }
     }
 
+    /// Sends every acknowledgement that waits for others: no later moment may come.
+    pub fn flush_all(&mut self, effects: &mut Vec<Effect>) {
+        self.flush_front(effects);
+        self.flush_behind(Time::ZERO, true, effects);
+    }
+
     fn flush_front(&mut self, effects: &mut Vec<Effect>) {
         let mut last = None;
         let mut count = 0;
