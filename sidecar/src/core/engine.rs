@@ -278,9 +278,11 @@ impl Engine {
     fn dispatch(&mut self, now: Time, effects: &mut Vec<Effect>) {
         while self.may_dispatch(now) {
             let running = self.calls.len() + self.late;
-            let start = match self.breaker.next_probe() {
-                Some(_) if running > 0 => None,
-                Some(probe) => self.throttle.may_start(0).map(|start| start.max(probe)),
+            let start = match self.breaker.open_since().zip(self.breaker.next_probe()) {
+                // What began before the breaker opened is no probe: waiting for it could take as long as the work does.
+                Some((since, _)) if self.calls.values().any(|call| call.started > since) => None,
+                Some(_) if running >= usize::from(self.settings.concurrency.max(1)) => None,
+                Some((_, probe)) => self.throttle.may_start(0).map(|start| start.max(probe)),
                 None => self.throttle.may_start(running),
             };
             let Some(start) = start else { return };

@@ -332,6 +332,14 @@ impl World {
         calls.len()
     }
 
+    fn fail_all_but(&mut self, one: CallId) {
+        let mut calls: Vec<CallId> = self.calls.keys().copied().filter(|call| *call != one).collect();
+        calls.sort();
+        for call in calls {
+            self.answer(call, retry(500));
+        }
+    }
+
     fn publish_done(&mut self, index: usize, result: PublishResult) {
         let (id, copy) = self.publishes.remove(index);
         if result == PublishResult::Confirmed && self.is_held(id) {
@@ -603,6 +611,35 @@ fn an_open_breaker_gives_back_what_is_held_after_ten_seconds_but_for_two_to_prob
     assert!(world.unacked.len() > 30);
     world.pass(Duration::from_millis(10_100));
     assert!(world.unacked.len() <= 4, "{}", world.unacked.len());
+}
+
+#[test]
+fn a_long_call_from_before_the_breaker_opened_blocks_no_probe_and_probes_still_go_one_at_a_time() {
+    let mut world = World::running(Settings { prefetch: 60, concurrency: 3, ..settings() }, 60);
+    let long: Vec<CallId> = (1..=2).map(CallId).collect();
+    // One is still at work, and the application goes on with another.
+    world.answer(long[1], Verdict::Later);
+    while world.engine.snapshot().breaker.is_none() {
+        world.fail_all_but(long[0]);
+        world.settle();
+    }
+    world.fail_all_but(long[0]);
+    assert_eq!(world.calls.len(), 1);
+    world.pass(Duration::from_secs(5));
+    assert_eq!(world.calls.len(), 2, "the long call and a probe");
+    let probe = *world.calls.keys().find(|call| **call != long[0]).unwrap();
+    world.answer(probe, Verdict::Ack);
+    assert_eq!(world.engine.snapshot().breaker, None);
+
+    // At a concurrency of 1 the place is taken, and a second call would be one too many.
+    let mut world = World::running(Settings { prefetch: 60, concurrency: 3, ..settings() }, 60);
+    while world.engine.snapshot().breaker.is_none() {
+        world.fail_all_but(long[0]);
+    }
+    world.step(Event::Configured(Box::new(Settings { prefetch: 60, ..settings() })));
+    world.fail_all_but(long[0]);
+    world.pass(Duration::from_secs(5));
+    assert_eq!(world.calls.len(), 1);
 }
 
 #[test]
