@@ -360,7 +360,7 @@ async fn follow<K>(
     }
 }
 
-/// Forgets Queues that went while a watch was down.
+/// Forgets Queues that went while a watch was down, and how full those are that no Worker consumes any more.
 async fn sweep(context: Arc<Context>) {
     let mut ended = std::pin::pin!(context.shutdown.clone().cancelled());
     loop {
@@ -374,6 +374,12 @@ async fn sweep(context: Arc<Context>) {
             .iter()
             .map(|queue| Key { namespace: queue.namespace().unwrap_or_default(), name: queue.name_any() })
             .collect();
+        let workers = context.stores.workers.state();
+        let watched = workers.iter().map(|worker| Key {
+            namespace: worker.namespace().unwrap_or_default(),
+            name: worker.spec.queue_ref.name.clone(),
+        });
+        context.metrics.retain_queues(&living, &watched.filter(|queue| living.contains(queue)).collect());
         context.brokers.retain(context.namespace.as_deref(), &living, &context.queue_changed);
     }
 }

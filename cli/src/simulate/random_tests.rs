@@ -68,6 +68,7 @@ fn setting(service: f64, concurrency: u32, target_wait: f64) -> Setting {
             stabilization: 60.0,
             concurrency,
             handler_timeout: 30.0,
+            single: false,
             quorum: true,
             paused: false,
         },

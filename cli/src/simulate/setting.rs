@@ -89,6 +89,11 @@ impl Setting {
         if scaling.mode != ScalingMode::Builtin {
             return Err(SettingError::NotBuiltin(scaling.mode));
         }
+        if worker.spec.handler.batch.is_some() {
+            return Err(SettingError::Refused(
+                "handler.batch is not simulated, since a trace does not say how full batches are: leave it out, and give --service-seconds for one message",
+            ));
+        }
         if scaling.min_replicas < 0 || scaling.max_replicas < 1 || scaling.min_replicas > scaling.max_replicas
         {
             return Err(SettingError::Refused(
@@ -182,6 +187,8 @@ spec:
         assert!(refused(&manual, 1.0).contains("Manual"));
         let upside_down = WORKER.replace("queueRef", "scaling: {minReplicas: 5, maxReplicas: 2}\n  queueRef");
         assert!(refused(&upside_down, 1.0).contains("minReplicas"));
+        let batch = WORKER.replace("queueRef", "handler: {batch: {maxMessages: 10}}\n  queueRef");
+        assert!(refused(&batch, 1.0).contains("handler.batch"));
         assert!(refused("kind: [", 1.0).contains("cannot be read"));
     }
 }

@@ -31,6 +31,7 @@ impl Autoscaler for Warren {
             *seen;
         let inputs = Inputs {
             ready: Some((ready, 0.0)),
+            contradicted: false,
             workload: Workload { replicas, rolling: false, failing: false },
             sidecars: Sidecars {
                 started,

@@ -3,7 +3,7 @@
 mod definitions;
 mod series;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -150,6 +150,16 @@ impl Metrics {
         self.of_queues.forget(queue);
     }
 
+    /// Only these Queues are left, and only the messages of those that are `watched` are still read.
+    pub fn retain_queues(&self, living: &BTreeSet<Key>, watched: &BTreeSet<Key>) {
+        let mut states = self.queue_states();
+        states.ready.retain(|queue| living.contains(queue));
+        states.not_ready.retain(|queue| living.contains(queue));
+        self.count_queues(&states);
+        drop(states);
+        self.of_queues.retain(watched);
+    }
+
     fn count_queues(&self, states: &QueueStates) {
         self.queues.with_label_values(&["true"]).set(gauge(states.ready.len()));
         self.queues.with_label_values(&["false"]).set(gauge(states.not_ready.len()));
@@ -277,5 +287,21 @@ mod tests {
         assert!(text.contains("warren_operator_queues{ready=\"false\"} 0"), "{text}");
         metrics.forget_queue(&queue);
         assert!(metrics.text().unwrap().contains("warren_operator_queues{ready=\"true\"} 0"));
+    }
+
+    #[test]
+    fn queues_that_went_unseen_and_those_that_nobody_reads_are_forgotten() {
+        let metrics = Metrics::new().unwrap();
+        let [gone, alone, consumed] = ["gone", "alone", "consumed"]
+            .map(|name| Key { namespace: "n".to_owned(), name: name.to_owned() });
+        for queue in [&gone, &alone, &consumed] {
+            metrics.queue_ready(queue, true);
+            metrics.queue_messages(queue, Some(1), None, None);
+        }
+        metrics.retain_queues(&[alone, consumed.clone()].into(), &[consumed].into());
+        let text = metrics.text().unwrap();
+        assert!(text.contains("warren_operator_queues{ready=\"true\"} 2"), "{text}");
+        assert!(!text.contains("queue=\"gone\"") && !text.contains("queue=\"alone\""), "{text}");
+        assert!(text.contains("queue=\"consumed\""), "{text}");
     }
 }

@@ -3,7 +3,7 @@
 //! A vector of the metrics library keeps name, help and labels once more for every series: about a kB each, of which a Worker
 //! has eight.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -66,6 +66,11 @@ impl Series {
     /// A resource is gone.
     pub(super) fn forget(&self, key: &Key) {
         self.rows().remove(key);
+    }
+
+    /// Only these resources are left.
+    pub(super) fn retain(&self, living: &BTreeSet<Key>) {
+        self.rows().retain(|key, _| living.contains(key));
     }
 
     /// Appends the Prometheus text format.

@@ -8,15 +8,61 @@ use crate::worker::validate::unordered;
 /// What a Worker asks of its scaling.
 pub fn spec(worker: &Worker, queue: Option<&Queue>) -> Spec {
     let (scaling, consumer) = (&worker.spec.scaling, &worker.spec.consumer);
-    let concurrency = consumer.concurrency.unwrap_or(consumer.prefetch).max(1).unsigned_abs();
+    // A pod holds no more than its prefetch, so that larger batches leave less to call at once.
+    let per_call = worker.spec.handler.batch.as_ref().map_or(1, |batch| batch.max_messages.max(1));
+    let full = (consumer.prefetch / per_call).max(1);
+    let concurrency = consumer.concurrency.unwrap_or(consumer.prefetch).clamp(1, full).unsigned_abs();
+    // Of such a queue one pod gets messages, and the others stand by.
+    let single = queue.is_some_and(|queue| queue.spec.single_active_consumer);
+    let most = if single { 1 } else { scaling.max_replicas };
     Spec {
         min: scaling.min_replicas.max(0).unsigned_abs(),
-        max: scaling.max_replicas.max(scaling.min_replicas).max(0).unsigned_abs(),
+        max: most.max(scaling.min_replicas).max(0).unsigned_abs(),
         target_wait: f64::from(scaling.target_wait_seconds.max(1)),
         stabilization: f64::from(scaling.scale_in_stabilization_seconds.max(0)),
         concurrency,
         handler_timeout: f64::from(worker.spec.handler.http.timeout_seconds),
+        single,
         quorum: queue.is_none_or(|queue| queue.spec.queue_type == QueueType::Quorum),
         paused: consumer.paused || queue.is_some_and(|queue| unordered(worker, queue).is_some()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn worker(consumer: serde_json::Value, handler: serde_json::Value) -> Worker {
+        let spec =
+            json!({"queueRef": {"name": "q"}, "consumer": consumer, "handler": handler, "template": {}});
+        serde_json::from_value(json!({"apiVersion": "warren.dev/v1alpha1", "kind": "Worker",
+            "metadata": {"name": "w"}, "spec": spec}))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_pod_calls_no_more_batches_at_once_than_its_prefetch_holds() {
+        let asked = spec(&worker(json!({"prefetch": 200}), json!({"batch": {"maxMessages": 100}})), None);
+        assert_eq!(asked.concurrency, 2);
+        let asked = spec(&worker(json!({"prefetch": 50}), json!({"batch": {"maxMessages": 100}})), None);
+        assert_eq!(asked.concurrency, 1);
+        assert_eq!(
+            spec(&worker(json!({"prefetch": 200, "concurrency": 20}), json!({})), None).concurrency,
+            20
+        );
+    }
+
+    #[test]
+    fn one_pod_is_enough_for_a_single_active_consumer() {
+        let queue: Queue =
+            serde_json::from_value(json!({"apiVersion": "warren.dev/v1alpha1", "kind": "Queue",
+            "metadata": {"name": "q"}, "spec": {"singleActiveConsumer": true}}))
+            .unwrap();
+        assert_eq!(spec(&worker(json!({}), json!({})), Some(&queue)).max, 1);
+        let mut standby = worker(json!({}), json!({}));
+        standby.spec.scaling.min_replicas = 2;
+        assert_eq!(spec(&standby, Some(&queue)).max, 2);
     }
 }

@@ -51,12 +51,14 @@ pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (
             None => "the queue's depth is not known; replicas are held until the broker answers".to_owned(),
             Some((_, age)) => format!("the queue's depth was last read {age:.0} s ago; replicas are held"),
         };
+        history.progressed(now);
         return (hold(Reason::DepthUnknown, current, why), history);
     };
     history.observe(ready, inputs, window(spec), now);
     let need = need(&history, ready, inputs, spec, now);
     let raw = to_pods(need.pods);
     if spec.paused {
+        history.progressed(now);
         let why = "consumer.paused is set: what runs ends, the pods stay".to_owned();
         return (hold(Reason::Paused, raw, why), history);
     }
@@ -147,7 +149,8 @@ fn within_limits(
         return decision(wanted, Reason::ScaledOut, &why);
     }
     if current > max {
-        return decision(max, Reason::ScaledIn, &format!("{current} to {max} pods, scaling.maxReplicas"));
+        let limit = if spec.single { "singleActiveConsumer" } else { "scaling.maxReplicas" };
+        return decision(max, Reason::ScaledIn, &format!("{current} to {max} pods, {limit}"));
     }
     if history.seconds_unscraped(now) >= BLIND_SECONDS {
         let why = "no pod's port 9400 can be scraped: allow the operator to reach it (NetworkPolicy, mesh); pods are kept";
@@ -157,7 +160,8 @@ fn within_limits(
     let (lowest, for_now) = (within(need.lasting), within(need.now));
     if lowest >= current {
         let (reason, why) = if raw > max {
-            (Reason::AtMaximum, format!("{raw} pods wanted, scaling.maxReplicas allows {max}"))
+            let limit = if spec.single { "the Queue's singleActiveConsumer" } else { "scaling.maxReplicas" };
+            (Reason::AtMaximum, format!("{raw} pods wanted, {limit} allows {max}"))
         } else if current == 0 && raw == 0 {
             (Reason::Idle, "nothing to do".to_owned())
         } else if for_now < current {
@@ -209,6 +213,11 @@ fn scale_in_blocked(
     if inputs.workload.rolling {
         return Some((Reason::RollingOut, "a rollout is under way; pods are kept".to_owned()));
     }
+    if ready == 0 && spec.quorum && inputs.contradicted {
+        let why =
+            "the queue says empty and without consumers, while sidecars consume: it has no leader just now";
+        return Some((Reason::ZeroUnconfirmed, why.to_owned()));
+    }
     if ready == 0 && spec.quorum && history.zero_reads() < AGREEING_ZEROS {
         return Some((
             Reason::ZeroUnconfirmed,
@@ -219,8 +228,9 @@ fn scale_in_blocked(
         let why = format!("{} messages are not acknowledged yet", sidecars.unsettled.max(sidecars.in_flight));
         return Some((Reason::InFlight, why));
     }
-    if ready > sidecars.in_flight {
-        let why = format!("{ready} messages wait, more than the {} that run", sidecars.in_flight);
+    let waiting = ready.saturating_add(sidecars.unsettled.saturating_sub(sidecars.in_flight));
+    if waiting > sidecars.in_flight {
+        let why = format!("{waiting} messages wait, more than the {} that run", sidecars.in_flight);
         return Some((Reason::Stabilizing, why));
     }
     if history.took_over() && history.age(now) < window(spec) {

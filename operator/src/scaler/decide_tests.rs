@@ -11,6 +11,7 @@ fn spec() -> Spec {
         stabilization: 60.0,
         concurrency: 1,
         handler_timeout: 30.0,
+        single: false,
         quorum: true,
         paused: false,
     }
@@ -64,6 +65,7 @@ impl World {
         let busy = (done * self.service).ceil() as u64;
         let inputs = Inputs {
             ready: Some((self.queue as u64, 0.0)),
+            contradicted: false,
             workload: Workload { replicas: self.replicas, ..Workload::default() },
             floor: self.floor.clone(),
             sidecars: Sidecars {
@@ -306,6 +308,60 @@ fn one_zero_of_a_quorum_queue_is_not_believed() {
 }
 
 #[test]
+fn a_queue_without_consumers_is_not_believed_while_sidecars_consume() {
+    let (spec, mut inputs, mut history) = a_minute_of_work();
+    inputs.ready = Some((0, 0.0));
+    inputs.contradicted = true;
+    for now in 60..120 {
+        let (decision, next) = decide(history, &inputs, &spec, f64::from(now));
+        history = next;
+        assert_eq!((decision.replicas, decision.reason), (4, Reason::ZeroUnconfirmed));
+    }
+}
+
+#[test]
+fn what_is_delivered_and_not_begun_waits_like_what_is_ready() {
+    let (spec, mut inputs, history) = a_minute_of_work();
+    let spec = Spec { max: 4, quorum: false, ..spec };
+    inputs.ready = Some((0, 0.0));
+    inputs.sidecars =
+        Sidecars { started: 4, scraped: 4, unsettled: 2000, in_flight: 40, ..Sidecars::default() };
+    let mut history = decide(history, &inputs, &spec, 60.0).1;
+    for now in 61..300 {
+        inputs.sidecars.deliveries += 1;
+        let (decision, next) = decide(history, &inputs, &spec, f64::from(now));
+        history = next;
+        assert_eq!(decision.replicas, 4, "{decision:?}");
+    }
+}
+
+#[test]
+fn what_stood_still_while_paused_has_not_stalled() {
+    let (spec, mut inputs, mut history) = a_minute_of_work();
+    inputs.sidecars = Sidecars { started: 4, scraped: 4, ..Sidecars::default() };
+    for now in 60..600 {
+        history = decide(history, &inputs, &Spec { paused: true, ..spec.clone() }, f64::from(now)).1;
+    }
+    assert_ne!(decide(history, &inputs, &spec, 600.0).0.reason, Reason::Stalled);
+}
+
+#[test]
+fn pods_that_go_before_they_start_do_not_make_a_slow_start() {
+    let mut history = History::with_service_seconds(1.0);
+    let mut inputs = waiting(40);
+    inputs.workload.replicas = 10;
+    inputs.sidecars = Sidecars { started: 2, scraped: 2, unsettled: 2, in_flight: 2, ..Sidecars::default() };
+    for now in 0..300 {
+        history = decide(history, &inputs, &spec(), f64::from(now)).1;
+    }
+    inputs.workload.replicas = 2;
+    for now in 300..310 {
+        history = decide(history, &inputs, &spec(), f64::from(now)).1;
+    }
+    assert_eq!(history.startup_seconds(), None);
+}
+
+#[test]
 fn a_zero_that_grows_old_is_not_three_zeros() {
     let (spec, mut inputs, mut history) = a_minute_of_work();
     for age in 0..10 {
@@ -442,6 +498,7 @@ prop_compose! {
             stabilization: f64::from(stabilization),
             concurrency,
             handler_timeout: 30.0,
+            single: false,
             quorum,
             paused,
         }
@@ -453,9 +510,10 @@ prop_compose! {
                   replicas in 0_u32..100, rolling: bool, failing: bool, started in 0_u32..100, unscraped in 0_u32..3,
                   unsettled in 0_u64..5000, in_flight in 0_u64..5000, counters in (0_u64..u64::MAX, 0_u64..u64::MAX, 0_u64..u64::MAX),
                   call_seconds in prop_oneof![8 => 0.0..1e9, 1 => Just(f64::NAN), 1 => Just(-1.0), 1 => Just(f64::INFINITY)],
-                  held in 0_u32..100, floor in proptest::option::of(0_u32..200)) -> Inputs {
+                  held in 0_u32..100, floor in proptest::option::of(0_u32..200), contradicted: bool) -> Inputs {
         Inputs {
             ready,
+            contradicted,
             floor: floor.map(by_schedule),
             workload: Workload { replicas, rolling, failing },
             sidecars: Sidecars {

@@ -5,8 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
+use futures::{StreamExt, future, stream};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::events::EventType;
@@ -15,6 +14,7 @@ use kube::{Resource, ResourceExt};
 use tokio::time::Instant;
 use warren_api::worker::ScalingMode;
 use warren_api::{Queue, Worker};
+use warren_broker::declare::QueueDepth;
 
 use super::act;
 use super::asked::spec;
@@ -40,6 +40,8 @@ pub(super) const AT_ZERO: Duration = Duration::from_millis(400);
 const WITH_PODS: Duration = Duration::from_secs(1);
 /// How often a Worker is looked at whose replicas are not Warren's business.
 const OBSERVED: Duration = Duration::from_secs(5);
+/// Scrapes of one Worker at once.
+const SCRAPES_AT_ONCE: usize = 16;
 /// How long the first depth may take before it counts as unknown.
 const FIRST_DEPTH: Duration = Duration::from_secs(10);
 /// How long a change of the Deployment may take to come back in the cache.
@@ -53,7 +55,7 @@ struct Follower {
     tracker: Tracker,
     history: History,
     timetable: Timetable,
-    depth: Option<(u64, Instant)>,
+    depth: Option<(QueueDepth, Instant)>,
     prober: Option<Prober>,
     side: Side,
     settled: Lately,
@@ -107,17 +109,16 @@ impl Follower {
         let beside = queue.as_deref().and_then(|queue| self.side.next(queue));
         let lane = queue.as_deref().and_then(|queue| context.brokers.lane_of(&queue::validate::key(queue)));
         self.prober = lane.map(|lane| lane.prober(self.prober.take()));
-        let (ready, beside_ready, sidecars) = tokio::join!(
+        let (depth, beside_depth, sidecars) = tokio::join!(
             self.read_depth(queue.as_deref(), queue.as_deref().map(Queue::broker_name)),
             self.read_depth(queue.as_deref(), beside.as_deref()),
             self.scrape(&pods)
         );
-        if let Some(ready) = ready {
-            self.depth = Some((ready, Instant::now()));
+        self.depth = depth.or(self.depth);
+        if let (Some(name), Some((depth, _))) = (beside, beside_depth) {
+            self.side.note(name, u64::from(depth.ready));
         }
-        if let (Some(name), Some(ready)) = (beside, beside_ready) {
-            self.side.note(name, ready);
-        }
+        let consumes = sidecars.iter().any(|(_, _, sample)| sample.connected && sample.handler_up);
         let (mut sidecars, handlers) = self.fold(&pods, sidecars);
         self.settled.observe(sidecars.settled, self.since.elapsed().as_secs_f64());
         // A call that carries many messages takes its time once for all of them.
@@ -146,7 +147,8 @@ impl Follower {
             ready: self
                 .depth
                 .filter(|_| queue.is_some())
-                .map(|(ready, at)| (part(ready, share), at.elapsed().as_secs_f64())),
+                .map(|(depth, at)| (part(depth.ready.into(), share), at.elapsed().as_secs_f64())),
+            contradicted: consumes && self.depth.is_some_and(|(depth, _)| depth.consumers == 0),
             workload: Workload {
                 replicas: current,
                 rolling: deployment.as_deref().is_some_and(|deployment| deployment.facts.rolling),
@@ -169,13 +171,13 @@ impl Follower {
         View { decision, handlers, durability, settled_lately: self.settled.amount }
     }
 
-    /// Ready messages of a queue on the broker of `queue`.
-    async fn read_depth(&self, queue: Option<&Queue>, name: Option<&str>) -> Option<u64> {
+    /// What a queue on the broker of `queue` holds, and when that was.
+    async fn read_depth(&self, queue: Option<&Queue>, name: Option<&str>) -> Option<(QueueDepth, Instant)> {
         let (queue, name) = (queue?, name?);
         let key = Key { namespace: self.key.namespace.clone(), name: queue.name_any() };
         let lane = self.context.brokers.lane_of(&key)?;
         match lane.depth(name).await {
-            Ok(depth) => Some(u64::from(depth.ready)),
+            Ok(depth) => Some((depth, Instant::now())),
             Err(error) => {
                 tracing::debug!(namespace = %key.namespace, queue = name, %error, "depth not read");
                 None
@@ -185,18 +187,18 @@ impl Follower {
 
     async fn scrape(&self, pods: &[Arc<Pod>]) -> Vec<(String, bool, Sample)> {
         let running = pods.iter().filter(|pod| pods::sidecar_runs(pod));
-        let mut scrapes: FuturesUnordered<_> = running
+        let addresses: Vec<(String, bool, IpAddr)> = running
             .filter_map(|pod| {
-                let address: IpAddr = pod.status.as_ref()?.pod_ip.as_deref()?.parse().ok()?;
+                let address = pod.status.as_ref()?.pod_ip.as_deref()?.parse().ok()?;
                 let whole = pod.creation_timestamp().is_some_and(|created| created.0 > self.since_wall);
-                Some(async move { Some((pod.uid()?, whole, self.scraper.scrape(address).await?)) })
+                Some((pod.uid()?, whole, address))
             })
             .collect();
-        let mut answers = Vec::new();
-        while let Some(answer) = scrapes.next().await {
-            answers.extend(answer);
-        }
-        answers
+        let scrapes = stream::iter(addresses).map(|(uid, whole, address)| async move {
+            Some((uid, whole, self.scraper.scrape(address).await?))
+        });
+        // One Worker whose pods do not answer leaves the others room.
+        scrapes.buffer_unordered(SCRAPES_AT_ONCE).filter_map(future::ready).collect().await
     }
 
     fn fold(&mut self, pods: &[Arc<Pod>], answers: Vec<(String, bool, Sample)>) -> (Sidecars, Handlers) {
@@ -256,6 +258,7 @@ impl Follower {
             }
             Err(error) => {
                 tracing::warn!(namespace = %self.key.namespace, worker = %self.key.name, %error, "not scaled, tried again");
+                self.decided = live;
             }
         }
     }
@@ -307,7 +310,7 @@ impl Follower {
         );
         if let Some(queue) = queue {
             let key = Key { namespace: worker.namespace().unwrap_or_default(), name: queue.name_any() };
-            let ready = self.depth.map(|(ready, _)| ready);
+            let ready = self.depth.map(|(depth, _)| u64::from(depth.ready));
             let (retrying, dead) = (self.side.retrying(queue), self.side.dead(queue));
             self.context.metrics.queue_messages(&key, ready, retrying, dead);
         }

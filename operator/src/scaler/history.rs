@@ -120,8 +120,9 @@ impl History {
     fn observe_startup(&mut self, inputs: &Inputs, now: f64) {
         let (replicas, running) = (inputs.workload.replicas, inputs.sidecars.started);
         match &mut self.asked {
-            Some(asked) if replicas <= asked.replicas => {
-                asked.replicas = replicas;
+            // What went before it ran says nothing of how long a start takes.
+            Some(asked) if replicas < asked.replicas => *asked = Asked { replicas, started: true, ..*asked },
+            Some(asked) if replicas == asked.replicas => {
                 if running >= replicas && !std::mem::replace(&mut asked.started, true) {
                     self.startup = Some(now - asked.at).filter(|seconds| *seconds > 0.0);
                 }
@@ -154,6 +155,13 @@ impl History {
             calls: old.calls * decay + new_calls,
             seconds: old.seconds * decay + new_seconds,
         });
+    }
+
+    /// Nothing is expected to move now: what stalls is counted from here.
+    pub(super) const fn progressed(&mut self, now: f64) {
+        if let Some(progress) = &mut self.progress {
+            progress.at = now;
+        }
     }
 
     fn observe_progress(&mut self, ready: u64, sidecars: &Sidecars, now: f64) {

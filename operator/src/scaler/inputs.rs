@@ -17,6 +17,8 @@ pub struct Spec {
     pub concurrency: u32,
     /// Seconds after which a handler call counts as failed.
     pub handler_timeout: f64,
+    /// Whether one pod at most gets messages.
+    pub single: bool,
     /// Whether the queue is a quorum queue, whose zero needs confirming.
     pub quorum: bool,
     /// Whether consuming is paused.
@@ -28,6 +30,9 @@ pub struct Spec {
 pub struct Inputs {
     /// Ready messages and the age of that reading in seconds; none: never read, or the broker does not answer.
     pub ready: Option<(u64, f64)>,
+    /// Whether the broker counts no consumer while a sidecar consumes, as a quorum queue without a leader does: then its zero
+    /// says nothing.
+    pub contradicted: bool,
     /// The Deployment and its pods.
     pub workload: Workload,
     /// The sum of the sidecars' own metrics.
@@ -65,7 +70,7 @@ pub struct Sidecars {
     pub scraped: u32,
     /// Messages delivered and not settled.
     pub unsettled: u64,
-    /// Handler calls that run.
+    /// Messages at the handler, late ones included.
     pub in_flight: u64,
     /// Deliveries so far.
     pub deliveries: u64,

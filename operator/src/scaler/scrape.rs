@@ -16,6 +16,8 @@ use super::sample::{Sample, parse};
 const AT_ONCE: usize = 64;
 /// How long one scrape may take once it has begun.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// How long it may take to connect, in a cluster: where packets are dropped, nothing comes for ever.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// A sidecar's metrics are a few kB.
 const MOST_BYTES: usize = 256 * 1024;
 
@@ -42,7 +44,8 @@ impl Scraper {
 }
 
 async fn get(address: IpAddr) -> anyhow::Result<Sample> {
-    let stream = TcpStream::connect((address, SIDECAR_PORT)).await?;
+    let connected = TcpStream::connect((address, SIDECAR_PORT));
+    let stream = tokio::time::timeout(CONNECT_TIMEOUT, connected).await??;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = hyper::Request::get("/metrics").header("host", "sidecar").body(Empty::<Bytes>::new())?;
     let exchange = async move {
