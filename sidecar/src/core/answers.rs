@@ -55,13 +55,17 @@ impl Engine {
                 let detail = "the handler's answer has no outcome for this message".to_owned();
                 Verdict::Retry(Failure { detail, ..Failure::default() })
             });
-            let current = self.generation.is_some()
-                && matches!(self.window.get_mut(id), Some(slot) if slot.state == State::Running { call });
-            if current {
-                self.conclude(id, verdict, now, effects);
-            } else {
+            let connected = self.generation.is_some();
+            let slot = self.window.get_mut(id);
+            let Some(slot) = slot.filter(|slot| connected && slot.state == State::Running { call }) else {
                 self.ready.release(key);
                 effects.push(Effect::Observe(Observation::Stale));
+                continue;
+            };
+            match (verdict, slot.early.take()) {
+                (Verdict::Later, Some(early)) => self.end_late(id, early, now, effects),
+                // The answer is the last word on anything that was said before it.
+                (verdict, _) => self.conclude(id, verdict, now, effects),
             }
         }
     }
@@ -271,7 +275,7 @@ impl Engine {
         effects.push(Effect::Observe(Observation::Settled(outcome)));
     }
 
-    /// The application ends a delivery that it had answered with `later`.
+    /// The application ends a delivery that it had answered with `later`, or is about to.
     pub(super) fn late_answer(
         &mut self,
         id: DeliveryId,
@@ -281,11 +285,19 @@ impl Engine {
     ) {
         let reply = self.late_state(id);
         effects.push(Effect::Late(reply));
-        if reply == LateReply::Accepted {
+        let Some(slot) = self.window.get_mut(id).filter(|_| reply == LateReply::Accepted) else { return };
+        if matches!(slot.state, State::Running { .. }) {
+            slot.early = Some(verdict);
+        } else {
             self.late -= 1;
-            self.judge_handler(&verdict, Some(id), now, effects);
-            self.conclude(id, verdict, now, effects);
+            self.end_late(id, verdict, now, effects);
         }
+    }
+
+    /// Ends a delivery that the application had answered with `later`.
+    fn end_late(&mut self, id: DeliveryId, verdict: Verdict, now: Time, effects: &mut Vec<Effect>) {
+        self.judge_handler(&verdict, Some(id), now, effects);
+        self.conclude(id, verdict, now, effects);
     }
 
     /// A timer of a delivery has run out; it may have been set for a state that is over.
@@ -303,8 +315,7 @@ impl Engine {
                     "the application answered \"later\" and then neither ended nor extended the delivery"
                         .to_owned();
                 let verdict = Verdict::Retry(Failure { detail, ..Failure::default() });
-                self.judge_handler(&verdict, Some(id), now, effects);
-                self.conclude(id, verdict, now, effects);
+                self.end_late(id, verdict, now, effects);
             }
             State::Waiting { .. }
             | State::Unpublished { .. }

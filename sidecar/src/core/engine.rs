@@ -220,7 +220,10 @@ impl Engine {
         let reply = self.late_state(id);
         if reply == LateReply::Accepted {
             let deadline = now + self.settings.late_timeout;
-            if let Some(slot) = self.window.get_mut(id) {
+            // While its call runs it cannot time out yet.
+            if let Some(slot) =
+                self.window.get_mut(id).filter(|slot| matches!(slot.state, State::Later { .. }))
+            {
                 slot.state = State::Later { deadline };
                 self.timers.push(Reverse((deadline, id)));
             }
@@ -228,12 +231,22 @@ impl Engine {
         effects.push(Effect::Late(reply));
     }
 
-    /// Whether a delivery waits for the application's late answer.
+    /// Whether a delivery waits for the application's late answer, or has not had it yet while its call runs: the application
+    /// may go on before its answer `later` is read.
     pub(super) fn late_state(&mut self, id: DeliveryId) -> LateReply {
         let connected = self.generation.is_some();
         if let Some(slot) = self.window.get_mut(id) {
-            let waits = connected && matches!(slot.state, State::Later { .. });
-            return if waits { LateReply::Accepted } else { LateReply::Ended };
+            let waits = match slot.state {
+                State::Later { .. } => true,
+                State::Running { .. } => slot.early.is_none(),
+                State::Received
+                | State::Waiting { .. }
+                | State::Publishing { .. }
+                | State::Unpublished { .. }
+                | State::Finished { .. }
+                | State::Settled => false,
+            };
+            return if connected && waits { LateReply::Accepted } else { LateReply::Ended };
         }
         let earlier = id.generation >= 1 && id.generation < self.window.generation;
         let lost = !connected && id.generation == self.window.generation;

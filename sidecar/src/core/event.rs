@@ -78,7 +78,7 @@ pub enum Event {
         /// What became of the copy.
         result: PublishResult,
     },
-    /// The application ends a delivery that it had answered with `later`.
+    /// The application ends a delivery that it had answered with `later`; its answer may not have been read yet.
     LateAnswer {
         /// The delivery.
         id: DeliveryId,

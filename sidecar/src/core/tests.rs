@@ -51,6 +51,8 @@ struct World {
     calls: HashMap<CallId, Vec<Called>>,
     at_handler: HashMap<DeliveryId, CallId>,
     late: Vec<DeliveryId>,
+    /// Deliveries that the application ended before its answer `later` was read.
+    early: HashSet<DeliveryId>,
     finished: HashSet<DeliveryId>,
     publishes: Vec<(DeliveryId, Copy)>,
     pending: Vec<Event>,
@@ -88,6 +90,7 @@ impl World {
             calls: Default::default(),
             at_handler: Default::default(),
             late: vec![],
+            early: Default::default(),
             finished: Default::default(),
             publishes: vec![],
             pending: vec![],
@@ -262,6 +265,7 @@ impl World {
         self.calls.clear();
         self.at_handler.clear();
         self.late.clear();
+        self.early.clear();
         self.replying.clear();
         self.publishes.clear();
         self.pending.clear();
@@ -304,10 +308,15 @@ impl World {
         let deliveries = self.calls.remove(&call).expect("a call that runs");
         for called in &deliveries {
             self.at_handler.remove(&called.id);
+            let early = self.early.remove(&called.id);
             if self.is_held(called.id) {
                 let number = self.unacked[&called.id.tag].number;
                 match verdict {
                     Verdict::Ack => {
+                        self.finished.insert(called.id);
+                        self.handled.push(number);
+                    }
+                    Verdict::Later if early => {
                         self.finished.insert(called.id);
                         self.handled.push(number);
                     }
@@ -865,6 +874,40 @@ fn a_late_answer_ends_the_delivery_once() {
 }
 
 #[test]
+fn what_the_application_says_before_its_answer_later_is_read_holds_then_and_only_then() {
+    // Each message of a batch for itself: the first is ended early, the second late.
+    let batch = Some(Batch { max_messages: 2, max_wait: Duration::from_millis(20) });
+    let mut world = World::running(Settings { prefetch: 2, batch, ..settings() }, 2);
+    let ids = [1, 2].map(|tag| DeliveryId { generation: 1, tag });
+    let early = |verdict| Event::LateAnswer { id: ids[0], verdict };
+    world.step(Event::Extended { id: ids[0] });
+    world.step(early(Verdict::Ack));
+    world.step(early(retry(500)));
+    world.step(Event::Extended { id: ids[0] });
+    assert_eq!(
+        world.late_replies,
+        [LateReply::Accepted, LateReply::Accepted, LateReply::Ended, LateReply::Ended]
+    );
+    assert_eq!((world.acks.as_slice(), world.engine.snapshot().in_flight), ([].as_slice(), 2));
+    world.early.insert(ids[0]);
+    world.answer_all(Verdict::Later);
+    world.pass(Duration::from_millis(2));
+    assert_eq!((world.acks.as_slice(), world.engine.snapshot().in_flight), ([(1, false, 1)].as_slice(), 1));
+    world.finished.insert(ids[1]);
+    world.step(Event::LateAnswer { id: ids[1], verdict: Verdict::Ack });
+    assert!(world.unacked.is_empty());
+
+    // An answer that is not `later` is the last word, and what was said before it is forgotten.
+    let mut world = World::running(settings(), 1);
+    world.step(early(Verdict::DeadLetter { reason: DeadReason::Rejected, detail: String::new() }));
+    world.answer_all(Verdict::NotNow { after: Some(Duration::ZERO), status: 429 });
+    world.answer_all(Verdict::Later);
+    assert_eq!((world.publishes.as_slice(), world.engine.snapshot().in_flight), ([].as_slice(), 1));
+    world.pass(Duration::from_secs(31));
+    assert_eq!((world.retried.as_slice(), world.dead.len()), ([(0, Some(5), 1)].as_slice(), 0));
+}
+
+#[test]
 fn later_without_a_heartbeat_is_a_failed_attempt() {
     let mut world = World::running(settings(), 1);
     world.answer_all(Verdict::Later);
@@ -1018,6 +1061,7 @@ enum Op {
     Port(bool),
     Drain,
     Late(usize, bool),
+    Early(usize),
     Pass(u64),
     Pause(bool),
     Prefetch(u16),
@@ -1054,6 +1098,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => prop::bool::weighted(0.8).prop_map(Op::Port),
         1 => Just(Op::Drain),
         2 => (any::<usize>(), any::<bool>()).prop_map(|(index, end)| Op::Late(index, end)),
+        2 => any::<usize>().prop_map(Op::Early),
         6 => (0_u64..30_000).prop_map(Op::Pass),
         1 => any::<bool>().prop_map(Op::Pause),
         1 => (1_u16..9).prop_map(Op::Prefetch),
@@ -1100,7 +1145,10 @@ fn apply(world: &mut World, op: Op, settings: &mut Settings) {
                     let held = world.is_held(id) && !world.finished.contains(&id);
                     let later = world.engine.late_state(id) == LateReply::Accepted;
                     assert!(!later || held);
-                    if later {
+                    if later && world.at_handler.contains_key(&id) {
+                        // It had timed out, and is called again.
+                        world.early.insert(id);
+                    } else if later {
                         world.finished.insert(id);
                     }
                     world.step(Event::LateAnswer { id, verdict: Verdict::Ack });
@@ -1108,6 +1156,17 @@ fn apply(world: &mut World, op: Op, settings: &mut Settings) {
                 } else {
                     world.step(Event::Extended { id });
                 }
+            }
+        }
+        Op::Early(index) => {
+            let mut running: Vec<DeliveryId> = world.at_handler.keys().copied().collect();
+            running.sort();
+            if !running.is_empty() {
+                let id = running[index % running.len()];
+                if world.engine.late_state(id) == LateReply::Accepted {
+                    assert!(world.is_held(id) && world.early.insert(id));
+                }
+                world.step(Event::LateAnswer { id, verdict: Verdict::Ack });
             }
         }
         Op::Pass(milliseconds) => {

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::event::{CallId, Copy, DeliveryId, Effect, Incoming, Time};
+use super::event::{CallId, Copy, DeliveryId, Effect, Incoming, Time, Verdict};
 
 /// How long a finished delivery waits at most for others to be acknowledged with.
 pub const ACK_DELAY: Duration = Duration::from_millis(2);
@@ -41,6 +41,8 @@ pub(super) struct Slot {
     pub state: State,
     /// When it came.
     pub since: Time,
+    /// What the application has said of it while its call runs: it may do so before its answer `later` is read.
+    pub early: Option<Verdict>,
     /// Failed attempts in this process that no copy has recorded.
     pub local_attempts: u32,
     /// Failures while the breaker was open.
@@ -85,6 +87,7 @@ impl Window {
             incoming,
             state: State::Received,
             since: now,
+            early: None,
             local_attempts: 0,
             probe_failures: 0,
             successes_then: 0,

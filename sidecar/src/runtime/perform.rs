@@ -11,7 +11,9 @@ use crate::amqp::line::Letter;
 use crate::amqp::publisher::{PublishError, Publisher};
 use crate::amqp::session;
 use crate::copy;
-use crate::core::{Copy, DeliveryId, Effect, Event, Observation, PublishResult, Target, is_misconfigured};
+use crate::core::{
+    Copy, DeliveryId, Effect, Event, LateReply, Observation, PublishResult, Target, is_misconfigured,
+};
 use crate::inbox::Inbox;
 use crate::message::fresh_id;
 
@@ -63,9 +65,16 @@ impl Runtime {
             }
             Inbox::Terminate => self.step(Event::Terminate),
             Inbox::LateAnswer { id, verdict, body, reply } => {
+                let earlier = self.replies.get(&id).cloned();
                 let verdict = self.late_verdict(id, verdict, body);
                 self.step(Event::LateAnswer { id, verdict });
                 if let Some(answer) = self.late_reply.take() {
+                    // What is refused must not put its reply in the place of the one that was accepted.
+                    if answer != LateReply::Accepted
+                        && let (Some(earlier), Some(reply)) = (earlier, self.replies.get_mut(&id))
+                    {
+                        *reply = earlier;
+                    }
                     // The application may have hung up.
                     let _ = reply.send(answer);
                 }
