@@ -10,7 +10,7 @@ use prometheus::{
 use warren_api::metrics as names;
 
 use crate::copy::cut;
-use crate::core::{Observation, Outcome, Snapshot, Target, is_misconfigured};
+use crate::core::{Answers, Observation, Outcome, Snapshot, Target, is_misconfigured, is_work};
 
 /// Seconds of a handler call: from a tenth of a millisecond to ten minutes.
 const HANDLER_BUCKETS: &[f64] = &[
@@ -252,7 +252,7 @@ impl Metrics {
             replies_dropped: make.counter("warren_sidecar_replies_dropped_total", "Replies that were given up since their reply_to queue was gone, full or not to be published to; their messages are acknowledged, since the work is done")?,
             held_long: make.counter("warren_sidecar_deliveries_held_long_total", "Deliveries held for most of the broker's delivery acknowledgement time-out")?,
             spans_dropped: make.counter("warren_sidecar_spans_dropped_total", "Trace spans that the collector did not get")?,
-            handler_seconds: make.histogram(names::HANDLER_SECONDS, "Seconds of a handler call", HANDLER_BUCKETS)?,
+            handler_seconds: make.histogram(names::HANDLER_SECONDS, "Seconds of a handler call, or from the call to the end of a delivery that was answered with later; without calls that were answered with not now (429, 503) or did not reach the handler", HANDLER_BUCKETS)?,
             drain_seconds: make.histogram("warren_sidecar_drain_duration_seconds", "Seconds of a drain", DRAIN_BUCKETS)?,
             ack_batch: make.histogram("warren_sidecar_ack_batch_size", "Deliveries settled by one acknowledgement", ACK_BUCKETS)?,
             outcomes: ["ack", "retry", "dead_letter", "returned"].map(|label| outcomes.with_label_values(&[label])),
@@ -272,10 +272,13 @@ impl Metrics {
         }
     }
 
-    /// Counts how a handler call ended.
-    pub fn answered(&self, class: AnswerClass, took: std::time::Duration) {
+    /// Counts how a handler call ended. Its duration counts only where it is that of work: the scaler takes it for what a
+    /// message costs.
+    pub fn answered(&self, class: AnswerClass, answers: &Answers, took: std::time::Duration) {
         self.answers.with_label_values(&[class.label()]).inc();
-        self.handler_seconds.observe(took.as_secs_f64());
+        if is_work(answers) {
+            self.handler_seconds.observe(took.as_secs_f64());
+        }
     }
 
     /// Counts a publish through the publish API.
@@ -307,6 +310,7 @@ impl Metrics {
                 }
             }
             Observation::ReplyDropped { .. } => self.replies_dropped.inc(),
+            Observation::LateEnded { took } => self.handler_seconds.observe(took.as_secs_f64()),
             Observation::DrainEnded { took, .. } => self.drain_seconds.observe(took.as_secs_f64()),
             Observation::TerminatedUndrained => self.undrained.inc(),
             Observation::HeldLong { .. } => self.held_long.inc(),
@@ -384,6 +388,7 @@ pub fn reference() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::{Failure, Verdict};
 
     fn metrics() -> Metrics {
         Metrics::new(Labels { namespace: "shop".into(), worker: "invoices".into(), queue: "orders".into() })
@@ -400,6 +405,30 @@ mod tests {
         for outcome in ["ack", "retry", "dead_letter", "returned"] {
             assert!(text.contains(&format!("outcome=\"{outcome}\"")));
         }
+    }
+
+    #[test]
+    fn the_handlers_duration_is_that_of_work_alone() {
+        let metrics = metrics();
+        let seconds = std::time::Duration::from_secs;
+        let calls = |answers, took| metrics.answered(AnswerClass::Success, &answers, took);
+        for verdict in [
+            Verdict::Later,
+            Verdict::NotNow { after: None, status: 429 },
+            Verdict::NotNow { after: None, status: 503 },
+            Verdict::Unreached,
+        ] {
+            calls(Answers::All(verdict), seconds(1000));
+        }
+        calls(Answers::Each(vec![Verdict::Later, Verdict::Later]), seconds(1000));
+        assert_eq!(metrics.handler_seconds.get_sample_count(), 0);
+        calls(Answers::All(Verdict::Ack), seconds(1));
+        calls(Answers::All(Verdict::Retry(Failure::default())), seconds(2));
+        calls(Answers::Each(vec![Verdict::Later, Verdict::Ack]), seconds(4));
+        metrics.observe(&Observation::LateEnded { took: seconds(8) });
+        let (count, sum) =
+            (metrics.handler_seconds.get_sample_count(), metrics.handler_seconds.get_sample_sum());
+        assert!(count == 4 && (sum - 15.0).abs() < 1e-9, "{count} {sum}");
     }
 
     #[test]

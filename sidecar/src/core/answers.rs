@@ -18,7 +18,7 @@ const LONGEST_IN_PLACE: Duration = Duration::from_secs(60);
 const REPLY_TRIES: u32 = 5;
 
 /// Whether a call's duration says how long the work takes: not where the application took nothing, or goes on with it.
-fn is_work(answers: &Answers) -> bool {
+pub fn is_work(answers: &Answers) -> bool {
     let worked = |verdict: &Verdict| match verdict {
         Verdict::Ack | Verdict::Reply | Verdict::Retry(_) | Verdict::DeadLetter { .. } => true,
         Verdict::NotNow { .. } | Verdict::Later | Verdict::Unreached => false,
@@ -296,6 +296,10 @@ impl Engine {
 
     /// Ends a delivery that the application had answered with `later`.
     fn end_late(&mut self, id: DeliveryId, verdict: Verdict, now: Time, effects: &mut Vec<Effect>) {
+        if let Some(slot) = self.window.get_mut(id) {
+            let took = now.saturating_sub(slot.called);
+            effects.push(Effect::Observe(Observation::LateEnded { took }));
+        }
         self.judge_handler(&verdict, Some(id), now, effects);
         self.conclude(id, verdict, now, effects);
     }

@@ -338,6 +338,7 @@ impl Engine {
                 break;
             }
             slot.state = State::Running { call };
+            slot.called = now;
             deliveries.push(Called { id, attempt });
             owners.push((id, slot.incoming.key));
             if attempt > 1 {

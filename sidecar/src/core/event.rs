@@ -339,6 +339,11 @@ pub enum Observation {
         /// Where it was for.
         target: Target,
     },
+    /// A delivery that the application had gone on with has ended, or its time was over.
+    LateEnded {
+        /// How long it took, from the begin of its call.
+        took: Duration,
+    },
     /// A reply was given up: its message's work is done, and is acknowledged without it.
     ReplyDropped {
         /// The delivery that the reply was to.

@@ -20,6 +20,7 @@ mod tests;
 mod throttle;
 mod window;
 
+pub use answers::is_work;
 pub use breaker::is_misconfigured;
 pub use engine::{Engine, Snapshot};
 pub use event::{

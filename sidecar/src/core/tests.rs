@@ -1032,6 +1032,50 @@ fn not_now_and_answers_that_come_later_say_nothing_about_the_handlers_speed() {
 }
 
 #[test]
+fn a_late_delivery_took_from_its_call_to_its_end_however_it_ends() {
+    let seconds = Duration::from_secs;
+    let late = |end: &dyn Fn(&mut World, DeliveryId)| {
+        let mut world = World::running(settings(), 1);
+        world.pass(seconds(5));
+        world.answer_all(Verdict::Later);
+        world.pass(seconds(20));
+        let id = world.late[0];
+        world.step(Event::Extended { id });
+        world.pass(seconds(20));
+        end(&mut world, id);
+        let took = world.observed.iter().filter_map(|seen| match seen {
+            Observation::LateEnded { took } => Some(*took),
+            _ => None,
+        });
+        took.collect::<Vec<_>>()
+    };
+    let dead = Verdict::DeadLetter { reason: DeadReason::Rejected, detail: String::new() };
+    for verdict in [Verdict::Ack, Verdict::Reply, retry(500), dead] {
+        let end = |world: &mut World, id| {
+            world.finished.insert(id);
+            world.step(Event::LateAnswer { id, verdict: verdict.clone() });
+        };
+        assert_eq!(late(&end), [seconds(45)], "{verdict:?}");
+    }
+    let timed_out = late(&|world, _| world.pass(seconds(11)));
+    assert_eq!(timed_out, [seconds(55)]);
+    // It has not ended here.
+    assert!(late(&|world, _| world.disconnect()).is_empty());
+
+    let mut world = World::running(settings(), 1);
+    let id = DeliveryId { generation: 1, tag: 1 };
+    world.step(Event::LateAnswer { id, verdict: Verdict::Ack });
+    world.pass(seconds(3));
+    world.early.insert(id);
+    world.answer_all(Verdict::Later);
+    assert_eq!(
+        world.saw(&Observation::LateEnded { took: seconds(3) }),
+        1,
+        "ended before its answer was read"
+    );
+}
+
+#[test]
 fn a_changed_window_is_asked_for_when_at_most_half_of_it_is_held_or_nothing_waits_to_be_started() {
     let with = |prefetch, concurrency| Settings { prefetch, concurrency, ..settings() };
     let mut world = World::running(with(20, 1), 100);

@@ -41,6 +41,8 @@ pub(super) struct Slot {
     pub state: State,
     /// When it came.
     pub since: Time,
+    /// When its last call began.
+    pub called: Time,
     /// What the application has said of it while its call runs: it may do so before its answer `later` is read.
     pub early: Option<Verdict>,
     /// Failed attempts in this process that no copy has recorded.
@@ -87,6 +89,7 @@ impl Window {
             incoming,
             state: State::Received,
             since: now,
+            called: now,
             early: None,
             local_attempts: 0,
             probe_failures: 0,

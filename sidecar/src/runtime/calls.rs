@@ -146,7 +146,7 @@ impl Runtime {
                 (class, Answers::All(Verdict::Retry(failure)))
             }
         };
-        self.metrics.answered(class, took);
+        self.metrics.answered(class, &answers, took);
         tracing::debug!(?class, ?took, ?answers, "the handler has answered");
         self.step(Event::Answered { call, answers });
     }

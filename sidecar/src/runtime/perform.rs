@@ -181,7 +181,7 @@ impl Runtime {
     fn log(&self, observation: &Observation) {
         let url = self.pool.endpoint().url();
         match observation {
-            Observation::Settled(_) => {}
+            Observation::Settled(_) | Observation::LateEnded { .. } => {}
             Observation::Stale => tracing::info!(
                 "an answer came too late: its connection is gone and the broker delivers the message again"
             ),
