@@ -180,9 +180,15 @@ impl Publish {
         let exchanges = Arc::clone(&self.exchanges);
         let ended = async move {
             let outcome = sent.await;
-            // Whose message it was is not known: those that come next go alone and are told what is wrong with them.
-            if let Err(PublishError::Broker(_) | PublishError::OfAnother(_)) = &outcome {
-                locked(&exchanges).clear();
+            match &outcome {
+                Ok(()) => {
+                    if let Some(known) = locked(&exchanges).get_mut(&exchange) {
+                        *known = Instant::now();
+                    }
+                }
+                // Whose message it was is not known: those that come next go alone and are told what is wrong with them.
+                Err(PublishError::Broker(_) | PublishError::OfAnother(_)) => locked(&exchanges).clear(),
+                Err(_) => {}
             }
             outcome
         };
@@ -202,7 +208,10 @@ impl Publish {
             return Ok(false);
         }
         let outcome = self.publisher.publish_alone(letter).await;
-        if let Ok(()) | Err(PublishError::Unroutable | PublishError::Refused) = outcome {
+        // The broker says at once what is wrong with an exchange: one that is slow to confirm is there.
+        if let Ok(()) | Err(PublishError::Unroutable | PublishError::Refused | PublishError::TimedOut) =
+            outcome
+        {
             let mut known = locked(&self.exchanges);
             if known.len() >= EXCHANGES {
                 known.clear();

@@ -208,7 +208,16 @@ async fn without_a_confirm_in_time_it_is_504(place: Place) -> Result<()> {
     // The broker is well and the queue is there, but its process does nothing.
     place.broker.eval(&process("suspend")).await?;
     let answer = request(sidecar.local, "POST", "/publish?routingKey=stuck", &[], b"x").await?;
-    place.broker.eval(&process("resume")).await?;
     ensure!(answer.status == 504, "{answer:?}");
+    // The queues beside it are not held up.
+    place.client().await?.declare_durable("well", "classic").await?;
+    let stuck = request(sidecar.local, "POST", "/publish?routingKey=stuck", &[], b"x");
+    let well = request(sidecar.local, "POST", "/publish?routingKey=well", &[], b"x");
+    tokio::select! {
+        biased;
+        answer = stuck => anyhow::bail!("the queue that is stuck answered first: {answer:?}"),
+        answer = well => ensure!(answer?.status == 202, "beside a queue that is stuck"),
+    }
+    place.broker.eval(&process("resume")).await?;
     sidecar.until("warren_sidecar_publishes_total", "result=\"failed\"", 1.0).await
 }
