@@ -321,7 +321,14 @@ impl Engine {
 
     fn start_call(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let most = match self.breaker.open_since() {
-            Some(_) => 1,
+            Some(_) => {
+                // A good one among many that fail is found soonest when each is tried as often as the others.
+                let failures = |id: &DeliveryId| self.window.get_mut(*id).map(|slot| slot.probe_failures);
+                if let Some(least_tried) = self.ready.iter().min_by_key(failures) {
+                    self.ready.put_first(least_tried);
+                }
+                1
+            }
             None => self.settings.batch.map_or(1, |batch| usize::from(batch.max_messages.max(1))),
         };
         self.next_call += 1;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::backoff::Backoff;
+use super::breaker::PROBES;
 use super::engine::Engine;
 use super::event::{Copy, DeliveryId, Effect, Observation, Outcome, PublishResult, Time};
 use super::window::State;
@@ -127,7 +128,9 @@ impl Engine {
             return None;
         }
         match self.breaker.open_since() {
-            Some(since) if now >= since + HOLD => Some(PROBE_WINDOW),
+            Some(since) if now >= since + HOLD => {
+                Some(u16::try_from(self.probe_window()).unwrap_or(u16::MAX))
+            }
             Some(since) => {
                 self.wake_at(Some(since + HOLD));
                 None
@@ -142,11 +145,32 @@ impl Engine {
         }
     }
 
+    /// Messages that, while the breaker is open, have failed so many probes that they may be poison, and yet keep their place
+    /// for their ordering key's sake: as many must get past them, or no good one would ever come.
+    fn stuck(&mut self) -> Vec<DeliveryId> {
+        if self.breaker.open_since().is_none() {
+            return Vec::new();
+        }
+        self.window
+            .open_slots()
+            .filter(|slot| {
+                slot.probe_failures >= PROBES && matches!(slot.state, State::Received | State::Running { .. })
+            })
+            .map(|slot| slot.incoming.id)
+            .collect()
+    }
+
+    fn probe_window(&mut self) -> usize {
+        usize::from(PROBE_WINDOW) + self.stuck().len()
+    }
+
     /// Whether a new consumer may start. The broker counts for each consumer by itself, so what the former one delivered
     /// comes on top of the new window. While something waits to be started there is no hurry; what is at work or waits in
     /// place may take long, and waiting for that would leave the handler without work.
-    fn has_room(&self, prefetch: u16) -> bool {
-        let (held, prefetch) = (self.window.unsettled(), usize::from(prefetch));
+    fn has_room(&mut self, prefetch: u16) -> bool {
+        let stuck = self.stuck().len();
+        let held = self.window.unsettled().saturating_sub(stuck);
+        let prefetch = usize::from(prefetch).saturating_sub(stuck);
         held * 2 <= prefetch || (held < prefetch && self.ready.len() == 0)
     }
 
@@ -202,7 +226,7 @@ impl Engine {
                 self.wake_at(Some(since + HOLD));
             }
         }
-        self.breaker.open_since().filter(|since| now >= *since + HOLD).map(|_| usize::from(PROBE_WINDOW))
+        self.breaker.open_since().filter(|since| now >= *since + HOLD).map(|_| self.probe_window())
     }
 
     /// Gives back what waits though it cannot be handled here, once no consumer would bring it straight back.
@@ -217,7 +241,11 @@ impl Engine {
         if draining {
             self.drop_replies(now, effects);
         }
-        let kept: Vec<DeliveryId> = self.ready.iter().take(keep).collect();
+        let stuck = self.stuck();
+        let mut kept: Vec<DeliveryId> = self.ready.iter().collect();
+        // Given back, they would come again as if they had never been tried.
+        kept.sort_by_key(|id| !stuck.contains(id));
+        kept.truncate(keep);
         let returned: Vec<DeliveryId> = self
             .window
             .open_slots()

@@ -45,6 +45,12 @@ impl Ready {
         self.queue.push_back(id);
     }
 
+    /// A message that waits here is called next.
+    pub fn put_first(&mut self, id: DeliveryId) {
+        self.queue.retain(|other| *other != id);
+        self.queue.push_front(id);
+    }
+
     /// A message has ended: the next one of its key may start.
     pub fn release(&mut self, key: Option<u64>) {
         let Some(key) = key else { return };

@@ -694,6 +694,37 @@ fn a_poison_message_of_a_key_cannot_keep_the_breaker_open_even_at_prefetch_1() {
 }
 
 #[test]
+fn poison_messages_of_many_keys_cannot_keep_the_breaker_open_for_the_good_ones_behind_them() {
+    for (prefetch, concurrency) in [(1, 1), (8, 4)] {
+        let ladder = Ladder { delays_seconds: vec![1], max_attempts: 3 };
+        let mut world = World::new(Settings { prefetch, concurrency, ladder, ..settings() });
+        for number in 0..40 {
+            world.queue.push_back(Message { number, attempts: 0, key: Some(number) });
+        }
+        world.connect();
+        world.settle();
+        while world.engine.snapshot().breaker.is_none() {
+            world.answer_all(retry(500));
+            world.settle();
+            world.pass(Duration::from_secs(2));
+        }
+        world.pass(Duration::from_secs(1));
+        let waiting = world.unacked.values().chain(&world.queue);
+        let poison: Vec<u64> = waiting.map(|message| message.number).take(7).collect();
+        let mut probes = 0;
+        world.answering(Duration::from_secs(900), |world, calls| {
+            probes += usize::from(world.engine.snapshot().breaker.is_some());
+            let number = world.unacked.get(&calls[0].id.tag).map(|message| message.number);
+            if number.is_some_and(|number| poison.contains(&number)) { retry(500) } else { Verdict::Ack }
+        });
+        assert_eq!(world.engine.snapshot().breaker, None, "at prefetch {prefetch}, after {probes} probes");
+        assert!(probes <= 3 * poison.len() + 1, "{probes} probes at prefetch {prefetch}");
+        assert!(world.queue.is_empty() && world.unacked.is_empty());
+        assert!(poison.iter().all(|number| world.dead.iter().any(|(dead, _)| dead == number)));
+    }
+}
+
+#[test]
 fn an_answer_after_a_reconnect_is_dropped_and_the_message_comes_again() {
     let mut world = World::running(settings(), 1);
     let call = *world.calls.keys().next().unwrap();
