@@ -14,6 +14,8 @@ pub const HANDLER_SECONDS: &str = "warren_sidecar_handler_duration_seconds";
 pub const CONNECTED: &str = "warren_sidecar_connected";
 /// Gauge: 1 while the handler takes calls, 0 while consuming is held back because it does not.
 pub const HANDLER_UP: &str = "warren_sidecar_handler_up";
+/// Counter: times that the application asked for more time for a delivery that it ends later.
+pub const EXTENSIONS: &str = "warren_sidecar_late_extensions_total";
 /// Counter: deliveries without `delivery_mode=2`.
 pub const TRANSIENT: &str = "warren_sidecar_transient_messages_total";
 /// Gauge: the HTTP status (401, 403, 404, 405 or 431) with which the handler answers while consuming is held back because of

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use warren_api::names;
 use warren_api::queue::{QueueSpec, QueueType, Retry};
 use warren_api::sidecar::{BatchConfig, ConsumerConfig, HandlerConfig, QueueConfig, SidecarConfig};
-use warren_api::worker::PrefetchMode;
+use warren_api::worker::{DRAIN_MARGIN_SECONDS, PrefetchMode};
 use warren_broker::connect::{ConnectOptions, connect};
 use warren_broker::{BrokerAccess, declare, topology};
 
@@ -73,6 +73,9 @@ struct RunArgs {
     /// How long a drain may take.
     #[arg(long, env = "WARREN_DRAIN_TIMEOUT_SECONDS", default_value_t = 45)]
     drain_timeout_seconds: u64,
+    /// The pod's grace period: one that lives on after it was not to be ended, and consumes again; default the drain's time and 15 s.
+    #[arg(long, env = "WARREN_GRACE_PERIOD_SECONDS")]
+    grace_period_seconds: Option<u64>,
     /// What a drain request must carry.
     #[arg(long, env = "WARREN_DRAIN_TOKEN", hide_env_values = true)]
     drain_token: Option<String>,
@@ -180,10 +183,16 @@ async fn run(args: RunArgs) -> Result<(), Failure> {
     let fixed = Fixed {
         instance: args.pod_name,
         drain_timeout: Duration::from_secs(args.drain_timeout_seconds),
+        grace_period: grace_period(args.grace_period_seconds, args.drain_timeout_seconds),
         drain_token: args.drain_token.filter(|token| !token.is_empty()),
         spans: spans(),
     };
     Ok(app::run(live, fixed, endpoint, Ports::pod()).await?)
+}
+
+/// How long a pod may live after the begin of a drain.
+fn grace_period(said: Option<u64>, drain: u64) -> Duration {
+    Duration::from_secs(said.unwrap_or(drain.saturating_add(u64::from(DRAIN_MARGIN_SECONDS.unsigned_abs()))))
 }
 
 async fn local(args: LocalArgs) -> Result<(), Failure> {
@@ -201,6 +210,7 @@ async fn local(args: LocalArgs) -> Result<(), Failure> {
     let fixed = Fixed {
         instance: "local".to_owned(),
         drain_timeout: Duration::from_secs(drain),
+        grace_period: grace_period(None, drain),
         drain_token: None,
         spans: spans(),
     };

@@ -60,14 +60,16 @@ pub struct Fixed {
     pub instance: String,
     /// How long a drain may take.
     pub drain_timeout: Duration,
+    /// How long after a drain's begin a pod is ended at the latest.
+    pub grace_period: Duration,
     /// What a drain request must carry; none: nothing.
     pub drain_token: Option<String>,
     /// Where spans go; none: nowhere.
     pub spans: Option<otlp::Config>,
 }
 
-/// The engine's settings out of a configuration.
-pub fn settings(config: &SidecarConfig, drain_timeout: Duration) -> Settings {
+/// The engine's settings out of a configuration and what is fixed.
+pub fn settings(config: &SidecarConfig, fixed: &Fixed) -> Settings {
     let SidecarConfig { queue, handler, consumer, .. } = config;
     let prefetch = consumer.prefetch.max(1);
     Settings {
@@ -84,7 +86,8 @@ pub fn settings(config: &SidecarConfig, drain_timeout: Duration) -> Settings {
             max_wait: Duration::from_millis(u64::from(batch.max_wait_milliseconds)),
         }),
         late_timeout: Duration::from_secs(u64::from(handler.timeout_seconds)),
-        drain_timeout,
+        drain_timeout: fixed.drain_timeout,
+        grace_period: fixed.grace_period,
         consumer_timeout: queue
             .consumer_timeout_seconds
             .map_or(BROKER_CONSUMER_TIMEOUT, |seconds| Duration::from_secs(u64::from(seconds))),

@@ -104,7 +104,7 @@ pub async fn run(parts: Parts) {
     let (access, followed) = watch::channel(live.access.borrow().clone());
     let supervisor = Supervisor::spawn(followed, options);
     let mut links = supervisor.state();
-    let settings = config::settings(&config, fixed.drain_timeout);
+    let settings = config::settings(&config, &fixed);
     let mut runtime = Runtime {
         engine: Engine::new(settings, rand::random()),
         effects: Vec::new(),
@@ -238,7 +238,7 @@ impl Runtime {
             tracing::info!(queue = %config.queue.name, same_broker, "the queue or the way to it changes: what runs may end first");
             self.leaving = Some(self.now() + self.fixed.drain_timeout);
             // Until then everything stays as it was, the queues of retries and of dead messages too.
-            let mut settings = config::settings(&self.config, self.fixed.drain_timeout);
+            let mut settings = config::settings(&self.config, &self.fixed);
             settings.paused = true;
             self.step(Event::Configured(Box::new(settings)));
         }
@@ -274,7 +274,7 @@ impl Runtime {
             Err(error) => tracing::error!(%error, "the handler's path stays as it was"),
         }
         self.constant = Constant::new(&config.queue.name, config.queue.max_attempts);
-        let settings = config::settings(&config, self.fixed.drain_timeout);
+        let settings = config::settings(&config, &self.fixed);
         self.config = config;
         self.step(Event::Configured(Box::new(settings)));
     }

@@ -40,6 +40,7 @@ impl Autoscaler for Warren {
                 in_flight,
                 deliveries,
                 settled,
+                extensions: 0,
                 calls: settled,
                 call_seconds,
                 held: 0,

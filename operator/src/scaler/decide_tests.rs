@@ -75,6 +75,7 @@ impl World {
                 in_flight: busy,
                 deliveries: self.settled as u64,
                 settled: self.settled as u64,
+                extensions: 0,
                 calls: self.settled as u64,
                 call_seconds: self.settled.floor() * self.service,
                 held: 0,
@@ -336,6 +337,20 @@ fn what_is_delivered_and_not_begun_waits_like_what_is_ready() {
 }
 
 #[test]
+fn work_that_asks_for_more_time_has_not_stalled() {
+    let mut history = History::default();
+    let mut inputs = waiting(5);
+    inputs.workload.replicas = 2;
+    inputs.sidecars = Sidecars { started: 2, scraped: 2, unsettled: 2, in_flight: 2, ..Sidecars::default() };
+    for now in 0..600 {
+        inputs.sidecars.extensions = now / 20;
+        let (decision, next) = decide(history, &inputs, &spec(), now as f64);
+        history = next;
+        assert_ne!(decision.reason, Reason::Stalled);
+    }
+}
+
+#[test]
 fn what_stood_still_while_paused_has_not_stalled() {
     let (spec, mut inputs, mut history) = a_minute_of_work();
     inputs.sidecars = Sidecars { started: 4, scraped: 4, ..Sidecars::default() };
@@ -523,6 +538,7 @@ prop_compose! {
                 in_flight,
                 deliveries: counters.0,
                 settled: counters.1,
+                extensions: 0,
                 calls: counters.2,
                 call_seconds,
                 held,

@@ -72,6 +72,7 @@ struct Progress {
     settled: u64,
     in_flight: u64,
     deliveries: u64,
+    extensions: u64,
 }
 
 impl History {
@@ -165,12 +166,11 @@ impl History {
     }
 
     fn observe_progress(&mut self, ready: u64, sidecars: &Sidecars, now: f64) {
-        let Sidecars { settled, in_flight, deliveries, .. } = *sidecars;
-        let moved = self
-            .progress
-            .is_none_or(|p| (p.settled, p.in_flight, p.deliveries) != (settled, in_flight, deliveries));
-        if moved || ready == 0 || sidecars.scraped == 0 {
-            self.progress = Some(Progress { at: now, settled, in_flight, deliveries });
+        let Sidecars { settled, in_flight, deliveries, extensions, .. } = *sidecars;
+        let seen = Progress { at: now, settled, in_flight, deliveries, extensions };
+        let stands = self.progress.is_some_and(|before| Progress { at: now, ..before } == seen);
+        if !stands || ready == 0 || sidecars.scraped == 0 {
+            self.progress = Some(seen);
         }
     }
 

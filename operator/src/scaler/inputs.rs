@@ -76,6 +76,8 @@ pub struct Sidecars {
     pub deliveries: u64,
     /// Settled deliveries so far.
     pub settled: u64,
+    /// Times so far that a handler asked for more time for a delivery that it ends later.
+    pub extensions: u64,
     /// Ended handler calls so far.
     pub calls: u64,
     /// Seconds of those calls.

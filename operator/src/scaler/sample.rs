@@ -26,6 +26,8 @@ pub struct Sample {
     pub calls: u64,
     /// Seconds of those calls.
     pub call_seconds: f64,
+    /// Extensions of late deliveries since its start.
+    pub extensions: u64,
     /// Deliveries without `delivery_mode=2` since its start.
     pub transient: u64,
     /// Whether the consuming connection is up.
@@ -47,6 +49,7 @@ pub fn parse(text: &str) -> Sample {
             metrics::IN_FLIGHT => sample.in_flight += count,
             metrics::DELIVERIES => sample.deliveries += count,
             metrics::OUTCOMES => sample.settled += count,
+            metrics::EXTENSIONS => sample.extensions += count,
             metrics::TRANSIENT => sample.transient += count,
             metrics::CONNECTED => sample.connected = value > 0.0,
             metrics::HANDLER_UP => sample.handler_up = value > 0.0,
@@ -123,6 +126,7 @@ impl Tracker {
             seen =
                 seen + Durability { deliveries, transient: sample.transient.saturating_sub(base.transient) };
             self.total.deliveries += deliveries;
+            self.total.extensions += sample.extensions.saturating_sub(base.extensions);
             self.total.settled += sample.settled.saturating_sub(base.settled);
             self.total.calls += sample.calls.saturating_sub(base.calls);
             self.total.call_seconds += (sample.call_seconds - base.call_seconds).max(0.0);
@@ -140,6 +144,7 @@ impl Tracker {
         self.recent.observe(seen, now);
         sums.deliveries = self.total.deliveries;
         sums.settled = self.total.settled;
+        sums.extensions = self.total.extensions;
         sums.calls = self.total.calls;
         sums.call_seconds = self.total.call_seconds;
         sums

@@ -303,6 +303,7 @@ fn sidecar(valid: &ValidWorker<'_>, image: &str, token: &str) -> Value {
         "env": [
             {"name": "WARREN_HANDLER_PORT", "value": valid.port.to_string()},
             {"name": "WARREN_DRAIN_TIMEOUT_SECONDS", "value": valid.drain_seconds.to_string()},
+            {"name": "WARREN_GRACE_PERIOD_SECONDS", "value": valid.grace_seconds.to_string()},
             {"name": "WARREN_DRAIN_TOKEN", "value": token},
             {"name": "WARREN_LOG_LEVEL", "value": sidecar.log_level.as_str()},
             {"name": "WARREN_POD_NAME", "valueFrom": field("metadata.name")},

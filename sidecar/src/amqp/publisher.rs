@@ -13,6 +13,8 @@ use super::line::{Letter, Line, Outcome};
 
 /// How long a confirm may take.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a copy's confirm is waited for at most: its delivery is the broker's again long before.
+const LONGEST_CONFIRM: Duration = Duration::from_secs(3600);
 /// How long a publish waits for the first connection.
 const FIRST_CONNECTION: Duration = Duration::from_secs(5);
 
@@ -114,6 +116,16 @@ impl Publisher {
         let line = Arc::new(Line::open(&link.connection).await.map_err(|error| broken(&error))?);
         *held = Some((link.generation, Arc::clone(&line)));
         Ok(line)
+    }
+
+    /// Publishes one message and waits for the broker's confirm for as long as the channel lives, and for an hour at most: the
+    /// broker has been given it, and a second one would be another message.
+    ///
+    /// # Errors
+    /// Why the broker does not have it, or may not have it.
+    pub async fn publish_once(&self, letter: Letter) -> Outcome {
+        let outcome = self.in_time(self.line()).await?.send(letter);
+        tokio::time::timeout(LONGEST_CONFIRM, ended(outcome)).await.unwrap_or(Err(PublishError::TimedOut))
     }
 
     /// Publishes one message and waits for the broker's confirm.

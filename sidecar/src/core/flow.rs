@@ -13,8 +13,6 @@ pub const HOLD: Duration = Duration::from_secs(10);
 /// Messages held to probe with while the breaker is open: two, also where the Worker asks for one. A message of an ordering
 /// key that fails keeps its place, and if it is poison it would, alone, keep the breaker open for ever.
 const PROBE_WINDOW: u16 = 2;
-/// How much longer than its drain a pod may live: when this has passed without SIGTERM, nobody means to end it.
-const GRACE_MARGIN: Duration = Duration::from_secs(15);
 
 /// The consumer, as far as this side knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -386,7 +384,7 @@ impl Engine {
         if self.terminating {
             return;
         }
-        let grace = since + self.settings.drain_timeout + GRACE_MARGIN;
+        let grace = since + self.settings.grace_period;
         if now >= grace {
             self.drain = Drain::No;
             effects.push(Effect::Observe(Observation::DrainReversed));
@@ -415,7 +413,7 @@ impl Engine {
         if self.terminating {
             effects.push(Effect::Exit);
         } else {
-            self.wake_at(Some(deadline + GRACE_MARGIN));
+            self.wake_at(Some(since + self.settings.grace_period));
         }
     }
 }

@@ -102,6 +102,7 @@ mod tests {
             batch: None,
             late_timeout: Duration::ZERO,
             drain_timeout: Duration::ZERO,
+            grace_period: Duration::ZERO,
             consumer_timeout: Duration::ZERO,
         }
     }

@@ -21,6 +21,8 @@ pub struct Settings {
     pub late_timeout: Duration,
     /// How long a drain may take.
     pub drain_timeout: Duration,
+    /// How long after a drain's begin the pod is ended at the latest: one that lives on after that was not to be ended.
+    pub grace_period: Duration,
     /// How long the broker lets a delivery be unacknowledged.
     pub consumer_timeout: Duration,
 }

@@ -7,8 +7,8 @@ use warren_api::names;
 use warren_broker::BrokerError;
 
 use super::Runtime;
-use crate::amqp::line::Letter;
-use crate::amqp::publisher::{PublishError, Publisher};
+use crate::amqp::line::{Letter, Outcome};
+use crate::amqp::publisher::PublishError;
 use crate::amqp::session;
 use crate::copy;
 use crate::core::{
@@ -82,6 +82,9 @@ impl Runtime {
             Inbox::Extend { id, reply } => {
                 self.step(Event::Extended { id });
                 if let Some(answer) = self.late_reply.take() {
+                    if answer == LateReply::Accepted {
+                        self.metrics.extensions.inc();
+                    }
                     let _ = reply.send(answer);
                 }
             }
@@ -146,8 +149,11 @@ impl Runtime {
         };
         let letter = Letter { exchange: "".into(), routing_key: copy::short(&target), properties, body };
         let (publisher, sender) = (self.publisher.clone(), self.sender.clone());
+        let reply = matches!(copy, Copy::Reply);
         tokio::spawn(async move {
-            let result = publish_copy(&publisher, letter).await;
+            let outcome =
+                if reply { publisher.publish(letter).await } else { publisher.publish_once(letter).await };
+            let result = result_of(outcome, &target);
             // Without a loop there is nobody to tell.
             let _ = sender.send(Inbox::Published { id, result });
         });
@@ -238,9 +244,8 @@ impl Runtime {
     }
 }
 
-async fn publish_copy(publisher: &Publisher, letter: Letter) -> PublishResult {
-    let queue = letter.routing_key.clone();
-    let Err(error) = publisher.publish(letter).await else { return PublishResult::Confirmed };
+fn result_of(outcome: Outcome, queue: &str) -> PublishResult {
+    let Err(error) = outcome else { return PublishResult::Confirmed };
     if matches!(error, PublishError::Broker(_) | PublishError::OfAnother(_)) {
         tracing::warn!(%queue, %error, "the broker does not take a copy");
     } else {

@@ -1,8 +1,11 @@
 //! What a copy on the ladder or in the dead-letter queue carries, as a real broker sees it.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
+use warren_api::QueueType;
 use warren_broker::lapin::BasicProperties;
 use warren_broker::lapin::types::{AMQPValue, FieldArray, FieldTable};
 use warren_tests::amqp::persistent;
@@ -15,6 +18,7 @@ on_each_release!(
     a_replayed_message_that_fails_again_climbs_the_ladder_again,
     sixty_kilobytes_of_headers_pass_and_can_be_dead_lettered,
     headers_that_leave_no_room_in_the_largest_frame_are_dead_lettered_all_the_same,
+    a_copy_that_is_slow_to_be_confirmed_is_published_once,
 );
 
 fn failing() -> impl Fn(&warren_tests::app::Call) -> axum::response::Response {
@@ -109,4 +113,22 @@ async fn headers_that_leave_no_room_in_the_largest_frame_are_dead_lettered_all_t
     ensure!(body == b"x" && headers["warren-headers-dropped"] == "long", "{:?}", headers.keys());
     ensure!(headers["short"].len() == 10_900 && headers["warren-dead-reason"] == "attempts-exhausted");
     sidecar.settled("dead_letter", 1).await
+}
+
+async fn a_copy_that_is_slow_to_be_confirmed_is_published_once(place: Place) -> Result<()> {
+    let app = App::answering(failing()).await?;
+    let mut config = config();
+    config.queue.queue_type = QueueType::Classic;
+    config.queue.max_attempts = 1;
+    let sidecar = place.sidecar(config, app.port()).await?;
+    let client = place.client().await?;
+    place.suspend("orders.dlq").await?;
+    client.publish_with(QUEUE, b"body", persistent()).await?;
+    // Longer than the confirm of anything else is waited for.
+    let failed = sidecar.until("warren_sidecar_copies_failed_total", "target=\"dead_letter\"", 1.0);
+    ensure!(tokio::time::timeout(Duration::from_secs(40), failed).await.is_err(), "it was given up");
+    place.resume("orders.dlq").await?;
+    sidecar.settled("dead_letter", 1).await?;
+    ensure!(client.ready("orders.dlq").await? == Some(1), "one dead message");
+    Ok(())
 }

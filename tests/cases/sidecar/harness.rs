@@ -52,6 +52,23 @@ impl Place {
         self.broker.uri(&self.vhost)
     }
 
+    /// The broker is well and a classic queue is there, but its process does nothing until it is told to resume.
+    pub async fn suspend(&self, queue: &str) -> Result<()> {
+        self.process(queue, "suspend").await
+    }
+
+    /// After [`suspend`](Self::suspend).
+    pub async fn resume(&self, queue: &str) -> Result<()> {
+        self.process(queue, "resume").await
+    }
+
+    async fn process(&self, queue: &str, what: &str) -> Result<()> {
+        let found =
+            format!("rabbit_amqqueue:lookup(rabbit_misc:r(<<\"{}\">>, queue, <<\"{queue}\">>))", self.vhost);
+        self.broker.eval(&format!("{{ok, Q}} = {found}, sys:{what}(amqqueue:get_pid(Q))")).await?;
+        Ok(())
+    }
+
     /// A user of this vhost that reads everything, and writes to the exchanges and queues of a pattern; its URI.
     pub async fn user(&self, name: &str, write: &str) -> Result<String> {
         let name = format!("{name}-{}", self.vhost);
@@ -156,6 +173,7 @@ impl Running {
         let fixed = Fixed {
             instance: "test".to_owned(),
             drain_timeout: Duration::from_secs(20),
+            grace_period: Duration::from_secs(35),
             drain_token: Some("token".to_owned()),
             spans,
         };

@@ -198,15 +198,7 @@ async fn without_a_broker_it_is_503(place: Place) -> Result<()> {
 async fn without_a_confirm_in_time_it_is_504(place: Place) -> Result<()> {
     let (_app, sidecar) = paused(&place).await?;
     place.client().await?.declare_durable("stuck", "classic").await?;
-    let process = |what: &str| {
-        format!(
-            "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"{}\">>, queue, <<\"stuck\">>)), \
-             sys:{what}(amqqueue:get_pid(Q))",
-            place.vhost
-        )
-    };
-    // The broker is well and the queue is there, but its process does nothing.
-    place.broker.eval(&process("suspend")).await?;
+    place.suspend("stuck").await?;
     let answer = request(sidecar.local, "POST", "/publish?routingKey=stuck", &[], b"x").await?;
     ensure!(answer.status == 504, "{answer:?}");
     // The queues beside it are not held up.
@@ -218,6 +210,6 @@ async fn without_a_confirm_in_time_it_is_504(place: Place) -> Result<()> {
         answer = stuck => anyhow::bail!("the queue that is stuck answered first: {answer:?}"),
         answer = well => ensure!(answer?.status == 202, "beside a queue that is stuck"),
     }
-    place.broker.eval(&process("resume")).await?;
+    place.resume("stuck").await?;
     sidecar.until("warren_sidecar_publishes_total", "result=\"failed\"", 1.0).await
 }
