@@ -149,8 +149,7 @@ fn within_limits(
         return decision(wanted, Reason::ScaledOut, &why);
     }
     if current > max {
-        let limit = if spec.single { "singleActiveConsumer" } else { "scaling.maxReplicas" };
-        return decision(max, Reason::ScaledIn, &format!("{current} to {max} pods, {limit}"));
+        return decision(max, Reason::ScaledIn, &format!("{current} to {max} pods, {}", spec.limit()));
     }
     if history.seconds_unscraped(now) >= BLIND_SECONDS {
         let why = "no pod's port 9400 can be scraped: allow the operator to reach it (NetworkPolicy, mesh); pods are kept";
@@ -160,8 +159,7 @@ fn within_limits(
     let (lowest, for_now) = (within(need.lasting), within(need.now));
     if lowest >= current {
         let (reason, why) = if raw > max {
-            let limit = if spec.single { "the Queue's singleActiveConsumer" } else { "scaling.maxReplicas" };
-            (Reason::AtMaximum, format!("{raw} pods wanted, {limit} allows {max}"))
+            (Reason::AtMaximum, format!("{raw} pods wanted, {} allows {max}", spec.limit()))
         } else if current == 0 && raw == 0 {
             (Reason::Idle, "nothing to do".to_owned())
         } else if for_now < current {

@@ -25,6 +25,13 @@ pub struct Spec {
     pub paused: bool,
 }
 
+impl Spec {
+    /// What sets the most pods.
+    pub(super) const fn limit(&self) -> &'static str {
+        if self.single { "the Queue's singleActiveConsumer" } else { "scaling.maxReplicas" }
+    }
+}
+
 /// What was read, each with its age.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Inputs {
