@@ -2,13 +2,13 @@
 
 /// Gauge: messages delivered to the sidecar and not settled.
 pub const UNSETTLED: &str = "warren_sidecar_unsettled";
-/// Gauge: handler calls that run.
+/// Gauge: messages at the handler, late ones included.
 pub const IN_FLIGHT: &str = "warren_sidecar_in_flight";
 /// Counter: deliveries received.
 pub const DELIVERIES: &str = "warren_sidecar_deliveries_total";
 /// Counter: settled deliveries, by `outcome`.
 pub const OUTCOMES: &str = "warren_sidecar_outcomes_total";
-/// Histogram: seconds of a handler call.
+/// Histogram: seconds of a handler call that was work, or from the call to the end of a late delivery.
 pub const HANDLER_SECONDS: &str = "warren_sidecar_handler_duration_seconds";
 /// Gauge: 1 while the consuming connection is up.
 pub const CONNECTED: &str = "warren_sidecar_connected";

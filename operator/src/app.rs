@@ -370,10 +370,7 @@ async fn sweep(context: Arc<Context>) {
         }
         let queues = context.stores.queues.state();
         context.forget_seen(&queues.iter().filter_map(|queue| queue.uid()).collect());
-        let living: BTreeSet<Key> = queues
-            .iter()
-            .map(|queue| Key { namespace: queue.namespace().unwrap_or_default(), name: queue.name_any() })
-            .collect();
+        let living: BTreeSet<Key> = queues.iter().map(|queue| queue::validate::key(queue)).collect();
         let workers = context.stores.workers.state();
         let watched = workers.iter().map(|worker| Key {
             namespace: worker.namespace().unwrap_or_default(),

@@ -259,6 +259,22 @@ impl World {
         assert!(!held.any(|id| self.finished.contains(&id)), "ends with an ack unsent");
     }
 
+    /// Forty messages of as many keys, with an application that fails until the breaker opens.
+    fn failing_by_key(settings: Settings) -> Self {
+        let mut world = Self::new(settings);
+        for number in 0..40 {
+            world.queue.push_back(Message { number, attempts: 0, key: Some(number) });
+        }
+        world.connect();
+        world.settle();
+        while world.engine.snapshot().breaker.is_none() {
+            world.answer_all(retry(500));
+            world.settle();
+            world.pass(Duration::from_secs(2));
+        }
+        world
+    }
+
     /// The process has ended, and another one takes its place.
     fn restart(&mut self, settings: Settings) {
         self.disconnect();
@@ -674,17 +690,7 @@ fn a_message_that_fails_three_probes_while_others_succeed_goes_to_the_ladder() {
 #[test]
 fn a_poison_message_of_a_key_cannot_keep_the_breaker_open_even_at_prefetch_1() {
     let ladder = Ladder { delays_seconds: vec![1], max_attempts: 2 };
-    let mut world = World::new(Settings { ladder, ..settings() });
-    for number in 0..40 {
-        world.queue.push_back(Message { number, attempts: 0, key: Some(number) });
-    }
-    world.connect();
-    world.settle();
-    while world.engine.snapshot().breaker.is_none() {
-        world.answer_all(retry(500));
-        world.settle();
-        world.pass(Duration::from_secs(2));
-    }
+    let mut world = World::failing_by_key(Settings { ladder, ..settings() });
     let poison = world.unacked.values().next().map(|message| message.number);
     world.answering(Duration::from_secs(200), |world, calls| {
         let number = world.unacked.get(&calls[0].id.tag).map(|message| message.number);
@@ -698,17 +704,7 @@ fn a_poison_message_of_a_key_cannot_keep_the_breaker_open_even_at_prefetch_1() {
 fn poison_messages_of_many_keys_cannot_keep_the_breaker_open_for_the_good_ones_behind_them() {
     for (prefetch, concurrency) in [(1, 1), (8, 4)] {
         let ladder = Ladder { delays_seconds: vec![1], max_attempts: 3 };
-        let mut world = World::new(Settings { prefetch, concurrency, ladder, ..settings() });
-        for number in 0..40 {
-            world.queue.push_back(Message { number, attempts: 0, key: Some(number) });
-        }
-        world.connect();
-        world.settle();
-        while world.engine.snapshot().breaker.is_none() {
-            world.answer_all(retry(500));
-            world.settle();
-            world.pass(Duration::from_secs(2));
-        }
+        let mut world = World::failing_by_key(Settings { prefetch, concurrency, ladder, ..settings() });
         world.pass(Duration::from_secs(1));
         let waiting = world.unacked.values().chain(&world.queue);
         let poison: Vec<u64> = waiting.map(|message| message.number).take(7).collect();
