@@ -134,6 +134,39 @@ fn a_target_of_half_a_minute_is_hardly_dearer() {
     assert!(dear.len() * 10 <= loads.len(), "{dear:#?}");
 }
 
+/// Bursts of ten seconds to two minutes of work, within five seconds, again and again.
+fn bursts(chance: &mut Chance, service: f64) -> (String, String) {
+    let period = chance.between(30.0, 150.0).round() as u32;
+    let size = 10.0 * 12.0_f64.powf(chance.next()) / service;
+    let arrivals = |second: u32| if second % period >= 20 && second % period < 25 { size / 5.0 } else { 0.0 };
+    let lines: Vec<String> =
+        (0..1800).map(|second| format!("{second},{}", arrivals(second).ceil())).collect();
+    (lines.join("\n"), format!("{size:.0} messages of {service:.2} s each {period} s"))
+}
+
+#[test]
+fn bursts_that_come_often_begin_within_the_target_and_are_hardly_dearer() {
+    let mut chance = Chance::new(2030);
+    let (mut longer, mut dear) = (vec![], vec![]);
+    for _ in 0..60 {
+        let service = chance.between(0.05, 1.0);
+        let (text, told) = bursts(&mut chance, service);
+        let both = Comparison::of(&setting(service, 1, 10.0), &Trace::parse(&text).unwrap()).figures();
+        let Both { warren, keda_hpa } = both;
+        let told = format!("{told}: {both:?}");
+        assert!(warren.unfinished == 0 && warren.wait_p95 <= 10.0, "{told}");
+        // KEDA that sees a queue each time it looks keeps its pods, and a pod that is there begins sooner than one that starts.
+        if warren.wait_p95 >= keda_hpa.wait_p95 {
+            longer.push(told.clone());
+        }
+        if warren.replica_seconds > 1.1 * keda_hpa.replica_seconds {
+            dear.push(told);
+        }
+    }
+    assert!(longer.len() <= 3, "{longer:#?}");
+    assert!(dear.len() <= 6, "{dear:#?}");
+}
+
 /// Changes of replicas in ten minutes of a steady load, each second of it up to `swing` more or less by chance. What it takes to
 /// begin and to end is left out: it is in the short run, too.
 fn changes(chance: &mut Chance, pods: f64, service: f64, swing: f64) -> f64 {

@@ -20,7 +20,7 @@ pub const AGREEING_ZEROS: u32 = 3;
 /// Seconds without any scraped pod after which the scaler says that it is blind.
 pub const BLIND_SECONDS: f64 = 60.0;
 /// Seconds between two steps of a scale-in, after a burst.
-const HURRIED_SPACING: f64 = 10.0;
+const HURRIED_SPACING: f64 = 7.0;
 /// Seconds between two steps of any other scale-in.
 const SCALE_IN_SPACING: f64 = 30.0;
 /// Seconds beyond the handler's time-out without progress that make a stall.

@@ -129,7 +129,26 @@ fn after_the_burst_replicas_go_back_to_zero_in_steps() {
         }
     }
     // What the assumption had asked for goes first, the last pod a minute after the load.
-    assert_eq!(steps, [2, 1, 0]);
+    assert_eq!(steps, [4, 2, 1, 0]);
+}
+
+#[test]
+fn bursts_that_come_often_get_fewer_pods_and_rare_ones_do_not() {
+    let peaks = |period: u32| {
+        let mut world = World::new(spec(), 0.5);
+        let mut peaks = vec![];
+        for _ in 0..5 {
+            let pods = (0..period).map(|second| {
+                world.second(if second == 0 { 200.0 } else { 0.0 });
+                world.replicas
+            });
+            peaks.push(pods.max().unwrap_or_default());
+        }
+        peaks
+    };
+    // The first is asked for on an assumption; then 200 messages x 0.5 s / 0.95 in 2.5 s or 4.5 s, less what one pod does.
+    assert_eq!(peaks(60)[1..], [38, 21, 21, 21]);
+    assert_eq!(peaks(200)[1..], [43, 43, 43, 43]);
 }
 
 #[test]

@@ -14,6 +14,10 @@ const RECENT_WINDOW: f64 = 10.0;
 pub const TOO_FEW_SECONDS: f64 = 600.0;
 /// Share of the load that pods proved too few for, below which they are tried again: less is noise.
 const LOWER_LOAD: f64 = 0.7;
+/// Seconds within which pods that went are wanted again, when bursts come often.
+const OFTEN_SECONDS: f64 = 150.0;
+/// So many times in a row, which is often.
+const OFTEN: u32 = 2;
 /// Seconds after which half of the weight of a measured handler call is gone.
 const SERVICE_HALF_LIFE: f64 = 60.0;
 /// Readings of the queue's depth are at least this far apart, in seconds.
@@ -36,6 +40,8 @@ pub struct History {
     unscraped_since: Option<f64>,
     last_scale_in: Option<f64>,
     last_scale_out: Option<f64>,
+    /// How many times in a row pods were wanted again soon after others had gone.
+    again: u32,
     took_over: bool,
     asked: Option<Asked>,
     startup: Option<f64>,
@@ -248,8 +254,25 @@ impl History {
     }
 
     /// Pods were asked for.
-    pub(super) const fn scaled_out(&mut self, now: f64) {
+    pub(super) fn scaled_out(&mut self, now: f64) {
+        self.again = self.again(now);
         self.last_scale_out = Some(now);
+    }
+
+    /// Whether bursts come so often that the pods for each of them go and come again.
+    pub(super) fn bursts_often(&self, now: f64) -> bool {
+        self.again(now) >= OFTEN
+    }
+
+    /// The times in a row, this one included if pods were asked for now.
+    fn again(&self, now: f64) -> u32 {
+        let since = self.seconds_since_scale_out(now);
+        match self.seconds_since_scale_in(now) < since {
+            true if since < OFTEN_SECONDS => self.again.saturating_add(1),
+            true => 0,
+            // Still for the same burst.
+            false => self.again,
+        }
     }
 
     /// Pods were let go.

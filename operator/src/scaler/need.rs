@@ -29,6 +29,8 @@ const SUDDEN_SHARE: f64 = 0.5;
 const LARGE_BURST: f64 = 1.5;
 /// Share of the target wait that is left for clearing a burst, however long pods take to start.
 const LEAST_CLEARING_SHARE: f64 = 0.25;
+/// The same where bursts come often: those pods' start-up is then a large part of what they cost.
+const OFTEN_CLEARING_SHARE: f64 = 0.45;
 /// Share of the target wait that messages may wait for before pods are added to a load that grows slowly.
 const QUEUE_SHARE: f64 = 0.5;
 /// Share of their capacity that pods are kept at at most, however long messages may wait.
@@ -179,7 +181,8 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     let Load { backlog, current, in_flight, .. } = *load;
     let target = load.spec.target_wait;
     let startup = history.startup_seconds().unwrap_or(ASSUMED_STARTUP_SECONDS);
-    let clearing = (target * BURST_SHARE - startup).max(target * LEAST_CLEARING_SHARE);
+    let least_share = if history.bursts_often(now) { OFTEN_CLEARING_SHARE } else { LEAST_CLEARING_SHARE };
+    let clearing = (target * BURST_SHARE - startup).max(target * least_share);
     // Messages a second that a pod begins.
     let pace = 1.0 / (load.per_rate * UTILISATION);
     let started = f64::from(inputs.sidecars.started).min(current);
