@@ -32,7 +32,7 @@ impl Autoscaler for Warren {
         let inputs = Inputs {
             ready: Some((ready, 0.0)),
             contradicted: false,
-            workload: Workload { replicas, rolling: false, failing: false },
+            workload: Workload { replicas, ..Workload::default() },
             sidecars: Sidecars {
                 started,
                 scraped: started,

@@ -468,20 +468,25 @@ fn failing_handlers_hold() {
 }
 
 #[test]
-fn a_rollout_does_not_feed_the_estimate() {
+fn a_rollout_and_a_crash_do_not_feed_the_estimate_and_a_pod_that_fits_no_node_does_not_stop_it() {
     let mut inputs = waiting(10);
     inputs.sidecars =
         Sidecars { started: 1, scraped: 1, calls: 10, call_seconds: 10.0, ..Sidecars::default() };
-    inputs.workload = Workload { replicas: 1, rolling: true, failing: false };
+    inputs.workload = Workload { replicas: 1, rolling: true, ..Workload::default() };
     let (_, history) = decide(History::default(), &inputs, &spec(), 0.0);
     inputs.sidecars.calls = 20;
     inputs.sidecars.call_seconds = 900.0;
     let (_, history) = decide(history, &inputs, &spec(), 1.0);
     assert_eq!(history.service_seconds(), None);
+    inputs.workload = Workload { failing: true, crashing: true, ..inputs.workload };
     inputs.workload.rolling = false;
-    inputs.sidecars.calls = 30;
-    inputs.sidecars.call_seconds = 905.0;
+    inputs.sidecars.calls = 25;
     let (_, history) = decide(history, &inputs, &spec(), 2.0);
+    assert_eq!(history.service_seconds(), None);
+    inputs.workload.crashing = false;
+    inputs.sidecars.calls = 35;
+    inputs.sidecars.call_seconds = 905.0;
+    let (_, history) = decide(history, &inputs, &spec(), 3.0);
     assert_eq!(history.service_seconds(), Some(0.5));
 }
 
@@ -541,7 +546,7 @@ prop_compose! {
 
 prop_compose! {
     fn readings()(ready in proptest::option::weighted(0.9, (0_u64..1_000_000, 0.0_f64..20.0)),
-                  replicas in 0_u32..100, rolling: bool, failing: bool, started in 0_u32..100, unscraped in 0_u32..3,
+                  replicas in 0_u32..100, rolling: bool, crashing: bool, started in 0_u32..100, unscraped in 0_u32..3,
                   unsettled in 0_u64..5000, in_flight in 0_u64..5000, counters in (0_u64..u64::MAX, 0_u64..u64::MAX, 0_u64..u64::MAX),
                   call_seconds in prop_oneof![8 => 0.0..1e9, 1 => Just(f64::NAN), 1 => Just(-1.0), 1 => Just(f64::INFINITY)],
                   held in 0_u32..100, floor in proptest::option::of(0_u32..200), contradicted: bool) -> Inputs {
@@ -549,7 +554,7 @@ prop_compose! {
             ready,
             contradicted,
             floor: floor.map(by_schedule),
-            workload: Workload { replicas, rolling, failing },
+            workload: Workload { replicas, rolling, failing: crashing, crashing },
             sidecars: Sidecars {
                 started,
                 scraped: started.saturating_sub(unscraped),

@@ -153,6 +153,7 @@ impl Follower {
                 replicas: current,
                 rolling: deployment.as_deref().is_some_and(|deployment| deployment.facts.rolling),
                 failing: pods::trouble(&pods).is_some(),
+                crashing: pods::crash(&pods),
             },
             sidecars,
             floor: self.timetable.floor(&worker.spec.scaling.schedules, Timestamp::now()),

@@ -147,7 +147,7 @@ impl History {
         let Sidecars { calls, call_seconds, .. } = inputs.sidecars;
         let before = self.calls.replace((calls, call_seconds));
         let Some((calls_before, seconds_before)) = before else { return };
-        if inputs.workload.rolling || inputs.workload.failing || calls <= calls_before {
+        if inputs.workload.rolling || inputs.workload.crashing || calls <= calls_before {
             return;
         }
         let new_calls = (calls - calls_before) as f64;

@@ -66,6 +66,8 @@ pub struct Workload {
     pub rolling: bool,
     /// Whether pods crash, cannot be scheduled or cannot start.
     pub failing: bool,
+    /// Whether pods crash: their calls say nothing of how long a message takes. Those that never start make none.
+    pub crashing: bool,
 }
 
 /// The sum of the sidecars' own metrics; counters never fall (resets are taken out before).

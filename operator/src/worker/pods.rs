@@ -6,9 +6,11 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt;
 use warren_api::names::SIDECAR_CONTAINER;
 
+/// The reason of a container that ended again and again, and waits to be started.
+const CRASH: &str = "CrashLoopBackOff";
 /// Reasons of a waiting container that do not pass by themselves, or not soon.
 const STUCK: [&str; 8] = [
-    "CrashLoopBackOff",
+    CRASH,
     "ImagePullBackOff",
     "ErrImagePull",
     "ErrImageNeverPull",
@@ -20,9 +22,16 @@ const STUCK: [&str; 8] = [
 
 /// What keeps pods from working: a reason and a sentence.
 pub fn trouble(pods: &[Arc<Pod>]) -> Option<(String, String)> {
-    pods.iter()
-        .filter(|pod| pod.metadata.deletion_timestamp.is_none())
-        .find_map(|pod| stuck(pod).or_else(|| unschedulable(pod)))
+    staying(pods).find_map(|pod| stuck(pod).or_else(|| unschedulable(pod)))
+}
+
+/// Whether pods end again and again.
+pub fn crash(pods: &[Arc<Pod>]) -> bool {
+    staying(pods).filter_map(|pod| stuck(pod)).any(|(reason, _)| reason == CRASH)
+}
+
+fn staying(pods: &[Arc<Pod>]) -> impl Iterator<Item = &Arc<Pod>> {
+    pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none())
 }
 
 fn stuck(pod: &Pod) -> Option<(String, String)> {
@@ -31,7 +40,7 @@ fn stuck(pod: &Pod) -> Option<(String, String)> {
         let reason = waiting.reason.as_deref().filter(|reason| STUCK.contains(reason))?;
         let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
         let detail = match (last, &waiting.message) {
-            (Some(last), _) if reason == "CrashLoopBackOff" => {
+            (Some(last), _) if reason == CRASH => {
                 format!(
                     "it ended with exit code {} ({})",
                     last.exit_code,
@@ -43,7 +52,7 @@ fn stuck(pod: &Pod) -> Option<(String, String)> {
         };
         let (name, pod_name) = (&container.name, pod.name_any());
         let look = match reason {
-            "CrashLoopBackOff" => format!("see kubectl logs {pod_name} -c {name} --previous"),
+            CRASH => format!("see kubectl logs {pod_name} -c {name} --previous"),
             "CreateContainerConfigError" => "see that the Secrets and ConfigMaps it names exist".to_owned(),
             _ => "check the image's name, tag and pull secret".to_owned(),
         };
@@ -119,17 +128,19 @@ mod tests {
             "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 40s"}},
             "lastState": {"terminated": {"exitCode": 2, "reason": "Error"}},
         }]}));
-        let (reason, message) = trouble(&[pod]).unwrap();
+        let (reason, message) = trouble(std::slice::from_ref(&pod)).unwrap();
         assert_eq!(reason, "CrashLoopBackOff");
+        assert!(crash(&[pod]));
         assert!(message.contains("p-1, container app") && message.contains("exit code 2"), "{message}");
     }
 
     #[test]
-    fn a_pod_that_fits_no_node_is_said() {
+    fn a_pod_that_fits_no_node_is_said_and_no_crash() {
         let pod = pod(json!({"conditions": [
             {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available"}
         ]}));
-        assert_eq!(trouble(&[pod]).unwrap().0, "Unschedulable");
+        assert_eq!(trouble(std::slice::from_ref(&pod)).unwrap().0, "Unschedulable");
+        assert!(!crash(&[pod]));
     }
 
     #[test]

@@ -126,3 +126,29 @@ async fn the_first_patch_is_the_number_wanted() -> Result<()> {
         })
         .await
 }
+
+#[tokio::test]
+async fn pods_that_fit_no_node_do_not_keep_the_first_guess_of_how_long_a_message_takes() -> Result<()> {
+    let space = Space::new("full", |_| Order::work(Duration::from_millis(20))).await?;
+    space.queue("orders", json!({})).await?;
+    // No two of them on the cluster's only node.
+    let apart = json!({"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{
+        "topologyKey": "kubernetes.io/hostname",
+        "labelSelector": {"matchLabels": {"warren.dev/worker": "invoices"}},
+    }]}});
+    let worker = json!({"scaling": {"maxReplicas": 4, "targetWaitSeconds": 1}, "template": {"spec": {"affinity": apart}}});
+    space.worker("invoices", worker).await?;
+    space.ready("wk", "invoices").await?;
+    let client = space.client().await?;
+    client.publish_all("orders", messages(200)).await?;
+    space.condition(WORKER, "Ready", ("False", "Unschedulable"), &["fits no node"]).await?;
+    // At a second each this load would need more than one pod for as long as it lasts.
+    space
+        .eventually("one pod is asked for under load", async || {
+            client.publish_all("orders", messages(2)).await?;
+            let desired = desired(&space).await?;
+            ensure!(desired == 1, "{desired}");
+            Ok(())
+        })
+        .await
+}
