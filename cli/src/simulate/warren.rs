@@ -27,8 +27,17 @@ impl Warren {
 
 impl Autoscaler for Warren {
     fn look(&mut self, seen: &Seen, now: f64) -> Look {
-        let Seen { ready, replicas, started, unsettled, in_flight, deliveries, settled, call_seconds } =
-            *seen;
+        let Seen {
+            ready,
+            replicas,
+            started,
+            unsettled,
+            in_flight,
+            ending,
+            deliveries,
+            settled,
+            call_seconds,
+        } = *seen;
         let inputs = Inputs {
             ready: Some((ready, 0.0)),
             contradicted: false,
@@ -38,12 +47,12 @@ impl Autoscaler for Warren {
                 scraped: started,
                 unsettled,
                 in_flight,
+                ending,
                 deliveries,
                 settled,
-                extensions: 0,
                 calls: settled,
                 call_seconds,
-                held: 0,
+                ..Sidecars::default()
             },
             // A trace has no time of day.
             floor: None,

@@ -36,12 +36,14 @@ pub struct Seen {
     pub ready: u64,
     /// Pods asked for.
     pub replicas: u32,
-    /// Pods that have started, those that end included.
+    /// Pods that have started and stay.
     pub started: u32,
-    /// Messages delivered and not acknowledged.
+    /// Messages delivered to those and not acknowledged.
     pub unsettled: u64,
-    /// Handler calls that run.
+    /// Handler calls that run in those.
     pub in_flight: u64,
+    /// Handler calls that run in pods which end after them.
+    pub ending: u64,
     /// Deliveries so far.
     pub deliveries: u64,
     /// Acknowledged so far, which is also handler calls ended so far.
@@ -156,6 +158,8 @@ struct World<'a> {
     replicas: u32,
     started: u32,
     in_flight: u64,
+    /// Of these, in pods that end.
+    ending: u64,
     held: u64,
     deliveries: u64,
     settled: u64,
@@ -206,6 +210,7 @@ impl<'a> World<'a> {
             replicas: pods.min,
             started: 0,
             in_flight: 0,
+            ending: 0,
             held: 0,
             deliveries: 0,
             settled: 0,
@@ -262,8 +267,9 @@ impl<'a> World<'a> {
             ready: self.ready.len() as u64,
             replicas: self.replicas,
             started: self.started,
-            unsettled: self.in_flight + self.held,
-            in_flight: self.in_flight,
+            unsettled: self.in_flight - self.ending + self.held,
+            in_flight: self.in_flight - self.ending,
+            ending: self.ending,
             deliveries: self.deliveries,
             settled: self.settled,
             call_seconds: self.call_seconds,
@@ -326,20 +332,15 @@ impl<'a> World<'a> {
         let gone = pod.ending && pod.running == 0;
         let ending = pod.ending;
         self.in_flight -= 1;
+        self.ending -= u64::from(ending);
         self.settled += 1;
         self.call_seconds += self.service_of(service_index);
         if gone {
-            self.remove(id);
+            self.pods.remove(&id);
         } else if !ending {
             self.room.push_back(id);
             self.begin_calls(id);
             self.dispatch();
-        }
-    }
-
-    fn remove(&mut self, id: u64) {
-        if self.pods.remove(&id).is_some_and(|pod| pod.started) {
-            self.started -= 1;
         }
     }
 
@@ -377,12 +378,14 @@ impl<'a> World<'a> {
         pod.ending = true;
         let held = std::mem::take(&mut pod.held);
         let idle = pod.running == 0;
+        self.started -= u32::from(pod.started);
+        self.ending += u64::from(pod.running);
         self.held -= held.len() as u64;
         for arrival in held.into_iter().rev() {
             self.ready.push_front(arrival);
         }
         if idle {
-            self.remove(id);
+            self.pods.remove(&id);
         }
     }
 

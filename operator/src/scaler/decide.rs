@@ -155,12 +155,14 @@ fn within_limits(
         let why = "no pod's port 9400 can be scraped: allow the operator to reach it (NetworkPolicy, mesh); pods are kept";
         return decision(current, Reason::MetricsUnreachable, why);
     }
+    if raw > max {
+        let why = format!("{raw} pods wanted, {} allows {max}", spec.limit());
+        return decision(current, Reason::AtMaximum, &why);
+    }
     let within = |pods: f64| to_pods(pods).clamp(min, max);
     let (lowest, for_now) = (within(need.lasting), within(need.now));
     if lowest >= current {
-        let (reason, why) = if raw > max {
-            (Reason::AtMaximum, format!("{raw} pods wanted, {} allows {max}", spec.limit()))
-        } else if current == 0 && raw == 0 {
+        let (reason, why) = if current == 0 && raw == 0 {
             (Reason::Idle, "nothing to do".to_owned())
         } else if for_now < current {
             let window = window(spec);
@@ -185,7 +187,14 @@ fn within_limits(
         return decision(current, reason, &why);
     }
     let step = if hurried { current } else { current.div_ceil(2) };
-    let next = lowest.max(current - step);
+    // What asks for more time outlasts a drain: it would be called again.
+    let busy = inputs.sidecars.busy.min(current);
+    let kept = if history.extended_within(spec.handler_timeout, now) { busy } else { 0 };
+    let next = lowest.max(current - step).max(kept);
+    if next == current {
+        let why = format!("{kept} pods have work that asked for more time, and are kept for it");
+        return decision(current, Reason::InFlight, &why);
+    }
     decision(next, Reason::ScaledIn, &format!("{current} to {next} pods"))
 }
 
@@ -222,8 +231,9 @@ fn scale_in_blocked(
             "the queue says empty, which is not confirmed yet".to_owned(),
         ));
     }
-    if lowest == 0 && (sidecars.unsettled > 0 || sidecars.in_flight > 0) {
-        let why = format!("{} messages are not acknowledged yet", sidecars.unsettled.max(sidecars.in_flight));
+    let unsettled = sidecars.unsettled.max(sidecars.in_flight).saturating_add(sidecars.ending);
+    if lowest == 0 && unsettled > 0 {
+        let why = format!("{unsettled} messages are not acknowledged yet");
         return Some((Reason::InFlight, why));
     }
     let waiting = ready.saturating_add(sidecars.unsettled.saturating_sub(sidecars.in_flight));

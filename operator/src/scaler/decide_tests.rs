@@ -75,10 +75,9 @@ impl World {
                 in_flight: busy,
                 deliveries: self.settled as u64,
                 settled: self.settled as u64,
-                extensions: 0,
                 calls: self.settled as u64,
                 call_seconds: self.settled.floor() * self.service,
-                held: 0,
+                ..Sidecars::default()
             },
         };
         let (decision, history) = decide(std::mem::take(&mut self.history), &inputs, &self.spec, self.now);
@@ -113,6 +112,90 @@ fn one_message_gets_one_pod_and_no_more_pods_than_messages_are_asked_for() {
     let slow = History::with_service_seconds(600.0);
     assert_eq!(decide(slow.clone(), &waiting(1), &spec(), 0.0).0.replicas, 1);
     assert_eq!(decide(slow, &waiting(4), &spec(), 0.0).0.replicas, 4);
+}
+
+#[test]
+fn one_more_message_of_long_work_gets_a_pod_and_not_all_pods() {
+    let mut history = History::with_service_seconds(600.0);
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 3;
+    inputs.sidecars = Sidecars { started: 3, scraped: 3, unsettled: 3, in_flight: 3, ..Sidecars::default() };
+    for now in 0..5 {
+        history = decide(history, &inputs, &spec(), f64::from(now)).1;
+    }
+    inputs.ready = Some((1, 0.0));
+    let (decision, _) = decide(history, &inputs, &spec(), 5.0);
+    assert!((4..=6).contains(&decision.replicas), "{decision:?}");
+}
+
+#[test]
+fn calls_of_which_none_has_ended_take_as_long_as_they_have_run() {
+    let mut history = History::default();
+    let mut inputs = waiting(40);
+    for now in 0..200 {
+        let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
+        history = next;
+        let pods = decision.replicas;
+        let running = u64::from(pods).min(40);
+        inputs.ready = Some((40 - running, 0.0));
+        inputs.workload.replicas = pods;
+        inputs.sidecars = Sidecars {
+            started: pods,
+            scraped: pods,
+            busy: pods,
+            unsettled: running,
+            in_flight: running,
+            ..Sidecars::default()
+        };
+    }
+    assert!((40..=44).contains(&inputs.workload.replicas), "{}", inputs.workload.replicas);
+}
+
+#[test]
+fn work_that_asks_for_more_time_keeps_its_pods() {
+    let mut history = History::with_service_seconds(600.0);
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 20;
+    inputs.sidecars =
+        Sidecars { started: 20, scraped: 20, busy: 12, unsettled: 12, in_flight: 12, ..Sidecars::default() };
+    let mut reason = Reason::Idle;
+    for now in 0..600 {
+        inputs.sidecars.extensions = now / 20;
+        let (decision, next) = decide(history, &inputs, &spec(), now as f64);
+        history = next;
+        reason = decision.reason;
+        inputs.workload.replicas = decision.replicas;
+        (inputs.sidecars.started, inputs.sidecars.scraped) = (decision.replicas, decision.replicas);
+    }
+    assert_eq!((inputs.workload.replicas, reason), (12, Reason::InFlight));
+}
+
+#[test]
+fn an_operator_that_takes_over_knows_what_the_sidecars_have_measured() {
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 3;
+    inputs.sidecars = Sidecars {
+        started: 3,
+        scraped: 3,
+        unsettled: 3,
+        in_flight: 3,
+        lifetime_calls: 100,
+        lifetime_seconds: 50.0,
+        ..Sidecars::default()
+    };
+    let (_, history) = decide(History::default(), &inputs, &spec(), 0.0);
+    assert_eq!(history.service_seconds(), Some(0.5));
+}
+
+#[test]
+fn a_backlog_beyond_the_maximum_is_said_for_as_long_as_it_lasts() {
+    let mut world = World::new(Spec { max: 5, ..spec() }, 0.5);
+    world.second(100_000.0);
+    for _ in 0..600 {
+        world.second(0.0);
+    }
+    let decision = world.second(0.0);
+    assert_eq!((decision.replicas, decision.reason), (5, Reason::AtMaximum));
 }
 
 #[test]
@@ -470,24 +553,33 @@ fn failing_handlers_hold() {
 #[test]
 fn a_rollout_and_a_crash_do_not_feed_the_estimate_and_a_pod_that_fits_no_node_does_not_stop_it() {
     let mut inputs = waiting(10);
-    inputs.sidecars =
-        Sidecars { started: 1, scraped: 1, calls: 10, call_seconds: 10.0, ..Sidecars::default() };
+    inputs.sidecars = Sidecars {
+        started: 1,
+        scraped: 1,
+        calls: 10,
+        call_seconds: 10.0,
+        lifetime_calls: 10,
+        lifetime_seconds: 10.0,
+        ..Sidecars::default()
+    };
     inputs.workload = Workload { replicas: 1, rolling: true, ..Workload::default() };
     let (_, history) = decide(History::default(), &inputs, &spec(), 0.0);
     inputs.sidecars.calls = 20;
     inputs.sidecars.call_seconds = 900.0;
     let (_, history) = decide(history, &inputs, &spec(), 1.0);
-    assert_eq!(history.service_seconds(), None);
+    // What was known before stays.
+    assert_eq!(history.service_seconds(), Some(1.0));
     inputs.workload = Workload { failing: true, crashing: true, ..inputs.workload };
     inputs.workload.rolling = false;
     inputs.sidecars.calls = 25;
     let (_, history) = decide(history, &inputs, &spec(), 2.0);
-    assert_eq!(history.service_seconds(), None);
+    assert_eq!(history.service_seconds(), Some(1.0));
     inputs.workload.crashing = false;
     inputs.sidecars.calls = 35;
     inputs.sidecars.call_seconds = 905.0;
     let (_, history) = decide(history, &inputs, &spec(), 3.0);
-    assert_eq!(history.service_seconds(), Some(0.5));
+    let seconds = history.service_seconds().unwrap();
+    assert!((0.5..0.6).contains(&seconds), "{seconds}");
 }
 
 #[test]
@@ -560,11 +652,15 @@ prop_compose! {
                 scraped: started.saturating_sub(unscraped),
                 unsettled,
                 in_flight,
+                busy: held,
+                ending: in_flight / 2,
                 deliveries: counters.0,
                 settled: counters.1,
-                extensions: 0,
+                extensions: counters.0,
                 calls: counters.2,
                 call_seconds,
+                lifetime_calls: counters.1,
+                lifetime_seconds: call_seconds,
                 held,
             },
         }

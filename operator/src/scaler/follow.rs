@@ -22,7 +22,7 @@ use super::board::{Entry, Handlers, View};
 use super::decide::{Decision, decide};
 use super::history::History;
 use super::inputs::{Inputs, Sidecars, Workload};
-use super::sample::{Sample, Tracker};
+use super::sample::{Answer, Tracker};
 use super::schedule::Timetable;
 use super::scrape::Scraper;
 use super::share::{Lately, part};
@@ -118,12 +118,13 @@ impl Follower {
         if let (Some(name), Some((depth, _))) = (beside, beside_depth) {
             self.side.note(name, u64::from(depth.ready));
         }
-        let consumes = sidecars.iter().any(|(_, _, sample)| sample.connected && sample.handler_up);
+        let consumes = sidecars.iter().any(|answer| answer.sample.connected && answer.sample.handler_up);
         let (mut sidecars, handlers) = self.fold(&pods, sidecars);
         self.settled.observe(sidecars.settled, self.since.elapsed().as_secs_f64());
         // A call that carries many messages takes its time once for all of them.
         if worker.spec.handler.batch.is_some() {
             sidecars.calls = sidecars.settled;
+            sidecars.lifetime_calls = 0;
         }
         self.publish_metrics(worker, queue.as_deref(), deployment.as_deref(), &pods);
 
@@ -186,28 +187,29 @@ impl Follower {
         }
     }
 
-    async fn scrape(&self, pods: &[Arc<Pod>]) -> Vec<(String, bool, Sample)> {
+    async fn scrape(&self, pods: &[Arc<Pod>]) -> Vec<Answer> {
         let running = pods.iter().filter(|pod| pods::sidecar_runs(pod));
-        let addresses: Vec<(String, bool, IpAddr)> = running
+        let addresses: Vec<(String, bool, bool, IpAddr)> = running
             .filter_map(|pod| {
                 let address = pod.status.as_ref()?.pod_ip.as_deref()?.parse().ok()?;
                 let whole = pod.creation_timestamp().is_some_and(|created| created.0 > self.since_wall);
-                Some((pod.uid()?, whole, address))
+                Some((pod.uid()?, whole, pods::ending(pod), address))
             })
             .collect();
-        let scrapes = stream::iter(addresses).map(|(uid, whole, address)| async move {
-            Some((uid, whole, self.scraper.scrape(address).await?))
+        let scrapes = stream::iter(addresses).map(|(pod, whole, ending, address)| async move {
+            Some(Answer { pod, whole, ending, sample: self.scraper.scrape(address).await? })
         });
         // One Worker whose pods do not answer leaves the others room.
         scrapes.buffer_unordered(SCRAPES_AT_ONCE).filter_map(future::ready).collect().await
     }
 
-    fn fold(&mut self, pods: &[Arc<Pod>], answers: Vec<(String, bool, Sample)>) -> (Sidecars, Handlers) {
+    fn fold(&mut self, pods: &[Arc<Pod>], answers: Vec<Answer>) -> (Sidecars, Handlers) {
         let living: BTreeSet<String> =
             pods.iter().filter(|pod| !pods::ended(pod)).filter_map(|pod| pod.uid()).collect();
-        let started = pods.iter().filter(|pod| pods::sidecar_runs(pod) && !pods::ended(pod)).count();
-        let misconfigured = answers.iter().find_map(|(_, _, sample)| sample.misconfigured);
-        let connected = answers.iter().filter(|(_, _, sample)| sample.connected).count();
+        let runs = |pod: &Pod| pods::sidecar_runs(pod) && !pods::ended(pod) && !pods::ending(pod);
+        let started = pods.iter().filter(|pod| runs(pod)).count();
+        let misconfigured = answers.iter().find_map(|answer| answer.sample.misconfigured);
+        let connected = answers.iter().filter(|answer| !answer.ending && answer.sample.connected).count();
         let now = self.since.elapsed().as_secs_f64();
         let sidecars = self.tracker.observe(answers, &living, count(started), now);
         let handlers = Handlers {

@@ -38,6 +38,10 @@ pub struct History {
     read_at: Option<f64>,
     progress: Option<Progress>,
     unscraped_since: Option<f64>,
+    /// The first of the calls that run began then at the latest; none where one has ended since, or nothing runs.
+    calling_since: Option<f64>,
+    /// Extensions of late deliveries so far, and when they last became more.
+    extended: (u64, f64),
     last_scale_in: Option<f64>,
     last_scale_out: Option<f64>,
     /// How many times in a row pods were wanted again soon after others had gone.
@@ -82,8 +86,9 @@ struct Progress {
 }
 
 impl History {
-    /// A Worker whose seconds per message are known from before, such as from its status.
-    pub fn with_service_seconds(seconds: f64) -> Self {
+    /// A Worker whose seconds per message are known.
+    #[cfg(test)]
+    pub(super) fn with_service_seconds(seconds: f64) -> Self {
         let service =
             (seconds.is_finite() && seconds > 0.0).then_some(Service { at: 0.0, calls: 1.0, seconds });
         Self { service, ..Self::default() }
@@ -107,7 +112,7 @@ impl History {
             self.zero_reads = if ready == 0 { self.zero_reads.saturating_add(1) } else { 0 };
         }
         self.observe_startup(inputs, now);
-        let held = ready.saturating_add(sidecars.unsettled);
+        let held = ready.saturating_add(sidecars.unsettled).saturating_add(sidecars.ending);
         self.count(held, sidecars.settled, window, now);
         self.observe_service(inputs, now);
         self.observe_progress(ready, sidecars, now);
@@ -144,9 +149,16 @@ impl History {
     }
 
     fn observe_service(&mut self, inputs: &Inputs, now: f64) {
-        let Sidecars { calls, call_seconds, .. } = inputs.sidecars;
+        let Sidecars { calls, call_seconds, lifetime_calls, lifetime_seconds, .. } = inputs.sidecars;
         let before = self.calls.replace((calls, call_seconds));
-        let Some((calls_before, seconds_before)) = before else { return };
+        let Some((calls_before, seconds_before)) = before else {
+            // What took its time before, weighed as a single call.
+            let seconds = lifetime_seconds / lifetime_calls as f64;
+            if seconds.is_finite() && seconds >= 0.0 {
+                self.service = Some(Service { at: now, calls: 1.0, seconds });
+            }
+            return;
+        };
         if inputs.workload.rolling || inputs.workload.crashing || calls <= calls_before {
             return;
         }
@@ -174,6 +186,15 @@ impl History {
     fn observe_progress(&mut self, ready: u64, sidecars: &Sidecars, now: f64) {
         let Sidecars { settled, in_flight, deliveries, extensions, .. } = *sidecars;
         let seen = Progress { at: now, settled, in_flight, deliveries, extensions };
+        if extensions > self.extended.0 {
+            self.extended = (extensions, now);
+        }
+        let ended = self.progress.is_some_and(|before| before.settled != settled);
+        match in_flight {
+            0 => self.calling_since = None,
+            _ if ended => self.calling_since = Some(now),
+            _ => _ = self.calling_since.get_or_insert(now),
+        }
         let stands = self.progress.is_some_and(|before| Progress { at: now, ..before } == seen);
         if !stands || ready == 0 || sidecars.scraped == 0 {
             self.progress = Some(seen);
@@ -226,6 +247,16 @@ impl History {
         let service = self.service.filter(|s| s.calls > 0.0)?;
         let seconds = service.seconds / service.calls;
         seconds.is_finite().then(|| seconds.max(LEAST_SERVICE))
+    }
+
+    /// Seconds that some call has run for at least, while none has ended.
+    pub(super) fn seconds_of_the_first_call(&self, now: f64) -> f64 {
+        self.calling_since.map_or(0.0, |since| now - since)
+    }
+
+    /// Whether a handler asked for more time within the last `seconds`.
+    pub(super) fn extended_within(&self, seconds: f64, now: f64) -> bool {
+        self.extended.0 > 0 && now - self.extended.1 <= seconds
     }
 
     /// How many reads in a row said zero.

@@ -73,14 +73,18 @@ pub struct Workload {
 /// The sum of the sidecars' own metrics; counters never fall (resets are taken out before).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sidecars {
-    /// Pods whose sidecar has started.
+    /// Pods that stay and whose sidecar has started.
     pub started: u32,
     /// Of these, how many answered just now.
     pub scraped: u32,
-    /// Messages delivered and not settled.
+    /// Of these, how many have messages at the handler.
+    pub busy: u32,
+    /// Messages delivered to pods that stay, and not settled.
     pub unsettled: u64,
-    /// Messages at the handler, late ones included.
+    /// Of these, how many are at the handler, late ones included.
     pub in_flight: u64,
+    /// Messages that pods hold which end: they are done there, or come back.
+    pub ending: u64,
     /// Deliveries so far.
     pub deliveries: u64,
     /// Settled deliveries so far.
@@ -91,6 +95,10 @@ pub struct Sidecars {
     pub calls: u64,
     /// Seconds of those calls.
     pub call_seconds: f64,
+    /// Calls that the pods which answered have ended since their own start: what an operator that takes over can know.
+    pub lifetime_calls: u64,
+    /// Seconds of those calls.
+    pub lifetime_seconds: f64,
     /// Pods that hold consuming back because their handler fails.
     pub held: u32,
 }

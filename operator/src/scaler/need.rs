@@ -17,6 +17,12 @@ use super::inputs::{Inputs, Spec};
 const UTILISATION: f64 = 0.95;
 /// Seconds per message before anything is measured: long enough that the first step is the only one.
 const ASSUMED_SERVICE_SECONDS: f64 = 1.0;
+/// How the seconds per message are known.
+const MEASURED: &str = "measured";
+/// By how long the first call has run.
+const SO_FAR: &str = "so far, none has ended";
+/// Not at all.
+const ASSUMED: &str = "assumed until measured";
 /// Seconds from the request for a pod to its consuming, before any was seen to start.
 const ASSUMED_STARTUP_SECONDS: f64 = 5.0;
 /// A burst gets pods when they are missing by this factor: less is noise.
@@ -71,12 +77,15 @@ struct Load<'a> {
     in_flight: u64,
     /// Messages that wait: ready, or delivered and not begun.
     backlog: f64,
-    measured: bool,
     service: f64,
+    /// How that is known.
+    known: &'static str,
     /// Pods for one message a second.
     per_rate: f64,
     /// Arrivals a second that are not still waiting.
     rate: f64,
+    /// Seconds from the request for a pod to its consuming.
+    startup: f64,
     /// Most pods that shorten anything.
     useful: f64,
     /// Pods that what there is to do needs at least: one, or a part of it.
@@ -111,16 +120,10 @@ impl Load<'_> {
         if pods.is_finite() { pods.max(self.least) } else { self.current }
     }
 
-    const fn known(&self) -> &'static str {
-        if self.measured { "measured" } else { "assumed until measured" }
-    }
-
     fn per_message(&self) -> String {
         format!(
             "x {:.3} s per message ({}) / ({} at once x {UTILISATION:.2})",
-            self.service,
-            self.known(),
-            self.spec.concurrency
+            self.service, self.known, self.spec.concurrency
         )
     }
 }
@@ -132,24 +135,32 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
     let in_flight = sidecars.in_flight.min(sidecars.unsettled);
     let backlog = ready.saturating_add(sidecars.unsettled - in_flight) as f64;
     let rate = history.arrival_rate(backlog, spec.target_wait);
-    let measured = history.service_seconds();
-    let service = measured.unwrap_or(ASSUMED_SERVICE_SECONDS);
+    let so_far = history.seconds_of_the_first_call(now);
+    let (service, known) = match history.service_seconds() {
+        Some(seconds) => (seconds, MEASURED),
+        None if so_far > ASSUMED_SERVICE_SECONDS => (so_far, SO_FAR),
+        None => (ASSUMED_SERVICE_SECONDS, ASSUMED),
+    };
     let per_rate = service / (at_once * UTILISATION);
+    let startup = history.startup_seconds().unwrap_or(ASSUMED_STARTUP_SECONDS);
     let load = Load {
         spec,
         current: f64::from(inputs.workload.replicas),
         in_flight,
         backlog,
-        measured: measured.is_some(),
+        known,
         service,
         per_rate,
         rate,
-        // A pod without a message of its own shortens nothing.
-        useful: ((backlog + in_flight as f64) / at_once).ceil() + rate * per_rate,
+        startup,
+        // A pod without a message of its own shortens nothing; some come until it has begun.
+        useful: ((backlog + in_flight as f64) / at_once).ceil()
+            + rate * per_rate.min((startup + spec.target_wait) / at_once),
         least: 1.0_f64.min(backlog + sidecars.unsettled as f64),
     };
     let lasting_rate = history.lasting_rate(window(spec), now);
-    let more = if load.measured { more(&load, history, lasting_rate, inputs, now) } else { assumed(&load) };
+    let more =
+        if known == ASSUMED { assumed(&load) } else { more(&load, history, lasting_rate, inputs, now) };
     let (lasting, lasting_text) = lasting(&load, history, lasting_rate, now);
     let now = load.kept(history.rate());
     match more {
@@ -178,9 +189,8 @@ fn assumed(load: &Load<'_>) -> Option<More> {
 
 /// More pods than there are, where those would let messages wait for too long.
 fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, now: f64) -> Option<More> {
-    let Load { backlog, current, in_flight, .. } = *load;
+    let Load { backlog, current, in_flight, startup, .. } = *load;
     let target = load.spec.target_wait;
-    let startup = history.startup_seconds().unwrap_or(ASSUMED_STARTUP_SECONDS);
     let least_share = if history.bursts_often(now) { OFTEN_CLEARING_SHARE } else { LEAST_CLEARING_SHARE };
     let clearing = (target * BURST_SHARE - startup).max(target * least_share);
     // Messages a second that a pod begins.
@@ -230,7 +240,7 @@ fn lasting(load: &Load<'_>, history: &History, rate: f64, now: f64) -> (f64, Str
         "{rate:.1} messages/s over {:.0} s x {:.3} s per message ({}) / ({} at once x {:.2}), {:.0} waiting, {} running",
         window(load.spec),
         load.service,
-        load.known(),
+        load.known,
         load.spec.concurrency,
         load.hottest(),
         load.backlog,

@@ -123,7 +123,7 @@ impl Records {
             looked_seconds_ago: looked.elapsed().as_secs_f64(),
             ready: ready.map(|(ready, _)| ready),
             ready_age_seconds: ready.map(|(_, age)| age),
-            unsettled: sidecars.unsettled,
+            unsettled: sidecars.unsettled.saturating_add(sidecars.ending),
             in_flight: sidecars.in_flight,
             sidecars_started: sidecars.started,
             sidecars_answered: sidecars.scraped,

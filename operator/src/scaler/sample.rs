@@ -38,6 +38,19 @@ pub struct Sample {
     pub misconfigured: Option<u16>,
 }
 
+/// A sidecar that answered.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The pod's UID.
+    pub pod: String,
+    /// Whether all that it has done counts: the pod is younger than who watches it.
+    pub whole: bool,
+    /// Whether the pod has been let go.
+    pub ending: bool,
+    /// What it said.
+    pub sample: Sample,
+}
+
 /// Parses the Prometheus text format; what is not needed is passed over, what is not there is zero.
 pub fn parse(text: &str) -> Sample {
     let mut sample = Sample::default();
@@ -93,23 +106,18 @@ struct Tracked {
 }
 
 impl Tracker {
-    /// Takes the answers of one round in, by pod; a pod not among `living` is forgotten. Work that a sidecar did before it
-    /// was first seen counts only where `whole` says so: its pod is younger than the tracker.
+    /// Takes the answers of one round in; a pod not among `living` is forgotten. `started` pods stay.
     pub fn observe(
         &mut self,
-        samples: Vec<(String, bool, Sample)>,
+        answers: Vec<Answer>,
         living: &BTreeSet<String>,
         started: u32,
         now: f64,
     ) -> Sidecars {
         self.pods.retain(|pod, _| living.contains(pod));
-        let mut sums = Sidecars {
-            started,
-            scraped: samples.len().try_into().unwrap_or(u32::MAX),
-            ..Sidecars::default()
-        };
+        let mut sums = Sidecars { started, ..Sidecars::default() };
         let mut seen = Durability::default();
-        for (pod, whole, sample) in samples {
+        for Answer { pod, whole, ending, sample } in answers {
             let before = self.pods.get(&pod);
             let base = match before {
                 Some(tracked)
@@ -130,11 +138,20 @@ impl Tracker {
             self.total.settled += sample.settled.saturating_sub(base.settled);
             self.total.calls += sample.calls.saturating_sub(base.calls);
             self.total.call_seconds += (sample.call_seconds - base.call_seconds).max(0.0);
-            sums.unsettled += sample.unsettled;
-            sums.in_flight += sample.in_flight;
+            sums.lifetime_calls += sample.calls;
+            sums.lifetime_seconds += sample.call_seconds;
+            if ending {
+                sums.ending += sample.unsettled;
+            } else {
+                sums.scraped += 1;
+                sums.busy += u32::from(sample.in_flight > 0);
+                sums.unsettled += sample.unsettled;
+                sums.in_flight += sample.in_flight;
+            }
             let since = before.map_or(now, |tracked| tracked.since);
             let was_up = sample.handler_up || before.is_some_and(|tracked| tracked.was_up);
-            if !sample.handler_up
+            if !ending
+                && !sample.handler_up
                 && (was_up || now - since > STARTING_SECONDS || sample.misconfigured.is_some())
             {
                 sums.held += 1;
@@ -196,9 +213,13 @@ something_else NaN
         Sample { deliveries, settled: deliveries, calls: deliveries, handler_up: true, ..Sample::default() }
     }
 
+    fn answer(pod: &str, whole: bool, sample: Sample) -> Vec<Answer> {
+        vec![Answer { pod: pod.to_owned(), whole, ending: false, sample }]
+    }
+
     fn observe(tracker: &mut Tracker, pod: &str, whole: bool, sample: Sample) -> Sidecars {
         let living = BTreeSet::from(["a".to_owned(), "b".to_owned()]);
-        tracker.observe(vec![(pod.to_owned(), whole, sample)], &living, 1, 0.0)
+        tracker.observe(answer(pod, whole, sample), &living, 1, 0.0)
     }
 
     #[test]
@@ -214,12 +235,25 @@ something_else NaN
     fn a_handler_that_starts_is_not_failing_yet() {
         let mut tracker = Tracker::default();
         let living = BTreeSet::from(["a".to_owned()]);
-        let down = || vec![("a".to_owned(), true, Sample::default())];
+        let down = || answer("a", true, Sample::default());
         assert_eq!(tracker.observe(down(), &living, 1, 0.0).held, 0);
         assert_eq!(tracker.observe(down(), &living, 1, 31.0).held, 1);
-        let up = vec![("a".to_owned(), true, Sample { handler_up: true, ..Sample::default() })];
+        let up = answer("a", true, Sample { handler_up: true, ..Sample::default() });
         assert_eq!(tracker.observe(up, &living, 1, 32.0).held, 0);
         assert_eq!(tracker.observe(down(), &living, 1, 33.0).held, 1);
+    }
+
+    #[test]
+    fn a_pod_that_ends_is_no_pod_and_what_it_does_still_counts() {
+        let mut tracker = Tracker::default();
+        let sample = Sample { unsettled: 2, in_flight: 2, ..counted(5) };
+        let mut both = [answer("a", true, sample.clone()), answer("b", true, sample)].concat();
+        both[1].ending = true;
+        let living = BTreeSet::from(["a".to_owned(), "b".to_owned()]);
+        let sums = tracker.observe(both, &living, 1, 0.0);
+        assert_eq!((sums.started, sums.scraped, sums.busy, sums.held), (1, 1, 1, 0));
+        assert_eq!((sums.unsettled, sums.in_flight, sums.ending), (2, 2, 2));
+        assert_eq!((sums.settled, sums.calls, sums.lifetime_calls), (10, 10, 10));
     }
 
     proptest! {

@@ -31,7 +31,12 @@ pub fn crash(pods: &[Arc<Pod>]) -> bool {
 }
 
 fn staying(pods: &[Arc<Pod>]) -> impl Iterator<Item = &Arc<Pod>> {
-    pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none())
+    pods.iter().filter(|pod| !ending(pod))
+}
+
+/// Whether a pod has been let go: it takes no further messages, and nobody counts on it.
+pub const fn ending(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_some()
 }
 
 fn stuck(pod: &Pod) -> Option<(String, String)> {
