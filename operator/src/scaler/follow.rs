@@ -40,6 +40,8 @@ pub(super) const AT_ZERO: Duration = Duration::from_millis(400);
 const WITH_PODS: Duration = Duration::from_secs(1);
 /// How often a Worker is looked at whose replicas are not Warren's business.
 const OBSERVED: Duration = Duration::from_secs(5);
+/// How long the scrapes of a round may take: the depth that was read beside them must stay fresh.
+const SCRAPING: Duration = Duration::from_secs(3);
 /// Scrapes of one Worker at once.
 const SCRAPES_AT_ONCE: usize = 16;
 /// How long the first depth may take before it counts as unknown.
@@ -124,6 +126,7 @@ impl Follower {
         // A call that carries many messages takes its time once for all of them.
         if worker.spec.handler.batch.is_some() {
             sidecars.calls = sidecars.settled;
+            // What the calls before carried is not counted.
             sidecars.lifetime_calls = 0;
         }
         self.publish_metrics(worker, queue.as_deref(), deployment.as_deref(), &pods);
@@ -200,7 +203,8 @@ impl Follower {
             Some(Answer { pod, whole, ending, sample: self.scraper.scrape(address).await? })
         });
         // One Worker whose pods do not answer leaves the others room.
-        scrapes.buffer_unordered(SCRAPES_AT_ONCE).filter_map(future::ready).collect().await
+        let answers = scrapes.buffer_unordered(SCRAPES_AT_ONCE).filter_map(future::ready);
+        answers.take_until(tokio::time::sleep(SCRAPING)).collect().await
     }
 
     fn fold(&mut self, pods: &[Arc<Pod>], answers: Vec<Answer>) -> (Sidecars, Handlers) {
