@@ -25,6 +25,12 @@ fn waiting(ready: u64) -> Inputs {
     Inputs { ready: Some((ready, 0.0)), ..Inputs::default() }
 }
 
+/// So many pods with a call each.
+fn working(pods: u32) -> Sidecars {
+    let calls = u64::from(pods);
+    Sidecars { started: pods, scraped: pods, unsettled: calls, in_flight: calls, ..Sidecars::default() }
+}
+
 /// A cluster that obeys at once and a handler of constant speed, in steps of a second.
 struct World {
     spec: Spec,
@@ -119,7 +125,7 @@ fn one_more_message_of_long_work_gets_a_pod_and_not_all_pods() {
     let mut history = History::with_service_seconds(600.0);
     let mut inputs = waiting(0);
     inputs.workload.replicas = 3;
-    inputs.sidecars = Sidecars { started: 3, scraped: 3, unsettled: 3, in_flight: 3, ..Sidecars::default() };
+    inputs.sidecars = working(3);
     for now in 0..5 {
         history = decide(history, &inputs, &spec(), f64::from(now)).1;
     }
@@ -174,15 +180,7 @@ fn work_that_asks_for_more_time_keeps_its_pods() {
 fn an_operator_that_takes_over_knows_what_the_sidecars_have_measured() {
     let mut inputs = waiting(0);
     inputs.workload.replicas = 3;
-    inputs.sidecars = Sidecars {
-        started: 3,
-        scraped: 3,
-        unsettled: 3,
-        in_flight: 3,
-        lifetime_calls: 100,
-        lifetime_seconds: 50.0,
-        ..Sidecars::default()
-    };
+    inputs.sidecars = Sidecars { lifetime_calls: 100, lifetime_seconds: 50.0, ..working(3) };
     let (_, history) = decide(History::default(), &inputs, &spec(), 0.0);
     assert_eq!(history.service_seconds(), Some(0.5));
 }
@@ -268,8 +266,7 @@ fn while_more_waits_than_runs_nobody_goes() {
     let mut history = History::with_service_seconds(0.1);
     let mut inputs = waiting(40);
     inputs.workload.replicas = 20;
-    inputs.sidecars =
-        Sidecars { started: 20, scraped: 20, unsettled: 20, in_flight: 20, ..Sidecars::default() };
+    inputs.sidecars = working(20);
     for now in 0..300 {
         // Something moves: this is no stall.
         inputs.sidecars.settled += 1;
@@ -379,7 +376,7 @@ fn unacknowledged_work_keeps_the_last_pod() {
     let mut history = History::default();
     let mut inputs = waiting(0);
     inputs.workload.replicas = 1;
-    inputs.sidecars = Sidecars { started: 1, scraped: 1, unsettled: 1, in_flight: 1, ..Sidecars::default() };
+    inputs.sidecars = working(1);
     for now in 0..1000 {
         let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
         history = next;
@@ -443,7 +440,7 @@ fn work_that_asks_for_more_time_has_not_stalled() {
     let mut history = History::default();
     let mut inputs = waiting(5);
     inputs.workload.replicas = 2;
-    inputs.sidecars = Sidecars { started: 2, scraped: 2, unsettled: 2, in_flight: 2, ..Sidecars::default() };
+    inputs.sidecars = working(2);
     for now in 0..600 {
         inputs.sidecars.extensions = now / 20;
         let (decision, next) = decide(history, &inputs, &spec(), now as f64);
@@ -467,7 +464,7 @@ fn pods_that_go_before_they_start_do_not_make_a_slow_start() {
     let mut history = History::with_service_seconds(1.0);
     let mut inputs = waiting(40);
     inputs.workload.replicas = 10;
-    inputs.sidecars = Sidecars { started: 2, scraped: 2, unsettled: 2, in_flight: 2, ..Sidecars::default() };
+    inputs.sidecars = working(2);
     for now in 0..300 {
         history = decide(history, &inputs, &spec(), f64::from(now)).1;
     }
@@ -528,7 +525,7 @@ fn a_stalled_consumer_is_not_no_load_and_gets_no_more_pods() {
     let mut history = History::default();
     let mut inputs = waiting(5);
     inputs.workload.replicas = 2;
-    inputs.sidecars = Sidecars { started: 2, scraped: 2, unsettled: 2, in_flight: 2, ..Sidecars::default() };
+    inputs.sidecars = working(2);
     let mut last = None;
     for now in 0..100 {
         inputs.ready = Some((5 + u64::from(now > 70) * 10_000, 0.0));
