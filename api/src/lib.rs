@@ -6,6 +6,7 @@
 pub mod conditions;
 pub mod crd;
 pub mod headers;
+pub mod listen;
 pub mod metrics;
 pub mod names;
 pub mod queue;

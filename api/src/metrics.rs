@@ -4,6 +4,8 @@
 pub const UNSETTLED: &str = "warren_sidecar_unsettled";
 /// Gauge: messages at the handler, late ones included.
 pub const IN_FLIGHT: &str = "warren_sidecar_in_flight";
+/// Gauge: of those, the ones that the application has answered with `later`.
+pub const LATE: &str = "warren_sidecar_late";
 /// Counter: deliveries received.
 pub const DELIVERIES: &str = "warren_sidecar_deliveries_total";
 /// Counter: settled deliveries, by `outcome`.

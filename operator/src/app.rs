@@ -36,6 +36,8 @@ use crate::worker::live::{LiveConfigMap, LiveDeployment, LiveDisruptionBudget, O
 use crate::worker::pod_index::PodIndex;
 use crate::{queue, scaler, worker};
 
+/// How long a connection to the API server may say nothing while an answer is due: longer than a watch.
+const SILENCE: Duration = Duration::from_secs(230);
 /// How long controllers get to end what they are doing.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long sidecars may take to read a changed ladder: the kubelet's two minutes, and some.
@@ -63,8 +65,11 @@ struct Shared {
 /// No API server to speak to, the listening address is taken, or the leadership was lost.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     init_logs(args.log_format);
-    let config =
+    let mut config =
         Config::infer().await.context("no Kubernetes API server: run in a pod, or set KUBECONFIG")?;
+    // An API server that dies between a request and its answer leaves a connection that never ends by itself.
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
     let leadership = Leadership::none();
     let guard = leadership.clone();
     let client = ClientBuilder::try_from(config)

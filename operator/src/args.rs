@@ -26,7 +26,7 @@ pub struct Args {
     pub log_format: LogFormat,
 
     /// Address of /metrics, /livez and /readyz.
-    #[arg(long, env = "WARREN_LISTEN", default_value = "0.0.0.0:8080")]
+    #[arg(long, env = "WARREN_LISTEN", default_value = "[::]:8080")]
     pub listen: SocketAddr,
 
     /// Whether to elect a leader by a Lease, so that several replicas can run; one of them works.

@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use tokio::net::TcpListener;
+use warren_api::listen::addresses;
 
 use crate::brokers::{Brokers, Key};
 use crate::context::Shutdown;
@@ -42,7 +43,7 @@ pub async fn serve(address: SocketAddr, telling: Telling, shutdown: Shutdown) ->
         .route("/readyz", get(readyz))
         .route("/decisions/{namespace}/{name}", get(decisions))
         .with_state(telling);
-    let listener = TcpListener::bind(address).await?;
+    let listener = TcpListener::bind(&addresses(address)[..]).await?;
     tracing::info!(%address, "serving /metrics, /livez, /readyz and /decisions");
     axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled()).await
 }

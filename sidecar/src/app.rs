@@ -1,6 +1,6 @@
 //! A sidecar put together: servers, publisher, engine, signals.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ impl Ports {
     /// A pod's: everyone may scrape and probe, only the pod itself may publish.
     pub fn pod() -> Self {
         Self {
-            admin: (Ipv4Addr::UNSPECIFIED, warren_api::names::SIDECAR_PORT).into(),
+            admin: (Ipv6Addr::UNSPECIFIED, warren_api::names::SIDECAR_PORT).into(),
             local: (Ipv4Addr::LOCALHOST, warren_api::names::PUBLISH_PORT).into(),
         }
     }

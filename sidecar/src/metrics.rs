@@ -28,6 +28,7 @@ pub struct Metrics {
     queue: Mutex<String>,
     pub(crate) unsettled: IntGauge,
     pub(crate) in_flight: IntGauge,
+    pub(crate) late: IntGauge,
     pub(crate) prefetch: IntGauge,
     pub(crate) connected: IntGauge,
     pub(crate) handler_up: IntGauge,
@@ -234,6 +235,7 @@ impl Metrics {
         Ok(Self {
             unsettled: make.gauge(names::UNSETTLED, "Messages delivered and not settled")?,
             in_flight: make.gauge(names::IN_FLIGHT, "Messages at the handler")?,
+            late: make.gauge(names::LATE, "Of these, messages that the application has answered with `later` and not ended yet")?,
             prefetch: make.gauge("warren_sidecar_prefetch", "Messages held unacknowledged at most; 0 while not consuming")?,
             connected: make.gauge(names::CONNECTED, "1 while the consuming connection is up and the queue is there")?,
             handler_up: make.gauge(names::HANDLER_UP, "1 while the handler takes calls, 0 while consuming is held because it does not")?,
@@ -330,6 +332,7 @@ impl Metrics {
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         self.unsettled.set(count(snapshot.unsettled));
         self.in_flight.set(count(snapshot.in_flight));
+        self.late.set(count(snapshot.late));
         self.prefetch.set(i64::from(snapshot.prefetch));
         self.handler_up.set(i64::from(snapshot.handler_accepts && snapshot.breaker.is_none()));
         self.breaker_open.set(i64::from(snapshot.breaker.is_some()));

@@ -44,6 +44,7 @@ impl Autoscaler for Warren {
             workload: Workload { replicas, ..Workload::default() },
             sidecars: Sidecars {
                 started,
+                able: started,
                 scraped: started,
                 unsettled,
                 in_flight,

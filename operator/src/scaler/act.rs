@@ -1,7 +1,9 @@
 //! Carries a decision out: the idlest pods first, then one patch.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures::future::join_all;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams};
@@ -13,12 +15,17 @@ use super::sample::Tracker;
 use crate::brokers::Key;
 use crate::context::{Context, FIELD_MANAGER};
 use crate::worker::annotate::annotate;
+use crate::worker::pods;
 
 /// Pods with a lower cost are deleted first, see
 /// <https://kubernetes.io/docs/concepts/workloads/controllers/replicaset/#pod-deletion-cost>.
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+/// Least cost of a pod with messages at the handler: one that only holds some gives them back, and goes before.
+const BUSY_COST: u64 = 100_000;
 /// Cost of a pod that cannot be looked into: it goes last.
 const UNKNOWN_COST: u64 = 1_000_000;
+/// How long the marks may take: a load that grows meanwhile must be seen.
+const MARKING: Duration = Duration::from_secs(3);
 
 /// Makes `view` known and the Deployment's replicas `replicas`.
 pub async fn scale(
@@ -37,15 +44,35 @@ pub async fn scale(
     deployments.patch_scale(&worker.name, &params, &patch).await.map(drop)
 }
 
-/// Marks how much each pod holds, so that a scale-in takes the idlest.
-pub async fn mark_costs(context: &Context, pods: &[Arc<Pod>], tracker: &Tracker) {
-    for pod in pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
-        let held = tracker.unsettled(&pod.uid().unwrap_or_default()).unwrap_or(UNKNOWN_COST);
-        let cost = held.to_string();
+/// Marks how much each pod has to do, so that a scale-in takes the idlest; gives whether all are marked.
+pub async fn mark_costs(context: &Context, pods: &[Arc<Pod>], tracker: &Tracker) -> bool {
+    let marks = pods.iter().filter(|pod| !pods::ending(pod)).map(|pod| async {
+        let cost = cost(tracker.work(&pod.uid().unwrap_or_default()));
         let marked = pod.annotations().get(DELETION_COST);
-        if marked == Some(&cost) || (held == 0 && marked.is_none()) {
-            continue;
-        }
-        annotate(context, pod, DELETION_COST, &cost).await;
+        let same = marked.map_or(cost == 0, |marked| *marked == cost.to_string());
+        same || annotate(context, pod, DELETION_COST, &cost.to_string()).await
+    });
+    tokio::time::timeout(MARKING, join_all(marks))
+        .await
+        .is_ok_and(|marked| marked.into_iter().all(|done| done))
+}
+
+/// What a pod's end would cost, by its messages at the handler and its messages in all, where those are known.
+fn cost(work: Option<(u64, u64)>) -> u64 {
+    match work {
+        None => UNKNOWN_COST,
+        Some((0, held)) => held.min(BUSY_COST - 1),
+        Some((_, held)) => (BUSY_COST + held).min(UNKNOWN_COST - 1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_whose_handler_runs_goes_after_one_that_only_holds_messages_and_one_that_nobody_sees_goes_last() {
+        let works = [Some((0, 0)), Some((0, 3)), Some((0, u64::MAX)), Some((1, 1)), Some((5, 9)), None];
+        assert!(works.map(cost).is_sorted_by(|one, next| one < next));
     }
 }

@@ -28,7 +28,14 @@ fn waiting(ready: u64) -> Inputs {
 /// So many pods with a call each.
 fn working(pods: u32) -> Sidecars {
     let calls = u64::from(pods);
-    Sidecars { started: pods, scraped: pods, unsettled: calls, in_flight: calls, ..Sidecars::default() }
+    Sidecars {
+        started: pods,
+        able: pods,
+        scraped: pods,
+        unsettled: calls,
+        in_flight: calls,
+        ..Sidecars::default()
+    }
 }
 
 /// A cluster that obeys at once and a handler of constant speed, in steps of a second.
@@ -76,6 +83,7 @@ impl World {
             floor: self.floor.clone(),
             sidecars: Sidecars {
                 started: self.replicas,
+                able: self.replicas,
                 scraped: self.replicas,
                 unsettled: busy,
                 in_flight: busy,
@@ -108,8 +116,8 @@ fn a_burst_at_zero_goes_to_the_wanted_number_in_one_step() {
 #[test]
 fn a_measured_service_time_replaces_the_assumption_and_pods_get_time_to_start() {
     let (decision, _) = decide(History::with_service_seconds(0.1), &waiting(200), &spec(), 100.0);
-    // 200 messages / (a quarter of 10 s, since pods take 5 s to start) x 0.1 s / 0.95
-    assert_eq!(decision.replicas, 9);
+    // 200 messages / (a fifth of 10 s, since pods take 5 s to start) x 0.1 s / 0.95
+    assert_eq!(decision.replicas, 11);
     assert!(decision.message.contains("measured"), "{}", decision.message);
 }
 
@@ -147,6 +155,7 @@ fn calls_of_which_none_has_ended_take_as_long_as_they_have_run() {
         inputs.workload.replicas = pods;
         inputs.sidecars = Sidecars {
             started: pods,
+            able: pods,
             scraped: pods,
             busy: pods,
             unsettled: running,
@@ -162,8 +171,15 @@ fn work_that_asks_for_more_time_keeps_its_pods() {
     let mut history = History::with_service_seconds(600.0);
     let mut inputs = waiting(0);
     inputs.workload.replicas = 20;
-    inputs.sidecars =
-        Sidecars { started: 20, scraped: 20, busy: 12, unsettled: 12, in_flight: 12, ..Sidecars::default() };
+    inputs.sidecars = Sidecars {
+        started: 20,
+        able: 20,
+        scraped: 20,
+        busy: 12,
+        unsettled: 12,
+        in_flight: 12,
+        ..Sidecars::default()
+    };
     let mut reason = Reason::Idle;
     for now in 0..600 {
         inputs.sidecars.extensions = now / 20;
@@ -171,9 +187,29 @@ fn work_that_asks_for_more_time_keeps_its_pods() {
         history = next;
         reason = decision.reason;
         inputs.workload.replicas = decision.replicas;
-        (inputs.sidecars.started, inputs.sidecars.scraped) = (decision.replicas, decision.replicas);
+        let pods = decision.replicas;
+        (inputs.sidecars.started, inputs.sidecars.able, inputs.sidecars.scraped) = (pods, pods, pods);
     }
     assert_eq!((inputs.workload.replicas, reason), (12, Reason::InFlight));
+}
+
+#[test]
+fn work_that_may_still_ask_for_more_time_keeps_its_pods_where_nothing_has_ended_for_long() {
+    let patient = Spec { handler_timeout: 600.0, ..spec() };
+    let run = |late| {
+        let mut history = History::with_service_seconds(1.0);
+        let mut inputs = waiting(10);
+        for now in 0..500 {
+            let (decision, next) = decide(history, &inputs, &patient, f64::from(now));
+            let pods = decision.replicas;
+            (history, inputs.workload.replicas, inputs.ready) = (next, pods, Some((0, 0.0)));
+            inputs.sidecars =
+                Sidecars { busy: pods, late: if late { pods.into() } else { 0 }, ..working(pods) };
+        }
+        inputs.workload.replicas
+    };
+    // Six are asked for; a call that ends by itself ends within the drain.
+    assert_eq!((run(true), run(false)), (6, 1));
 }
 
 #[test]
@@ -227,9 +263,9 @@ fn bursts_that_come_often_get_fewer_pods_and_rare_ones_do_not() {
         }
         peaks
     };
-    // The first is asked for on an assumption; then 200 messages x 0.5 s / 0.95 in 2.5 s or 4.5 s, less what one pod does.
-    assert_eq!(peaks(60)[1..], [38, 21, 21, 21]);
-    assert_eq!(peaks(200)[1..], [43, 43, 43, 43]);
+    // The first is asked for on an assumption; then 200 messages x 0.5 s / 0.95 in 2 s or 4.5 s, less what one pod does.
+    assert_eq!(peaks(60)[1..], [47, 21, 21, 21]);
+    assert_eq!(peaks(200)[1..], [50, 50, 50, 50]);
 }
 
 #[test]
@@ -285,8 +321,9 @@ fn slow_starts_are_learned_and_ask_for_more_pods_at_once() {
     for now in 0..=20 {
         inputs.workload.replicas = 5;
         inputs.ready = Some((0, 0.0));
-        inputs.sidecars.started = if now < 20 { 0 } else { 5 };
-        inputs.sidecars.scraped = inputs.sidecars.started;
+        // The sidecar runs before the application does.
+        (inputs.sidecars.started, inputs.sidecars.scraped) = (5, 5);
+        inputs.sidecars.able = if now < 20 { 0 } else { 5 };
         history = decide(history, &inputs, &target, f64::from(now)).1;
     }
     inputs.workload.replicas = 0;
@@ -425,7 +462,7 @@ fn what_is_delivered_and_not_begun_waits_like_what_is_ready() {
     let spec = Spec { max: 4, quorum: false, ..spec };
     inputs.ready = Some((0, 0.0));
     inputs.sidecars =
-        Sidecars { started: 4, scraped: 4, unsettled: 2000, in_flight: 40, ..Sidecars::default() };
+        Sidecars { started: 4, able: 4, scraped: 4, unsettled: 2000, in_flight: 40, ..Sidecars::default() };
     let mut history = decide(history, &inputs, &spec, 60.0).1;
     for now in 61..300 {
         inputs.sidecars.deliveries += 1;
@@ -452,7 +489,7 @@ fn work_that_asks_for_more_time_has_not_stalled() {
 #[test]
 fn what_stood_still_while_paused_has_not_stalled() {
     let (spec, mut inputs, mut history) = a_minute_of_work();
-    inputs.sidecars = Sidecars { started: 4, scraped: 4, ..Sidecars::default() };
+    inputs.sidecars = Sidecars { started: 4, able: 4, scraped: 4, ..Sidecars::default() };
     for now in 60..600 {
         history = decide(history, &inputs, &Spec { paused: true, ..spec.clone() }, f64::from(now)).1;
     }
@@ -491,7 +528,7 @@ fn a_sidecar_that_cannot_be_scraped_blocks_scale_in_but_not_scale_out() {
     let mut history = History::default();
     let mut inputs = waiting(0);
     inputs.workload.replicas = 3;
-    inputs.sidecars = Sidecars { started: 3, scraped: 2, ..Sidecars::default() };
+    inputs.sidecars = Sidecars { started: 3, able: 3, scraped: 2, ..Sidecars::default() };
     let mut last = None;
     for now in 0..200 {
         let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
@@ -509,7 +546,7 @@ fn no_scraped_pod_for_a_minute_is_said() {
     let mut history = History::default();
     let mut inputs = waiting(0);
     inputs.workload.replicas = 1;
-    inputs.sidecars = Sidecars { started: 1, ..Sidecars::default() };
+    inputs.sidecars = Sidecars { started: 1, able: 1, ..Sidecars::default() };
     let mut reasons = vec![];
     for now in 0..=60 {
         let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
@@ -542,9 +579,39 @@ fn a_stalled_consumer_is_not_no_load_and_gets_no_more_pods() {
 fn failing_handlers_hold() {
     let mut inputs = waiting(10_000);
     inputs.workload.replicas = 2;
-    inputs.sidecars = Sidecars { started: 2, scraped: 2, held: 2, ..Sidecars::default() };
+    inputs.sidecars = Sidecars { started: 2, able: 2, scraped: 2, failing: 2, ..Sidecars::default() };
     let (decision, _) = decide(History::default(), &inputs, &spec(), 0.0);
     assert_eq!((decision.replicas, decision.reason), (2, Reason::HandlerFailing));
+}
+
+#[test]
+fn pods_whose_handler_fails_do_not_stay_when_there_is_nothing_to_do() {
+    let mut history = History::default();
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 2;
+    inputs.sidecars = Sidecars { started: 2, able: 2, scraped: 2, failing: 2, ..Sidecars::default() };
+    for now in 0..200 {
+        let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
+        (history, inputs.workload.replicas) = (next, decision.replicas);
+    }
+    assert_eq!(inputs.workload.replicas, 0);
+}
+
+#[test]
+fn an_application_that_starts_for_a_minute_gets_no_pods_beyond_those_that_are_on_their_way() {
+    let mut history = History::with_service_seconds(0.5);
+    let mut inputs = waiting(0);
+    for now in 0..60 {
+        inputs.ready = Some((200 + 10 * now, 0.0));
+        let (decision, next) = decide(history, &inputs, &spec(), now as f64);
+        history = next;
+        let pods = decision.replicas;
+        inputs.workload.replicas = pods;
+        // The sidecars run from the third second on, and no application does.
+        let run = if now < 3 { 0 } else { pods };
+        inputs.sidecars = Sidecars { started: run, scraped: run, ..Sidecars::default() };
+        assert!((40..=60).contains(&pods), "{pods} at {now}: {}", decision.message);
+    }
 }
 
 #[test]
@@ -552,6 +619,7 @@ fn a_rollout_and_a_crash_do_not_feed_the_estimate_and_a_pod_that_fits_no_node_do
     let mut inputs = waiting(10);
     inputs.sidecars = Sidecars {
         started: 1,
+        able: 1,
         scraped: 1,
         calls: 10,
         call_seconds: 10.0,
@@ -656,9 +724,13 @@ prop_compose! {
                 extensions: counters.0,
                 calls: counters.2,
                 call_seconds,
+                able: started / 2,
+                late: in_flight / 3,
+                lifetime_settled: counters.2,
                 lifetime_calls: counters.1,
                 lifetime_seconds: call_seconds,
                 held,
+                failing: held,
             },
         }
     }
@@ -724,7 +796,7 @@ proptest! {
     fn nonsense_in_the_measured_seconds_never_moves_replicas(seconds in prop_oneof![Just(f64::NAN), Just(-5.0), Just(f64::NEG_INFINITY), Just(f64::INFINITY)]) {
         let mut inputs = waiting(10);
         inputs.workload.replicas = 2;
-        inputs.sidecars = Sidecars { started: 2, scraped: 2, calls: 10, call_seconds: 10.0, ..Sidecars::default() };
+        inputs.sidecars = Sidecars { started: 2, able: 2, scraped: 2, calls: 10, call_seconds: 10.0, ..Sidecars::default() };
         let sane = decide(History::with_service_seconds(1.0), &inputs, &spec(), 0.0);
         inputs.sidecars.calls = 20;
         inputs.sidecars.call_seconds = seconds;

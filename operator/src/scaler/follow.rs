@@ -125,9 +125,7 @@ impl Follower {
         self.settled.observe(sidecars.settled, self.since.elapsed().as_secs_f64());
         // A call that carries many messages takes its time once for all of them.
         if worker.spec.handler.batch.is_some() {
-            sidecars.calls = sidecars.settled;
-            // What the calls before carried is not counted.
-            sidecars.lifetime_calls = 0;
+            (sidecars.calls, sidecars.lifetime_calls) = (sidecars.settled, sidecars.lifetime_settled);
         }
         self.publish_metrics(worker, queue.as_deref(), deployment.as_deref(), &pods);
 
@@ -211,11 +209,11 @@ impl Follower {
         let living: BTreeSet<String> =
             pods.iter().filter(|pod| !pods::ended(pod)).filter_map(|pod| pod.uid()).collect();
         let runs = |pod: &Pod| pods::sidecar_runs(pod) && !pods::ended(pod) && !pods::ending(pod);
-        let started = pods.iter().filter(|pod| runs(pod)).count();
+        let staying = pods.iter().filter(|pod| runs(pod)).filter_map(|pod| pod.uid()).collect();
         let misconfigured = answers.iter().find_map(|answer| answer.sample.misconfigured);
         let connected = answers.iter().filter(|answer| !answer.ending && answer.sample.connected).count();
         let now = self.since.elapsed().as_secs_f64();
-        let sidecars = self.tracker.observe(answers, &living, count(started), now);
+        let sidecars = self.tracker.observe(answers, &living, &staying, now);
         let handlers = Handlers {
             scraped: sidecars.scraped,
             held: sidecars.held,
@@ -242,7 +240,13 @@ impl Follower {
             return;
         }
         if live.is_some_and(|live| wanted < live) {
-            act::mark_costs(&self.context, pods, &self.tracker).await;
+            let marked = act::mark_costs(&self.context, pods, &self.tracker).await;
+            let timeout = f64::from(worker.spec.handler.http.timeout_seconds);
+            // Such work must not go for want of a mark.
+            if !marked && self.history.extended_within(timeout, self.since.elapsed().as_secs_f64()) {
+                self.decided = live;
+                return;
+            }
         }
         let former = self.entry.view();
         match act::scale(&self.context, &self.key, &self.entry, view.clone(), wanted).await {
@@ -333,6 +337,7 @@ impl Follower {
     }
 }
 
-fn count(number: usize) -> u32 {
+/// Pods as a number.
+pub(super) fn count(number: usize) -> u32 {
     number.try_into().unwrap_or(u32::MAX)
 }

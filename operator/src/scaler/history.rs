@@ -22,6 +22,8 @@ const OFTEN: u32 = 2;
 const SERVICE_HALF_LIFE: f64 = 60.0;
 /// Readings of the queue's depth are at least this far apart, in seconds.
 const SAME_READING: f64 = 0.1;
+/// Pods that are on their way for longer, in seconds, do not start.
+pub(super) const SLOWEST_START_SECONDS: f64 = 120.0;
 /// A handler call takes at least this long, in seconds: the broker's round trip counts too.
 const LEAST_SERVICE: f64 = 0.001;
 
@@ -40,6 +42,8 @@ pub struct History {
     unscraped_since: Option<f64>,
     /// The first of the calls that run began then at the latest; none where one has ended since, or nothing runs.
     calling_since: Option<f64>,
+    /// When a delivery was settled last.
+    ended_at: Option<f64>,
     /// Extensions of late deliveries so far, and when they last became more.
     extended: (u64, f64),
     last_scale_in: Option<f64>,
@@ -130,22 +134,31 @@ impl History {
     }
 
     fn observe_startup(&mut self, inputs: &Inputs, now: f64) {
-        let (replicas, running) = (inputs.workload.replicas, inputs.sidecars.started);
+        let (replicas, running) = (inputs.workload.replicas, inputs.sidecars.able);
         match &mut self.asked {
-            // What went before it ran says nothing of how long a start takes.
-            Some(asked) if replicas < asked.replicas => *asked = Asked { replicas, started: true, ..*asked },
+            // What went before it ran, or cannot, says nothing of how long a start takes.
+            Some(asked) if replicas < asked.replicas || inputs.workload.failing => {
+                *asked = Asked { replicas, started: true, ..*asked };
+            }
             Some(asked) if replicas == asked.replicas => {
                 if running >= replicas && !std::mem::replace(&mut asked.started, true) {
-                    self.startup = Some(now - asked.at).filter(|seconds| *seconds > 0.0);
+                    let seconds = (now - asked.at).min(SLOWEST_START_SECONDS);
+                    self.startup = Some(seconds).filter(|seconds| *seconds > 0.0);
                 }
             }
             _ => self.asked = Some(Asked { at: now, replicas, started: running >= replicas }),
         }
     }
 
-    /// Seconds that the last pods took from their request to their start; none before.
+    /// Seconds that the last pods took from their request until they took calls; none before.
     pub(super) const fn startup_seconds(&self) -> Option<f64> {
         self.startup
+    }
+
+    /// Seconds since pods were asked for that do not all take calls yet, and are still to be expected.
+    pub(super) fn on_their_way(&self, now: f64) -> Option<f64> {
+        let waited = now - self.asked.filter(|asked| !asked.started)?.at;
+        (waited <= SLOWEST_START_SECONDS).then_some(waited)
     }
 
     fn observe_service(&mut self, inputs: &Inputs, now: f64) {
@@ -190,6 +203,9 @@ impl History {
             self.extended = (extensions, now);
         }
         let ended = self.progress.is_some_and(|before| before.settled != settled);
+        if ended {
+            self.ended_at = Some(now);
+        }
         match in_flight {
             0 => self.calling_since = None,
             _ if ended => self.calling_since = Some(now),
@@ -252,6 +268,11 @@ impl History {
     /// Seconds that some call has run for at least, while none has ended.
     pub(super) fn seconds_of_the_first_call(&self, now: f64) -> f64 {
         self.calling_since.map_or(0.0, |since| now - since)
+    }
+
+    /// Whether a delivery was settled within the last `seconds`.
+    pub(super) fn ended_within(&self, seconds: f64, now: f64) -> bool {
+        self.ended_at.is_some_and(|at| now - at <= seconds)
     }
 
     /// Whether a handler asked for more time within the last `seconds`.

@@ -75,7 +75,9 @@ pub struct Workload {
 pub struct Sidecars {
     /// Pods that stay and whose sidecar has started.
     pub started: u32,
-    /// Of these, how many answered just now.
+    /// Of these, how many had a handler that took calls since they are known: the others are on their way.
+    pub able: u32,
+    /// Of those that have started, how many answered just now.
     pub scraped: u32,
     /// Of these, how many have messages at the handler.
     pub busy: u32,
@@ -83,6 +85,8 @@ pub struct Sidecars {
     pub unsettled: u64,
     /// Of these, how many are at the handler, late ones included.
     pub in_flight: u64,
+    /// Of these, how many the application ends later, and may ask for more time for.
+    pub late: u64,
     /// Messages that pods hold which end: they are done there, or come back.
     pub ending: u64,
     /// Deliveries so far.
@@ -95,10 +99,14 @@ pub struct Sidecars {
     pub calls: u64,
     /// Seconds of those calls.
     pub call_seconds: f64,
-    /// Calls that the pods which answered have ended since their own start: what an operator that takes over can know.
+    /// Deliveries that the pods which answered have settled since their own start.
+    pub lifetime_settled: u64,
+    /// Calls that they have ended since then: what an operator that takes over can know.
     pub lifetime_calls: u64,
     /// Seconds of those calls.
     pub lifetime_seconds: f64,
-    /// Pods that hold consuming back because their handler fails.
+    /// Pods that hold consuming back because their handler fails, or does not listen yet for longer than a start takes.
     pub held: u32,
+    /// Of these, those of which it is sure that they are not only slow to start.
+    pub failing: u32,
 }

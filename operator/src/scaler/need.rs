@@ -34,11 +34,11 @@ const SUDDEN_SHARE: f64 = 0.5;
 /// A burst that asks for more than so many times the pods says nothing of the load that lasts.
 const LARGE_BURST: f64 = 1.5;
 /// Share of the target wait that is left for clearing a burst, however long pods take to start.
-const LEAST_CLEARING_SHARE: f64 = 0.25;
+const LEAST_CLEARING_SHARE: f64 = 0.2;
 /// The same where bursts come often: those pods' start-up is then a large part of what they cost.
 const OFTEN_CLEARING_SHARE: f64 = 0.45;
 /// Share of the target wait that messages may wait for before pods are added to a load that grows slowly.
-const QUEUE_SHARE: f64 = 0.5;
+const QUEUE_SHARE: f64 = 0.6;
 /// Share of their capacity that pods are kept at at most, however long messages may wait.
 const HOTTEST: f64 = 1.1;
 /// The same, however short messages may wait.
@@ -86,6 +86,8 @@ struct Load<'a> {
     rate: f64,
     /// Seconds from the request for a pod to its consuming.
     startup: f64,
+    /// Seconds since pods were asked for that are still on their way.
+    waited: Option<f64>,
     /// Most pods that shorten anything.
     useful: f64,
     /// Pods that what there is to do needs at least: one, or a part of it.
@@ -142,7 +144,10 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
         None => (ASSUMED_SERVICE_SECONDS, ASSUMED),
     };
     let per_rate = service / (at_once * UTILISATION);
-    let startup = history.startup_seconds().unwrap_or(ASSUMED_STARTUP_SECONDS);
+    let waited = history.on_their_way(now);
+    // Those that are on their way take as long as they have taken so far at least.
+    let startup =
+        history.startup_seconds().unwrap_or(ASSUMED_STARTUP_SECONDS).max(waited.unwrap_or_default());
     let load = Load {
         spec,
         current: f64::from(inputs.workload.replicas),
@@ -153,6 +158,7 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
         per_rate,
         rate,
         startup,
+        waited,
         // A pod without a message of its own shortens nothing; some come until it has begun.
         useful: ((backlog + in_flight as f64) / at_once).ceil()
             + rate * per_rate.min((startup + spec.target_wait) / at_once),
@@ -189,17 +195,18 @@ fn assumed(load: &Load<'_>) -> Option<More> {
 
 /// More pods than there are, where those would let messages wait for too long.
 fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, now: f64) -> Option<More> {
-    let Load { backlog, current, in_flight, startup, .. } = *load;
+    let Load { backlog, current, in_flight, startup, waited, .. } = *load;
     let target = load.spec.target_wait;
     let least_share = if history.bursts_often(now) { OFTEN_CLEARING_SHARE } else { LEAST_CLEARING_SHARE };
     let clearing = (target * BURST_SHARE - startup).max(target * least_share);
     // Messages a second that a pod begins.
     let pace = 1.0 / (load.per_rate * UTILISATION);
-    let started = f64::from(inputs.sidecars.started).min(current);
-    // What waits still when pods that are asked for now begin.
-    let left = (backlog - started * pace * startup).max(0.0);
+    let able = f64::from(inputs.sidecars.able).min(current);
+    // What waits still when pods that are asked for now begin: those on their way begin sooner, by what they have waited.
+    let begun = able * startup + (current - able) * waited.unwrap_or_default();
+    let left = (backlog - begun * pace).max(0.0);
     // How long the last message waits: more pods do not start sooner than those that are on their way.
-    let wait = if started < current { left / (current * pace) } else { backlog / (current * pace) };
+    let wait = if waited.is_some() { left } else { backlog } / (current * pace);
     let by_backlog = (left / clearing * load.per_rate).min(load.useful);
     let sudden = history.growth() >= backlog * SUDDEN_SHARE;
     // What came long ago, such as while the handler failed, is cleared like a burst.
@@ -216,7 +223,7 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
         More { pods, text, tells: loaded && pods <= current * LARGE_BURST }
     });
     // Pods that were asked for just now change nothing yet.
-    let seen = current == 0.0 || history.seconds_since_scale_out(now) >= startup;
+    let seen = current == 0.0 || waited.is_none() && history.seconds_since_scale_out(now) >= startup;
     let is_growth = seen && backlog > target * QUEUE_SHARE * current * pace;
     let of_growth = is_growth.then(|| {
         let pods = load.sane((lasting_rate * load.per_rate).min(load.useful).max(current + 1.0));

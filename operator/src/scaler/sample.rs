@@ -6,10 +6,14 @@ use warren_api::metrics;
 
 use super::board::Durability;
 use super::durability::Recent;
+use super::follow::count;
+use super::history::SLOWEST_START_SECONDS;
 use super::inputs::Sidecars;
 
-/// A handler that was never up counts as failing after so many seconds: before that, it starts.
+/// A handler that was never up is told to be away after so many seconds.
 const STARTING_SECONDS: f64 = 30.0;
+/// The label of what was given back to the queue.
+const RETURNED: &str = r#"outcome="returned""#;
 
 /// What one sidecar's `/metrics` says.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -18,9 +22,11 @@ pub struct Sample {
     pub unsettled: u64,
     /// Running handler calls.
     pub in_flight: u64,
+    /// Of these, how many the application ends later.
+    pub late: u64,
     /// Deliveries since its start.
     pub deliveries: u64,
-    /// Settled deliveries since its start.
+    /// Settled deliveries since its start; one that was given back to the queue is none.
     pub settled: u64,
     /// Ended handler calls since its start.
     pub calls: u64,
@@ -60,8 +66,9 @@ pub fn parse(text: &str) -> Sample {
         match name {
             metrics::UNSETTLED => sample.unsettled += count,
             metrics::IN_FLIGHT => sample.in_flight += count,
+            metrics::LATE => sample.late += count,
             metrics::DELIVERIES => sample.deliveries += count,
-            metrics::OUTCOMES => sample.settled += count,
+            metrics::OUTCOMES if !line.contains(RETURNED) => sample.settled += count,
             metrics::EXTENSIONS => sample.extensions += count,
             metrics::TRANSIENT => sample.transient += count,
             metrics::CONNECTED => sample.connected = value > 0.0,
@@ -106,16 +113,16 @@ struct Tracked {
 }
 
 impl Tracker {
-    /// Takes the answers of one round in; a pod not among `living` is forgotten. `started` pods stay.
+    /// Takes the answers of one round in; a pod not among `living` is forgotten. Of these, `staying` run and are not let go.
     pub fn observe(
         &mut self,
         answers: Vec<Answer>,
         living: &BTreeSet<String>,
-        started: u32,
+        staying: &BTreeSet<String>,
         now: f64,
     ) -> Sidecars {
         self.pods.retain(|pod, _| living.contains(pod));
-        let mut sums = Sidecars { started, ..Sidecars::default() };
+        let mut sums = Sidecars { started: count(staying.len()), ..Sidecars::default() };
         let mut seen = Durability::default();
         for Answer { pod, whole, ending, sample } in answers {
             let before = self.pods.get(&pod);
@@ -128,7 +135,8 @@ impl Tracker {
                 // Started again: its counters begin at zero.
                 Some(_) => Sample::default(),
                 None if whole => Sample::default(),
-                None => sample.clone(),
+                // What it was given more time for may run still.
+                None => Sample { extensions: 0, ..sample.clone() },
             };
             let deliveries = sample.deliveries.saturating_sub(base.deliveries);
             seen =
@@ -138,6 +146,7 @@ impl Tracker {
             self.total.settled += sample.settled.saturating_sub(base.settled);
             self.total.calls += sample.calls.saturating_sub(base.calls);
             self.total.call_seconds += (sample.call_seconds - base.call_seconds).max(0.0);
+            sums.lifetime_settled += sample.settled;
             sums.lifetime_calls += sample.calls;
             sums.lifetime_seconds += sample.call_seconds;
             if ending {
@@ -147,17 +156,19 @@ impl Tracker {
                 sums.busy += u32::from(sample.in_flight > 0);
                 sums.unsettled += sample.unsettled;
                 sums.in_flight += sample.in_flight;
+                sums.late += sample.late;
             }
             let since = before.map_or(now, |tracked| tracked.since);
             let was_up = sample.handler_up || before.is_some_and(|tracked| tracked.was_up);
-            if !ending
-                && !sample.handler_up
-                && (was_up || now - since > STARTING_SECONDS || sample.misconfigured.is_some())
-            {
-                sums.held += 1;
+            if !ending && !sample.handler_up {
+                let fails = |starting| was_up || sample.misconfigured.is_some() || now - since > starting;
+                sums.held += u32::from(fails(STARTING_SECONDS));
+                sums.failing += u32::from(fails(SLOWEST_START_SECONDS));
             }
             self.pods.insert(pod, Tracked { last: sample, since, was_up });
         }
+        let able = staying.iter().filter(|pod| self.pods.get(*pod).is_some_and(|tracked| tracked.was_up));
+        sums.able = count(able.count());
         self.recent.observe(seen, now);
         sums.deliveries = self.total.deliveries;
         sums.settled = self.total.settled;
@@ -167,9 +178,9 @@ impl Tracker {
         sums
     }
 
-    /// Messages that a pod held when it was last seen.
-    pub fn unsettled(&self, pod: &str) -> Option<u64> {
-        self.pods.get(pod).map(|tracked| tracked.last.unsettled)
+    /// What a pod had when it was last seen: messages at the handler, and messages held.
+    pub fn work(&self, pod: &str) -> Option<(u64, u64)> {
+        self.pods.get(pod).map(|tracked| (tracked.last.in_flight, tracked.last.unsettled))
     }
 
     /// What was counted lately.
@@ -191,6 +202,7 @@ warren_sidecar_in_flight{namespace="shop",worker="w",queue="a b}"} 3
 warren_sidecar_unsettled 5
 warren_sidecar_outcomes_total{outcome="ack"} 7
 warren_sidecar_outcomes_total{outcome="retry"} 2
+warren_sidecar_outcomes_total{outcome="returned"} 90
 warren_sidecar_handler_duration_seconds_bucket{le="0.1"} 9
 warren_sidecar_handler_duration_seconds_sum 1.5
 warren_sidecar_handler_duration_seconds_count 9
@@ -219,7 +231,7 @@ something_else NaN
 
     fn observe(tracker: &mut Tracker, pod: &str, whole: bool, sample: Sample) -> Sidecars {
         let living = BTreeSet::from(["a".to_owned(), "b".to_owned()]);
-        tracker.observe(answer(pod, whole, sample), &living, 1, 0.0)
+        tracker.observe(answer(pod, whole, sample), &living, &living, 0.0)
     }
 
     #[test]
@@ -235,12 +247,24 @@ something_else NaN
     fn a_handler_that_starts_is_not_failing_yet() {
         let mut tracker = Tracker::default();
         let living = BTreeSet::from(["a".to_owned()]);
-        let down = || answer("a", true, Sample::default());
-        assert_eq!(tracker.observe(down(), &living, 1, 0.0).held, 0);
-        assert_eq!(tracker.observe(down(), &living, 1, 31.0).held, 1);
-        let up = answer("a", true, Sample { handler_up: true, ..Sample::default() });
-        assert_eq!(tracker.observe(up, &living, 1, 32.0).held, 0);
-        assert_eq!(tracker.observe(down(), &living, 1, 33.0).held, 1);
+        let mut seen = |handler_up, now| {
+            let sample = Sample { handler_up, ..Sample::default() };
+            let sums = tracker.observe(answer("a", true, sample), &living, &living, now);
+            (sums.able, sums.held, sums.failing)
+        };
+        assert_eq!(seen(false, 0.0), (0, 0, 0));
+        // Told, but more pods may help.
+        assert_eq!(seen(false, 31.0), (0, 1, 0));
+        assert_eq!(seen(false, 121.0), (0, 1, 1));
+        assert_eq!(seen(true, 122.0), (1, 0, 0));
+        assert_eq!(seen(false, 123.0), (1, 1, 1));
+    }
+
+    #[test]
+    fn an_operator_that_takes_over_knows_that_work_has_asked_for_more_time() {
+        let sample = Sample { extensions: 7, ..counted(100) };
+        let sums = observe(&mut Tracker::default(), "a", false, sample);
+        assert_eq!((sums.settled, sums.extensions), (0, 7));
     }
 
     #[test]
@@ -250,10 +274,10 @@ something_else NaN
         let mut both = [answer("a", true, sample.clone()), answer("b", true, sample)].concat();
         both[1].ending = true;
         let living = BTreeSet::from(["a".to_owned(), "b".to_owned()]);
-        let sums = tracker.observe(both, &living, 1, 0.0);
-        assert_eq!((sums.started, sums.scraped, sums.busy, sums.held), (1, 1, 1, 0));
+        let sums = tracker.observe(both, &living, &BTreeSet::from(["a".to_owned()]), 0.0);
+        assert_eq!((sums.started, sums.able, sums.scraped, sums.busy, sums.held), (1, 1, 1, 1, 0));
         assert_eq!((sums.unsettled, sums.in_flight, sums.ending), (2, 2, 2));
-        assert_eq!((sums.settled, sums.calls, sums.lifetime_calls), (10, 10, 10));
+        assert_eq!((sums.settled, sums.calls, sums.lifetime_calls, sums.lifetime_settled), (10, 10, 10, 10));
     }
 
     proptest! {

@@ -65,6 +65,8 @@ pub struct Snapshot {
     pub unsettled: usize,
     /// Messages at the handler.
     pub in_flight: usize,
+    /// Of these, how many the application ends later.
+    pub late: usize,
     /// The window asked of the broker; 0 while not consuming.
     pub prefetch: u16,
     /// Whether the handler accepts connections.
@@ -133,6 +135,7 @@ impl Engine {
         Snapshot {
             unsettled: self.window.unsettled(),
             in_flight: self.at_work(),
+            late: self.late,
             prefetch: self.subscription.prefetch().unwrap_or(0),
             handler_accepts: self.handler.is_up(),
             breaker: self.breaker.open_since().map(|_| self.breaker.status().unwrap_or(0)),

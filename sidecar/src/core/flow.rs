@@ -194,7 +194,7 @@ impl Engine {
         let draining = match self.drain {
             Drain::No => true,
             Drain::Active { since, .. } => {
-                now < since + self.settings.drain_timeout / 2 && self.breaker.open_since().is_none()
+                now < since + self.settings.starts_while_draining() && self.breaker.open_since().is_none()
             }
             Drain::Done { .. } => false,
         };
@@ -205,7 +205,8 @@ impl Engine {
     fn keep(&mut self, now: Time) -> Option<usize> {
         match self.drain {
             Drain::Active { since, .. } => {
-                self.wake_at(Some(since + self.settings.drain_timeout / 2).filter(|half| *half > now));
+                let until = since + self.settings.starts_while_draining();
+                self.wake_at(Some(until).filter(|until| *until > now));
                 if !self.may_dispatch(now) {
                     return Some(0);
                 }

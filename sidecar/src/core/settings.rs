@@ -17,7 +17,7 @@ pub struct Settings {
     pub ladder: Ladder,
     /// Several messages a call, if asked for.
     pub batch: Option<Batch>,
-    /// How long the application may be silent about a delivery that it answered with `later`.
+    /// How long a call may take, and how long the application may be silent about a delivery that it answered with `later`.
     pub late_timeout: Duration,
     /// How long a drain may take.
     pub drain_timeout: Duration,
@@ -25,6 +25,13 @@ pub struct Settings {
     pub grace_period: Duration,
     /// How long the broker lets a delivery be unacknowledged.
     pub consumer_timeout: Duration,
+}
+
+impl Settings {
+    /// How long after a drain's begin calls may start: those that do end before the drain does.
+    pub fn starts_while_draining(&self) -> Duration {
+        (self.drain_timeout / 2).min(self.drain_timeout.saturating_sub(self.late_timeout))
+    }
 }
 
 /// Several messages a call.

@@ -757,6 +757,18 @@ fn a_drain_finishes_what_runs_gives_back_the_rest_and_answers() {
 }
 
 #[test]
+fn a_drain_starts_no_call_that_may_outlast_it() {
+    let most = Duration::from_secs(50);
+    let mut world = World::running(Settings { prefetch: 5, late_timeout: most, ..settings() }, 9);
+    world.step(Event::Drain);
+    world.pass(Duration::from_secs(9));
+    world.answer_all(Verdict::Ack);
+    assert_eq!(world.calls.len(), 1, "one that takes all of its time ends after 59 seconds of 60");
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.unacked.len(), 1, "the rest went back");
+}
+
+#[test]
 fn no_drain_ends_before_the_acks_that_wait_for_others_are_sent() {
     let ten = || Settings { prefetch: 10, concurrency: 1, ..settings() };
     let mut world = World::running(ten(), 10);

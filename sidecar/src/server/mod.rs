@@ -20,6 +20,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use warren_api::listen::addresses;
 
 /// An answer with its whole body.
 pub type Reply = Response<Full<Bytes>>;
@@ -41,7 +42,7 @@ pub fn reply(status: StatusCode, body: impl Into<Bytes>) -> Reply {
 /// # Errors
 /// If the address cannot be listened on, such as because another process does.
 pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| {
+    TcpListener::bind(&addresses(address)[..]).await.map_err(|error| {
         std::io::Error::new(error.kind(), format!("{address} cannot be listened on: {error}"))
     })
 }
