@@ -177,11 +177,12 @@ fn inputs_and_decisions(told: &Told) -> String {
         })
         .collect();
     format!(
-        "\nThe operator's last look, {looked:.1} s ago:\n  ready      {ready}\n  held       {} delivered and not acknowledged, {} of them running\n  sidecars   {} of {} that started answered\n  pods       {pods}{schedule}\n  so         {}\n\nLast decisions that differ from the one before:\n{}",
+        "\nThe operator's last look, {looked:.1} s ago:\n  ready      {ready}\n  held       {} delivered and not acknowledged, {} of them running\n  sidecars   {} of {} that started answered\n  handlers   {} listen, or did before\n  pods       {pods}{schedule}\n  so         {}\n\nLast decisions that differ from the one before:\n{}",
         told.unsettled,
         told.in_flight,
         told.sidecars_answered,
         told.sidecars_started,
+        told.handlers_started,
         told.message,
         table(["MADE", "REPLICAS", "FORMULA", "REASON", "WHY"], &rows),
     )
@@ -252,6 +253,7 @@ mod tests {
             in_flight: 3,
             sidecars_started: 2,
             sidecars_answered: 1,
+            handlers_started: 2,
             decisions: vec![decision],
             ..Told::default()
         }
@@ -283,6 +285,7 @@ mod tests {
             "42, counted 0.7 s ago",
             "4 delivered and not acknowledged, 3 of them running",
             "1 of 2 that started answered",
+            "2 listen, or did before",
             "2 min ago   50",
             "3 min ago   0 to 50 pods",
         ] {

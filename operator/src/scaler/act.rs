@@ -24,6 +24,8 @@ const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 const BUSY_COST: u64 = 100_000;
 /// Cost of a pod that cannot be looked into: it goes last.
 const UNKNOWN_COST: u64 = 1_000_000;
+/// How long a patch may take: what is decided anew must not wait for an API server that is gone.
+const PATCHING: Duration = Duration::from_secs(10);
 /// How long the marks may take: a load that grows meanwhile must be seen.
 const MARKING: Duration = Duration::from_secs(3);
 
@@ -41,7 +43,9 @@ pub async fn scale(
     let deployments: Api<Deployment> = Api::namespaced(context.client.clone(), &worker.namespace);
     let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    deployments.patch_scale(&worker.name, &params, &patch).await.map(drop)
+    let patched =
+        tokio::time::timeout(PATCHING, deployments.patch_scale(&worker.name, &params, &patch)).await;
+    patched.map_err(|late| kube::Error::Service(late.into()))?.map(drop)
 }
 
 /// Marks how much each pod has to do, so that a scale-in takes the idlest; gives whether all are marked.

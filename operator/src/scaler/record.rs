@@ -31,6 +31,9 @@ pub struct Told {
     pub sidecars_started: u32,
     /// Of these, how many answered at that look.
     pub sidecars_answered: u32,
+    /// Of those that have started, how many have a handler that takes calls, or has done so.
+    #[serde(default)]
+    pub handlers_started: u32,
     /// Whether a rollout is under way.
     pub rolling: bool,
     /// Whether pods crash or cannot start.
@@ -127,6 +130,7 @@ impl Records {
             in_flight: sidecars.in_flight,
             sidecars_started: sidecars.started,
             sidecars_answered: sidecars.scraped,
+            handlers_started: sidecars.able,
             rolling: workload.rolling,
             failing: workload.failing,
             floor: floor.as_ref().map(|floor| floor.replicas),
