@@ -116,8 +116,8 @@ fn a_burst_at_zero_goes_to_the_wanted_number_in_one_step() {
 #[test]
 fn a_measured_service_time_replaces_the_assumption_and_pods_get_time_to_start() {
     let (decision, _) = decide(History::with_service_seconds(0.1), &waiting(200), &spec(), 100.0);
-    // 200 messages / (a fifth of 10 s, since pods take 5 s to start) x 0.1 s / 0.95
-    assert_eq!(decision.replicas, 11);
+    // 200 messages / (0.15 x 10 s, since pods take 5 s to start, + 0.1 s for the last) x 0.1 s / 0.95
+    assert_eq!(decision.replicas, 14);
     assert!(decision.message.contains("measured"), "{}", decision.message);
 }
 
@@ -208,8 +208,8 @@ fn work_that_may_still_ask_for_more_time_keeps_its_pods_where_nothing_has_ended_
         }
         inputs.workload.replicas
     };
-    // Six are asked for; a call that ends by itself ends within the drain.
-    assert_eq!((run(true), run(false)), (6, 1));
+    // Five are asked for; a call that ends by itself ends within the drain.
+    assert_eq!((run(true), run(false)), (5, 1));
 }
 
 #[test]
@@ -263,8 +263,8 @@ fn bursts_that_come_often_get_fewer_pods_and_rare_ones_do_not() {
         }
         peaks
     };
-    // The first is asked for on an assumption; then 200 messages x 0.5 s / 0.95 in 2 s or 4.5 s, less what one pod does.
-    assert_eq!(peaks(60)[1..], [47, 21, 21, 21]);
+    // The first is asked for on an assumption; then 200 messages x 0.5 s / 0.95 in 2 s or 5 s, less what one pod does.
+    assert_eq!(peaks(60)[1..], [47, 19, 19, 19]);
     assert_eq!(peaks(200)[1..], [50, 50, 50, 50]);
 }
 

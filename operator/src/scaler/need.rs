@@ -28,13 +28,13 @@ const ASSUMED_STARTUP_SECONDS: f64 = 5.0;
 /// A burst gets pods when they are missing by this factor: less is noise.
 const SCALE_OUT_TOLERANCE: f64 = 1.1;
 /// Share of the target wait within which a burst should begin, start-up included.
-const BURST_SHARE: f64 = 0.35;
+const BURST_SHARE: f64 = 0.33;
 /// Share of what waits that has come within the last seconds, from which on it is a burst.
 const SUDDEN_SHARE: f64 = 0.5;
 /// A burst that asks for more than so many times the pods says nothing of the load that lasts.
 const LARGE_BURST: f64 = 1.5;
 /// Share of the target wait that is left for clearing a burst, however long pods take to start.
-const LEAST_CLEARING_SHARE: f64 = 0.2;
+const LEAST_CLEARING_SHARE: f64 = 0.15;
 /// The same where bursts come often: those pods' start-up is then a large part of what they cost.
 const OFTEN_CLEARING_SHARE: f64 = 0.45;
 /// Share of the target wait that messages may wait for before pods are added to a load that grows slowly.
@@ -207,7 +207,9 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     let left = (backlog - begun * pace).max(0.0);
     // How long the last message waits: more pods do not start sooner than those that are on their way.
     let wait = if waited.is_some() { left } else { backlog } / (current * pace);
-    let by_backlog = (left / clearing * load.per_rate).min(load.useful);
+    // The last calls need only begin by then.
+    let seconds = clearing + load.service;
+    let by_backlog = (left / seconds * load.per_rate).min(load.useful);
     let sudden = history.growth() >= backlog * SUDDEN_SHARE;
     // What came long ago, such as while the handler failed, is cleared like a burst.
     let long = if sudden { target * BURST_SHARE } else { target };
@@ -217,7 +219,7 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
         let rate = history.rate();
         let pods = load.sane(by_backlog.max((rate * load.per_rate).min(load.useful)));
         let text = format!(
-            "the larger of {rate:.1} messages/s arriving and {left:.0} waiting / {clearing:.1} s, {}, {in_flight} running",
+            "the larger of {rate:.1} messages/s arriving and {left:.0} waiting / {seconds:.1} s, {}, {in_flight} running",
             load.per_message()
         );
         More { pods, text, tells: loaded && pods <= current * LARGE_BURST }
