@@ -156,9 +156,14 @@ impl BrokerAccess {
     /// The addresses, without credentials, for status and logs: `amqp://host:port,host:port/vhost`.
     pub fn address(&self) -> String {
         let scheme = if self.tls.is_some() { "amqps" } else { "amqp" };
-        let hosts: Vec<_> = self.endpoints.iter().map(|e| format!("{}:{}", e.host, e.port)).collect();
         let vhost = percent_encoding::utf8_percent_encode(&self.vhost, percent_encoding::NON_ALPHANUMERIC);
-        format!("{scheme}://{}/{vhost}", hosts.join(","))
+        format!("{scheme}://{}/{vhost}", self.hosts())
+    }
+
+    /// Hosts and ports alone, which tell one broker from another.
+    pub fn hosts(&self) -> String {
+        let hosts: Vec<_> = self.endpoints.iter().map(|e| format!("{}:{}", e.host, e.port)).collect();
+        hosts.join(",")
     }
 
     /// The virtual host.

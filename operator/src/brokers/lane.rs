@@ -56,19 +56,31 @@ struct Shared {
     channels: Mutex<Channels<Channel>>,
     release: tokio::sync::Mutex<Option<(u64, Option<Release>)>>,
     probes: Semaphore,
-    turns: Mutex<Turns>,
+    probing: Arc<Probing>,
     probe_channels: Mutex<Channels<Channel>>,
+}
+
+/// What the probes of all lanes of one broker share: each vhost or user is a lane of its own.
+#[derive(Debug)]
+pub(super) struct Probing {
+    turns: Mutex<Turns>,
     probers: Arc<()>,
 }
 
-/// A Worker's place among those whose queues are probed on a lane, until it is dropped.
+impl Default for Probing {
+    fn default() -> Self {
+        Self { turns: Mutex::new(Turns::from(tick::before(Instant::now()))), probers: Arc::default() }
+    }
+}
+
+/// A Worker's place among those whose queues are probed on a broker, until it is dropped.
 #[derive(Debug)]
 pub struct Prober(Arc<()>);
 
 impl Prober {
-    /// How many there are on its lane.
+    /// How many there are on its broker.
     pub fn all(&self) -> usize {
-        // The lane has one of its own.
+        // What the lanes share has one of its own.
         Arc::strong_count(&self.0).saturating_sub(1)
     }
 }
@@ -80,7 +92,7 @@ pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Lane {
     /// Starts connecting.
-    pub(super) fn spawn(access: BrokerAccess, options: &LaneOptions) -> Self {
+    pub(super) fn spawn(access: BrokerAccess, options: &LaneOptions, probing: Arc<Probing>) -> Self {
         let address = access.address();
         // Another access is another lane: this one never changes.
         let (_, fixed) = watch::channel(Arc::new(access.clone()));
@@ -99,9 +111,8 @@ impl Lane {
             channels: Mutex::default(),
             release: tokio::sync::Mutex::default(),
             probes: Semaphore::new(PROBES_AT_ONCE),
-            turns: Mutex::new(Turns::from(tick::before(Instant::now()))),
+            probing,
             probe_channels: Mutex::default(),
-            probers: Arc::default(),
         });
         let task = tokio::spawn(run(shared.clone()));
         Self { shared, task }
@@ -138,13 +149,13 @@ impl Lane {
 
     /// Takes a place among those that probe this lane; `former` is kept where it is one.
     pub fn prober(&self, former: Option<Prober>) -> Prober {
-        let probers = &self.shared.probers;
+        let probers = &self.shared.probing.probers;
         former.filter(|former| Arc::ptr_eq(&former.0, probers)).unwrap_or_else(|| Prober(probers.clone()))
     }
 
     /// How many Workers' queues are probed on this lane.
     pub(super) fn probers(&self) -> usize {
-        Prober(self.shared.probers.clone()).all().saturating_sub(1)
+        Prober(self.shared.probing.probers.clone()).all().saturating_sub(1)
     }
 
     /// How many ready messages a queue has. One that is missing, and was there, is declared again a second later.
@@ -189,7 +200,7 @@ impl Shared {
         // The semaphore is never closed.
         let _permit = self.probes.acquire().await;
         let now = Instant::now();
-        let turn = locked(&self.turns).next(tick::before(now));
+        let turn = locked(&self.probing.turns).next(tick::before(now));
         if turn > now {
             tokio::time::sleep_until(turn).await;
         }
@@ -308,6 +319,7 @@ async fn run(shared: Arc<Shared>) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Brokers;
     use super::*;
 
     #[tokio::test]
@@ -319,12 +331,15 @@ mod tests {
             held_back: Duration::ZERO,
             leadership: Leadership::none(),
         };
-        let lane = |uri| Lane::spawn(BrokerAccess::from_uri(uri).unwrap(), &options);
-        let (one, other) = (lane("amqp://u:p@127.0.0.1:1/a"), lane("amqp://u:p@127.0.0.1:1/b"));
+        let brokers = Brokers::new(options);
+        let lane = |uri| brokers.lane(&BrokerAccess::from_uri(uri).unwrap());
+        let (one, other) = (lane("amqp://u:p@127.0.0.1:1/a"), lane("amqp://u:p@127.0.0.1:2/a"));
+        let another_vhost = lane("amqp://u:p@127.0.0.1:1/b");
         let first = one.prober(None);
         let second = one.prober(None);
         let second = one.prober(Some(second));
         assert_eq!((one.probers(), first.all(), other.probers()), (2, 2, 0));
+        assert_eq!(another_vhost.probers(), 2);
         let second = other.prober(Some(second));
         assert_eq!((one.probers(), other.probers(), second.all()), (1, 1, 1));
         drop((first, second));

@@ -13,7 +13,7 @@ mod schedule;
 mod work;
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::channel::mpsc::UnboundedSender;
@@ -25,6 +25,7 @@ use warren_broker::release::Release;
 use warren_broker::topology::{BindingPlan, Topology};
 
 use claims::Claims;
+use lane::Probing;
 pub use lane::{Lane, Prober};
 
 use crate::leader::Leadership;
@@ -165,6 +166,8 @@ pub struct Brokers {
 struct State {
     claims: Claims,
     lanes: HashMap<BrokerAccess, Arc<Lane>>,
+    /// By host and port.
+    probing: HashMap<String, Weak<Probing>>,
     assigned: HashMap<Key, Arc<Lane>>,
 }
 
@@ -188,13 +191,8 @@ impl Brokers {
         changed: &UnboundedSender<ObjectRef<Queue>>,
     ) -> Option<Observation> {
         let (lane, former) = {
-            let mut state = self.state();
-            let lane = state
-                .lanes
-                .entry(access.clone())
-                .or_insert_with(|| Arc::new(Lane::spawn(access.clone(), &self.options)))
-                .clone();
-            let former = state.assigned.insert(key.clone(), lane.clone());
+            let lane = self.lane(access);
+            let former = self.state().assigned.insert(key.clone(), lane.clone());
             (lane, former)
         };
         if let Some(former) = former.filter(|former| !Arc::ptr_eq(former, &lane)) {
@@ -203,6 +201,21 @@ impl Brokers {
             self.drop_unused();
         }
         lane.order(key, order, changed)
+    }
+
+    /// The lane of these credentials, which shares its probes' turns with the others of the same broker.
+    fn lane(&self, access: &BrokerAccess) -> Arc<Lane> {
+        let mut state = self.state();
+        if let Some(lane) = state.lanes.get(access) {
+            return lane.clone();
+        }
+        state.probing.retain(|_, probing| probing.strong_count() > 0);
+        let hosts = access.hosts();
+        let probing = state.probing.get(&hosts).and_then(Weak::upgrade).unwrap_or_default();
+        state.probing.insert(hosts, Arc::downgrade(&probing));
+        let lane = Arc::new(Lane::spawn(access.clone(), &self.options, probing));
+        state.lanes.insert(access.clone(), lane.clone());
+        lane
     }
 
     /// Claims the names of a broker's queues for a Queue that was created at `age`. Gives the Queue that has one of them

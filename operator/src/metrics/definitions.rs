@@ -41,7 +41,7 @@ pub(super) const READY_MESSAGES: Definition = Definition {
     name: "warren_operator_queue_ready_messages",
     kind: "gauge",
     labels: &["namespace", "queue"],
-    help: "Messages of a Queue that are ready for delivery, as last read; Queues without a Worker are not read.",
+    help: "Messages of a Queue that are ready for delivery, as last read; not there while that is not known, and for Queues without a Worker.",
 };
 pub(super) const RETRYING_MESSAGES: Definition = Definition {
     name: "warren_operator_queue_retrying_messages",

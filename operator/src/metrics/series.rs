@@ -42,6 +42,13 @@ impl Series {
         self.change(key, family.name, label, |point| *point = value);
     }
 
+    /// Says a number no more.
+    pub(super) fn unset(&self, key: &Key, family: &Definition) {
+        if let Some(points) = self.rows().get_mut(key) {
+            points.retain(|point| point.family != family.name);
+        }
+    }
+
     /// Counts one more.
     pub(super) fn count(&self, key: &Key, family: &Definition, label: &'static str) {
         self.change(key, family.name, label, |point| *point += 1.0);

@@ -42,8 +42,16 @@ pub struct Decision {
 /// Decides how many pods a Worker gets. Takes the history by value and gives the next one back.
 pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (Decision, History) {
     let current = inputs.workload.replicas;
-    let hold =
-        |reason: Reason, raw: u32, why: String| Decision { replicas: current, raw, reason, message: why };
+    let hold = |reason: Reason, raw: u32, why: String| {
+        // What the user allows holds even then.
+        let replicas = current.clamp(spec.min, spec.max.max(spec.min));
+        let message = if replicas == current {
+            why
+        } else {
+            format!("{current} to {replicas} pods, by scaling.minReplicas and {}: {why}", spec.limit())
+        };
+        Decision { replicas, raw, reason, message }
+    };
 
     let fresh = inputs.ready.filter(|(_, age)| (0.0..=STALE_SECONDS).contains(age));
     let Some((ready, _)) = fresh else {
@@ -59,7 +67,7 @@ pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (
     let raw = to_pods(need.pods);
     if spec.paused {
         history.progressed(now);
-        let why = "consumer.paused is set: what runs ends, the pods stay".to_owned();
+        let why = "consuming is held, by consumer.paused or for an order that could not be kept: what runs ends, the pods stay".to_owned();
         return (hold(Reason::Paused, raw, why), history);
     }
     if let Some((reason, why)) = trouble(&history, ready, inputs, spec, now) {

@@ -19,7 +19,7 @@ use warren_broker::declare::QueueDepth;
 use super::act;
 use super::asked::spec;
 use super::board::{Entry, Handlers, View};
-use super::decide::{Decision, decide};
+use super::decide::{Decision, STALE_SECONDS, decide};
 use super::history::History;
 use super::inputs::{Inputs, Sidecars, Workload};
 use super::sample::{Answer, Tracker};
@@ -57,6 +57,8 @@ struct Follower {
     tracker: Tracker,
     history: History,
     timetable: Timetable,
+    /// The queue that `depth` is of.
+    followed: Option<String>,
     depth: Option<(QueueDepth, Instant)>,
     prober: Option<Prober>,
     side: Side,
@@ -77,6 +79,7 @@ pub(super) async fn follow(key: Key, context: Arc<Context>, scraper: Arc<Scraper
         tracker: Tracker::default(),
         history: History::default(),
         timetable: Timetable::default(),
+        followed: None,
         depth: None,
         prober: None,
         side: Side::default(),
@@ -110,7 +113,14 @@ impl Follower {
         let pods = context.pods.of(&self.key);
         let beside = queue.as_deref().and_then(|queue| self.side.next(queue));
         let lane = queue.as_deref().and_then(|queue| context.brokers.lane_of(&queue::validate::key(queue)));
-        self.prober = lane.map(|lane| lane.prober(self.prober.take()));
+        // One that is looked at now and then is none of those whose looks are spread.
+        let builtin =
+            worker.spec.scaling.mode == ScalingMode::Builtin && worker.metadata.deletion_timestamp.is_none();
+        self.prober = lane.filter(|_| builtin).map(|lane| lane.prober(self.prober.take()));
+        let followed = queue.as_deref().map(|queue| queue.broker_name().to_owned());
+        if self.followed != followed {
+            (self.followed, self.depth) = (followed, None);
+        }
         let (depth, beside_depth, sidecars) = tokio::join!(
             self.read_depth(queue.as_deref(), queue.as_deref().map(Queue::broker_name)),
             self.read_depth(queue.as_deref(), beside.as_deref()),
@@ -129,7 +139,7 @@ impl Follower {
         }
         self.publish_metrics(worker, queue.as_deref(), deployment.as_deref(), &pods);
 
-        if worker.spec.scaling.mode != ScalingMode::Builtin || worker.metadata.deletion_timestamp.is_some() {
+        if !builtin {
             self.decided = None;
             context.records.forget(&self.key);
             self.show(worker, &self.view(None, handlers));
@@ -295,8 +305,10 @@ impl Follower {
         if said(former) == said(view) {
             return;
         }
-        if let Some(decision) = &view.decision {
+        if let Some(decision) = view.decision.as_ref().filter(|_| said(former).0 != said(view).0) {
             self.context.metrics.decided(&self.key, decision.reason);
+            let Decision { replicas, raw, reason, message } = decision;
+            tracing::info!(namespace = %self.key.namespace, worker = %self.key.name, replicas, raw, reason = reason.as_str(), message, "decided");
         }
         // The Queue tells of its messages' durability. The receivers end only with the process.
         let queue = ObjectRef::new(&worker.spec.queue_ref.name).within(&self.key.namespace);
@@ -321,7 +333,8 @@ impl Follower {
         );
         if let Some(queue) = queue {
             let key = Key { namespace: worker.namespace().unwrap_or_default(), name: queue.name_any() };
-            let ready = self.depth.map(|(depth, _)| u64::from(depth.ready));
+            let fresh = self.depth.filter(|(_, at)| at.elapsed().as_secs_f64() <= STALE_SECONDS);
+            let ready = fresh.map(|(depth, _)| u64::from(depth.ready));
             let (retrying, dead) = (self.side.retrying(queue), self.side.dead(queue));
             self.context.metrics.queue_messages(&key, ready, retrying, dead);
         }

@@ -113,7 +113,8 @@ impl History {
         let read_at = now - inputs.ready.map_or(0.0, |(_, age)| age);
         if self.read_at.is_none_or(|before| (read_at - before).abs() > SAME_READING) {
             self.read_at = Some(read_at);
-            self.zero_reads = if ready == 0 { self.zero_reads.saturating_add(1) } else { 0 };
+            let zero = ready == 0 && !inputs.contradicted;
+            self.zero_reads = if zero { self.zero_reads.saturating_add(1) } else { 0 };
         }
         self.observe_startup(inputs, now);
         let held = ready.saturating_add(sidecars.unsettled).saturating_add(sidecars.ending);
@@ -212,7 +213,8 @@ impl History {
             _ => _ = self.calling_since.get_or_insert(now),
         }
         let stands = self.progress.is_some_and(|before| Progress { at: now, ..before } == seen);
-        if !stands || ready == 0 || sidecars.scraped == 0 {
+        // Before an application listens for the first time, nothing moves.
+        if !stands || ready == 0 || sidecars.scraped == 0 || sidecars.able == 0 {
             self.progress = Some(seen);
         }
     }

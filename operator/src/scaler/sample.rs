@@ -57,15 +57,17 @@ pub struct Answer {
     pub sample: Sample,
 }
 
-/// Parses the Prometheus text format; what is not needed is passed over, what is not there is zero.
-pub fn parse(text: &str) -> Sample {
+/// Parses the Prometheus text format; what is not needed is passed over. None where it does not say what is held: that is not
+/// zero.
+pub fn parse(text: &str) -> Option<Sample> {
     let mut sample = Sample::default();
+    let mut told = (false, false);
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let Some((name, value)) = name_and_value(line) else { continue };
         let count = value.max(0.0) as u64;
         match name {
-            metrics::UNSETTLED => sample.unsettled += count,
-            metrics::IN_FLIGHT => sample.in_flight += count,
+            metrics::UNSETTLED => (sample.unsettled, told.0) = (sample.unsettled + count, true),
+            metrics::IN_FLIGHT => (sample.in_flight, told.1) = (sample.in_flight + count, true),
             metrics::LATE => sample.late += count,
             metrics::DELIVERIES => sample.deliveries += count,
             metrics::OUTCOMES if !line.contains(RETURNED) => sample.settled += count,
@@ -83,7 +85,7 @@ pub fn parse(text: &str) -> Sample {
             },
         }
     }
-    sample
+    (told == (true, true)).then_some(sample)
 }
 
 /// `name{labels} value [timestamp]`; values that are no finite number are passed over.
@@ -215,10 +217,17 @@ something_else NaN
 
     #[test]
     fn a_sidecars_metrics_are_read() {
-        let sample = parse(TEXT);
+        let sample = parse(TEXT).unwrap();
         assert_eq!((sample.in_flight, sample.unsettled, sample.settled, sample.deliveries), (3, 5, 9, 12));
         assert_eq!((sample.calls, sample.call_seconds), (9, 1.5));
         assert_eq!((sample.handler_up, sample.connected, sample.misconfigured), (true, false, Some(404)));
+    }
+
+    #[test]
+    fn what_is_not_said_is_not_zero() {
+        assert_eq!(parse(""), None);
+        assert_eq!(parse(&TEXT.replace("unsettled 5", "unsettled NaN")), None);
+        assert_eq!(parse(&TEXT.replace("warren_sidecar_in_flight{", "another{")), None);
     }
 
     fn counted(deliveries: u64) -> Sample {

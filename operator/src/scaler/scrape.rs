@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
@@ -53,7 +54,7 @@ async fn get(address: IpAddr) -> anyhow::Result<Sample> {
         anyhow::ensure!(response.status().is_success(), "status {}", response.status());
         let body =
             Limited::new(response.into_body(), MOST_BYTES).collect().await.map_err(|e| anyhow::anyhow!(e))?;
-        Ok(parse(&String::from_utf8_lossy(&body.to_bytes())))
+        parse(&String::from_utf8_lossy(&body.to_bytes())).context("no metrics of a sidecar")
     };
     // The exchange drops the sender, which ends the connection.
     let (answer, _) = tokio::join!(exchange, connection);

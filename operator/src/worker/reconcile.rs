@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::{Action, Config};
+use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, watcher};
 use kube::{Api, Resource, ResourceExt};
@@ -90,7 +91,15 @@ async fn converge(
         replicas,
     );
     match apply(worker, &built, around, context).await? {
-        Ok(()) => Ok((unordered(worker, valid.queue), Some(built.image))),
+        Ok(()) => {
+            let made_before = worker.status.as_ref().is_some_and(|status| status.sidecar_version.is_some());
+            if around.deployment.is_none() && made_before {
+                let note = "the Deployment was gone, and is made again: to stop, set consumer.paused or delete the Worker";
+                let object = worker.object_ref(&());
+                context.event(&object, EventType::Warning, "DeploymentRecreated", note, "Reconcile");
+            }
+            Ok((unordered(worker, valid.queue), Some(built.image)))
+        }
         Err(problem) => Ok((Some(problem), None)),
     }
 }

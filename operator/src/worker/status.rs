@@ -53,7 +53,7 @@ pub fn status(
         desired_replicas: desired,
         selector: Some(format!("{WORKER_LABEL}={}", worker.name_any())),
         sidecar_version: image.or(former.sidecar_version),
-        scaling: scaling(view, former.scaling),
+        scaling: scaling(view, former.scaling.filter(|_| worker.spec.scaling.mode == ScalingMode::Builtin)),
         conditions: conditions(&former.conditions, all, worker.metadata.generation, now),
     }
 }

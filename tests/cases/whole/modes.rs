@@ -82,6 +82,9 @@ async fn a_deployment_that_somebody_deletes_is_made_again() -> Result<()> {
         .eventually("another pod is there", async || {
             let pods = space.pods("invoices").await?;
             ensure!(pods.len() == 1 && pods != before, "{pods:?}");
+            let events =
+                space.kubectl(&["get", "events", "--field-selector", "reason=DeploymentRecreated"]).await?;
+            ensure!(events.contains("worker/invoices"), "{events}");
             Ok(())
         })
         .await
