@@ -94,18 +94,18 @@ impl Setting {
                 "handler.batch is not simulated, since a trace does not say how full batches are: leave it out, and give --service-seconds for one message",
             ));
         }
-        if scaling.min_replicas < 0 || scaling.max_replicas < 1 || scaling.min_replicas > scaling.max_replicas
-        {
+        let replicas = (scaling.min_replicas, scaling.max_replicas);
+        if !(0..=replicas.1).contains(&replicas.0) || !(1..=10_000).contains(&replicas.1) {
             return Err(SettingError::Refused(
-                "scaling.minReplicas must be at least 0 and at most scaling.maxReplicas",
+                "scaling.minReplicas must be at least 0 and at most scaling.maxReplicas, and that between 1 and 10000",
             ));
         }
         if scaling.target_wait_seconds < 1
             || scaling.scale_in_stabilization_seconds < 0
-            || consumer.prefetch < 1
+            || !(1..=2000).contains(&consumer.prefetch)
         {
             return Err(SettingError::Refused(
-                "targetWaitSeconds and prefetch must be at least 1, scaleInStabilizationSeconds at least 0",
+                "targetWaitSeconds must be at least 1, prefetch between 1 and 2000, scaleInStabilizationSeconds at least 0",
             ));
         }
         if consumer.concurrency.is_some_and(|concurrency| concurrency < 1 || concurrency > consumer.prefetch)
@@ -115,6 +115,11 @@ impl Setting {
             ));
         }
         let spec = warren_operator::scaler::asked::spec(worker, queue);
+        if spec.paused {
+            return Err(SettingError::Refused(
+                "nothing would be consumed: consumer.paused is set, or consumer.orderingKey without singleActiveConsumer asks for more than one pod",
+            ));
+        }
         let pods = Pods {
             service_seconds,
             startup_seconds,
@@ -189,6 +194,10 @@ spec:
         assert!(refused(&upside_down, 1.0).contains("minReplicas"));
         let batch = WORKER.replace("queueRef", "handler: {batch: {maxMessages: 10}}\n  queueRef");
         assert!(refused(&batch, 1.0).contains("handler.batch"));
+        let huge = WORKER.replace("queueRef", "consumer: {prefetch: 2000000000}\n  queueRef");
+        assert!(refused(&huge, 1.0).contains("prefetch between 1 and 2000"));
+        let paused = WORKER.replace("queueRef", "consumer: {paused: true}\n  queueRef");
+        assert!(refused(&paused, 1.0).contains("consumer.paused"));
         assert!(refused("kind: [", 1.0).contains("cannot be read"));
     }
 }
