@@ -199,6 +199,8 @@ impl Shared {
     async fn depth(&self, queue: &str) -> Result<QueueDepth, BrokerError> {
         // The semaphore is never closed.
         let _permit = self.probes.acquire().await;
+        // One that is down takes no turn from the others.
+        self.link()?;
         let now = Instant::now();
         let turn = locked(&self.probing.turns).next(tick::before(now));
         if turn > now {

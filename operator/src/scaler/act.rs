@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
+use futures::{StreamExt, future, stream};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams};
@@ -28,6 +28,8 @@ const UNKNOWN_COST: u64 = 1_000_000;
 const PATCHING: Duration = Duration::from_secs(10);
 /// How long the marks may take: a load that grows meanwhile must be seen.
 const MARKING: Duration = Duration::from_secs(3);
+/// Marks that are written at once.
+const MARKS_AT_ONCE: usize = 16;
 
 /// Makes `view` known and the Deployment's replicas `replicas`.
 pub async fn scale(
@@ -50,15 +52,16 @@ pub async fn scale(
 
 /// Marks how much each pod has to do, so that a scale-in takes the idlest; gives whether all are marked.
 pub async fn mark_costs(context: &Context, pods: &[Arc<Pod>], tracker: &Tracker) -> bool {
-    let marks = pods.iter().filter(|pod| !pods::ending(pod)).map(|pod| async {
+    let costs = pods.iter().filter(|pod| !pods::ending(pod)).filter_map(|pod| {
         let cost = cost(tracker.work(&pod.uid().unwrap_or_default()));
         let marked = pod.annotations().get(DELETION_COST);
         let same = marked.map_or(cost == 0, |marked| *marked == cost.to_string());
-        same || annotate(context, pod, DELETION_COST, &cost.to_string()).await
+        (!same).then(|| (pod.clone(), cost.to_string()))
     });
-    tokio::time::timeout(MARKING, join_all(marks))
-        .await
-        .is_ok_and(|marked| marked.into_iter().all(|done| done))
+    let marks = stream::iter(costs.collect::<Vec<_>>())
+        .map(|(pod, cost)| async move { annotate(context, &pod, DELETION_COST, &cost).await });
+    let all = marks.buffer_unordered(MARKS_AT_ONCE).fold(true, |all, marked| future::ready(all && marked));
+    tokio::time::timeout(MARKING, all).await.unwrap_or(false)
 }
 
 /// What a pod's end would cost, by its messages at the handler and its messages in all, where those are known.
@@ -66,7 +69,7 @@ fn cost(work: Option<(u64, u64)>) -> u64 {
     match work {
         None => UNKNOWN_COST,
         Some((0, held)) => held.min(BUSY_COST - 1),
-        Some((_, held)) => (BUSY_COST + held).min(UNKNOWN_COST - 1),
+        Some((_, held)) => held.saturating_add(BUSY_COST).min(UNKNOWN_COST - 1),
     }
 }
 

@@ -102,9 +102,9 @@ fn trouble(
     now: f64,
 ) -> Option<(Reason, String)> {
     let sidecars = &inputs.sidecars;
-    let something = ready > 0 || sidecars.unsettled > 0 || sidecars.ending > 0;
+    let to_do = ready > 0 || sidecars.unsettled > 0 || sidecars.ending > 0;
     let all_fail = sidecars.failing >= sidecars.scraped && sidecars.scraped >= sidecars.started;
-    if something && sidecars.scraped > 0 && all_fail {
+    if to_do && sidecars.scraped > 0 && all_fail {
         return Some((
             Reason::HandlerFailing,
             "the handler of every pod fails or is away: more pods would not mend that, replicas are held"
@@ -197,17 +197,19 @@ fn within_limits(
         return decision(current, reason, &why);
     }
     let step = if hurried { current } else { current.div_ceil(2) };
-    // What asks for more time outlasts a drain: it would be called again. Where nothing ends, late work may be such.
-    let sidecars = &inputs.sidecars;
-    let may_ask = sidecars.late > 0 && !history.ended_within(window(spec), now);
-    let long = may_ask || history.extended_within(spec.handler_timeout, now);
-    let kept = if long { sidecars.busy.min(current) } else { 0 };
+    // What outlasts a drain would be called again.
+    let kept = if long_work(history, inputs, spec, now) { inputs.sidecars.busy.min(current) } else { 0 };
     let next = lowest.max(current - step).max(kept);
     if next == current {
         let why = format!("{kept} pods have work that asks for more time, or may, and are kept for it");
         return decision(current, Reason::InFlight, &why);
     }
     decision(next, Reason::ScaledIn, &format!("{current} to {next} pods"))
+}
+
+/// Whether some work may outlast a drain.
+pub(super) fn long_work(history: &History, inputs: &Inputs, spec: &Spec, now: f64) -> bool {
+    history.has_long_work(&inputs.sidecars, spec.handler_timeout, window(spec), now)
 }
 
 /// What forbids taking pods away.

@@ -319,7 +319,7 @@ fn slow_starts_are_learned_and_ask_for_more_pods_at_once() {
     let mut inputs = waiting(10_000);
     let before = decide(history.clone(), &inputs, &target, 0.0).0.replicas;
     for now in 0..=20 {
-        inputs.workload.replicas = 5;
+        inputs.workload.replicas = if now == 0 { 0 } else { 5 };
         inputs.ready = Some((0, 0.0));
         // The sidecar runs before the application does.
         (inputs.sidecars.started, inputs.sidecars.scraped) = (5, 5);
@@ -331,6 +331,19 @@ fn slow_starts_are_learned_and_ask_for_more_pods_at_once() {
     inputs.sidecars = Sidecars::default();
     let after = decide(history, &inputs, &target, 21.0).0.replicas;
     assert!(after > before, "{before} {after}");
+}
+
+#[test]
+fn pods_that_were_there_before_the_operator_tell_nothing_of_how_long_a_start_takes() {
+    let mut history = History::default();
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 3;
+    for now in 0..100 {
+        // Their breakers are open for a minute and a half.
+        inputs.sidecars = Sidecars { able: if now < 90 { 0 } else { 3 }, ..working(3) };
+        history = decide(history, &inputs, &spec(), f64::from(now)).1;
+    }
+    assert_eq!(history.startup_seconds(), None);
 }
 
 #[test]
@@ -589,6 +602,26 @@ fn failing_handlers_hold() {
     inputs.sidecars = Sidecars { started: 2, able: 2, scraped: 2, failing: 2, ..Sidecars::default() };
     let (decision, _) = decide(History::default(), &inputs, &spec(), 0.0);
     assert_eq!((decision.replicas, decision.reason), (2, Reason::HandlerFailing));
+}
+
+#[test]
+fn one_pod_that_starts_slowly_hides_no_burst() {
+    let spec = Spec { min: 20, ..spec() };
+    let mut history = History::with_service_seconds(0.5);
+    let mut inputs = waiting(0);
+    let mut wanted = |ready: u64, now: u32| {
+        let pods = if now == 0 { 0 } else { 20 };
+        inputs.ready = Some((ready, 0.0));
+        inputs.workload.replicas = pods;
+        inputs.sidecars = Sidecars { able: if now < 5 { 0 } else { 19 }, ..working(pods) };
+        let (decision, next) = decide(history.clone(), &inputs, &spec, f64::from(now));
+        history = next;
+        decision.replicas
+    };
+    for now in 0..60 {
+        assert_eq!(wanted(0, now), 20);
+    }
+    assert!(wanted(500, 60) > 20);
 }
 
 #[test]

@@ -19,7 +19,7 @@ use warren_broker::declare::QueueDepth;
 use super::act;
 use super::asked::spec;
 use super::board::{Entry, Handlers, View};
-use super::decide::{Decision, STALE_SECONDS, decide};
+use super::decide::{Decision, STALE_SECONDS, decide, long_work};
 use super::history::History;
 use super::inputs::{Inputs, Sidecars, Workload};
 use super::sample::{Answer, Tracker};
@@ -63,6 +63,7 @@ struct Follower {
     prober: Option<Prober>,
     side: Side,
     settled: Lately,
+    long_work: bool,
     decided: Option<u32>,
     patched: Option<Instant>,
     since: Instant,
@@ -84,6 +85,7 @@ pub(super) async fn follow(key: Key, context: Arc<Context>, scraper: Arc<Scraper
         prober: None,
         side: Side::default(),
         settled: Lately::default(),
+        long_work: false,
         decided: None,
         patched: None,
         since: Instant::now(),
@@ -172,6 +174,7 @@ impl Follower {
         };
         let now = self.since.elapsed().as_secs_f64();
         let (decision, history) = decide(std::mem::take(&mut self.history), &inputs, &spec, now);
+        self.long_work = long_work(&history, &inputs, &spec, now);
         self.history = history;
         self.decided = Some(decision.replicas);
         context.records.note(&self.key, inputs, &decision);
@@ -251,10 +254,11 @@ impl Follower {
         }
         if live.is_some_and(|live| wanted < live) {
             let marked = act::mark_costs(&self.context, pods, &self.tracker).await;
-            let timeout = f64::from(worker.spec.handler.http.timeout_seconds);
             // Such work must not go for want of a mark.
-            if !marked && self.history.extended_within(timeout, self.since.elapsed().as_secs_f64()) {
+            if !marked && self.long_work {
                 self.decided = live;
+                let decision = self.entry.view().decision;
+                self.show(worker, &View { decision, ..view });
                 return;
             }
         }
@@ -262,10 +266,10 @@ impl Follower {
         match act::scale(&self.context, &self.key, &self.entry, view.clone(), wanted).await {
             Ok(()) => {
                 self.patched = Some(Instant::now());
-                let Decision { reason, message, .. } = &decision;
+                let Decision { raw, reason, message, .. } = &decision;
                 let foreign = wanted == current;
                 let reason = if foreign { "ScaleReverted" } else { reason.as_str() };
-                tracing::info!(namespace = %self.key.namespace, worker = %self.key.name, replicas = wanted, live, reason, message, "scaled");
+                tracing::info!(namespace = %self.key.namespace, worker = %self.key.name, replicas = wanted, raw, live, reason, message, "scaled");
                 let message = match foreign {
                     true => format!(
                         "someone else set {} replicas; scaling.mode Builtin puts back {wanted}",
@@ -308,7 +312,10 @@ impl Follower {
         if let Some(decision) = view.decision.as_ref().filter(|_| said(former).0 != said(view).0) {
             self.context.metrics.decided(&self.key, decision.reason);
             let Decision { replicas, raw, reason, message } = decision;
-            tracing::info!(namespace = %self.key.namespace, worker = %self.key.name, replicas, raw, reason = reason.as_str(), message, "decided");
+            // Where pods come or go, that is logged with what was there.
+            if former.decision.as_ref().is_none_or(|before| before.replicas == *replicas) {
+                tracing::info!(namespace = %self.key.namespace, worker = %self.key.name, replicas, raw, reason = reason.as_str(), message, "decided");
+            }
         }
         // The Queue tells of its messages' durability. The receivers end only with the process.
         let queue = ObjectRef::new(&worker.spec.queue_ref.name).within(&self.key.namespace);

@@ -69,6 +69,8 @@ struct TooFew {
 struct Asked {
     at: f64,
     replicas: u32,
+    /// Pods that took calls already.
+    from: u32,
     started: bool,
 }
 
@@ -147,7 +149,11 @@ impl History {
                     self.startup = Some(seconds).filter(|seconds| *seconds > 0.0);
                 }
             }
-            _ => self.asked = Some(Asked { at: now, replicas, started: running >= replicas }),
+            // What was there at first was asked for by somebody else, some time ago.
+            asked => {
+                let started = running >= replicas || asked.is_none();
+                *asked = Some(Asked { at: now, replicas, from: running, started });
+            }
         }
     }
 
@@ -156,10 +162,12 @@ impl History {
         self.startup
     }
 
-    /// Seconds since pods were asked for that do not all take calls yet, and are still to be expected.
-    pub(super) fn on_their_way(&self, now: f64) -> Option<f64> {
-        let waited = now - self.asked.filter(|asked| !asked.started)?.at;
-        (waited <= SLOWEST_START_SECONDS).then_some(waited)
+    /// Seconds since pods were asked for of which most do not take calls yet, and are still to be expected.
+    pub(super) fn on_their_way(&self, able: u32, now: f64) -> Option<f64> {
+        let asked = self.asked.filter(|asked| !asked.started)?;
+        let (come, wanted) = (able.saturating_sub(asked.from), asked.replicas.saturating_sub(asked.from));
+        let waited = now - asked.at;
+        (waited <= SLOWEST_START_SECONDS && come <= wanted / 2).then_some(waited)
     }
 
     fn observe_service(&mut self, inputs: &Inputs, now: f64) {
@@ -273,13 +281,21 @@ impl History {
     }
 
     /// Whether a delivery was settled within the last `seconds`.
-    pub(super) fn ended_within(&self, seconds: f64, now: f64) -> bool {
+    fn ended_within(&self, seconds: f64, now: f64) -> bool {
         self.ended_at.is_some_and(|at| now - at <= seconds)
     }
 
-    /// Whether a handler asked for more time within the last `seconds`.
-    pub(super) fn extended_within(&self, seconds: f64, now: f64) -> bool {
-        self.extended.0 > 0 && now - self.extended.1 <= seconds
+    /// Whether work may outlast a drain: it asks for more time, within the `handler_timeout` each time, or may do so, where
+    /// nothing has ended for `window` seconds.
+    pub(super) fn has_long_work(
+        &self,
+        sidecars: &Sidecars,
+        handler_timeout: f64,
+        window: f64,
+        now: f64,
+    ) -> bool {
+        let asks = self.extended.0 > 0 && now - self.extended.1 <= handler_timeout;
+        asks || sidecars.late > 0 && !self.ended_within(window, now)
     }
 
     /// How many reads in a row said zero.

@@ -86,7 +86,7 @@ struct Load<'a> {
     rate: f64,
     /// Seconds from the request for a pod to its consuming.
     startup: f64,
-    /// Seconds since pods were asked for that are still on their way.
+    /// Seconds since pods were asked for of which most are still on their way.
     waited: Option<f64>,
     /// Most pods that shorten anything.
     useful: f64,
@@ -144,10 +144,7 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
         None => (ASSUMED_SERVICE_SECONDS, ASSUMED),
     };
     let per_rate = service / (at_once * UTILISATION);
-    let waited = history.on_their_way(now);
-    // Those that are on their way take as long as they have taken so far at least.
-    let startup =
-        history.startup_seconds().unwrap_or(ASSUMED_STARTUP_SECONDS).max(waited.unwrap_or_default());
+    let startup = history.startup_seconds().unwrap_or(ASSUMED_STARTUP_SECONDS);
     let load = Load {
         spec,
         current: f64::from(inputs.workload.replicas),
@@ -158,7 +155,7 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
         per_rate,
         rate,
         startup,
-        waited,
+        waited: history.on_their_way(sidecars.able, now),
         // A pod without a message of its own shortens nothing; some come until it has begun.
         useful: ((backlog + in_flight as f64) / at_once).ceil()
             + rate * per_rate.min((startup + spec.target_wait) / at_once),

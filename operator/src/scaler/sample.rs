@@ -161,7 +161,9 @@ impl Tracker {
                 sums.late += sample.late;
             }
             let since = before.map_or(now, |tracked| tracked.since);
-            let was_up = sample.handler_up || before.is_some_and(|tracked| tracked.was_up);
+            // Who has ended a call had a handler, also before anybody watched.
+            let was_up =
+                sample.handler_up || sample.calls > 0 || before.is_some_and(|tracked| tracked.was_up);
             if !ending && !sample.handler_up {
                 let fails = |starting| was_up || sample.misconfigured.is_some() || now - since > starting;
                 sums.held += u32::from(fails(STARTING_SECONDS));

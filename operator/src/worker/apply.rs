@@ -21,13 +21,13 @@ use crate::problem::Problem;
 /// Annotation of a running pod: a digest of the sidecar's configuration that it was last told of.
 const CONFIG_DIGEST: &str = "warren.dev/config-digest";
 
-/// Applies what differs. The inner error is what the API server does not take.
+/// Applies what differs; gives whether there was no Deployment. The inner error is what the API server does not take.
 pub async fn apply(
     worker: &Worker,
     built: &Built,
     around: &Surroundings,
     context: &Context,
-) -> Result<Result<(), Problem>, Error> {
+) -> Result<Result<bool, Problem>, Error> {
     let namespace = worker.namespace().unwrap_or_default();
     let config_maps: Api<LiveConfigMap> = Api::namespaced(context.client.clone(), &namespace);
     let deployments: Api<LiveDeployment> = Api::namespaced(context.client.clone(), &namespace);
@@ -43,18 +43,19 @@ pub async fn apply(
     if let Some(live) = around.deployment.as_deref().filter(|live| live.is_owned_by(worker)) {
         change_strategy(&deployments, live, &built.deployment).await?;
     }
-    if let Err(problem) = one(&deployments, worker, &built.deployment, around.deployment.as_deref()).await? {
-        return Ok(Err(problem));
-    }
+    let made = match one(&deployments, worker, &built.deployment, around.deployment.as_deref()).await? {
+        Ok(made) => made,
+        Err(problem) => return Ok(Err(problem)),
+    };
     let budgets: Api<LiveDisruptionBudget> = Api::namespaced(context.client.clone(), &namespace);
     let live = around.disruption_budget.as_deref();
     match &built.disruption_budget {
-        Some(desired) => one(&budgets, worker, desired, live).await,
+        Some(desired) => Ok(one(&budgets, worker, desired, live).await?.map(|_| made)),
         None => {
             if let Some(live) = live.filter(|live| live.is_owned_by(worker)) {
                 remove(&budgets, live).await?;
             }
-            Ok(Ok(()))
+            Ok(Ok(made))
         }
     }
 }
@@ -119,24 +120,25 @@ async fn hasten(built: &Built, around: &Surroundings, context: &Context) {
     join_all(living.map(|pod| annotate(context, pod, CONFIG_DIGEST, &digest))).await;
 }
 
+/// Applies one object; gives whether there was none.
 async fn one<K, F>(
     api: &Api<Live<K, F>>,
     worker: &Worker,
     desired: &Value,
     live: Option<&Live<K, F>>,
-) -> Result<Result<(), Problem>, Error>
+) -> Result<Result<bool, Problem>, Error>
 where
     K: Resource<DynamicType = ()>,
     Live<K, F>: DeserializeOwned + Clone,
 {
     let name = desired["metadata"]["name"].as_str().unwrap_or_default();
-    match live {
-        Some(live) if covers(&live.object(), &required(worker, desired)) => return Ok(Ok(())),
-        Some(_) => {}
+    let made = match live {
+        Some(live) if covers(&live.object(), &required(worker, desired)) => return Ok(Ok(false)),
+        Some(_) => false,
         // What is not in the cache, which holds labelled objects only, may be somebody else's.
         None => {
             let found = api.get_metadata_opt(name).await?;
-            if found.is_some_and(|found| !owned(&found, worker)) {
+            if found.as_ref().is_some_and(|found| !owned(found, worker)) {
                 let kind = K::kind(&());
                 return Ok(Err(Problem::new(
                     TEMPLATE_VALID,
@@ -146,12 +148,13 @@ where
                     ),
                 )));
             }
+            found.is_none()
         }
-    }
+    };
     match api.patch(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(desired)).await {
         Ok(_) => {
             tracing::info!(namespace = worker.namespace(), worker = %worker.name_any(), kind = %K::kind(&()), name, "applied");
-            Ok(Ok(()))
+            Ok(Ok(made))
         }
         Err(kube::Error::Api(refusal)) if is_refusal(refusal.code, &refusal.reason) => Ok(Err(Problem::new(
             TEMPLATE_VALID,

@@ -91,9 +91,9 @@ async fn converge(
         replicas,
     );
     match apply(worker, &built, around, context).await? {
-        Ok(()) => {
+        Ok(made) => {
             let made_before = worker.status.as_ref().is_some_and(|status| status.sidecar_version.is_some());
-            if around.deployment.is_none() && made_before {
+            if made && made_before {
                 let note = "the Deployment was gone, and is made again: to stop, set consumer.paused or delete the Worker";
                 let object = worker.object_ref(&());
                 context.event(&object, EventType::Warning, "DeploymentRecreated", note, "Reconcile");
