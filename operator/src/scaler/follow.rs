@@ -119,12 +119,12 @@ impl Follower {
         let builtin =
             worker.spec.scaling.mode == ScalingMode::Builtin && worker.metadata.deletion_timestamp.is_none();
         self.prober = lane.filter(|_| builtin).map(|lane| lane.prober(self.prober.take()));
-        let followed = queue.as_deref().map(|queue| queue.broker_name().to_owned());
-        if self.followed != followed {
-            (self.followed, self.depth) = (followed, None);
+        let name = queue.as_deref().map(Queue::broker_name);
+        if self.followed.as_deref() != name {
+            (self.followed, self.depth) = (name.map(str::to_owned), None);
         }
         let (depth, beside_depth, sidecars) = tokio::join!(
-            self.read_depth(queue.as_deref(), queue.as_deref().map(Queue::broker_name)),
+            self.read_depth(queue.as_deref(), name),
             self.read_depth(queue.as_deref(), beside.as_deref()),
             self.scrape(&pods)
         );
