@@ -25,17 +25,15 @@ fn waiting(ready: u64) -> Inputs {
     Inputs { ready: Some((ready, 0.0)), ..Inputs::default() }
 }
 
+/// So many pods with nothing to do.
+fn idle(pods: u32) -> Sidecars {
+    Sidecars { started: pods, able: pods, scraped: pods, ..Sidecars::default() }
+}
+
 /// So many pods with a call each.
 fn working(pods: u32) -> Sidecars {
     let calls = u64::from(pods);
-    Sidecars {
-        started: pods,
-        able: pods,
-        scraped: pods,
-        unsettled: calls,
-        in_flight: calls,
-        ..Sidecars::default()
-    }
+    Sidecars { unsettled: calls, in_flight: calls, ..idle(pods) }
 }
 
 /// A cluster that obeys at once and a handler of constant speed, in steps of a second.
@@ -153,15 +151,7 @@ fn calls_of_which_none_has_ended_take_as_long_as_they_have_run() {
         let running = u64::from(pods).min(40);
         inputs.ready = Some((40 - running, 0.0));
         inputs.workload.replicas = pods;
-        inputs.sidecars = Sidecars {
-            started: pods,
-            able: pods,
-            scraped: pods,
-            busy: pods,
-            unsettled: running,
-            in_flight: running,
-            ..Sidecars::default()
-        };
+        inputs.sidecars = Sidecars { busy: pods, unsettled: running, in_flight: running, ..idle(pods) };
     }
     assert!((40..=44).contains(&inputs.workload.replicas), "{}", inputs.workload.replicas);
 }
@@ -171,15 +161,7 @@ fn work_that_asks_for_more_time_keeps_its_pods() {
     let mut history = History::with_service_seconds(600.0);
     let mut inputs = waiting(0);
     inputs.workload.replicas = 20;
-    inputs.sidecars = Sidecars {
-        started: 20,
-        able: 20,
-        scraped: 20,
-        busy: 12,
-        unsettled: 12,
-        in_flight: 12,
-        ..Sidecars::default()
-    };
+    inputs.sidecars = Sidecars { busy: 12, unsettled: 12, in_flight: 12, ..idle(20) };
     let mut reason = Reason::Idle;
     for now in 0..600 {
         inputs.sidecars.extensions = now / 20;
@@ -481,8 +463,7 @@ fn what_is_delivered_and_not_begun_waits_like_what_is_ready() {
     let (spec, mut inputs, history) = a_minute_of_work();
     let spec = Spec { max: 4, quorum: false, ..spec };
     inputs.ready = Some((0, 0.0));
-    inputs.sidecars =
-        Sidecars { started: 4, able: 4, scraped: 4, unsettled: 2000, in_flight: 40, ..Sidecars::default() };
+    inputs.sidecars = Sidecars { unsettled: 2000, in_flight: 40, ..idle(4) };
     let mut history = decide(history, &inputs, &spec, 60.0).1;
     for now in 61..300 {
         inputs.sidecars.deliveries += 1;
@@ -509,7 +490,7 @@ fn work_that_asks_for_more_time_has_not_stalled() {
 #[test]
 fn what_stood_still_while_paused_has_not_stalled() {
     let (spec, mut inputs, mut history) = a_minute_of_work();
-    inputs.sidecars = Sidecars { started: 4, able: 4, scraped: 4, ..Sidecars::default() };
+    inputs.sidecars = idle(4);
     for now in 60..600 {
         history = decide(history, &inputs, &Spec { paused: true, ..spec.clone() }, f64::from(now)).1;
     }
@@ -599,7 +580,7 @@ fn a_stalled_consumer_is_not_no_load_and_gets_no_more_pods() {
 fn failing_handlers_hold() {
     let mut inputs = waiting(10_000);
     inputs.workload.replicas = 2;
-    inputs.sidecars = Sidecars { started: 2, able: 2, scraped: 2, failing: 2, ..Sidecars::default() };
+    inputs.sidecars = Sidecars { failing: 2, ..idle(2) };
     let (decision, _) = decide(History::default(), &inputs, &spec(), 0.0);
     assert_eq!((decision.replicas, decision.reason), (2, Reason::HandlerFailing));
 }
@@ -655,7 +636,7 @@ fn pods_whose_handler_fails_do_not_stay_when_there_is_nothing_to_do() {
     let mut history = History::default();
     let mut inputs = waiting(0);
     inputs.workload.replicas = 2;
-    inputs.sidecars = Sidecars { started: 2, able: 2, scraped: 2, failing: 2, ..Sidecars::default() };
+    inputs.sidecars = Sidecars { failing: 2, ..idle(2) };
     for now in 0..200 {
         let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
         (history, inputs.workload.replicas) = (next, decision.replicas);
@@ -683,16 +664,8 @@ fn an_application_that_starts_for_a_minute_gets_no_pods_beyond_those_that_are_on
 #[test]
 fn a_rollout_and_a_crash_do_not_feed_the_estimate_and_a_pod_that_fits_no_node_does_not_stop_it() {
     let mut inputs = waiting(10);
-    inputs.sidecars = Sidecars {
-        started: 1,
-        able: 1,
-        scraped: 1,
-        calls: 10,
-        call_seconds: 10.0,
-        lifetime_calls: 10,
-        lifetime_seconds: 10.0,
-        ..Sidecars::default()
-    };
+    inputs.sidecars =
+        Sidecars { calls: 10, call_seconds: 10.0, lifetime_calls: 10, lifetime_seconds: 10.0, ..idle(1) };
     inputs.workload = Workload { replicas: 1, rolling: true, ..Workload::default() };
     let (_, history) = decide(History::default(), &inputs, &spec(), 0.0);
     inputs.sidecars.calls = 20;
@@ -863,7 +836,7 @@ proptest! {
     fn nonsense_in_the_measured_seconds_never_moves_replicas(seconds in prop_oneof![Just(f64::NAN), Just(-5.0), Just(f64::NEG_INFINITY), Just(f64::INFINITY)]) {
         let mut inputs = waiting(10);
         inputs.workload.replicas = 2;
-        inputs.sidecars = Sidecars { started: 2, able: 2, scraped: 2, calls: 10, call_seconds: 10.0, ..Sidecars::default() };
+        inputs.sidecars = Sidecars { calls: 10, call_seconds: 10.0, ..idle(2) };
         let sane = decide(History::with_service_seconds(1.0), &inputs, &spec(), 0.0);
         inputs.sidecars.calls = 20;
         inputs.sidecars.call_seconds = seconds;
