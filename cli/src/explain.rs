@@ -10,7 +10,7 @@ use kube::api::ListParams;
 use std::fmt::Write as _;
 use warren_api::conditions::worker::SCALING_ACTIVE;
 use warren_api::worker::{Scaling, ScalingMode};
-use warren_api::{Worker, WorkerStatus};
+use warren_api::{Queue, Worker, WorkerStatus};
 use warren_operator::scaler::record::Told;
 
 use crate::Answer;
@@ -36,6 +36,8 @@ pub struct Explain {
 #[derive(Debug)]
 struct Seen {
     worker: Worker,
+    /// Whether the Queue gives messages to one pod at most.
+    single: bool,
     operator: Result<Option<Told>, String>,
     /// From events, oldest first.
     changes: Vec<(Option<Timestamp>, String)>,
@@ -62,7 +64,10 @@ impl Explain {
             .context("list events")?;
         let operator = cluster.decisions(name).await.map_err(|error| format!("{error:#}"));
         let changes = changes(events.items);
-        Ok(Seen { worker, operator, changes, now: Timestamp::now() }.text().into())
+        // Who may not read Queues is told the Worker's own limit.
+        let queue = cluster.api::<Queue>().get_opt(&worker.spec.queue_ref.name).await.ok().flatten();
+        let single = queue.is_some_and(|queue| queue.spec.single_active_consumer);
+        Ok(Seen { worker, single, operator, changes, now: Timestamp::now() }.text().into())
     }
 }
 
@@ -93,7 +98,7 @@ fn changes(events: Vec<Event>) -> Vec<(Option<Timestamp>, String)> {
 
 impl Seen {
     fn text(&self) -> String {
-        let Self { worker, operator, changes, now } = self;
+        let Self { worker, single, operator, changes, now } = self;
         let (scaling, status) = (&worker.spec.scaling, worker.status.clone().unwrap_or_default());
         let mut text = format!(
             "Worker {} has {} pods and wants {}.\n\n",
@@ -115,7 +120,7 @@ impl Seen {
         let condition = status.conditions.iter().find(|condition| condition.type_ == SCALING_ACTIVE);
         if scaling.mode == ScalingMode::Builtin {
             let told = operator.as_ref().ok().and_then(Option::as_ref);
-            text += &decision(&status, scaling, told.and_then(|told| told.floor).unwrap_or(0));
+            text += &decision(&status, scaling, *single, told.and_then(|told| told.floor).unwrap_or(0));
             if let Some(condition) = condition {
                 let _ = writeln!(
                     text,
@@ -188,17 +193,21 @@ fn inputs_and_decisions(told: &Told) -> String {
     )
 }
 
-fn decision(status: &WorkerStatus, scaling: &Scaling, scheduled: u32) -> String {
+fn decision(status: &WorkerStatus, scaling: &Scaling, single: bool, scheduled: u32) -> String {
     let Some(decision) = &status.scaling else {
         return "Warren has decided nothing yet: the queue has not been measured.\n".to_owned();
     };
-    let (least, most) = (scaling.min_replicas, scaling.max_replicas);
+    let least = scaling.min_replicas;
+    let (most, limit) = match (single, scaling.max_replicas) {
+        (true, _) => (least.max(1), format!("{} for the Queue's singleActiveConsumer", least.max(1))),
+        (false, most) => (most, format!("maxReplicas {most}")),
+    };
     let scheduled = most.min(scheduled.try_into().unwrap_or(most));
     let limits = match decision.raw {
-        raw if raw > most => format!("raised no further than maxReplicas {most}"),
+        raw if raw > most => format!("raised no further than {limit}"),
         raw if raw < scheduled && scheduled > least => format!("kept at {scheduled} by scaling.schedules"),
         raw if raw < least => format!("kept at minReplicas {least}"),
-        _ => format!("within minReplicas {least} and maxReplicas {most}"),
+        _ => format!("within minReplicas {least} and {limit}"),
     };
     format!(
         "Decision: {} replicas, {}\n  why        {}\n  formula    {} pods, {limits}\n  target     a message starts within {} s; fewer pods by the load of {} s\n",
@@ -267,6 +276,7 @@ mod tests {
                 "scaling": {"replicas": 50, "raw": 80, "reason": "AtMaximum", "message": "80 pods wanted"}}});
         Seen {
             worker: serde_json::from_value(worker).unwrap(),
+            single: false,
             operator: Ok(Some(told())),
             changes: vec![(Some(at(10)), "0 to 50 pods".to_owned())],
             now: at(190),
@@ -302,6 +312,15 @@ mod tests {
         for said in ["80 pods, kept at 90 by scaling.schedules", "at least 90 pods, by \"0 8 * * *\" UTC"] {
             assert!(text.contains(said), "{said}\n{text}");
         }
+    }
+
+    #[test]
+    fn a_queue_with_a_single_active_consumer_is_named_as_the_limit() {
+        let text = Seen { single: true, ..seen(&json!({})) }.text();
+        assert!(
+            text.contains("80 pods, raised no further than 1 for the Queue's singleActiveConsumer"),
+            "{text}"
+        );
     }
 
     #[test]

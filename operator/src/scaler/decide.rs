@@ -198,7 +198,12 @@ fn within_limits(
     }
     let step = if hurried { current } else { current.div_ceil(2) };
     // What outlasts a drain would be called again.
-    let kept = if long_work(history, inputs, spec, now) { inputs.sidecars.busy.min(current) } else { 0 };
+    let kept = match long_work(history, inputs, spec, now) {
+        // Which pods go cannot be told then.
+        true if inputs.workload.exposed => current,
+        true => inputs.sidecars.busy.min(current),
+        false => 0,
+    };
     let next = lowest.max(current - step).max(kept);
     if next == current {
         let why = format!("{kept} pods have work that asks for more time, or may, and are kept for it");

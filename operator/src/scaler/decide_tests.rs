@@ -176,6 +176,27 @@ fn work_that_asks_for_more_time_keeps_its_pods() {
 }
 
 #[test]
+fn pods_stay_while_one_that_is_not_ready_has_work_that_asks_for_more_time() {
+    let left = |extensions: u64, exposed: bool| {
+        let mut history = History::with_service_seconds(600.0);
+        let mut inputs = waiting(0);
+        inputs.workload = Workload { replicas: 20, exposed, ..Workload::default() };
+        inputs.sidecars = Sidecars { busy: 1, unsettled: 1, in_flight: 1, ..idle(20) };
+        for now in 0..200 {
+            inputs.sidecars.extensions = extensions * now / 20;
+            let (decision, next) = decide(history, &inputs, &spec(), now as f64);
+            (history, inputs.workload.replicas) = (next, decision.replicas);
+            let pods = decision.replicas;
+            (inputs.sidecars.started, inputs.sidecars.able, inputs.sidecars.scraped) = (pods, pods, pods);
+        }
+        inputs.workload.replicas
+    };
+    assert_eq!(left(1, true), 20);
+    // What ends within the drain does so in whichever pod.
+    assert!(left(1, false) < 20 && left(0, true) < 20);
+}
+
+#[test]
 fn work_that_may_still_ask_for_more_time_keeps_its_pods_where_nothing_has_ended_for_long() {
     let patient = Spec { handler_timeout: 600.0, ..spec() };
     let run = |late| {
@@ -750,7 +771,7 @@ prop_compose! {
             ready,
             contradicted,
             floor: floor.map(by_schedule),
-            workload: Workload { replicas, rolling, failing: crashing, crashing },
+            workload: Workload { replicas, rolling, failing: crashing, crashing, exposed: held % 2 == 0 },
             sidecars: Sidecars {
                 started,
                 scraped: started.saturating_sub(unscraped),

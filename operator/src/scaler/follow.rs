@@ -168,6 +168,7 @@ impl Follower {
                 rolling: deployment.as_deref().is_some_and(|deployment| deployment.facts.rolling),
                 failing: pods::trouble(&pods).is_some(),
                 crashing: pods::crash(&pods),
+                exposed: self.exposed(&pods),
             },
             sidecars,
             floor: self.timetable.floor(&worker.spec.scaling.schedules, Timestamp::now()),
@@ -234,6 +235,13 @@ impl Follower {
             connected: count(connected),
         };
         (sidecars, handlers)
+    }
+
+    /// Whether messages are at the handler of a pod that is not Ready.
+    fn exposed(&self, pods: &[Arc<Pod>]) -> bool {
+        let busy =
+            |pod: &Pod| pod.uid().and_then(|uid| self.tracker.work(&uid)).is_some_and(|(busy, _)| busy > 0);
+        pods.iter().any(|pod| !pods::ending(pod) && !pods::ready(pod) && busy(pod))
     }
 
     async fn carry_out(
@@ -315,6 +323,10 @@ impl Follower {
             // Where pods come or go, that is logged with what was there.
             if former.decision.as_ref().is_none_or(|before| before.replicas == *replicas) {
                 tracing::info!(namespace = %self.key.namespace, worker = %self.key.name, replicas, raw, reason = reason.as_str(), message, "decided");
+                if reason.is_hindrance() {
+                    let worker = worker.object_ref(&());
+                    self.context.event(&worker, EventType::Warning, reason.as_str(), message, "Scale");
+                }
             }
         }
         // The Queue tells of its messages' durability. The receivers end only with the process.

@@ -68,6 +68,8 @@ pub struct Workload {
     pub failing: bool,
     /// Whether pods crash: their calls say nothing of how long a message takes. Those that never start make none.
     pub crashing: bool,
+    /// Whether messages are at the handler of a pod that is not Ready: such a pod is deleted first, whatever its cost.
+    pub exposed: bool,
 }
 
 /// The sum of the sidecars' own metrics; counters never fall (resets are taken out before).

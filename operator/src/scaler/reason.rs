@@ -80,6 +80,11 @@ impl Reason {
         }
     }
 
+    /// Whether the scaler would move replicas and may not, while nothing is wrong with the Worker: only an event tells of it.
+    pub const fn is_hindrance(self) -> bool {
+        matches!(self, Self::AtMaximum | Self::SidecarsUnreachable)
+    }
+
     /// Whether the scaler sees what it needs: the status of condition `ScalingActive`.
     pub const fn is_active(self) -> bool {
         !matches!(self, Self::DepthUnknown | Self::MetricsUnreachable | Self::Stalled | Self::HandlerFailing)

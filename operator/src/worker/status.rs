@@ -16,6 +16,7 @@ use super::validate::port;
 use crate::condition::{Statement, Status, conditions, find};
 use crate::problem::Problem;
 use crate::scaler::board::View;
+use crate::scaler::decide::Decision;
 use crate::scaler::schedule::{SCHEDULE_INVALID, Schedules};
 
 /// Reason of a scaler that has not looked yet.
@@ -174,32 +175,32 @@ fn available(
 }
 
 fn scaling_active(worker: &Worker, view: &View) -> Statement {
-    if worker.spec.scaling.mode == ScalingMode::Builtin
-        && let (_, Some(problem)) = Schedules::parse(&worker.spec.scaling.schedules)
-    {
-        return Statement::new(SCALING_ACTIVE, false, problem.reason, problem.message);
-    }
-    match worker.spec.scaling.mode {
-        ScalingMode::External => {
-            Statement::new(SCALING_ACTIVE, true, "External", "an HPA or KEDA writes the scale subresource")
+    let scaling = &worker.spec.scaling;
+    let active = |reason: &str, message: &str| Statement::new(SCALING_ACTIVE, true, reason, message);
+    match (scaling.mode, &view.decision) {
+        (ScalingMode::External, _) => active("External", "an HPA or KEDA writes the scale subresource"),
+        (ScalingMode::Manual, _) => active("Manual", "spec.replicas is obeyed"),
+        // What holds all pods comes before an entry that is left out.
+        (ScalingMode::Builtin, Some(decision)) if !decision.reason.is_active() => {
+            by_decision(worker, decision)
         }
-        ScalingMode::Manual => Statement::new(SCALING_ACTIVE, true, "Manual", "spec.replicas is obeyed"),
-        ScalingMode::Builtin => match &view.decision {
-            None => Statement::new(
-                SCALING_ACTIVE,
-                Status::Unknown,
-                "Starting",
-                "the queue has not been measured yet",
-            ),
-            Some(decision) => {
-                let mut message = decision.message.clone();
-                if worker.spec.replicas != 1 {
-                    message.push_str(REPLICAS_IGNORED);
-                }
-                Statement::new(SCALING_ACTIVE, decision.reason.is_active(), decision.reason.as_str(), message)
+        (ScalingMode::Builtin, decision) => match (Schedules::parse(&scaling.schedules).1, decision) {
+            (Some(problem), _) => Statement::new(SCALING_ACTIVE, false, problem.reason, problem.message),
+            (None, Some(decision)) => by_decision(worker, decision),
+            (None, None) => {
+                let message = "the queue has not been measured yet";
+                Statement::new(SCALING_ACTIVE, Status::Unknown, UNSEEN, message)
             }
         },
     }
+}
+
+fn by_decision(worker: &Worker, decision: &Decision) -> Statement {
+    let mut message = decision.message.clone();
+    if worker.spec.replicas != 1 {
+        message.push_str(REPLICAS_IGNORED);
+    }
+    Statement::new(SCALING_ACTIVE, decision.reason.is_active(), decision.reason.as_str(), message)
 }
 
 fn handler_healthy(worker: &Worker, desired: i32, view: &View, former: &WorkerStatus) -> Option<Statement> {
@@ -256,7 +257,6 @@ mod tests {
     use super::super::validate::tests::{surroundings, worker};
     use super::*;
     use crate::scaler::board::Handlers;
-    use crate::scaler::decide::Decision;
     use crate::scaler::reason::Reason;
 
     fn now() -> Time {
@@ -320,6 +320,14 @@ mod tests {
         assert_eq!((active.status.as_str(), active.reason.as_str()), ("False", SCHEDULE_INVALID));
         assert!(active.message.contains("0 8 * * 1-5"), "{}", active.message);
         assert_eq!(find(&status.conditions, READY).unwrap().status, "False");
+    }
+
+    #[test]
+    fn a_schedule_that_cannot_be_read_hides_no_stall() {
+        let scaling = json!({"schedules": [{"cron": "0 25 * * *", "minReplicas": 1}]});
+        let view = decided(Reason::Stalled, "look at the handler's logs");
+        let status = status(&worker(json!({"scaling": scaling})), None, None, &surroundings(), &view, &now());
+        assert_eq!(find(&status.conditions, SCALING_ACTIVE).unwrap().reason, "Stalled");
     }
 
     #[test]
