@@ -177,7 +177,8 @@ impl Cli {
 
 async fn run(args: RunArgs) -> Result<(), Failure> {
     crate::logging::start(&args.log_level);
-    let live = Files { config: args.config, broker: args.broker }.watch()?;
+    let longest_call_seconds = longest_call_seconds(args.drain_timeout_seconds);
+    let live = Files { config: args.config, broker: args.broker, longest_call_seconds }.watch()?;
     let path = live.config.borrow().handler.path.clone();
     let endpoint = Endpoint::local(args.handler_port, &path)?;
     let fixed = Fixed {
@@ -188,6 +189,12 @@ async fn run(args: RunArgs) -> Result<(), Failure> {
         spans: spans(),
     };
     Ok(app::run(live, fixed, endpoint, Ports::pod()).await?)
+}
+
+/// Longest time-out of a handler call that such a drain leaves room for.
+fn longest_call_seconds(drain: u64) -> u32 {
+    let seconds = drain.saturating_sub(u64::from(DRAIN_MARGIN_SECONDS.unsigned_abs())).max(1);
+    seconds.try_into().unwrap_or(u32::MAX)
 }
 
 /// How long a pod may live after the begin of a drain.

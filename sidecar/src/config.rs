@@ -101,6 +101,9 @@ pub struct Files {
     pub config: PathBuf,
     /// The folder of the broker Secret, a file a key.
     pub broker: PathBuf,
+    /// Longest time-out of a handler call, in seconds, that a drain of this pod leaves room for. Where `timeoutSeconds` is
+    /// raised, the file says so before the rollout brings pods that may drain for longer.
+    pub longest_call_seconds: u32,
 }
 
 impl Default for Files {
@@ -108,6 +111,7 @@ impl Default for Files {
         Self {
             config: Path::new(names::CONFIG_DIR).join(names::CONFIG_KEY),
             broker: PathBuf::from(names::BROKER_DIR),
+            longest_call_seconds: u32::MAX,
         }
     }
 }
@@ -142,7 +146,8 @@ pub fn read_access(folder: &Path, vhost: Option<&str>) -> Result<BrokerAccess, C
 
 impl Files {
     fn read(&self) -> Result<(SidecarConfig, BrokerAccess), ConfigError> {
-        let config = read_config(&self.config)?;
+        let mut config = read_config(&self.config)?;
+        config.handler.timeout_seconds = config.handler.timeout_seconds.min(self.longest_call_seconds);
         let access = read_access(&self.broker, config.queue.vhost.as_deref())?;
         Ok((config, access))
     }

@@ -25,6 +25,7 @@ on_each_release!(
     a_queue_that_is_deleted_and_declared_again_is_consumed_again,
     rotated_credentials_are_taken_over_once_what_runs_has_ended,
     credentials_rotated_in_the_mounted_secret_are_taken_over_without_a_restart,
+    a_raised_time_out_lasts_no_longer_than_the_pods_own_drain,
 );
 
 on_a_broker_of_each_release!(
@@ -87,7 +88,11 @@ async fn credentials_rotated_in_the_mounted_secret_are_taken_over_without_a_rest
 ) -> Result<()> {
     place.declare(&config()).await?;
     let pod = tempfile::tempdir()?;
-    let files = Files { config: pod.path().join("config/config.json"), broker: pod.path().join("broker") };
+    let files = Files {
+        config: pod.path().join("config/config.json"),
+        broker: pod.path().join("broker"),
+        ..Files::default()
+    };
     mount(&pod.path().join("config"), "1", &[("config.json", &serde_json::to_string(&config())?)])?;
     mount(&files.broker, "1", &[("uri", &place.user("first", ".*").await?)])?;
     let app = App::start().await?;
@@ -106,6 +111,24 @@ async fn credentials_rotated_in_the_mounted_secret_are_taken_over_without_a_rest
     sidecar.settled("ack", 3).await?;
     ensure!(sidecar.metric("warren_sidecar_reconnects_total", "").await? < 1.5);
     Ok(())
+}
+
+async fn a_raised_time_out_lasts_no_longer_than_the_pods_own_drain(place: Place) -> Result<()> {
+    let mut config = config();
+    place.declare(&config).await?;
+    config.handler.timeout_seconds = 600;
+    let pod = tempfile::tempdir()?;
+    let files = Files {
+        config: pod.path().join("config.json"),
+        broker: pod.path().join("broker"),
+        longest_call_seconds: 1,
+    };
+    std::fs::write(&files.config, serde_json::to_string(&config)?)?;
+    mount(&files.broker, "1", &[("uri", &place.user("first", ".*").await?)])?;
+    let app = App::working(Duration::from_secs(600)).await?;
+    let sidecar = Running::reading(files, app.port()).await?;
+    place.client().await?.publish(QUEUE, b"x").await?;
+    sidecar.settled("retry", 1).await
 }
 
 async fn a_killed_broker_loses_nothing_and_is_consumed_again(options: Options) -> Result<()> {
