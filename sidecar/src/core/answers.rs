@@ -48,9 +48,13 @@ impl Engine {
                 vec![verdict; ended.deliveries.len()].into_iter()
             }
         };
-        // What is tried again at once goes back in its old order, so the last is put back first.
-        let verdicts: Vec<_> = ended.deliveries.iter().map(|_| each.next()).collect();
-        for ((id, key), verdict) in ended.deliveries.into_iter().zip(verdicts).rev() {
+        let mut concluded: Vec<_> =
+            ended.deliveries.into_iter().map(|delivery| (delivery, each.next())).collect();
+        if concluded.iter().any(|(_, verdict)| matches!(verdict, Some(Verdict::Unreached))) {
+            // What goes back to the front keeps its order if the last is put there first.
+            concluded.reverse();
+        }
+        for ((id, key), verdict) in concluded {
             let verdict = verdict.unwrap_or_else(|| {
                 let detail = "the handler's answer has no outcome for this message".to_owned();
                 Verdict::Retry(Failure { detail, ..Failure::default() })
@@ -80,9 +84,14 @@ impl Engine {
     ) {
         let identity = id.and_then(|id| self.window.get_mut(id)).and_then(|slot| slot.incoming.identity);
         let change = match verdict {
-            Verdict::Ack | Verdict::Reply | Verdict::Later | Verdict::DeadLetter { .. } => {
+            Verdict::Ack | Verdict::Reply | Verdict::DeadLetter { .. } => {
                 self.throttle.succeeded();
                 self.breaker.succeeded()
+            }
+            Verdict::Later => {
+                // It takes work on; whether it can do it is said when the delivery ends.
+                self.throttle.succeeded();
+                Change::None
             }
             Verdict::Retry(failure) => self.breaker.failed(identity, failure.status, now, self.seed),
             Verdict::NotNow { after, status } => {
@@ -117,14 +126,19 @@ impl Engine {
             Verdict::Ack => self.finish(id, Outcome::Ack, now, effects),
             Verdict::Reply => self.publish(id, Copy::Reply, 0, effects),
             Verdict::Retry(failure) if self.breaker.open_since().is_some() => {
-                self.probe_failed(id, &failure, now, effects);
+                self.probe_failed(id, Some(&failure), now, effects);
+            }
+            Verdict::NotNow { .. } if self.breaker.open_since().is_some() => {
+                self.probe_failed(id, None, now, effects);
             }
             Verdict::Retry(failure) => self.failed(id, &failure, now, effects),
             Verdict::DeadLetter { reason, detail } => {
                 let attempts = self.attempts_with_this(id);
                 self.publish(id, Copy::Dead { reason, detail, attempts }, 0, effects);
             }
-            Verdict::NotNow { .. } | Verdict::Unreached => self.call_again(id, false),
+            // It may be this message alone that cannot be taken: the others have their turn first.
+            Verdict::NotNow { .. } => self.call_again(id, true),
+            Verdict::Unreached => self.call_again(id, false),
             Verdict::Later => {
                 let deadline = now + self.settings.late_timeout;
                 if let Some(slot) = self.window.get_mut(id) {
@@ -165,8 +179,15 @@ impl Engine {
     }
 
     /// A failure while the breaker is open is no attempt. After three of them it is the message's own fault if others have
-    /// succeeded meanwhile, else it makes room for another to be tried.
-    fn probe_failed(&mut self, id: DeliveryId, failure: &Failure, now: Time, effects: &mut Vec<Effect>) {
+    /// succeeded meanwhile, else it makes room for another to be tried. No failure: the application said "not now", which
+    /// is never an attempt.
+    fn probe_failed(
+        &mut self,
+        id: DeliveryId,
+        failure: Option<&Failure>,
+        now: Time,
+        effects: &mut Vec<Effect>,
+    ) {
         let successes = self.breaker.successes;
         let first_rung = self.settings.ladder.delays_seconds.first().copied();
         let Some(slot) = self.window.get_mut(id) else { return };
@@ -175,14 +196,13 @@ impl Engine {
         }
         slot.probe_failures = slot.probe_failures.saturating_add(1);
         let alone = slot.probe_failures < PROBES;
-        let others_succeeded = successes > slot.successes_then;
+        let own_fault = failure.filter(|_| successes > slot.successes_then);
         let (attempts, keyed) = (slot.incoming.attempts, slot.incoming.key.is_some());
-        if alone || (keyed && !others_succeeded) {
-            self.call_again(id, true);
-        } else if others_succeeded {
-            self.failed(id, failure, now, effects);
-        } else {
-            self.publish(id, Copy::Retry { delay_seconds: first_rung, attempts }, 0, effects);
+        match own_fault {
+            _ if alone => self.call_again(id, true),
+            Some(failure) => self.failed(id, failure, now, effects),
+            None if keyed => self.call_again(id, true),
+            None => self.publish(id, Copy::Retry { delay_seconds: first_rung, attempts }, 0, effects),
         }
     }
 

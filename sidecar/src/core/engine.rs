@@ -295,8 +295,7 @@ impl Engine {
         while self.may_dispatch(now) {
             let running = self.calls.len() + self.late;
             let start = match self.breaker.open_since().zip(self.breaker.next_probe()) {
-                // What began before the breaker opened is no probe: waiting for it could take as long as the work does.
-                Some((since, _)) if self.calls.values().any(|call| call.started > since) => None,
+                Some((since, _)) if self.is_probing(since, now) => None,
                 Some(_) if running >= usize::from(self.settings.concurrency.max(1)) => None,
                 Some((_, probe)) => self.throttle.may_start(0).map(|start| start.max(probe)),
                 None => self.throttle.may_start(running),
@@ -309,6 +308,20 @@ impl Engine {
             }
             self.start_call(now, effects);
         }
+    }
+
+    /// Whether a probe has not ended. What began before the breaker opened is none: waiting for it could take as long as the
+    /// work does. So is one that the application, which goes on with it, extends beyond the time of a call.
+    fn is_probing(&mut self, since: Time, now: Time) -> bool {
+        if self.calls.values().any(|call| call.started > since) {
+            return true;
+        }
+        let longest = self.settings.late_timeout;
+        let later = |slot: &&mut Slot| matches!(slot.state, State::Later { .. }) && slot.called > since;
+        let until = self.window.open_slots().filter(later).map(|slot| slot.called + longest).max();
+        let until = until.filter(|until| *until > now);
+        self.wake_at(until);
+        until.is_some()
     }
 
     /// When the next call has all the messages that it should wait for; none: nothing is ready.

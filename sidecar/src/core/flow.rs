@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use super::backoff::Backoff;
-use super::breaker::PROBES;
 use super::engine::Engine;
 use super::event::{Copy, DeliveryId, Effect, Observation, Outcome, PublishResult, Time};
-use super::window::State;
+use super::window::{Slot, State};
 
 /// How long messages are held through an outage of the application before healthy pods get them.
 pub const HOLD: Duration = Duration::from_secs(10);
@@ -149,13 +148,8 @@ impl Engine {
         if self.breaker.open_since().is_none() {
             return Vec::new();
         }
-        self.window
-            .open_slots()
-            .filter(|slot| {
-                slot.probe_failures >= PROBES && matches!(slot.state, State::Received | State::Running { .. })
-            })
-            .map(|slot| slot.incoming.id)
-            .collect()
+        let stuck = self.window.open_slots().filter(|slot| slot.is_stuck());
+        stuck.map(|slot| slot.incoming.id).collect()
     }
 
     fn probe_window(&mut self) -> usize {
@@ -164,10 +158,16 @@ impl Engine {
 
     /// Whether a new consumer may start. The broker counts for each consumer by itself, so what the former one delivered
     /// comes on top of the new window. While something waits to be started there is no hurry; what is at work or waits in
-    /// place may take long, and waiting for that would leave the handler without work.
+    /// place may take long, and waiting for that would leave the handler without work. While the breaker is open, what is at
+    /// work does not count at all: it would take the places of what is to be probed with.
     fn has_room(&mut self, prefetch: u16) -> bool {
         let stuck = self.stuck().len();
-        let held = self.window.unsettled().saturating_sub(stuck);
+        let held = if self.breaker.open_since().is_some() {
+            let waits = |slot: &&mut Slot| matches!(slot.state, State::Received | State::Waiting { .. });
+            self.window.open_slots().filter(|slot| waits(slot) && !slot.is_stuck()).count()
+        } else {
+            self.window.unsettled()
+        };
         let prefetch = usize::from(prefetch).saturating_sub(stuck);
         held * 2 <= prefetch || (held < prefetch && self.ready.len() == 0)
     }

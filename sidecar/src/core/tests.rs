@@ -162,10 +162,17 @@ impl World {
                     "subscribed on a channel that is gone"
                 );
                 assert_eq!(self.consuming, None, "two consumers at once");
-                assert!(
-                    self.unacked.len() < usize::from(prefetch),
-                    "more than twice the window could be held"
-                );
+                let at_work = |tag: &&u64| {
+                    let id = DeliveryId { generation, tag: **tag };
+                    let publishing = self.publishes.iter().any(|(of, _)| *of == id);
+                    publishing || self.at_handler.contains_key(&id) || self.late.contains(&id)
+                };
+                // What is at work takes no place from what an open breaker is probed with.
+                let held = match self.engine.snapshot().breaker {
+                    Some(_) => self.unacked.keys().filter(|tag| !at_work(tag)).count(),
+                    None => self.unacked.len(),
+                };
+                assert!(held < usize::from(prefetch), "more than twice the window could be held");
                 self.subscribed.push((self.now, prefetch));
                 self.consuming = Some(prefetch);
                 self.delivered_to_consumer.clear();
@@ -623,6 +630,133 @@ fn ten_minutes_of_503_then_404_dead_letter_nothing_and_heal_by_themselves() {
         assert_eq!((world.handled.len(), world.engine.snapshot().breaker), (40, None));
         assert_eq!(world.saw(&Observation::BreakerClosed), 1);
     }
+}
+
+/// Has the application take everything on, and end each as it says a moment later, until the breaker opens.
+fn failing_later(world: &mut World) {
+    for _ in 0..100 {
+        if world.engine.snapshot().breaker.is_some() {
+            world.answer_all(retry(500));
+            return;
+        }
+        world.answer_all(Verdict::Later);
+        for id in std::mem::take(&mut world.late) {
+            world.step(Event::LateAnswer { id, verdict: retry(500) });
+        }
+        world.settle();
+    }
+    panic!("a hundred rounds of failures open no breaker");
+}
+
+#[test]
+fn work_that_ends_later_opens_the_breaker_and_is_probed_one_at_a_time() {
+    let mut world = World::running(Settings { prefetch: 40, concurrency: 20, ..settings() }, 200);
+    failing_later(&mut world);
+    let mut calls = 0;
+    world.answering(Duration::from_secs(60), |_, _| {
+        calls += 1;
+        Verdict::Later
+    });
+    assert!((1..=3).contains(&calls), "{calls} calls of an application that lets each time out after 30 s");
+    assert!(world.engine.snapshot().breaker.is_some(), "to take work on is no success");
+    let probe = world.late.pop().unwrap();
+    world.finished.insert(probe);
+    world.step(Event::LateAnswer { id: probe, verdict: Verdict::Ack });
+    assert_eq!(world.engine.snapshot().breaker, None);
+}
+
+#[test]
+fn a_probe_that_is_extended_beyond_the_time_of_a_call_holds_the_next_one_no_longer() {
+    let mut world = World::running(Settings { prefetch: 40, concurrency: 20, ..settings() }, 200);
+    failing_later(&mut world);
+    while world.late.is_empty() {
+        world.pass(Duration::from_millis(100));
+        world.answer_all(Verdict::Later);
+    }
+    let first = world.late[0];
+    for _ in 0..3 {
+        world.step(Event::Extended { id: first });
+        world.answering(Duration::from_secs(9), |_, _| panic!("a second probe"));
+    }
+    world.step(Event::Extended { id: first });
+    world.pass(Duration::from_secs(10));
+    assert_eq!(world.calls.len(), 1);
+}
+
+#[test]
+fn one_message_that_can_never_be_taken_now_holds_up_no_other() {
+    for (status, keyed) in [(429, false), (503, false), (429, true)] {
+        let mut world = World::new(Settings { prefetch: 5, ..settings() });
+        for number in 0..20 {
+            world.queue.push_back(Message { number, attempts: 0, key: keyed.then_some(number % 7) });
+        }
+        world.connect();
+        world.settle();
+        world.answering(Duration::from_secs(900), |world, calls| {
+            match world.unacked[&calls[0].id.tag].number {
+                0 => Verdict::NotNow { after: None, status },
+                _ => Verdict::Ack,
+            }
+        });
+        let mut handled = world.handled.clone();
+        handled.sort_unstable();
+        let free: Vec<u64> = (1..20).filter(|number| !keyed || number % 7 != 0).collect();
+        assert_eq!(handled, free, "{status}, keyed: {keyed}");
+    }
+}
+
+#[test]
+fn messages_that_can_never_be_taken_now_cannot_keep_the_breaker_open() {
+    for (status, keyed) in [(503, false), (429, false), (503, true)] {
+        let mut world = World::new(Settings { prefetch: 8, concurrency: 2, ..settings() });
+        for number in 0..40 {
+            world.queue.push_back(Message { number, attempts: 0, key: keyed.then_some(number) });
+        }
+        world.connect();
+        world.settle();
+        while world.engine.snapshot().breaker.is_none() {
+            world.answer_all(Verdict::NotNow { after: Some(Duration::ZERO), status: 503 });
+            world.settle();
+            world.pass(Duration::from_millis(1));
+        }
+        world.pass(Duration::from_secs(11));
+        let poison: Vec<u64> = world.unacked.values().map(|message| message.number).take(2).collect();
+        let others = |world: &World| world.handled.iter().filter(|number| !poison.contains(number)).count();
+        world.answering(Duration::from_secs(1500), |world, calls| {
+            let number = world.unacked.get(&calls[0].id.tag).map(|message| message.number);
+            match number.is_some_and(|number| poison.contains(&number)) {
+                true => Verdict::NotNow { after: None, status },
+                false => Verdict::Ack,
+            }
+        });
+        assert_eq!(world.engine.snapshot().breaker, None, "{status}, keyed: {keyed}");
+        assert_eq!((others(&world), world.dead.len()), (40 - poison.len(), 0), "{status}, keyed: {keyed}");
+        assert!(world.retried.iter().all(|(_, _, attempts)| *attempts == 0), "it is never an attempt");
+    }
+}
+
+#[test]
+fn long_work_from_before_the_breaker_opened_takes_no_place_from_probes() {
+    let hour = Duration::from_secs(3600);
+    let mut world =
+        World::running(Settings { prefetch: 10, concurrency: 4, late_timeout: hour, ..settings() }, 60);
+    for call in [1, 2, 3].map(CallId) {
+        world.answer(call, Verdict::Later);
+    }
+    while world.engine.snapshot().breaker.is_none() {
+        world.answer_all(retry(500));
+        // Some acknowledgements wait for others, for two milliseconds.
+        world.pass(Duration::from_millis(3));
+        world.settle();
+    }
+    let mut probed = BTreeSet::new();
+    world.answering(Duration::from_secs(900), |world, calls| {
+        probed.insert(world.unacked[&calls[0].id.tag].number);
+        retry(500)
+    });
+    assert!(probed.len() > 4, "only {probed:?} were tried");
+    world.answering(Duration::from_secs(60), |_, _| Verdict::Ack);
+    assert_eq!(world.engine.snapshot().breaker, None);
 }
 
 #[test]

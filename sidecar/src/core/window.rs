@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::breaker::PROBES;
 use super::event::{CallId, Copy, DeliveryId, Effect, Incoming, Time, Verdict};
 
 /// How long a finished delivery waits at most for others to be acknowledged with.
@@ -53,6 +54,13 @@ pub(super) struct Slot {
     pub successes_then: u64,
     /// Whether the broker's time-out was warned of.
     pub warned: bool,
+}
+
+impl Slot {
+    /// Whether it has failed so many probes that it may be poison, and keeps its place.
+    pub fn is_stuck(&self) -> bool {
+        self.probe_failures >= PROBES && matches!(self.state, State::Received | State::Running { .. })
+    }
 }
 
 /// The unsettled deliveries of one channel.
