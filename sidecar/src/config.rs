@@ -74,7 +74,9 @@ pub fn settings(config: &SidecarConfig, fixed: &Fixed) -> Settings {
     let prefetch = consumer.prefetch.max(1);
     Settings {
         prefetch,
-        auto_prefetch: consumer.prefetch_mode == PrefetchMode::Auto,
+        // With an ordering key each change of the window stops all work for a moment.
+        auto_prefetch: consumer.prefetch_mode == PrefetchMode::Auto && consumer.ordering_key.is_none(),
+        ordered: consumer.ordering_key.is_some(),
         concurrency: consumer.concurrency.clamp(1, prefetch),
         paused: consumer.paused,
         ladder: Ladder {

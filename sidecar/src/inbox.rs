@@ -42,6 +42,8 @@ pub enum Inbox {
         /// The channel.
         result: Result<Channel, BrokerError>,
     },
+    /// A channel was closed so that what it held is the broker's again.
+    HandedBack,
     /// A consumer was started, or not.
     Consuming {
         /// The session.

@@ -338,7 +338,10 @@ impl Runtime {
     /// Acknowledgements are with the broker when it has answered once more; then the connections may go.
     async fn goodbye(mut self) {
         if let Some(session) = self.session.take() {
-            crate::amqp::session::flush(session.channel().clone()).await;
+            crate::amqp::session::close(session).await;
+        }
+        if let Some(closed) = self.opening.closed() {
+            let _ = closed.await;
         }
         for waiting in self.drains.drain(..) {
             // Whoever asked may be gone.

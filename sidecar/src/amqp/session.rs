@@ -17,6 +17,9 @@ use warren_broker::lapin::{Channel, Connection, Consumer, Error};
 
 /// How long the broker may take to answer a request on an open connection.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long is waited for the broker to say that it has read what was sent: whoever asked for a drain has waited for its
+/// whole time by then, and a broker that is well answers at once.
+const FLUSH: Duration = Duration::from_secs(2);
 
 /// A channel to consume on.
 #[derive(Debug)]
@@ -149,21 +152,23 @@ impl Session {
     }
 }
 
+/// Closes a channel and waits until the broker has taken that in, and with it everything that was sent on it before.
+pub async fn close(session: Session) {
+    // A broker that says nothing will find out by itself.
+    let _ = tokio::time::timeout(FLUSH, session.channel.close(200, "done".into())).await;
+}
+
 /// Waits until the broker has read everything that was sent on the channel before: it answers in order. It is asked for
 /// what is so already, since a consumer may be started on the channel meanwhile.
 pub async fn flush(channel: Channel) {
     let flow = channel.channel_flow(ChannelFlowOptions { active: true });
     // Whether it works or not, there is nothing more to be done for what was sent.
-    let _ = patiently("a flush", flow).await;
+    let _ = tokio::time::timeout(FLUSH, flow).await;
 }
 
-/// Closes a channel whose consumer has ended.
+/// Closes a channel that is of no more use, if it is not gone already.
 pub fn discard(session: Session) {
-    let channel = session.channel;
-    tokio::spawn(async move {
-        // A channel that is gone already needs no closing.
-        let _ = tokio::time::timeout(PATIENCE, channel.close(200, "done".into())).await;
-    });
+    tokio::spawn(close(session));
 }
 
 /// A connection that a channel lives on.

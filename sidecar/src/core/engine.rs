@@ -54,6 +54,8 @@ pub struct Engine {
     /// Failed attempts of messages that went back to the broker and were tried in place, by message id.
     remembered: HashMap<u64, u32>,
     pub(super) drain: Drain,
+    /// Whether nothing new starts, because the channel is given up once what is at work has ended.
+    pub(super) handing_back: bool,
     pub(super) terminating: bool,
     wake: Option<Time>,
 }
@@ -99,6 +101,7 @@ impl Engine {
             timers: BinaryHeap::new(),
             remembered: HashMap::new(),
             drain: Drain::No,
+            handing_back: false,
             terminating: false,
             wake: None,
         }
@@ -165,16 +168,10 @@ impl Engine {
         if self.generation != Some(generation) {
             return;
         }
-        self.generation = None;
-        self.subscription = Subscription::None;
         for slot in std::mem::replace(&mut self.window, Window::new(generation)).open_slots() {
             self.remember(slot);
         }
-        self.late = 0;
-        self.timers.clear();
-        let busy: Vec<u64> = self.busy_keys().collect();
-        self.ready.rebuild(Vec::new(), busy.into_iter());
-        effects.push(Effect::ForgetAll { generation });
+        self.forget_channel(generation, effects);
     }
 
     /// Keeps the failed attempts of a message that goes back to the broker: no copy has recorded those that were made in
@@ -266,6 +263,7 @@ impl Engine {
         }
         self.probe_handler(effects);
         self.reverse_drain(now, effects);
+        self.drop_replies(now, effects);
         self.reconcile_subscription(now, effects);
         self.give_back(now, effects);
         self.dispatch(now, effects);

@@ -255,6 +255,12 @@ pub enum Effect {
         /// The channel and tag.
         id: DeliveryId,
     },
+    /// Close the channel, so that the broker returns all that is held on it before it turns to another consumer, and open the
+    /// next one.
+    HandBack {
+        /// The channel.
+        generation: u64,
+    },
     /// Publish a copy, confirmed; answered by [`Event::Published`].
     Publish {
         /// The delivery that the copy is of.

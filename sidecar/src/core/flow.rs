@@ -121,8 +121,14 @@ impl Engine {
 
     /// The window that should be asked for; none: no consumer now.
     fn desired(&mut self, now: Time) -> Option<u16> {
-        if self.settings.paused || self.drain != Drain::No || !self.handler.is_up() {
+        if self.settings.paused || self.drain != Drain::No {
             return None;
+        }
+        if let Some(since) = self.handler.down_since {
+            // A short absence of the application is no reason to give the queue up where that costs the order.
+            let stays = self.keeps_order() && now < since + HOLD;
+            self.wake_at(Some(since + HOLD).filter(|_| stays));
+            return self.subscription.prefetch().filter(|_| stays);
         }
         match self.breaker.open_since() {
             Some(since) if now >= since + HOLD => {
@@ -174,11 +180,17 @@ impl Engine {
 
     pub(super) fn reconcile_subscription(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let desired = self.desired(now);
+        self.handing_back = false;
         let Some(generation) = self.generation else { return };
         match (self.subscription, desired) {
             (Subscription::None, Some(prefetch)) if self.has_room(prefetch) => {
                 self.subscription = Subscription::Subscribing { prefetch, since: now };
                 effects.push(Effect::Subscribe { generation, prefetch });
+            }
+            (Subscription::Active { prefetch }, desired)
+                if desired != Some(prefetch) && self.keeps_order() =>
+            {
+                self.hand_back(desired, now, effects);
             }
             (Subscription::Active { prefetch }, desired) if desired != Some(prefetch) => {
                 self.subscription = Subscription::Cancelling { prefetch };
@@ -198,7 +210,11 @@ impl Engine {
             }
             Drain::Done { .. } => false,
         };
-        draining && self.generation.is_some() && self.handler.is_up() && !self.settings.paused
+        draining
+            && !self.handing_back
+            && self.generation.is_some()
+            && self.handler.is_up()
+            && !self.settings.paused
     }
 
     /// How many of the waiting messages to keep; none: all of them.
@@ -236,10 +252,8 @@ impl Engine {
         {
             return;
         }
-        let draining = self.drain != Drain::No;
-        if draining {
-            self.drop_replies(now, effects);
-        }
+        // Until then each copy is tried again: given back, its message would be handled again.
+        let over = self.is_drain_over(now);
         let stuck = self.stuck();
         let mut kept: Vec<DeliveryId> = self.ready.iter().collect();
         // Given back, they would come again as if they had never been tried.
@@ -250,7 +264,7 @@ impl Engine {
             .open_slots()
             .filter(|slot| match slot.state {
                 State::Received | State::Waiting { .. } => !kept.contains(&slot.incoming.id),
-                State::Unpublished { .. } => draining,
+                State::Unpublished { .. } => over,
                 State::Running { .. }
                 | State::Later { .. }
                 | State::Publishing { .. }
@@ -282,8 +296,11 @@ impl Engine {
         self.ready.rebuild(kept, busy.into_iter());
     }
 
-    /// Ends what only waits for another try of its reply: given back, its work would be done again.
-    fn drop_replies(&mut self, now: Time, effects: &mut Vec<Effect>) {
+    /// Ends what only waits for another try of its reply when no time is left for one: given back, its work would be done again.
+    pub(super) fn drop_replies(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if !self.is_drain_over(now) {
+            return;
+        }
         let replies: Vec<DeliveryId> = self
             .window
             .open_slots()

@@ -12,6 +12,7 @@ mod breaker;
 mod engine;
 mod event;
 mod flow;
+mod order;
 mod prefetch;
 mod ready;
 mod settings;

@@ -96,6 +96,7 @@ mod tests {
         Settings {
             prefetch,
             auto_prefetch: true,
+            ordered: false,
             concurrency,
             paused: false,
             ladder: Ladder { delays_seconds: vec![], max_attempts: 1 },

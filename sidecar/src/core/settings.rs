@@ -9,6 +9,8 @@ pub struct Settings {
     pub prefetch: u16,
     /// Whether the window follows the load, with `prefetch` as its ceiling.
     pub auto_prefetch: bool,
+    /// Whether messages of one key keep their order.
+    pub ordered: bool,
     /// Messages at work at once, from 1.
     pub concurrency: u16,
     /// Whether consuming is held.

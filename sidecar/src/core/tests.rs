@@ -13,6 +13,7 @@ fn settings() -> Settings {
     Settings {
         prefetch: 1,
         auto_prefetch: false,
+        ordered: false,
         concurrency: 1,
         paused: false,
         ladder: Ladder { delays_seconds: vec![5, 60, 600], max_attempts: 5 },
@@ -42,6 +43,8 @@ struct World {
     now: Time,
     generation: u64,
     connected: bool,
+    /// Whether a channel was handed back and the next one is on its way.
+    reopens: bool,
     consuming: Option<u16>,
     next_tag: u64,
     queue: std::collections::VecDeque<Message>,
@@ -63,6 +66,8 @@ struct World {
     dead: Vec<(u64, DeadReason)>,
     retried: Vec<(u64, Option<u32>, u32)>,
     observed: Vec<Observation>,
+    /// Whether messages keep their order by key.
+    ordered: bool,
     /// When consumers started, and with which window.
     subscribed: Vec<(Time, u16)>,
     /// When calls began.
@@ -78,10 +83,10 @@ struct World {
 impl World {
     fn new(settings: Settings) -> Self {
         Self {
-            engine: Engine::new(settings, 7),
             now: Time::ZERO,
             generation: 0,
             connected: false,
+            reopens: false,
             consuming: None,
             next_tag: 1,
             queue: Default::default(),
@@ -101,6 +106,7 @@ impl World {
             dead: vec![],
             retried: vec![],
             observed: vec![],
+            ordered: settings.ordered,
             subscribed: vec![],
             began: Default::default(),
             replying: Default::default(),
@@ -108,6 +114,7 @@ impl World {
             exits: 0,
             late_replies: vec![],
             acks: vec![],
+            engine: Engine::new(settings, 7),
         }
     }
 
@@ -141,17 +148,20 @@ impl World {
 
     fn disconnect(&mut self) {
         if self.connected {
-            self.connected = false;
-            self.consuming = None;
-            self.delivered_to_consumer.clear();
-            for (_, message) in std::mem::take(&mut self.unacked).into_iter().rev() {
-                self.returned.insert(message.number);
-                self.queue.push_front(message);
-            }
-            self.pending
-                .retain(|event| !matches!(event, Event::Subscribed { .. } | Event::Unsubscribed { .. }));
+            self.connection_ends();
             self.step(Event::Lost { generation: self.generation });
         }
+    }
+
+    fn connection_ends(&mut self) {
+        self.connected = false;
+        self.consuming = None;
+        self.delivered_to_consumer.clear();
+        for (_, message) in std::mem::take(&mut self.unacked).into_iter().rev() {
+            self.returned.insert(message.number);
+            self.queue.push_front(message);
+        }
+        self.pending.retain(|event| !matches!(event, Event::Subscribed { .. } | Event::Unsubscribed { .. }));
     }
 
     fn perform(&mut self, effect: Effect) {
@@ -179,6 +189,11 @@ impl World {
                 self.pending.push(Event::Subscribed { generation });
             }
             Effect::Unsubscribe { generation } => {
+                let snapshot = self.engine.snapshot();
+                assert!(
+                    !self.ordered || snapshot.breaker.is_some(),
+                    "cancelled a consumer that keeps an order"
+                );
                 assert!(
                     self.connected && generation == self.generation,
                     "cancelled on a channel that is gone"
@@ -228,6 +243,16 @@ impl World {
                 self.delivered_to_consumer.remove(&id.tag);
                 self.returned.insert(message.number);
                 self.queue.push_front(message);
+            }
+            Effect::HandBack { generation } => {
+                assert!(self.connected && generation == self.generation, "closed a channel that is gone");
+                self.assert_all_acked();
+                let at_work =
+                    |id: &DeliveryId| id.generation == generation && self.unacked.contains_key(&id.tag);
+                assert!(!self.at_handler.keys().any(at_work), "given back while the handler works on it");
+                assert!(!self.replying.iter().any(at_work), "given back after its work");
+                self.connection_ends();
+                self.reopens = true;
             }
             Effect::Publish { id, copy } => self.publishes.push((id, copy)),
             Effect::Forget { .. } | Effect::ForgetAll { .. } => {}
@@ -398,6 +423,10 @@ impl World {
     fn settle(&mut self) {
         loop {
             let mut progress = false;
+            if std::mem::take(&mut self.reopens) {
+                progress = true;
+                self.connect();
+            }
             for event in std::mem::take(&mut self.pending) {
                 progress = true;
                 self.step(event);
@@ -576,9 +605,36 @@ fn a_drain_gives_up_a_reply_rather_than_have_the_work_done_again() {
     for event in std::mem::take(&mut world.pending) {
         world.step(event);
     }
-    replying(&mut world, PublishResult::Failed, Duration::from_secs(40));
+    replying(&mut world, PublishResult::Failed, Duration::from_secs(57));
+    assert_eq!(world.drained, [] as [bool; 0], "it is tried again for as long as there is time");
+    replying(&mut world, PublishResult::Failed, Duration::from_secs(30));
     assert_eq!((world.handled.as_slice(), world.drained.as_slice()), ([0].as_slice(), [true].as_slice()));
     assert!(world.queue.is_empty() && world.unacked.is_empty());
+}
+
+#[test]
+fn a_drain_tries_a_copy_again_for_as_long_as_it_may_take_and_then_gives_its_message_back() {
+    let mut world = World::running(settings(), 1);
+    world.answer_all(retry(500));
+    world.step(Event::Drain);
+    replying(&mut world, PublishResult::Failed, Duration::from_secs(3));
+    world.settle();
+    world.pass(Duration::from_secs(10));
+    assert_eq!(
+        (world.retried.as_slice(), world.drained.as_slice()),
+        ([(0, Some(5), 1)].as_slice(), [true].as_slice())
+    );
+
+    let mut world = World::running(settings(), 1);
+    world.answer_all(retry(500));
+    world.step(Event::Drain);
+    for event in std::mem::take(&mut world.pending) {
+        world.step(event);
+    }
+    replying(&mut world, PublishResult::Failed, Duration::from_secs(59));
+    assert_eq!(world.drained, [] as [bool; 0]);
+    replying(&mut world, PublishResult::Failed, Duration::from_secs(30));
+    assert_eq!((world.drained.len(), world.queue.len(), world.unacked.len()), (1, 1, 0));
 }
 
 #[test]
@@ -1140,6 +1196,77 @@ fn attempts_of_a_key_outlive_a_lost_channel_and_a_pause_and_run_out() {
     assert_eq!(world.dead, [(0, DeadReason::Exhausted)]);
 }
 
+/// A world in which five messages of one key are held, the first of them at the handler.
+fn ordered() -> (Settings, World) {
+    let settings = Settings { prefetch: 5, concurrency: 2, ordered: true, ..settings() };
+    let mut world = World::new(settings.clone());
+    for number in 0..9 {
+        world.queue.push_back(Message { number, attempts: 0, key: Some(1) });
+    }
+    world.connect();
+    world.settle();
+    (settings, world)
+}
+
+#[test]
+fn with_an_ordering_key_everything_is_handed_back_at_once_and_in_order_after_what_runs_has_ended() {
+    let drain: fn(&Settings) -> Event = |_| Event::Drain;
+    let pause: fn(&Settings) -> Event =
+        |settings| Event::Configured(Box::new(Settings { paused: true, ..settings.clone() }));
+    for event in [drain, pause] {
+        let (settings, mut world) = ordered();
+        world.step(event(&settings));
+        world.pass(Duration::from_secs(20));
+        assert_eq!(
+            (world.consuming, world.unacked.len()),
+            (Some(5), 5),
+            "nobody may get a later message yet"
+        );
+        world.answer_all(Verdict::Ack);
+        assert!(world.unacked.is_empty() && world.calls.is_empty());
+        assert_eq!(
+            world.queue.iter().map(|message| message.number).collect::<Vec<_>>(),
+            [1, 2, 3, 4, 5, 6, 7, 8]
+        );
+        assert_eq!(world.handled, [0]);
+        world.settle();
+        assert_eq!(world.consuming, None);
+    }
+}
+
+#[test]
+fn with_an_ordering_key_a_drain_ends_when_all_is_handed_back_and_another_window_is_taken_over() {
+    let (_, mut world) = ordered();
+    world.step(Event::Terminate);
+    world.answer_all(Verdict::Ack);
+    assert_eq!((world.drained.as_slice(), world.exits), ([true].as_slice(), 1));
+    assert_eq!(world.saw(&Observation::Settled(Outcome::Returned)), 4);
+
+    let (settings, mut world) = ordered();
+    world.step(Event::Configured(Box::new(Settings { prefetch: 3, ..settings })));
+    world.answering(Duration::from_secs(2), |_, _| Verdict::Ack);
+    assert_eq!(
+        (world.consuming, world.handled.as_slice()),
+        (Some(3), [0, 1, 2, 3, 4, 5, 6, 7, 8].as_slice())
+    );
+}
+
+#[test]
+fn with_an_ordering_key_a_port_that_is_soon_back_costs_nothing_and_after_ten_seconds_others_get_it_all() {
+    let (_, mut world) = ordered();
+    world.port_open = false;
+    world.answer_all(Verdict::Unreached);
+    world.pass(Duration::from_secs(4));
+    assert_eq!((world.consuming, world.unacked.len()), (Some(5), 5));
+    world.port_open = true;
+    world.pass(Duration::from_secs(6));
+    assert_eq!((world.calls.len(), world.subscribed.len()), (1, 1));
+    world.port_open = false;
+    world.answer_all(Verdict::Unreached);
+    world.pass(Duration::from_secs(11));
+    assert_eq!((world.consuming, world.unacked.len(), world.queue.len()), (None, 0, 9));
+}
+
 #[test]
 fn a_batch_goes_when_it_is_full_or_has_waited() {
     let batch = Some(Batch { max_messages: 4, max_wait: Duration::from_millis(20) });
@@ -1422,7 +1549,7 @@ proptest! {
         terminated in prop::option::of(0_usize..100),
     ) {
         let batch = batched.then_some(Batch { max_messages: 3, max_wait: Duration::from_millis(20) });
-        let mut settings = Settings { prefetch, concurrency, batch, ..settings() };
+        let mut settings = Settings { prefetch, concurrency, batch, ordered: keyed, ..settings() };
         let mut world = World::new(settings.clone());
         for number in 0..12 {
             world.queue.push_back(Message { number, attempts: 0, key: keyed.then_some(number % 3) });

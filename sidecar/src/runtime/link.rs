@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use warren_broker::BrokerError;
 use warren_broker::lapin::{Channel, Consumer};
@@ -20,6 +21,10 @@ pub(super) struct Opening {
     link: Option<(u64, session::Shared)>,
     due: Option<Instant>,
     running: bool,
+    /// Whether the next channel comes after one that was closed on purpose.
+    planned: bool,
+    /// Ends when the last channel that was closed on purpose is closed.
+    closed: Option<oneshot::Receiver<()>>,
     backoff: Backoff,
     /// What went wrong last, so that it is logged once.
     problem: String,
@@ -28,7 +33,15 @@ pub(super) struct Opening {
 impl Default for Opening {
     fn default() -> Self {
         let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5), rand::random());
-        Self { link: None, due: None, running: false, backoff, problem: String::new() }
+        Self {
+            link: None,
+            due: None,
+            running: false,
+            planned: false,
+            closed: None,
+            backoff,
+            problem: String::new(),
+        }
     }
 }
 
@@ -39,6 +52,11 @@ impl Opening {
             Some(due) => tokio::time::sleep_until(due).await,
             None => std::future::pending().await,
         }
+    }
+
+    /// What ends when the last channel that was closed on purpose is closed, to be waited for once.
+    pub(super) fn closed(&mut self) -> Option<oneshot::Receiver<()>> {
+        self.closed.take()
     }
 }
 
@@ -80,7 +98,7 @@ impl Runtime {
         match result {
             _ if !current => self.opening.due = self.opening.link.as_ref().map(|_| Instant::now()),
             Ok(channel) => {
-                if self.generations > 0 {
+                if self.generations > 0 && !std::mem::take(&mut self.opening.planned) {
                     self.metrics.reconnects.inc();
                 }
                 self.generations += 1;
@@ -131,6 +149,30 @@ impl Runtime {
             self.opening.due = Some(Instant::now() + self.opening.backoff.pause());
         }
         self.step(Event::Lost { generation });
+    }
+
+    /// Closes the channel, whose acknowledgements have been sent, and opens another once the broker has taken it in: the one
+    /// must not consume beside the other.
+    pub(super) fn hand_back(&mut self, generation: u64) {
+        let Some(session) = self.session.take_if(|session| session.generation == generation) else { return };
+        tracing::info!(queue = %self.config.queue.name, generation, "what is held goes back to the broker at once, in its order");
+        self.metrics.connected.set(0);
+        let (done, closed) = oneshot::channel();
+        self.opening.closed = Some(closed);
+        let sender = self.sender.clone();
+        tokio::spawn(async move {
+            session::close(session).await;
+            // Nobody may wait, and without a loop there is nobody to tell.
+            let _ = done.send(());
+            let _ = sender.send(Inbox::HandedBack);
+        });
+    }
+
+    pub(super) fn handed_back(&mut self) {
+        if self.opening.link.is_some() && self.session.is_none() {
+            self.opening.planned = true;
+            self.opening.due = Some(Instant::now() + self.opening.backoff.pause());
+        }
     }
 
     /// Notices a channel that the broker has closed, such as over its delivery time-out.

@@ -32,6 +32,7 @@ impl Runtime {
                 self.settle(id, |session| session.ack(id.tag, multiple));
             }
             Effect::Nack { id } => self.settle(id, |session| session.nack(id.tag)),
+            Effect::HandBack { generation } => self.hand_back(generation),
             Effect::Publish { id, copy } => self.publish(id, &copy),
             Effect::Forget { id } => {
                 self.messages.remove(&id);
@@ -58,6 +59,7 @@ impl Runtime {
             Inbox::Published { id, result } => self.step(Event::Published { id, result }),
             Inbox::Port { accepting } => self.step(Event::HandlerPort { accepting }),
             Inbox::Opened { link, result } => self.opened(link, result),
+            Inbox::HandedBack => self.handed_back(),
             Inbox::Consuming { generation, result } => self.consuming(generation, result),
             Inbox::Drain(reply) => {
                 self.drains.push(reply);
@@ -172,8 +174,13 @@ impl Runtime {
     fn drained(&mut self, complete: bool) {
         let waiting = std::mem::take(&mut self.drains);
         let channel = self.session.as_ref().map(|session| session.channel().clone());
+        let closed = self.opening.closed();
         while self.drained.try_join_next().is_some() {}
         self.drained.spawn(async move {
+            // Both end in time, also if the broker says nothing.
+            if let Some(closed) = closed {
+                let _ = closed.await;
+            }
             if let Some(channel) = channel {
                 session::flush(channel).await;
             }

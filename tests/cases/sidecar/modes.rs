@@ -8,17 +8,19 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use warren_api::sidecar::BatchConfig;
 use warren_api::worker::PrefetchMode;
+use warren_broker::BrokerAccess;
 use warren_broker::lapin::options::QueueDeclareOptions;
 use warren_broker::lapin::types::{AMQPValue, FieldTable};
 use warren_tests::amqp::{persistent, queue_type_argument};
 use warren_tests::app::App;
 use warren_tests::wait::eventually;
 
-use crate::harness::{PATIENCE, Place, QUEUE, config, message_of, request};
+use crate::harness::{PATIENCE, Place, QUEUE, Running, config, message_of, request};
 
 on_each_release!(
     a_batch_is_settled_message_by_message,
     messages_of_one_key_are_handled_in_order_and_others_in_parallel,
+    messages_of_one_key_keep_their_order_when_another_pod_takes_over,
     a_reply_goes_to_reply_to_with_the_correlation_id_before_the_ack,
     a_span_a_message_goes_to_the_collector_in_the_messages_own_trace,
     the_span_of_a_batch_links_to_the_trace_of_each_message,
@@ -92,6 +94,48 @@ async fn messages_of_one_key_are_handled_in_order_and_others_in_parallel(place: 
     ensure!(of("b") == ["b0", "b1", "b2", "b3", "b4"], "{calls:?}");
     let last = |key: &str| calls.iter().rposition(|call| call.starts_with(key));
     ensure!(last("b") < last("a"), "the failing key holds only itself: {calls:?}");
+    Ok(())
+}
+
+async fn messages_of_one_key_keep_their_order_when_another_pod_takes_over(place: Place) -> Result<()> {
+    let app = App::working(Duration::from_millis(50)).await?;
+    let mut config = config();
+    (config.consumer.prefetch, config.consumer.concurrency) = (20, 20);
+    config.consumer.ordering_key = Some("routing-key".to_owned());
+    let client = place.client().await?;
+    let mut arguments = queue_type_argument("quorum");
+    arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    client.declare(QUEUE, durable, arguments).await?;
+    let start = || async {
+        let sidecar =
+            Running::start(config.clone(), BrokerAccess::from_uri(&place.uri())?, app.port()).await?;
+        eventually(PATIENCE, "it consumes", async || {
+            ensure!(
+                request(sidecar.local, "GET", "/status", &[], b"")
+                    .await?
+                    .text()
+                    .contains("\"consuming\":true")
+            );
+            Ok(())
+        })
+        .await?;
+        anyhow::Ok(sidecar)
+    };
+    let (first, second) = (start().await?, start().await?);
+    client.publish_all(QUEUE, (0..60).map(|number| number.to_string().into_bytes())).await?;
+    eventually(PATIENCE, "some are handled", async || {
+        ensure!(app.calls().len() >= 3);
+        Ok(())
+    })
+    .await?;
+    let drained = request(first.admin, "POST", "/drain", &[("warren-drain-token", "token")], b"").await?;
+    ensure!(drained.status == 200, "{drained:?}");
+    let of_first = first.metric("warren_sidecar_outcomes_total", "outcome=\"ack\"").await? as u32;
+    ensure!(first.metric("warren_sidecar_outcomes_total", "outcome=\"returned\"").await? > 0.5);
+    second.settled("ack", 60 - of_first).await?;
+    let calls: Vec<String> = app.calls().iter().map(|call| call.text()).collect();
+    ensure!(calls == (0..60).map(|number| number.to_string()).collect::<Vec<_>>(), "{calls:?}");
     Ok(())
 }
 
