@@ -88,12 +88,15 @@ impl Message {
         self.id().map(|id| hash(id.as_bytes()))
     }
 
-    /// Hash of the ordering key: a header's value, or the routing key if that is asked for by this name.
+    /// Hash of the ordering key: the value of a header, by its name in capitals or not, or the routing key if that is asked for by this name.
     pub fn ordering_key(&self, name: &str) -> Option<u64> {
         if name == "routing-key" {
             return Some(hash(self.routing_key.as_bytes()));
         }
-        match self.headers()?.inner().get(name)? {
+        let table = self.headers()?.inner();
+        // HTTP knows no capitals in names: what came through the publish API has none.
+        let other_case = || table.iter().find(|(own, _)| own.as_str().eq_ignore_ascii_case(name));
+        match table.get(name).or_else(|| other_case().map(|(_, value)| value))? {
             AMQPValue::LongString(value) => Some(hash(value.as_bytes())),
             AMQPValue::ShortString(value) => Some(hash(value.as_str().as_bytes())),
             other => as_integer(other).map(|value| hash(&value.to_be_bytes())),
@@ -201,5 +204,8 @@ mod tests {
         assert!(message.ordering_key("x-number").is_some());
         assert!(message.ordering_key("routing-key").is_some());
         assert_eq!(message.ordering_key("x-other"), None);
+        assert_eq!(message.ordering_key("X-Customer"), message.ordering_key("x-customer"));
+        let both = with(&[("Key", long("1")), ("key", long("2"))]);
+        assert_ne!(both.ordering_key("Key"), both.ordering_key("key"), "the exact name comes first");
     }
 }
