@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures::{FutureExt, Stream};
@@ -17,6 +17,8 @@ use warren_broker::lapin::{Channel, Connection, Consumer, Error};
 
 /// How long the broker may take to answer a request on an open connection.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// What is said of a channel that ended without a reason.
+const CLOSED: &str = "the channel was closed";
 /// How long is waited for the broker to say that it has read what was sent: whoever asked for a drain has waited for its
 /// whole time by then, and a broker that is well answers at once.
 const FLUSH: Duration = Duration::from_secs(2);
@@ -139,14 +141,26 @@ impl Session {
             }
             Poll::Ready(None) => {
                 self.consumer = None;
-                Poll::Ready(if self.cancelled && self.is_open() {
-                    Arrival::Cancelled
-                } else {
-                    Arrival::Lost(
+                Poll::Ready(match (self.is_open(), self.cancelled) {
+                    (true, true) => Arrival::Cancelled,
+                    (true, false) => Arrival::Lost(
                         "the broker cancelled the consumer: the queue was deleted or its node is gone"
                             .to_owned(),
-                    )
+                    ),
+                    (false, _) => Arrival::Lost(CLOSED.to_owned()),
                 })
+            }
+        }
+    }
+
+    /// Why the channel was closed, which the broker tells the consumer. What it delivered before is its own again.
+    pub fn why_closed(&mut self) -> String {
+        let mut context = Context::from_waker(Waker::noop());
+        loop {
+            match self.poll_arrival(&mut context) {
+                Poll::Ready(Arrival::Message(_)) => {}
+                Poll::Ready(Arrival::Lost(reason)) => return reason,
+                Poll::Ready(Arrival::Cancelled) | Poll::Pending => return CLOSED.to_owned(),
             }
         }
     }

@@ -177,8 +177,8 @@ impl Runtime {
 
     /// Notices a channel that the broker has closed, such as over its delivery time-out.
     pub(super) fn check_session(&mut self) {
-        if self.session.as_ref().is_some_and(|session| !session.is_open()) {
-            self.lose_session("the channel was closed");
-        }
+        let Some(session) = self.session.as_mut().filter(|session| !session.is_open()) else { return };
+        let reason = session.why_closed();
+        self.lose_session(&reason);
     }
 }
