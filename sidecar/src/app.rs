@@ -71,7 +71,10 @@ impl Sidecar {
         metrics.mark_start();
         let health = Arc::new(Health::default());
         let options = ConnectOptions::named(format!("warren-sidecar {} publish", fixed.instance));
-        let publisher = Publisher::new(live.access.clone(), options);
+        // What publishes turns to another broker when the consumer does, and not before: until then copies belong where their
+        // messages came from.
+        let (access, followed) = watch::channel(live.access.borrow().clone());
+        let publisher = Publisher::new(followed, options);
         let drain_token = fixed.drain_token.as_deref().map(Arc::from);
         let servers = spawn_servers(
             admin,
@@ -92,7 +95,7 @@ impl Sidecar {
             ];
             Spans::start(config, defaults, Arc::clone(&metrics))
         });
-        let parts = Parts { live, fixed, endpoint, metrics, health, inbox, sender, publisher, spans };
+        let parts = Parts { live, access, fixed, endpoint, metrics, health, inbox, sender, publisher, spans };
         Ok(Self { ports, parts, servers })
     }
 

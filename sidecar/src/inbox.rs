@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 use warren_broker::BrokerError;
 use warren_broker::lapin::{Channel, Consumer};
 
-use crate::core::{DeliveryId, LateReply, PublishResult, Snapshot, Verdict};
+use crate::core::{DeliveryId, LateReply, PublishResult, Seen, Snapshot, Verdict};
 use crate::handler::pool::Done;
 
 /// A reply to whoever published a message.
@@ -32,8 +32,8 @@ pub enum Inbox {
     },
     /// The handler's port was tried.
     Port {
-        /// Whether it accepted.
-        accepting: bool,
+        /// What it did.
+        seen: Seen,
     },
     /// A channel was opened, or not.
     Opened {

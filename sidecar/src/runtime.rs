@@ -41,6 +41,8 @@ const BURST: usize = 256;
 pub struct Parts {
     /// The live configuration.
     pub live: Live,
+    /// What is connected with, which follows the live one once what runs has ended.
+    pub access: watch::Sender<Arc<BrokerAccess>>,
     /// What is fixed.
     pub fixed: Fixed,
     /// Where the application is; its path follows the configuration.
@@ -66,7 +68,7 @@ struct Runtime {
     started: Instant,
     config: Arc<SidecarConfig>,
     configs: watch::Receiver<Arc<SidecarConfig>>,
-    /// What the supervisor connects with, which follows `accesses` once what runs has ended.
+    /// What both connections are made with, which follows `accesses` once what runs has ended.
     access: watch::Sender<Arc<BrokerAccess>>,
     accesses: watch::Receiver<Arc<BrokerAccess>>,
     /// Until when what runs may end before another queue is consumed, or the broker is connected to anew.
@@ -75,6 +77,8 @@ struct Runtime {
     messages: HashMap<DeliveryId, Arc<Message>>,
     /// Answers that go to a message's `reply_to`, until their confirm.
     replies: HashMap<DeliveryId, ReplyBody>,
+    /// The ids that copies and replies were given where they had none: each try is of the same message.
+    ids: HashMap<DeliveryId, String>,
     /// The messages of each call, which its answer is about.
     calls: HashMap<CallId, calls::Open>,
     spans: Option<Spans>,
@@ -98,11 +102,10 @@ struct Runtime {
 
 /// Runs until SIGTERM and the drain after it.
 pub async fn run(parts: Parts) {
-    let Parts { live, fixed, endpoint, metrics, health, mut inbox, sender, publisher, spans } = parts;
+    let Parts { live, access, fixed, endpoint, metrics, health, mut inbox, sender, publisher, spans } = parts;
     let config = live.config.borrow().clone();
     let options = ConnectOptions::named(format!("warren-sidecar {} consume", fixed.instance));
-    let (access, followed) = watch::channel(live.access.borrow().clone());
-    let supervisor = Supervisor::spawn(followed, options);
+    let supervisor = Supervisor::spawn(access.subscribe(), options);
     let mut links = supervisor.state();
     let settings = config::settings(&config, &fixed);
     let mut runtime = Runtime {
@@ -112,6 +115,7 @@ pub async fn run(parts: Parts) {
         constant: Constant::new(&config.queue.name, config.queue.max_attempts),
         messages: HashMap::new(),
         replies: HashMap::new(),
+        ids: HashMap::new(),
         calls: HashMap::new(),
         spans,
         pool: Pool::new(endpoint, sender.clone()),

@@ -120,7 +120,7 @@ impl Engine {
             Event::Published { id, result } => self.published(id, result, now, effects),
             Event::LateAnswer { id, verdict } => self.late_answer(id, verdict, now, effects),
             Event::Extended { id } => self.extended(id, now, effects),
-            Event::HandlerPort { accepting } => self.handler_port(accepting, effects),
+            Event::HandlerPort { seen } => self.handler_port(seen, effects),
             Event::Drain => self.begin_drain(now, effects),
             Event::Terminate => self.terminate(now, effects),
             Event::Tick => {}

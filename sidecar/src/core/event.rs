@@ -92,8 +92,8 @@ pub enum Event {
     },
     /// The handler's port was tried.
     HandlerPort {
-        /// Whether it accepted a connection.
-        accepting: bool,
+        /// What it did.
+        seen: Seen,
     },
     /// The pod is about to end, or its application is restarted: finish, take nothing new.
     Drain,
@@ -101,6 +101,17 @@ pub enum Event {
     Terminate,
     /// Nothing happened but time.
     Tick,
+}
+
+/// What a try of the handler's port showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// It accepted a connection.
+    Accepting,
+    /// Nobody listens there.
+    Refusing,
+    /// It said nothing in time, which a busy application does too.
+    Silent,
 }
 
 /// The answer to a call.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::backoff::Backoff;
 use super::engine::Engine;
-use super::event::{Copy, DeliveryId, Effect, Observation, Outcome, PublishResult, Time};
+use super::event::{Copy, DeliveryId, Effect, Observation, Outcome, PublishResult, Seen, Time};
 use super::window::{Slot, State};
 
 /// How long messages are held through an outage of the application before healthy pods get them.
@@ -92,12 +92,13 @@ pub(super) enum Port {
 
 impl Port {
     /// One more look at it; none: it is back.
-    fn seen(self, accepting: bool) -> Option<Self> {
-        match (self, accepting) {
-            (Self::Gone, true) => None,
-            (Self::Unseen | Self::Accepted, true) => Some(Self::Accepted),
-            (Self::Accepted | Self::Gone, false) => Some(Self::Gone),
-            (Self::Unseen, false) => Some(Self::Unseen),
+    fn seen(self, seen: Seen) -> Option<Self> {
+        match (self, seen) {
+            (Self::Gone, Seen::Accepting) => None,
+            (Self::Unseen | Self::Accepted, Seen::Accepting) => Some(Self::Accepted),
+            (Self::Accepted | Self::Gone, Seen::Refusing) => Some(Self::Gone),
+            (Self::Unseen, Seen::Refusing) => Some(Self::Unseen),
+            (same, Seen::Silent) => Some(same),
         }
     }
 }
@@ -337,14 +338,14 @@ impl Engine {
         effects.push(Effect::ProbeHandler { after });
     }
 
-    pub(super) fn handler_port(&mut self, accepting: bool, effects: &mut Vec<Effect>) {
+    pub(super) fn handler_port(&mut self, seen: Seen, effects: &mut Vec<Effect>) {
         self.handler.probing = false;
-        if accepting && self.handler.down_since.take().is_some() {
+        if seen == Seen::Accepting && self.handler.down_since.take().is_some() {
             self.handler.backoff.reset();
             effects.push(Effect::Observe(Observation::HandlerUp));
         }
         let (Drain::Active { port, .. } | Drain::Done { port, .. }) = &mut self.drain else { return };
-        match port.seen(accepting) {
+        match port.seen(seen) {
             Some(seen) => *port = seen,
             None if self.terminating => {}
             None => {

@@ -26,7 +26,7 @@ pub use breaker::is_misconfigured;
 pub use engine::{Engine, Snapshot};
 pub use event::{
     Answers, CallId, Called, Copy, DeadReason, DeliveryId, Effect, Event, Failure, Incoming, LateReply,
-    Observation, Outcome, PublishResult, Target, Time, Verdict,
+    Observation, Outcome, PublishResult, Seen, Target, Time, Verdict,
 };
 pub use flow::HOLD;
 pub use settings::{Batch, Ladder, Rung, Settings};

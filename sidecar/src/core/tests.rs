@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::event::LateReply;
+use super::event::{LateReply, Seen};
 use super::*;
 
 fn settings() -> Settings {
@@ -62,6 +62,8 @@ struct World {
     pending: Vec<Event>,
     probe_at: Option<Time>,
     port_open: bool,
+    /// Whether a port that is not open answers nothing, rather than that nobody is there.
+    port_silent: bool,
     handled: Vec<u64>,
     dead: Vec<(u64, DeadReason)>,
     retried: Vec<(u64, Option<u32>, u32)>,
@@ -102,6 +104,7 @@ impl World {
             pending: vec![],
             probe_at: None,
             port_open: true,
+            port_silent: false,
             handled: vec![],
             dead: vec![],
             retried: vec![],
@@ -434,7 +437,12 @@ impl World {
             if self.probe_at.is_some_and(|at| at <= self.now) {
                 self.probe_at = None;
                 progress = true;
-                self.step(Event::HandlerPort { accepting: self.port_open });
+                let seen = match (self.port_open, self.port_silent) {
+                    (true, _) => Seen::Accepting,
+                    (false, true) => Seen::Silent,
+                    (false, false) => Seen::Refusing,
+                };
+                self.step(Event::HandlerPort { seen });
             }
             while self.deliver() {
                 progress = true;
@@ -1015,6 +1023,19 @@ fn a_drain_is_reversed_when_the_application_was_down_and_is_up_again() {
 }
 
 #[test]
+fn a_port_that_is_silent_for_a_while_reverses_no_drain() {
+    let mut world = World::running(settings(), 0);
+    world.step(Event::Drain);
+    world.settle();
+    world.pass(Duration::from_secs(2));
+    (world.port_open, world.port_silent) = (false, true);
+    world.pass(Duration::from_secs(5));
+    world.port_open = true;
+    world.pass(Duration::from_secs(5));
+    assert_eq!((world.consuming, world.saw(&Observation::DrainReversed)), (None, 0));
+}
+
+#[test]
 fn a_pod_that_is_deleted_while_its_application_starts_stays_drained_when_the_port_opens() {
     let mut world = World::new(settings());
     world.port_open = false;
@@ -1407,7 +1428,7 @@ enum Op {
     Connect,
     Disconnect,
     Reply,
-    Port(bool),
+    Port(Seen),
     Drain,
     Late(usize, bool),
     Early(usize),
@@ -1444,7 +1465,8 @@ fn op() -> impl Strategy<Value = Op> {
         3 => Just(Op::Connect),
         1 => Just(Op::Disconnect),
         6 => Just(Op::Reply),
-        3 => prop::bool::weighted(0.8).prop_map(Op::Port),
+        3 => prop_oneof![8 => Just(Seen::Accepting), 1 => Just(Seen::Refusing), 1 => Just(Seen::Silent)]
+            .prop_map(Op::Port),
         1 => Just(Op::Drain),
         2 => (any::<usize>(), any::<bool>()).prop_map(|(index, end)| Op::Late(index, end)),
         2 => any::<usize>().prop_map(Op::Early),
@@ -1480,9 +1502,9 @@ fn apply(world: &mut World, op: Op, settings: &mut Settings) {
                 world.step(event);
             }
         }
-        Op::Port(accepting) => {
+        Op::Port(seen) => {
             if world.probe_at.take().is_some() {
-                world.step(Event::HandlerPort { accepting });
+                world.step(Event::HandlerPort { seen });
             }
         }
         Op::Drain => world.step(Event::Drain),

@@ -12,7 +12,7 @@ use crate::amqp::publisher::PublishError;
 use crate::amqp::session;
 use crate::copy;
 use crate::core::{
-    Copy, DeliveryId, Effect, Event, LateReply, Observation, PublishResult, Target, is_misconfigured,
+    Copy, DeliveryId, Effect, Event, LateReply, Observation, PublishResult, Seen, Target, is_misconfigured,
 };
 use crate::inbox::Inbox;
 use crate::message::fresh_id;
@@ -37,10 +37,12 @@ impl Runtime {
             Effect::Forget { id } => {
                 self.messages.remove(&id);
                 self.replies.remove(&id);
+                self.ids.remove(&id);
             }
             Effect::ForgetAll { generation } => {
                 self.messages.retain(|id, _| id.generation != generation);
                 self.replies.retain(|id, _| id.generation != generation);
+                self.ids.retain(|id, _| id.generation != generation);
             }
             Effect::ProbeHandler { after } => self.probe(after),
             Effect::Drained { complete } => self.drained(complete),
@@ -57,7 +59,7 @@ impl Runtime {
         match message {
             Inbox::Called(done) => self.called(done),
             Inbox::Published { id, result } => self.step(Event::Published { id, result }),
-            Inbox::Port { accepting } => self.step(Event::HandlerPort { accepting }),
+            Inbox::Port { seen } => self.step(Event::HandlerPort { seen }),
             Inbox::Opened { link, result } => self.opened(link, result),
             Inbox::HandedBack => self.handed_back(),
             Inbox::Consuming { generation, result } => self.consuming(generation, result),
@@ -121,7 +123,7 @@ impl Runtime {
     }
 
     /// Publishes a copy; its confirm comes back through the inbox.
-    fn publish(&self, id: DeliveryId, copy: &Copy) {
+    fn publish(&mut self, id: DeliveryId, copy: &Copy) {
         let Some(message) = self.messages.get(&id).cloned() else { return };
         let queue = &self.config.queue.name;
         let target = match copy {
@@ -143,10 +145,12 @@ impl Runtime {
         let (properties, body) = match copy {
             Copy::Reply => {
                 let reply = self.replies.get(&id).cloned().unwrap_or_default();
-                (copy::reply_properties(&message, reply.content_type.as_ref(), &fresh_id()), reply.body)
+                let reply_id = self.ids.entry(id).or_insert_with(fresh_id);
+                (copy::reply_properties(&message, reply.content_type.as_ref(), reply_id), reply.body)
             }
             Copy::Retry { .. } | Copy::Dead { .. } => {
-                (copy::properties(&message, copy, queue, fresh_id), message.body.clone())
+                let copy_id = || self.ids.entry(id).or_insert_with(fresh_id).clone();
+                (copy::properties(&message, copy, queue, copy_id), message.body.clone())
             }
         };
         let letter = Letter { exchange: "".into(), routing_key: copy::short(&target), properties, body };
@@ -165,8 +169,12 @@ impl Runtime {
         let (endpoint, sender) = (Arc::clone(self.pool.endpoint()), self.sender.clone());
         tokio::spawn(async move {
             tokio::time::sleep(after).await;
-            let accepting = endpoint.connect().await.is_ok();
-            let _ = sender.send(Inbox::Port { accepting });
+            let seen = match endpoint.connect().await {
+                Ok(_) => Seen::Accepting,
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Seen::Refusing,
+                Err(_) => Seen::Silent,
+            };
+            let _ = sender.send(Inbox::Port { seen });
         });
     }
 

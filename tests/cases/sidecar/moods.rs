@@ -24,6 +24,7 @@ use crate::harness::{PATIENCE, Place, QUEUE, Running, config, request};
 on_each_release!(
     a_queue_that_is_deleted_and_declared_again_is_consumed_again,
     rotated_credentials_are_taken_over_once_what_runs_has_ended,
+    a_copy_of_what_ran_before_the_vhost_changed_goes_to_the_vhost_that_it_came_from,
     credentials_rotated_in_the_mounted_secret_are_taken_over_without_a_restart,
     a_raised_time_out_lasts_no_longer_than_the_pods_own_drain,
 );
@@ -66,6 +67,30 @@ async fn rotated_credentials_are_taken_over_once_what_runs_has_ended(place: Plac
     ensure!(bodies == ["runs", "waits"], "none is called twice: {bodies:?}");
     ensure!(sidecar.metric("warren_sidecar_stale_answers_total", "").await? < 0.5);
     Ok(())
+}
+
+async fn a_copy_of_what_ran_before_the_vhost_changed_goes_to_the_vhost_that_it_came_from(
+    place: Place,
+) -> Result<()> {
+    let app =
+        App::answering(|_| (StatusCode::ACCEPTED, [("warren-outcome", "later")]).into_response()).await?;
+    let sidecar = place.sidecar(config(), app.port()).await?;
+    let client = place.client().await?;
+    client.publish(QUEUE, b"x").await?;
+    sidecar.until("warren_sidecar_late", "", 1.0).await?;
+    let other = format!("{}_other", place.vhost);
+    place.broker.vhost(&other).await?;
+    sidecar.access.send(Arc::new(BrokerAccess::from_uri(&place.broker.uri(&other))?))?;
+    sidecar.until("warren_sidecar_prefetch", "", 0.0).await?;
+    let id = app.calls()[0].header("warren-delivery-id").to_owned();
+    let ended = request(sidecar.local, "POST", &format!("/deliveries/{id}/dead-letter"), &[], b"").await?;
+    ensure!(ended.status == 200, "{ended:?}");
+    sidecar.settled("dead_letter", 1).await?;
+    eventually(PATIENCE, "it is dead-lettered where it came from", async || {
+        ensure!(client.ready("orders.dlq").await? == Some(1));
+        Ok(())
+    })
+    .await
 }
 
 /// Writes a volume of files as the kubelet does: all of them in a new folder, then one rename of the link `..data`.
