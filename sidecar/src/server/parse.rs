@@ -172,6 +172,13 @@ impl Given {
             if name.starts_with("warren-") {
                 return Err(invalid(name, "is Warren's own"));
             }
+            // The broker routes by these two, spelled so. Given anything but a list it closes the channel under everybody.
+            if matches!(name.as_str(), "CC" | "BCC") {
+                return Err(invalid(
+                    name,
+                    "names further queues to the broker: publish to each of them, or to an exchange",
+                ));
+            }
             table.insert(short(name, name)?, value);
         }
         if size > HEADERS {
@@ -284,6 +291,15 @@ mod tests {
         assert_eq!(body(br#"{"routingKey":"q","json":{"a":1}}"#), r#"{"a":1}"#);
         assert!(line(br#"{"routingKey":"q","text":"a","json":1}"#).is_err());
         assert!(line(br#"{"headers":{"a":[1]}}"#).is_err());
+    }
+
+    #[test]
+    fn headers_that_the_broker_routes_by_are_refused_and_what_only_looks_like_them_is_not() {
+        for name in ["CC", "BCC"] {
+            let refused = line(format!(r#"{{"headers":{{"{name}":"a"}}}}"#).as_bytes()).unwrap_err();
+            assert!(refused.to_string().contains(name), "{refused}");
+        }
+        assert!(line(br#"{"headers":{"cc":"a@example.com"}}"#).is_ok());
     }
 
     proptest! {

@@ -29,6 +29,8 @@ pub const LARGEST: usize = 16 * 1024 * 1024;
 const IN_FLIGHT: usize = 32 * 1024 * 1024;
 /// What a message costs at least.
 const LEAST: usize = 1024;
+/// The most lines of a batch: as many as there is room for in the largest body.
+const LINES: usize = LARGEST / LEAST;
 /// How long a message waits for its turn to be the first to an exchange.
 const TURN: Duration = Duration::from_secs(30);
 /// How long an exchange that took a message is taken to be there still.
@@ -92,12 +94,19 @@ impl Publish {
 
     /// A batch: each line is published by itself, in the order of the lines, and has its own result in the same order.
     pub async fn batch(&self, request: Request<Incoming>) -> Reply {
-        let (_permit, body) = match self.read(request.into_body()).await {
+        let (mut permit, body) = match self.read(request.into_body()).await {
             Ok(read) => read,
             Err(refusal) => return self.answer(refusal, None),
         };
+        let lines = || body.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
+        // A message takes memory beside its bytes, and a line of a few bytes is one too.
+        match self.room_for(lines().count(), permit.num_permits()) {
+            Ok(Some(more)) => permit.merge(more),
+            Ok(None) => {}
+            Err(refusal) => return self.answer(refusal, None),
+        }
         let mut results = FuturesOrdered::new();
-        for line in body.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
+        for line in lines() {
             // Sent one after another, so that a queue has them in the order of the lines; confirmed together.
             let (id, sent) = match parse::line(line) {
                 Ok(letter) => (Some(letter.message_id().to_owned()), self.send(letter).await),
@@ -154,6 +163,20 @@ impl Publish {
             }
         }
         Ok((room, whole.freeze()))
+    }
+
+    /// The room that so many lines need beside what their bytes have.
+    fn room_for(&self, lines: usize, has: usize) -> Result<Option<OwnedSemaphorePermit>, Ended> {
+        if lines > LINES {
+            return Err(Ended {
+                status: StatusCode::PAYLOAD_TOO_LARGE,
+                class: PublishClass::Invalid,
+                text: format!("the batch has {lines} lines, more than {LINES}"),
+                retry_after: None,
+            });
+        }
+        let more = lines.saturating_sub(has);
+        if more == 0 { Ok(None) } else { self.room(more).map(Some) }
     }
 
     fn room(&self, cost: usize) -> Result<OwnedSemaphorePermit, Ended> {
@@ -294,8 +317,12 @@ impl Ended {
             PublishError::Broker(BrokerError::AccessRefused { .. }) => {
                 (StatusCode::FORBIDDEN, PublishClass::Refused, None)
             }
-            PublishError::Broker(BrokerError::Precondition { .. }) => {
+            // The broker's own limit may be lower than the one here; nothing else in its text tells that apart.
+            PublishError::Broker(BrokerError::Precondition { detail }) if detail.contains("size") => {
                 (StatusCode::PAYLOAD_TOO_LARGE, PublishClass::Invalid, None)
+            }
+            PublishError::Broker(BrokerError::Precondition { .. }) => {
+                (StatusCode::BAD_REQUEST, PublishClass::Invalid, None)
             }
             PublishError::Broker(_) | PublishError::OfAnother(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, PublishClass::Failed, Some(1))
@@ -306,5 +333,21 @@ impl Ended {
             _ => error.to_string(),
         };
         Self { status, class, text, retry_after }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_broker_that_speaks_of_the_size_finds_a_message_too_large() {
+        let status = |detail: &str| {
+            let detail = detail.to_owned();
+            Ended::failed(&PublishError::Broker(BrokerError::Precondition { detail })).status
+        };
+        let size = "PRECONDITION_FAILED - message size 2048 is larger than configured max size 1024";
+        assert_eq!(status(size), StatusCode::PAYLOAD_TOO_LARGE);
+        assert_eq!(status("PRECONDITION_FAILED - invalid expiration"), StatusCode::BAD_REQUEST);
     }
 }

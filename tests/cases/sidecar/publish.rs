@@ -85,6 +85,9 @@ async fn what_may_not_is_403_and_what_cannot_is_400_or_413(place: Place) -> Resu
     }
     let large = vec![b'x'; 16 * 1024 * 1024 + 1];
     ensure!(request(sidecar.local, "POST", "/publish?routingKey=orders", &[], &large).await?.status == 413);
+    let lines = "{}\n".repeat(16 * 1024 + 1);
+    let many = request(sidecar.local, "POST", "/publish/batch", &[], lines.as_bytes()).await?;
+    ensure!(many.status == 413, "a line takes room beside its bytes: {}", many.head);
     ensure!(request(sidecar.local, "GET", "/publish", &[], b"").await?.status == 405);
     let access = BrokerAccess::from_uri(&place.user("reader", "^$").await?)?;
     let app = App::start().await?;
@@ -102,14 +105,16 @@ async fn a_batch_has_a_result_a_line(place: Place) -> Result<()> {
 {"routingKey":"nowhere","text":"x"}
 nonsense
 
-{"routingKey":"orders","base64":"/w==","headers":{"a":1}}"#;
+{"routingKey":"orders","base64":"/w==","headers":{"a":1}}
+{"routingKey":"orders","text":"x","headers":{"BCC":"nowhere"}}
+{"routingKey":"orders","text":"the channel lives"}"#;
     let answer = request(sidecar.local, "POST", "/publish/batch", &[], lines.as_bytes()).await?;
     let text = answer.text();
     let statuses: Vec<u64> = text
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()?["status"].as_u64())
         .collect();
-    ensure!(statuses == [202, 404, 400, 202], "{text}");
+    ensure!(statuses == [202, 404, 400, 202, 400, 202], "{text}");
     let client = place.client().await?;
     let (body, properties) = message_of(&client, QUEUE).await?;
     ensure!(
