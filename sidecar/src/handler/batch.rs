@@ -59,6 +59,9 @@ pub struct Line<'a> {
     traceparent: Option<&'a str>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     headers: BTreeMap<&'a str, Value>,
+    /// The names of the message's own headers that JSON cannot say.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    headers_omitted: Vec<&'a str>,
     /// The body, if it is UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
@@ -73,7 +76,16 @@ impl<'a> Line<'a> {
         let properties = &message.properties;
         let text = std::str::from_utf8(&message.body).ok();
         let own = |name: &str| name.starts_with("warren-") || name == trace::TRACEPARENT;
-        let headers = message.headers().into_iter().flat_map(|table| table.inner());
+        let (mut headers, mut headers_omitted) = (BTreeMap::new(), Vec::new());
+        for (name, value) in message.headers().into_iter().flat_map(|table| table.inner()) {
+            match json(value) {
+                _ if own(name.as_str()) => {}
+                Some(value) => {
+                    headers.insert(name.as_str(), value);
+                }
+                None => headers_omitted.push(name.as_str()),
+            }
+        }
         Self {
             id,
             delivery_id,
@@ -89,13 +101,18 @@ impl<'a> Line<'a> {
             priority: *properties.priority(),
             timestamp: *properties.timestamp(),
             traceparent: message.header(trace::TRACEPARENT),
-            headers: headers
-                .filter(|(name, _)| !own(name.as_str()))
-                .filter_map(|(name, value)| Some((name.as_str(), json(value)?)))
-                .collect(),
+            headers,
+            headers_omitted,
             text,
             base64: text.is_none().then(|| STANDARD.encode(&message.body)),
         }
+    }
+}
+
+impl Line<'_> {
+    /// How many of the message's own headers are left out.
+    pub fn omitted(&self) -> usize {
+        self.headers_omitted.len()
     }
 }
 
@@ -110,8 +127,9 @@ fn json(value: &AMQPValue) -> Option<Value> {
         AMQPValue::LongUInt(value) => Some((*value).into()),
         AMQPValue::LongLongInt(value) => Some((*value).into()),
         AMQPValue::Timestamp(value) => Some((*value).into()),
-        AMQPValue::Float(value) => Some((*value).into()),
-        AMQPValue::Double(value) => Some((*value).into()),
+        // Not a number and the infinities are no JSON.
+        AMQPValue::Float(value) => Some(Value::from(*value)).filter(Value::is_number),
+        AMQPValue::Double(value) => Some(Value::from(*value)).filter(Value::is_number),
         AMQPValue::ShortString(value) => Some(value.as_str().into()),
         AMQPValue::LongString(value) => std::str::from_utf8(value.as_bytes()).ok().map(Into::into),
         AMQPValue::DecimalValue(_)
@@ -253,6 +271,23 @@ mod tests {
         assert_eq!(lines[0]["messageId"], "m");
         assert_eq!(lines[0]["headers"]["x-customer"], "7");
         assert_eq!((&lines[1]["base64"], &lines[1]["attempt"]), (&Value::from("/w=="), &Value::from(2)));
+    }
+
+    #[test]
+    fn headers_that_json_cannot_say_are_named() {
+        let mut table = FieldTable::default();
+        table.insert("bytes".into(), AMQPValue::ByteArray(vec![1].into()));
+        table.insert("latin".into(), AMQPValue::LongString(vec![0xE9].into()));
+        table.insert("ratio".into(), AMQPValue::Double(f64::NAN));
+        table.insert("small".into(), AMQPValue::LongInt(1));
+        table.insert("warren-attempts".into(), AMQPValue::FieldTable(FieldTable::default()));
+        let properties = BasicProperties::default().with_headers(table);
+        let message = Message::new("e".into(), "k".into(), false, properties, Bytes::new());
+        let line = Line::new(0, "d".into(), 1, &message);
+        assert_eq!(line.omitted(), 3);
+        let line = serde_json::to_value(&line).unwrap();
+        assert_eq!(line["headersOmitted"], serde_json::json!(["bytes", "latin", "ratio"]));
+        assert_eq!(line["headers"], serde_json::json!({"small": 1}));
     }
 
     #[test]

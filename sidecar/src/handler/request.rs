@@ -171,6 +171,14 @@ fn plain(value: &AMQPValue) -> Option<HeaderValue> {
 
 /// A value as HTTP allows it: percent-encoded UTF-8, which plain ASCII text is already.
 fn encoded(value: &str) -> HeaderValue {
+    let inner = value.trim_matches(' ');
+    if inner.len() < value.len() {
+        // Blanks at either end are no part of a value to HTTP.
+        let end = value.len() - value.trim_end_matches(' ').len();
+        let (begin, end) = ("%20".repeat(value.len() - inner.len() - end), "%20".repeat(end));
+        return HeaderValue::try_from(format!("{begin}{}{end}", utf8_percent_encode(inner, VALUE)))
+            .unwrap_or_else(|_| HeaderValue::from_static(""));
+    }
     if value.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b'%')
         && let Ok(value) = HeaderValue::from_str(value)
     {
@@ -273,6 +281,13 @@ mod tests {
         assert_eq!(headers.get("warren-header-count").unwrap(), "-3");
         assert_eq!(headers.get("warren-header-ratio").unwrap(), "0.5");
         assert_eq!(headers.get("warren-header-vip").unwrap(), "true");
+    }
+
+    #[test]
+    fn blanks_at_either_end_of_a_value_arrive() {
+        for (value, sent) in [(" a b  ", "%20a b%20%20"), ("  ", "%20%20"), ("a b", "a b")] {
+            assert_eq!(encoded(value), sent, "{value:?}");
+        }
     }
 
     #[test]

@@ -92,7 +92,9 @@ impl Runtime {
     fn batch_request(&self, deliveries: &[Called]) -> (Request<Full<Bytes>>, Option<Begun>) {
         let messages = deliveries.iter().enumerate().filter_map(|(place, called)| {
             let message = self.messages.get(&called.id)?;
-            Some(Line::new(place, delivery_id::format(called.id), called.attempt, message))
+            let line = Line::new(place, delivery_id::format(called.id), called.attempt, message);
+            self.metrics.headers_omitted.inc_by(line.omitted() as u64);
+            Some(line)
         });
         let body = batch::body(messages);
         tracing::debug!(messages = deliveries.len(), bytes = body.len(), "calling the handler with a batch");
