@@ -12,6 +12,7 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::handler::endpoint::Endpoint;
 use crate::handler::pool::post;
@@ -26,6 +27,8 @@ const QUEUE: usize = 2048;
 const EXPORT: usize = 512;
 /// How long spans wait for others.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// How long the last export may take.
+const LAST: Duration = Duration::from_secs(1);
 /// How long an export may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -143,8 +146,9 @@ pub struct Begun {
 }
 
 /// The way to the exporter.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Spans {
+    exporter: JoinHandle<()>,
     sender: mpsc::Sender<Value>,
     sampler: Sampler,
     metrics: Arc<Metrics>,
@@ -155,8 +159,16 @@ impl Spans {
     pub fn start(config: Config, defaults: Vec<(String, String)>, metrics: Arc<Metrics>) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let sampler = config.sampler;
-        tokio::spawn(export(config, defaults, receiver, Arc::clone(&metrics)));
-        Self { sender, sampler, metrics }
+        let exporter = tokio::spawn(export(config, defaults, receiver, Arc::clone(&metrics)));
+        Self { exporter, sender, sampler, metrics }
+    }
+
+    /// Sends the spans that still wait for others, if the collector takes them soon: the process is about to end.
+    pub async fn finish(self) {
+        let Self { exporter, sender, sampler: _, metrics: _ } = self;
+        drop(sender);
+        // Spans are worth no more than that.
+        let _ = tokio::time::timeout(LAST, exporter).await;
     }
 
     /// Whether a trace is exported.

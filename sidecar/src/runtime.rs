@@ -353,6 +353,9 @@ impl Runtime {
         }
         // Each has its own time limit, and the flush above has waited for the same broker.
         while self.drained.join_next().await.is_some() {}
+        if let Some(spans) = self.spans.take() {
+            spans.finish().await;
+        }
         tracing::info!("the sidecar ends");
     }
 }

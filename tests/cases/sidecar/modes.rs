@@ -319,15 +319,15 @@ async fn a_span_a_message_goes_to_the_collector_in_the_messages_own_trace(place:
         (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| endpoint.clone())
     })?;
     let access = warren_broker::BrokerAccess::from_uri(&place.uri())?;
-    let _sidecar = crate::harness::Running::exporting(config(), access, app.port(), spans).await?;
+    let sidecar = Running::exporting(config(), access, app.port(), spans).await?;
     let mut table = FieldTable::default();
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     table.insert("traceparent".into(), AMQPValue::LongString(trace.into()));
     place.client().await?.publish_with(QUEUE, b"x", persistent().with_headers(table)).await?;
-    let export = eventually(PATIENCE, "an export", async || {
-        collector.calls().pop().ok_or_else(|| anyhow::anyhow!("none yet"))
-    })
-    .await?;
+    sidecar.settled("ack", 1).await?;
+    // The span waits for others when the process ends.
+    sidecar.terminate().await?;
+    let export = collector.calls().pop().ok_or_else(|| anyhow::anyhow!("the span is lost"))?;
     let json: serde_json::Value = serde_json::from_slice(&export.body)?;
     let span = &json["resourceSpans"][0]["scopeSpans"][0]["spans"][0];
     ensure!(
