@@ -163,28 +163,15 @@ impl Files {
         let (config, access) = self.read()?;
         let (send_config, config) = watch::channel(Arc::new(config));
         let (send_access, access) = watch::channel(Arc::new(access));
-        tokio::spawn(async move {
-            let mut looks = tokio::time::interval(LOOK);
-            let mut problem = String::new();
-            loop {
-                looks.tick().await;
-                match self.read() {
-                    Ok((config, access)) => {
-                        problem.clear();
-                        if replace_if_changed(&send_config, config) {
-                            tracing::info!("the configuration has changed");
-                        }
-                        if replace_if_changed(&send_access, access) {
-                            tracing::info!("the broker's Secret has changed");
-                        }
-                    }
-                    Err(error) if error.to_string() != problem => {
-                        problem = error.to_string();
-                        tracing::warn!(%error, "the changed configuration cannot be used: the last good one stays");
-                    }
-                    Err(_) => {}
-                }
+        keep_looking("the changed configuration cannot be used: the last good one stays", move || {
+            let (config, access) = self.read()?;
+            if replace_if_changed(&send_config, config) {
+                tracing::info!("the configuration has changed");
             }
+            if replace_if_changed(&send_access, access) {
+                tracing::info!("the broker's Secret has changed");
+            }
+            Ok(())
         });
         Ok(Live { config, access })
     }
@@ -205,21 +192,32 @@ pub fn watch_access(
     vhost: Option<String>,
 ) -> Result<watch::Receiver<Arc<BrokerAccess>>, ConfigError> {
     let (sender, receiver) = watch::channel(Arc::new(read_access(&folder, vhost.as_deref())?));
+    keep_looking("the broker's Secret cannot be used: the last good one stays", move || {
+        if replace_if_changed(&sender, read_access(&folder, vhost.as_deref())?) {
+            tracing::info!("the broker's Secret has changed");
+        }
+        Ok(())
+    });
+    Ok(receiver)
+}
+
+/// Looks again and again for as long as the process lives. A problem is logged when it is news.
+fn keep_looking(unusable: &'static str, mut look: impl FnMut() -> Result<(), ConfigError> + Send + 'static) {
     tokio::spawn(async move {
         let mut looks = tokio::time::interval(LOOK);
-        while !sender.is_closed() {
+        let mut problem = String::new();
+        loop {
             looks.tick().await;
-            match read_access(&folder, vhost.as_deref()) {
-                Ok(access) => {
-                    replace_if_changed(&sender, access);
+            match look() {
+                Ok(()) => problem.clear(),
+                Err(error) if error.to_string() != problem => {
+                    problem = error.to_string();
+                    tracing::warn!(%error, "{unusable}");
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "the broker's Secret cannot be used: the last good one stays");
-                }
+                Err(_) => {}
             }
         }
     });
-    Ok(receiver)
 }
 
 fn replace_if_changed<T: PartialEq>(sender: &watch::Sender<Arc<T>>, value: T) -> bool {
