@@ -160,7 +160,7 @@ pub async fn publish_only(
                 health.connected();
                 metrics.blocked.set(i64::from(publisher.blocked().is_some()));
             }
-            message = inbox.recv() => if matches!(message, Some(Inbox::Terminate) | None) {
+            message = inbox.recv() => if matches!(message, Some(Inbox::Terminate | Inbox::Abandon) | None) {
                 servers.close().await;
                 return Ok(());
             },
@@ -175,17 +175,21 @@ fn spawn_servers(admin_port: TcpListener, admin: Admin, local_port: TcpListener,
     closing
 }
 
-/// SIGTERM, and Ctrl-C at a terminal.
+/// SIGTERM, and Ctrl-C at a terminal, which the second time does not wait.
 fn forward_signals(sender: mpsc::UnboundedSender<Inbox>) -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::spawn(async move {
+        let mut interrupted = false;
         loop {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            if sender.send(Inbox::Terminate).is_err() {
+            let message = tokio::select! {
+                _ = terminate.recv() => Inbox::Terminate,
+                _ = interrupt.recv() => {
+                    let again = std::mem::replace(&mut interrupted, true);
+                    if again { Inbox::Abandon } else { Inbox::Terminate }
+                }
+            };
+            if sender.send(message).is_err() {
                 return;
             }
         }

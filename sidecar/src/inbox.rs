@@ -55,6 +55,8 @@ pub enum Inbox {
     Drain(oneshot::Sender<bool>),
     /// SIGTERM.
     Terminate,
+    /// A second Ctrl-C: somebody does not want to wait for the drain.
+    Abandon,
     /// The application ends a delivery late.
     LateAnswer {
         /// The delivery.

@@ -68,6 +68,7 @@ impl Runtime {
                 self.step(Event::Drain);
             }
             Inbox::Terminate => self.step(Event::Terminate),
+            Inbox::Abandon => self.exit = true,
             Inbox::LateAnswer { id, verdict, body, reply } => {
                 let earlier = self.replies.get(&id).cloned();
                 let verdict = self.late_verdict(id, verdict, body);

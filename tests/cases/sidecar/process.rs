@@ -20,6 +20,7 @@ use crate::harness::{PATIENCE, Place, QUEUE, config, message_of, request};
 
 on_each_release!(
     publish_alone_serves_the_api_with_the_address_of_a_mounted_secret_and_follows_its_rotation,
+    a_second_ctrl_c_does_not_wait_for_what_runs,
     local_mode_takes_what_a_pod_gets_from_a_file,
     a_drain_that_is_open_when_sigterm_comes_is_answered_before_the_process_ends,
 );
@@ -77,8 +78,12 @@ impl Program {
 
     /// SIGTERM.
     fn terminate(&self) -> Result<()> {
+        self.signal(Signal::SIGTERM)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
         let id = self.process.id().context("it runs")?;
-        Ok(kill(Pid::from_raw(i32::try_from(id)?), Signal::SIGTERM)?)
+        Ok(kill(Pid::from_raw(i32::try_from(id)?), signal)?)
     }
 
     /// Its end, which must be a good one.
@@ -149,6 +154,31 @@ async fn local_mode_takes_what_a_pod_gets_from_a_file(place: Place) -> Result<()
     ensure!(window.is_some_and(|line| line.ends_with(" 3")), "{window:?}");
     program.terminate()?;
     program.ended().await
+}
+
+async fn a_second_ctrl_c_does_not_wait_for_what_runs(place: Place) -> Result<()> {
+    let app = App::working(Duration::from_secs(600)).await?;
+    let (uri, handler) = (place.uri(), format!("http://localhost:{}/", app.port()));
+    let at_work = ["--queue", QUEUE, "--timeout-seconds=600", "--drain-timeout-seconds=700", "--declare"];
+    let program =
+        Program::start(&[["local", "--amqp", &uri, "--handler", &handler].as_slice(), &at_work].concat())
+            .await?;
+    let client = place.client().await?;
+    client.publish(QUEUE, b"x").await?;
+    eventually(PATIENCE, "the call", async || app.calls().pop().context("none yet")).await?;
+    program.signal(Signal::SIGINT)?;
+    eventually(PATIENCE, "the drain", async || {
+        ensure!(program.said().contains("draining"));
+        Ok(())
+    })
+    .await?;
+    program.signal(Signal::SIGINT)?;
+    program.ended().await?;
+    eventually(PATIENCE, "the message is the broker's again", async || {
+        ensure!(client.ready(QUEUE).await? == Some(1));
+        Ok(())
+    })
+    .await
 }
 
 async fn a_drain_that_is_open_when_sigterm_comes_is_answered_before_the_process_ends(
