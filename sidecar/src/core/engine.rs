@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use super::backoff::{Backoff, mix};
 use super::breaker::Breaker;
+use super::drain::Drain;
 use super::event::{
     CallId, Called, Copy, DeadReason, DeliveryId, Effect, Event, Incoming, LateReply, Observation, Time,
 };
-use super::flow::{Drain, Handler, Subscription};
+use super::flow::{Handler, Subscription};
 use super::prefetch::AutoPrefetch;
 use super::ready::Ready;
 use super::settings::Settings;

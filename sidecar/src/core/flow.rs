@@ -1,10 +1,11 @@
-//! Whether messages flow: the subscription, the handler's port, what is given back, and the drain.
+//! Whether messages flow: the subscription, the handler's port, and what is given back.
 
 use std::time::Duration;
 
 use super::backoff::Backoff;
+use super::drain::Drain;
 use super::engine::Engine;
-use super::event::{Copy, DeliveryId, Effect, Observation, Outcome, PublishResult, Seen, Time};
+use super::event::{DeliveryId, Effect, Observation, Outcome, Seen, Time};
 use super::window::{Slot, State};
 
 /// How long messages are held through an outage of the application before healthy pods get them.
@@ -39,7 +40,7 @@ pub(super) struct Handler {
     /// Since when it refuses; at the start it is not known, which is the same.
     down_since: Option<Time>,
     /// Whether a try of the port is on the way.
-    probing: bool,
+    pub probing: bool,
     backoff: Backoff,
     first: bool,
 }
@@ -59,47 +60,6 @@ impl Handler {
         let news = self.down_since.is_none();
         self.down_since.get_or_insert(now);
         news
-    }
-}
-
-/// The drain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Drain {
-    No,
-    /// It goes on.
-    Active {
-        since: Time,
-        port: Port,
-    },
-    /// It has ended.
-    Done {
-        since: Time,
-        port: Port,
-    },
-}
-
-/// What the handler's port did since a drain began. Only a port that went away and came back shows that the application was
-/// restarted: one that begins to listen may be that of a pod that is deleted while it starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Port {
-    /// It has not accepted.
-    Unseen,
-    /// It accepted.
-    Accepted,
-    /// It accepted, and refused after that.
-    Gone,
-}
-
-impl Port {
-    /// One more look at it; none: it is back.
-    fn seen(self, seen: Seen) -> Option<Self> {
-        match (self, seen) {
-            (Self::Gone, Seen::Accepting) => None,
-            (Self::Unseen | Self::Accepted, Seen::Accepting) => Some(Self::Accepted),
-            (Self::Accepted | Self::Gone, Seen::Refusing) => Some(Self::Gone),
-            (Self::Unseen, Seen::Refusing) => Some(Self::Unseen),
-            (same, Seen::Silent) => Some(same),
-        }
     }
 }
 
@@ -297,28 +257,6 @@ impl Engine {
         self.ready.rebuild(kept, busy.into_iter());
     }
 
-    /// Ends what only waits for another try of its reply when no time is left for one: given back, its work would be done again.
-    pub(super) fn drop_replies(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        if !self.is_drain_over(now) {
-            return;
-        }
-        let replies: Vec<DeliveryId> = self
-            .window
-            .open_slots()
-            .filter(|slot| matches!(slot.state, State::Unpublished { copy: Copy::Reply, .. }))
-            .map(|slot| slot.incoming.id)
-            .collect();
-        if replies.is_empty() {
-            return;
-        }
-        for id in replies {
-            self.drop_reply(id, PublishResult::Failed, now, effects);
-        }
-        let prefetch = self.subscription.prefetch().unwrap_or(self.settings.prefetch);
-        self.window.flush(now, prefetch, effects);
-        self.wake_at(self.window.ack_due());
-    }
-
     /// Keeps one try of the port on the way while its answer matters.
     pub(super) fn probe_handler(&mut self, effects: &mut Vec<Effect>) {
         if self.handler.probing {
@@ -344,95 +282,6 @@ impl Engine {
             self.handler.backoff.reset();
             effects.push(Effect::Observe(Observation::HandlerUp));
         }
-        let (Drain::Active { port, .. } | Drain::Done { port, .. }) = &mut self.drain else { return };
-        match port.seen(seen) {
-            Some(seen) => *port = seen,
-            None if self.terminating => {}
-            None => {
-                if matches!(self.drain, Drain::Active { .. }) {
-                    // Whoever asked for it would wait in vain.
-                    self.window.flush_all(effects);
-                    effects.push(Effect::Drained { complete: false });
-                }
-                self.drain = Drain::No;
-                effects.push(Effect::Observe(Observation::DrainReversed));
-            }
-        }
-    }
-
-    pub(super) fn begin_drain(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        match self.drain {
-            Drain::No => {
-                self.drain = Drain::Active { since: now, port: Port::Unseen };
-                effects.push(Effect::Observe(Observation::DrainBegan));
-                // That it is up may be old news: what it does from now on is measured against what it does now.
-                if !self.handler.probing {
-                    self.handler.probing = true;
-                    effects.push(Effect::ProbeHandler { after: Duration::ZERO });
-                }
-            }
-            Drain::Active { .. } => {}
-            Drain::Done { .. } => {
-                self.window.flush_all(effects);
-                effects.push(Effect::Drained { complete: self.has_ended() });
-            }
-        }
-    }
-
-    pub(super) fn terminate(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        if self.terminating {
-            return;
-        }
-        self.terminating = true;
-        match self.drain {
-            Drain::No => {
-                effects.push(Effect::Observe(Observation::TerminatedUndrained));
-                self.begin_drain(now, effects);
-            }
-            Drain::Active { .. } => {}
-            Drain::Done { .. } => {
-                self.window.flush_all(effects);
-                effects.push(Effect::Exit);
-            }
-        }
-    }
-
-    /// After the whole grace period without SIGTERM the pod lives on.
-    pub(super) fn reverse_drain(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let Drain::Done { since, .. } = self.drain else { return };
-        if self.terminating {
-            return;
-        }
-        let grace = since + self.settings.grace_period;
-        if now >= grace {
-            self.drain = Drain::No;
-            effects.push(Effect::Observe(Observation::DrainReversed));
-        } else {
-            self.wake_at(Some(grace));
-        }
-    }
-
-    fn has_ended(&self) -> bool {
-        self.calls.is_empty() && self.window.open() == 0 && self.subscription == Subscription::None
-    }
-
-    pub(super) fn finish_drain(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let Drain::Active { since, port } = self.drain else { return };
-        let complete = self.has_ended();
-        let deadline = since + self.settings.drain_timeout;
-        if !complete && now < deadline {
-            self.wake_at(Some(deadline));
-            return;
-        }
-        self.drain = Drain::Done { since, port };
-        // The process may end now, and what was just finished would be done again.
-        self.window.flush_all(effects);
-        effects.push(Effect::Observe(Observation::DrainEnded { took: now - since, complete }));
-        effects.push(Effect::Drained { complete });
-        if self.terminating {
-            effects.push(Effect::Exit);
-        } else {
-            self.wake_at(Some(since + self.settings.grace_period));
-        }
+        self.port_during_drain(seen, effects);
     }
 }

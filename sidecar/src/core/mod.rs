@@ -9,6 +9,7 @@
 mod answers;
 pub mod backoff;
 mod breaker;
+mod drain;
 mod engine;
 mod event;
 mod flow;

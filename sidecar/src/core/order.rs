@@ -6,7 +6,7 @@
 
 use super::engine::Engine;
 use super::event::{Effect, Observation, Outcome, Time};
-use super::flow::{Drain, Subscription};
+use super::flow::Subscription;
 use super::window::{State, Window};
 
 impl Engine {
@@ -41,15 +41,6 @@ impl Engine {
         }
         self.forget_channel(generation, effects);
         effects.push(Effect::HandBack { generation });
-    }
-
-    /// Whether no time is left for what a drain waits for.
-    pub(super) fn is_drain_over(&self, now: Time) -> bool {
-        match self.drain {
-            Drain::No => false,
-            Drain::Active { since, .. } => now >= since + self.settings.drain_timeout,
-            Drain::Done { .. } => true,
-        }
     }
 
     /// Nothing of a channel is here any more.

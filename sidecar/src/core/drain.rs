@@ -1,0 +1,176 @@
+//! The drain: its begin, what it waits for, and its end, which a restarted application takes back.
+
+use std::time::Duration;
+
+use super::engine::Engine;
+use super::event::{Copy, DeliveryId, Effect, Observation, PublishResult, Seen, Time};
+use super::flow::Subscription;
+use super::window::State;
+
+/// The drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Drain {
+    No,
+    /// It goes on.
+    Active {
+        since: Time,
+        port: Port,
+    },
+    /// It has ended.
+    Done {
+        since: Time,
+        port: Port,
+    },
+}
+
+/// What the handler's port did since a drain began. Only a port that went away and came back shows that the application was
+/// restarted: one that begins to listen may be that of a pod that is deleted while it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Port {
+    /// It has not accepted.
+    Unseen,
+    /// It accepted.
+    Accepted,
+    /// It accepted, and refused after that.
+    Gone,
+}
+
+impl Port {
+    /// One more look at it; none: it is back.
+    fn seen(self, seen: Seen) -> Option<Self> {
+        match (self, seen) {
+            (Self::Gone, Seen::Accepting) => None,
+            (Self::Unseen | Self::Accepted, Seen::Accepting) => Some(Self::Accepted),
+            (Self::Accepted | Self::Gone, Seen::Refusing) => Some(Self::Gone),
+            (Self::Unseen, Seen::Refusing) => Some(Self::Unseen),
+            (same, Seen::Silent) => Some(same),
+        }
+    }
+}
+
+impl Engine {
+    pub(super) fn begin_drain(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        match self.drain {
+            Drain::No => {
+                self.drain = Drain::Active { since: now, port: Port::Unseen };
+                effects.push(Effect::Observe(Observation::DrainBegan));
+                // That it is up may be old news: what it does from now on is measured against what it does now.
+                if !self.handler.probing {
+                    self.handler.probing = true;
+                    effects.push(Effect::ProbeHandler { after: Duration::ZERO });
+                }
+            }
+            Drain::Active { .. } => {}
+            Drain::Done { .. } => {
+                self.window.flush_all(effects);
+                effects.push(Effect::Drained { complete: self.has_ended() });
+            }
+        }
+    }
+
+    pub(super) fn terminate(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if self.terminating {
+            return;
+        }
+        self.terminating = true;
+        match self.drain {
+            Drain::No => {
+                effects.push(Effect::Observe(Observation::TerminatedUndrained));
+                self.begin_drain(now, effects);
+            }
+            Drain::Active { .. } => {}
+            Drain::Done { .. } => {
+                self.window.flush_all(effects);
+                effects.push(Effect::Exit);
+            }
+        }
+    }
+
+    /// What the handler's port did is news for a drain.
+    pub(super) fn port_during_drain(&mut self, seen: Seen, effects: &mut Vec<Effect>) {
+        let (Drain::Active { port, .. } | Drain::Done { port, .. }) = &mut self.drain else { return };
+        match port.seen(seen) {
+            Some(seen) => *port = seen,
+            None if self.terminating => {}
+            None => {
+                if matches!(self.drain, Drain::Active { .. }) {
+                    // Whoever asked for it would wait in vain.
+                    self.window.flush_all(effects);
+                    effects.push(Effect::Drained { complete: false });
+                }
+                self.drain = Drain::No;
+                effects.push(Effect::Observe(Observation::DrainReversed));
+            }
+        }
+    }
+
+    /// Whether no time is left for what a drain waits for.
+    pub(super) fn is_drain_over(&self, now: Time) -> bool {
+        match self.drain {
+            Drain::No => false,
+            Drain::Active { since, .. } => now >= since + self.settings.drain_timeout,
+            Drain::Done { .. } => true,
+        }
+    }
+
+    /// Ends what only waits for another try of its reply when no time is left for one: given back, its work would be done again.
+    pub(super) fn drop_replies(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if !self.is_drain_over(now) {
+            return;
+        }
+        let replies: Vec<DeliveryId> = self
+            .window
+            .open_slots()
+            .filter(|slot| matches!(slot.state, State::Unpublished { copy: Copy::Reply, .. }))
+            .map(|slot| slot.incoming.id)
+            .collect();
+        if replies.is_empty() {
+            return;
+        }
+        for id in replies {
+            self.drop_reply(id, PublishResult::Failed, now, effects);
+        }
+        let prefetch = self.subscription.prefetch().unwrap_or(self.settings.prefetch);
+        self.window.flush(now, prefetch, effects);
+        self.wake_at(self.window.ack_due());
+    }
+
+    /// After the whole grace period without SIGTERM the pod lives on.
+    pub(super) fn reverse_drain(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let Drain::Done { since, .. } = self.drain else { return };
+        if self.terminating {
+            return;
+        }
+        let grace = since + self.settings.grace_period;
+        if now >= grace {
+            self.drain = Drain::No;
+            effects.push(Effect::Observe(Observation::DrainReversed));
+        } else {
+            self.wake_at(Some(grace));
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.calls.is_empty() && self.window.open() == 0 && self.subscription == Subscription::None
+    }
+
+    pub(super) fn finish_drain(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let Drain::Active { since, port } = self.drain else { return };
+        let complete = self.has_ended();
+        let deadline = since + self.settings.drain_timeout;
+        if !complete && now < deadline {
+            self.wake_at(Some(deadline));
+            return;
+        }
+        self.drain = Drain::Done { since, port };
+        // The process may end now, and what was just finished would be done again.
+        self.window.flush_all(effects);
+        effects.push(Effect::Observe(Observation::DrainEnded { took: now - since, complete }));
+        effects.push(Effect::Drained { complete });
+        if self.terminating {
+            effects.push(Effect::Exit);
+        } else {
+            self.wake_at(Some(since + self.settings.grace_period));
+        }
+    }
+}
