@@ -40,6 +40,8 @@ pub struct Engine {
     /// The channel, while there is one.
     pub(super) generation: Option<u64>,
     pub(super) subscription: Subscription,
+    /// When the consumer was started.
+    pub(super) subscribed_at: Time,
     pub(super) window: Window,
     pub(super) ready: Ready,
     pub(super) calls: HashMap<CallId, Call>,
@@ -91,6 +93,7 @@ impl Engine {
             seed,
             generation: None,
             subscription: Subscription::None,
+            subscribed_at: Time::ZERO,
             window: Window::default(),
             ready: Ready::default(),
             calls: HashMap::new(),

@@ -97,7 +97,7 @@ impl Engine {
             }
             Some(since) => {
                 self.wake_at(Some(since + HOLD));
-                None
+                self.subscription.prefetch().filter(|_| self.keeps_order())
             }
             None => {
                 let target = self.auto.target(&self.settings, now);
@@ -141,15 +141,18 @@ impl Engine {
 
     pub(super) fn reconcile_subscription(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let desired = self.desired(now);
+        // Others get a try with all that is held here, also where the window to probe with is as large as the one before.
+        let outage = self.keeps_order() && self.breaker.open_since().is_some_and(|since| now >= since + HOLD);
         self.handing_back = false;
         let Some(generation) = self.generation else { return };
         match (self.subscription, desired) {
             (Subscription::None, Some(prefetch)) if self.has_room(prefetch) => {
                 self.subscription = Subscription::Subscribing { prefetch, since: now };
+                self.subscribed_at = now;
                 effects.push(Effect::Subscribe { generation, prefetch });
             }
             (Subscription::Active { prefetch }, desired)
-                if desired != Some(prefetch) && self.keeps_order() =>
+                if outage || (desired != Some(prefetch) && self.keeps_order()) =>
             {
                 self.hand_back(desired, now, effects);
             }

@@ -10,9 +10,10 @@ use super::flow::Subscription;
 use super::window::{State, Window};
 
 impl Engine {
-    /// Whether the consumer must not be cancelled. An open breaker is the exception: it must get hold of other messages.
+    /// Whether the consumer must not be cancelled. One that was started to probe with is the exception: what it holds could not
+    /// be told from new messages if it came again, and the breaker would never get past those that are poison.
     pub(super) fn keeps_order(&self) -> bool {
-        self.settings.ordered && self.breaker.open_since().is_none()
+        self.settings.ordered && self.breaker.open_since().is_none_or(|since| self.subscribed_at <= since)
     }
 
     /// Hands back what is held once nothing is at work; until then nothing new starts. `wanted`: the window to consume with
