@@ -102,7 +102,7 @@ impl Engine {
             None => {
                 let target = self.auto.target(&self.settings, now);
                 if self.settings.auto_prefetch {
-                    self.wake_at(self.auto.next_look());
+                    self.wake_at(Some(self.auto.next_look()));
                 }
                 Some(target)
             }

@@ -40,8 +40,8 @@ impl AutoPrefetch {
     }
 
     /// When the window may change next.
-    pub fn next_look(&self) -> Option<Time> {
-        Some(self.looked + INTERVAL)
+    pub fn next_look(&self) -> Time {
+        self.looked + INTERVAL
     }
 
     /// The window to ask for now.

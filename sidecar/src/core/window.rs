@@ -165,15 +165,13 @@ impl Window {
         key
     }
 
-    /// Marks an open delivery as given back. Returns its ordering key.
-    pub fn give_back(&mut self, id: DeliveryId) -> Option<u64> {
-        let slot = self.get_mut(id)?;
+    /// Marks an open delivery as given back.
+    pub fn give_back(&mut self, id: DeliveryId) {
+        let Some(slot) = self.get_mut(id) else { return };
         slot.state = State::Settled;
-        let key = slot.incoming.key;
         self.open -= 1;
         self.settled += 1;
         self.trim();
-        key
     }
 
     /// Takes settled slots out: those at the front, and all when they are the most, so that one slow delivery does not
