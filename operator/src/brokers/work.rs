@@ -187,7 +187,7 @@ async fn retired(
     may_go: &mut (dyn FnMut(bool) -> bool + Send),
 ) -> Result<bool, BrokerError> {
     let channel = open(link).await?;
-    let counted = match count(&channel, &[rung], queue_type).await {
+    let counted = match count(link, &channel, &[rung], queue_type).await {
         Err(BrokerError::NotFound { .. }) => return Ok(true),
         counted => counted?,
     };
@@ -203,6 +203,7 @@ async fn retired(
 
 /// Counts queues' messages and consumers; a quorum queue's zero is confirmed, as one without a leader says zero too.
 async fn count(
+    link: &Link,
     channel: &Channel,
     queues: &[&str],
     queue_type: QueueType,
@@ -220,10 +221,26 @@ async fn count(
     }
     if queue_type == QueueType::Quorum {
         for (queue, depth) in queues.iter().zip(&mut depths).filter(|(_, depth)| **depth == none) {
-            depth.ready = u32::from(!declare::gives_nothing(channel, queue).await?);
+            *depth = of_leader(link, queue).await?;
         }
     }
     Ok(depths)
+}
+
+/// What the leader of a quorum queue that read empty says. The question may close the channel: it is one of its own.
+async fn of_leader(link: &Link, queue: &str) -> Result<QueueDepth, BrokerError> {
+    let channel = open(link).await?;
+    match declare::gives_nothing(&channel, queue).await {
+        Ok(nothing) => {
+            // A channel that does not close goes with the connection.
+            let _ = channel.close(200, "done".into()).await;
+            Ok(QueueDepth { ready: u32::from(!nothing), consumers: 0 })
+        }
+        // A quorum queue is never exclusive: its leader has answered that a single active consumer is all it gives messages to.
+        // It is there, so that the depth that follows is its own.
+        Err(BrokerError::Locked { .. }) => Ok(depth_of(link, queue).await?.unwrap_or_default()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Deletes everything that is as Warren declares it.
@@ -251,7 +268,7 @@ async fn remove_if_empty(
     }
     // Only what looks empty is unbound and counted again: without its bindings, what producers send is dropped.
     if kept.is_empty() {
-        kept = match count_unbound(channel, order, &ours, unbind).await {
+        kept = match count_unbound(link, channel, order, &ours, unbind).await {
             Ok(kept) => kept,
             Err(error) => {
                 // What could not be counted stays as it was, as far as the broker still takes it.
@@ -321,6 +338,7 @@ fn alone(queue: &QueuePlan) -> Topology {
 
 /// Unbinds the main queue, counts everything thoroughly, and says what is there.
 async fn count_unbound(
+    link: &Link,
     channel: &Channel,
     order: &Order,
     ours: &[(&QueuePlan, QueueDepth)],
@@ -333,7 +351,7 @@ async fn count_unbound(
         }
     }
     let names: Vec<&str> = ours.iter().map(|(queue, _)| queue.name.as_str()).collect();
-    let depths = count(channel, &names, order.queue_type).await.map_err(failed)?;
+    let depths = count(link, channel, &names, order.queue_type).await.map_err(failed)?;
     Ok(names.iter().zip(depths).filter_map(|(name, depth)| holds(name, depth)).collect())
 }
 

@@ -17,6 +17,7 @@ on_each_release!(
     retain_leaves_everything,
     delete_takes_everything_with_its_messages,
     delete_if_empty_takes_empty_queues,
+    delete_if_empty_takes_queues_with_a_single_active_consumer_once_they_are_empty,
     delete_if_empty_says_what_is_in_each_queue_and_puts_the_bindings_back,
     delete_if_empty_counts_rungs_that_the_spec_has_dropped,
     delete_if_empty_waits_for_what_the_broker_may_hold_back,
@@ -67,6 +68,27 @@ async fn delete_if_empty_takes_empty_queues(vhost: Vhost) -> Result<()> {
         let keeper = Keeper::new();
         let mut queue = keeper.queue(&vhost.uri(), spec("DeleteIfEmpty", queue_type))?;
         queue.ready().await?;
+        queue.gone().await?;
+        none_is_left(&client).await?;
+    }
+    Ok(())
+}
+
+/// Such a quorum queue refuses basic.get, by which the zeros of others are confirmed.
+async fn delete_if_empty_takes_queues_with_a_single_active_consumer_once_they_are_empty(
+    vhost: Vhost,
+) -> Result<()> {
+    let client = Client::connect(&vhost.uri()).await?;
+    for queue_type in ["Quorum", "Classic"] {
+        let keeper = Keeper::new();
+        let mut single = spec("DeleteIfEmpty", queue_type);
+        single["singleActiveConsumer"] = true.into();
+        let mut queue = keeper.queue(&vhost.uri(), single)?;
+        queue.ready().await?;
+        client.publish("orders", b"in the way").await?;
+        let message = queue.kept_by("NotEmpty").await?;
+        ensure!(message.contains("\"orders\" has 1 messages"), "{message}");
+        client.purge("orders").await?;
         queue.gone().await?;
         none_is_left(&client).await?;
     }
