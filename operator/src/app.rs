@@ -1,6 +1,6 @@
 //! Puts the parts together: one server, and a set of controllers for each scope.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -24,11 +24,12 @@ use warren_api::{Queue, Worker};
 
 use crate::args::{Args, LogFormat};
 use crate::brokers::{Brokers, Key, LaneOptions};
-use crate::context::{Context, Retries, Shutdown, Stores};
+use crate::context::{Context, Retries, SIDECARS_LEARN, Shutdown, Stores};
 use crate::leader::{Elector, Leadership};
 use crate::metrics::Metrics;
 use crate::scaler::board::Board;
 use crate::scaler::record::Records;
+use crate::scaler::task::worker_key;
 use crate::secrets::Secrets;
 use crate::server::{Telling, serve};
 use crate::watch::cached;
@@ -40,8 +41,6 @@ use crate::{queue, scaler, worker};
 const SILENCE: Duration = Duration::from_secs(230);
 /// How long controllers get to end what they are doing.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long sidecars may take to read a changed ladder: the kubelet's two minutes, and some.
-const SIDECARS_LEARN: Duration = Duration::from_secs(150);
 /// How long a quorum queue may hold back a message that it no longer counts: three minutes, and some.
 const HELD_BACK: Duration = Duration::from_secs(200);
 /// How often what is gone is swept out.
@@ -249,6 +248,7 @@ async fn start_scope(
         filled: all_filled,
         shutdown: shared.shutdown.clone(),
         seen: Default::default(),
+        consumers: Default::default(),
     });
 
     // A Worker's condition QueueReady and its sidecars' ladder follow the Queue's status.
@@ -258,7 +258,10 @@ async fn start_scope(
     let queue_events = queue_events
         .inspect_ok(move |event| queue_event(event, &of_queue))
         .inspect_ok(move |event| note_end_of_list(event, &queues_listed));
-    let worker_events = worker_events.inspect_ok(move |event| note_end_of_list(event, &workers_listed));
+    let of_workers = context.clone();
+    let worker_events = worker_events
+        .inspect_ok(move |event| worker_event(event, &of_workers))
+        .inspect_ok(move |event| note_end_of_list(event, &workers_listed));
     let mut watches = JoinSet::new();
     watches.spawn(follow(deployment_events, context.clone()));
     watches.spawn(follow(config_map_events, context.clone()));
@@ -343,6 +346,14 @@ fn queue_event(event: &watcher::Event<Queue>, context: &Context) {
     }
 }
 
+fn worker_event(event: &watcher::Event<Worker>, context: &Context) {
+    match event {
+        watcher::Event::Apply(worker) | watcher::Event::InitApply(worker) => context.note_consumer(worker),
+        // What it has consumed counts while it has pods.
+        watcher::Event::Delete(_) | watcher::Event::Init | watcher::Event::InitDone => {}
+    }
+}
+
 /// Sends the Worker of each object that changes to its reconcile.
 async fn follow<K>(
     events: impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send,
@@ -381,6 +392,9 @@ async fn sweep(context: Arc<Context>) {
             namespace: worker.namespace().unwrap_or_default(),
             name: worker.spec.queue_ref.name.clone(),
         });
+        let mut known: HashSet<Key> = workers.iter().map(|worker| worker_key(worker)).collect();
+        known.extend(context.pods.all_workers());
+        context.forget_consumers(&known);
         context.metrics.retain_queues(&living, &watched.filter(|queue| living.contains(queue)).collect());
         context.brokers.retain(context.namespace.as_deref(), &living, &context.queue_changed);
     }

@@ -16,17 +16,22 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use warren_api::{Queue, Worker};
 
-use crate::brokers::Brokers;
+use crate::brokers::{Brokers, Key};
 use crate::error::{Error, retry_delay};
 use crate::metrics::Metrics;
+use crate::queue::consumers::Consumers;
 use crate::scaler::board::Board;
 use crate::scaler::record::Records;
+use crate::scaler::task::worker_key;
 use crate::secrets::Secrets;
 use crate::worker::live::{LiveConfigMap, LiveDeployment, LiveDisruptionBudget};
 use crate::worker::pod_index::PodIndex;
+use crate::worker::validate::drain_seconds;
 
 /// The name under which the operator owns fields.
 pub const FIELD_MANAGER: &str = "warren";
+/// How long sidecars may take to read a changed configuration: the kubelet's two minutes, and some.
+pub const SIDECARS_LEARN: Duration = Duration::from_secs(150);
 
 /// Caches of a scope, filled by watches.
 #[derive(Clone)]
@@ -79,6 +84,8 @@ pub struct Context {
     pub shutdown: Shutdown,
     /// When Queues were first seen, by uid.
     pub seen: Mutex<HashMap<String, Instant>>,
+    /// Which Workers consume which Queue, those that are gone included while they have pods.
+    pub consumers: Mutex<Consumers>,
 }
 
 impl Context {
@@ -92,6 +99,24 @@ impl Context {
     pub fn workers_of(&self, queue: &Queue) -> Vec<Arc<Worker>> {
         let (namespace, name) = (queue.namespace(), queue.name_any());
         self.stores.workers.state_filter(|w| w.spec.queue_ref.name == name && w.namespace() == namespace)
+    }
+
+    /// Notes which Queue a Worker consumes.
+    pub fn note_consumer(&self, worker: &Worker) {
+        let drain = Duration::from_secs(u64::from(drain_seconds(worker).unsigned_abs()));
+        let queue = &worker.spec.queue_ref.name;
+        locked(&self.consumers).on(&worker_key(worker), queue, SIDECARS_LEARN + drain, Instant::now());
+    }
+
+    /// The first of `workers` whose pods may hold messages of a Queue of their namespace.
+    pub fn first_consuming<'a>(&self, workers: &'a [Key], queue: &str, now: Instant) -> Option<&'a Key> {
+        let consumers = locked(&self.consumers);
+        workers.iter().find(|worker| consumers.may_hold(worker, queue, now))
+    }
+
+    /// Forgets what Workers other than `known` have consumed.
+    pub fn forget_consumers(&self, known: &HashSet<Key>) {
+        locked(&self.consumers).retain(|worker| known.contains(worker));
     }
 
     /// How long this process has known a Queue.

@@ -13,9 +13,10 @@ use kube::runtime::{Controller, watcher};
 use kube::{Api, Resource, ResourceExt};
 use warren_api::Queue;
 use warren_api::conditions::READY;
-use warren_api::conditions::queue::{DEAD_LETTER_AVAILABLE, DECLARED, DELETION_BLOCKED};
+use warren_api::conditions::queue::{DEAD_LETTER_AVAILABLE, DECLARED};
 use warren_api::queue::QueueStatus;
 
+use super::removal::{End, end};
 use super::status::{Progress, status};
 use super::validate::{key, validate};
 use super::{dereference, finalizer, plan};
@@ -119,7 +120,13 @@ async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, 
 }
 
 /// An older Queue that has one of the names on the broker already.
-fn conflict(queue: &Queue, key: &Key, address: &str, order: &Order, context: &Context) -> Option<Problem> {
+pub(super) fn conflict(
+    queue: &Queue,
+    key: &Key,
+    address: &str,
+    order: &Order,
+    context: &Context,
+) -> Option<Problem> {
     let age = queue.creation_timestamp().map_or(i64::MAX, |created| created.0.as_second());
     let (name, older) = context.brokers.claim(key, age, address, order.names(), &context.queue_changed)?;
     let Key { namespace, name: holder } = older;
@@ -127,76 +134,6 @@ fn conflict(queue: &Queue, key: &Key, address: &str, order: &Order, context: &Co
         "queue \"{name}\" of this broker is kept by the older Queue \"{holder}\" in namespace \"{namespace}\": set another spec.queueName, or delete one of the two"
     );
     Some(Problem::new(DECLARED, "Conflict", message))
-}
-
-/// How far the end of a Queue is.
-enum End {
-    /// Nothing of it is left that its policy does not leave.
-    Gone,
-    /// The broker is at it.
-    Underway,
-    /// Something keeps it.
-    Blocked(Problem),
-}
-
-/// Ends a Queue as its policy says.
-async fn end(queue: &Queue, context: &Context) -> Result<End, Error> {
-    let key = key(queue);
-    let end = match plan::remove(queue).filter(|_| finalizer::is_set(queue)) {
-        None => End::Gone,
-        Some(order) => removal(queue, &key, order, context).await?,
-    };
-    if matches!(end, End::Gone) {
-        context.brokers.forget(&key);
-        context.brokers.release(&key, &context.queue_changed);
-        finalizer::remove(queue, context).await?;
-    }
-    Ok(end)
-}
-
-/// Has the broker's queues removed.
-async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> Result<End, Error> {
-    let problem = |reason, message: String| Ok(End::Blocked(Problem::new(DELETION_BLOCKED, reason, message)));
-    let consuming =
-        context.workers_of(queue).into_iter().find(|worker| !context.pods.of(&worker_key(worker)).is_empty());
-    if let Some(worker) = consuming {
-        let name = worker.name_any();
-        return problem(
-            "WorkersRunning",
-            format!(
-                "Worker \"{name}\" still has pods on this queue: delete it first, or set deletionPolicy: Retain"
-            ),
-        );
-    }
-    let secret = dereference::secret(queue, context).await?;
-    let access = match validate(queue, &secret) {
-        Ok(access) => access,
-        Err(wrong) => {
-            let message =
-                format!("{}. To let go without the broker, set deletionPolicy: Retain", wrong.message);
-            return problem(wrong.reason, message);
-        }
-    };
-    // What an older Queue keeps is not this one's to delete.
-    if conflict(queue, key, &access.address(), &order, context).is_some() {
-        return Ok(End::Gone);
-    }
-    let observation = context.brokers.assign(key, &access, order.clone(), &context.queue_changed);
-    match observation.filter(|observation| *observation.order == order).map(|observation| observation.outcome)
-    {
-        Some(Outcome::Removed) => Ok(End::Gone),
-        Some(Outcome::Refused(refused)) => problem(refused.reason, refused.message),
-        Some(Outcome::Unreachable(down)) => problem(
-            down.reason,
-            format!("{}. To let go without the broker, set deletionPolicy: Retain", down.message),
-        ),
-        Some(Outcome::Declared(_) | Outcome::Absent) | None => {
-            if deleted_for(queue) < patience(key, context) {
-                return Ok(End::Underway);
-            }
-            problem("Deleting", "the broker's queues are being deleted".to_owned())
-        }
-    }
 }
 
 /// Whether a Queue that waits for its broker's first answer is to say so. One that has a status for this generation, such
@@ -210,15 +147,9 @@ fn first_answer_is_due(queue: &Queue, context: &Context) -> bool {
 }
 
 /// How long a Queue waits for its broker's answer before it says so.
-fn patience(key: &Key, context: &Context) -> Duration {
+pub(super) fn patience(key: &Key, context: &Context) -> Duration {
     let answers = context.brokers.lane_of(key).is_some_and(|lane| lane.is_up());
     if answers { TURN } else { FIRST_ANSWER }
-}
-
-/// How long ago the deletion was asked for.
-fn deleted_for(queue: &Queue) -> Duration {
-    let asked = queue.metadata.deletion_timestamp.as_ref();
-    asked.map_or(Duration::ZERO, |asked| Timestamp::now().duration_since(asked.0).unsigned_abs())
 }
 
 async fn write(queue: &Queue, status: QueueStatus, context: &Context) -> Result<(), Error> {

@@ -10,6 +10,7 @@ use kube::ResourceExt;
 use kube::runtime::reflector::Store;
 
 use super::live::OfWorker;
+use super::pods::ended;
 use crate::brokers::Key;
 
 /// The pods of all Workers.
@@ -41,13 +42,31 @@ impl PodIndex {
 
     /// A Worker's pods.
     pub fn of(&self, worker: &Key) -> Vec<Arc<Pod>> {
+        self.with(|by_worker| by_worker.get(worker).cloned().unwrap_or_default())
+    }
+
+    /// Workers of a namespace, living or gone, with pods that have not ended.
+    pub fn workers(&self, namespace: &str) -> Vec<Key> {
+        self.with(|by_worker| {
+            let there = by_worker.iter().filter(|(worker, _)| worker.namespace == namespace);
+            let holding = there.filter(|(_, pods)| pods.iter().any(|pod| !ended(pod)));
+            holding.map(|(worker, _)| worker.clone()).collect()
+        })
+    }
+
+    /// Every Worker with a pod.
+    pub fn all_workers(&self) -> Vec<Key> {
+        self.with(|by_worker| by_worker.keys().cloned().collect())
+    }
+
+    fn with<T>(&self, read: impl FnOnce(&HashMap<Key, Vec<Arc<Pod>>>) -> T) -> T {
         let version = self.version.load(Ordering::Acquire);
         // One assignment: a panic leaves nothing half done.
         let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
         if index.version != version {
             *index = Index { version, by_worker: by_worker(self.store.state()) };
         }
-        index.by_worker.get(worker).cloned().unwrap_or_default()
+        read(&index.by_worker)
     }
 }
 
@@ -98,5 +117,24 @@ mod tests {
         writer.apply_watcher_event(&Event::Delete(pod("a", "w-1", "w")));
         pods.changed();
         assert_eq!(names("a"), ["w-2"]);
+    }
+
+    #[test]
+    fn a_worker_whose_pods_have_all_ended_has_none_left() {
+        let (store, mut writer) = store();
+        let pods = PodIndex::new(store);
+        let in_phase = |name: &str, worker: &str, phase: &str| {
+            let mut pod = pod("a", name, worker);
+            pod.status = serde_json::from_value(json!({"phase": phase})).unwrap();
+            pod
+        };
+        let evicted = in_phase("w-1", "w", "Failed");
+        for pod in [evicted, in_phase("v-1", "v", "Succeeded"), in_phase("v-2", "v", "Running")] {
+            writer.apply_watcher_event(&Event::Apply(pod));
+        }
+        writer.apply_watcher_event(&Event::Apply(pod("b", "u-1", "u")));
+        pods.changed();
+        assert_eq!(pods.workers("a"), [Key { namespace: "a".to_owned(), name: "v".to_owned() }]);
+        assert_eq!(pods.all_workers().len(), 3);
     }
 }

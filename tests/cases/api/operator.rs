@@ -204,6 +204,38 @@ async fn a_deletion_that_is_blocked_says_why_and_retain_lets_go() -> Result<()> 
 }
 
 #[tokio::test]
+async fn a_queue_is_kept_whole_while_a_pod_of_a_worker_that_is_gone_may_hold_its_messages() -> Result<()> {
+    let room = Room::new("pods-left").await?;
+    let _operator = room.operator("one").await?;
+    room.queue("orders", json!({"deletionPolicy": "DeleteIfEmpty", "retry": {"delaysSeconds": [5]}})).await?;
+    room.ready("orders").await?;
+    let client = Client::connect(&room.vhost.uri()).await?;
+    client.publish("orders", b"in the way").await?;
+    room.kubectl(&["delete", "wq", "orders", "--wait=false"]).await?;
+    // By now the broker's lane is told to remove it.
+    room.condition("orders", "DeletionBlocked", "True", "NotEmpty", "\"orders\" has 1 messages").await?;
+    let metadata = json!({"name": "left", "namespace": room.name, "labels": {"warren.dev/worker": "gone"}});
+    let spec = json!({"containers": [{"name": "app", "image": "app"}]});
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}).to_string();
+    // The namespace may not have its ServiceAccount yet.
+    eventually(PATIENCE, "there is a pod", async || room.cluster.apply(&pod).await.map(drop)).await?;
+    room.condition("orders", "DeletionBlocked", "True", "WorkersRunning", "Worker \"gone\"").await?;
+    client.purge("orders").await?;
+    // It is kept as if it were not being deleted, although it is empty.
+    client.delete("orders.retry.5s").await?;
+    eventually(PATIENCE, "the rung is back", async || {
+        ensure!(client.ready("orders.retry.5s").await?.is_some(), "not yet");
+        Ok(())
+    })
+    .await?;
+    assert_eq!(client.ready("orders").await?, Some(0));
+    room.kubectl(&["delete", "pod", "left", "--force", "--grace-period=0"]).await?;
+    room.gone("orders").await?;
+    assert_eq!(client.ready("orders").await?, None);
+    Ok(())
+}
+
+#[tokio::test]
 async fn two_thousand_queues_on_a_dead_broker_leave_ten_on_a_live_one_alone() -> Result<()> {
     let room = Room::new("dead").await?;
     room.secret("dead", "amqp://u:p@127.0.0.1:1/").await?;

@@ -1,0 +1,122 @@
+//! The end of a Queue: what its deletion policy asks of the broker, and what it waits for.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use kube::runtime::reflector::ObjectRef;
+use tokio::time::Instant;
+use warren_api::Queue;
+use warren_api::conditions::queue::DELETION_BLOCKED;
+use warren_broker::BrokerAccess;
+
+use super::reconcile::{conflict, patience};
+use super::validate::{key, validate};
+use super::{dereference, finalizer, plan};
+use crate::brokers::{Key, Order, Outcome};
+use crate::context::Context;
+use crate::error::Error;
+use crate::problem::Problem;
+
+/// How far the end of a Queue is.
+pub(super) enum End {
+    /// Nothing of it is left that its policy does not leave.
+    Gone,
+    /// The broker is at it.
+    Underway,
+    /// Something keeps it.
+    Blocked(Problem),
+}
+
+/// Ends a Queue as its policy says.
+pub(super) async fn end(queue: &Queue, context: &Context) -> Result<End, Error> {
+    let key = key(queue);
+    let end = match plan::remove(queue).filter(|_| finalizer::is_set(queue)) {
+        None => End::Gone,
+        Some(order) => removal(queue, &key, order, context).await?,
+    };
+    if matches!(end, End::Gone) {
+        context.brokers.forget(&key);
+        context.brokers.release(&key, &context.queue_changed);
+        finalizer::remove(queue, context).await?;
+    }
+    Ok(end)
+}
+
+/// Has the broker's queues removed.
+async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> Result<End, Error> {
+    let secret = dereference::secret(queue, context).await?;
+    let access = validate(queue, &secret);
+    // What an older Queue keeps is not this one's to delete.
+    if let Ok(access) = &access
+        && conflict(queue, key, &access.address(), &order, context).is_some()
+    {
+        return Ok(End::Gone);
+    }
+    if let Some(why) = consuming(key, context) {
+        keep_meanwhile(queue, key, access.ok(), context);
+        return Ok(blocked("WorkersRunning", format!("{why}, or set deletionPolicy: Retain")));
+    }
+    let access = match access {
+        Ok(access) => access,
+        Err(wrong) => {
+            let message =
+                format!("{}. To let go without the broker, set deletionPolicy: Retain", wrong.message);
+            return Ok(blocked(wrong.reason, message));
+        }
+    };
+    let observation = context.brokers.assign(key, &access, order.clone(), &context.queue_changed);
+    match observation.filter(|observation| *observation.order == order).map(|observation| observation.outcome)
+    {
+        Some(Outcome::Removed) => Ok(End::Gone),
+        Some(Outcome::Refused(refused)) => Ok(blocked(refused.reason, refused.message)),
+        Some(Outcome::Unreachable(down)) => Ok(blocked(
+            down.reason,
+            format!("{}. To let go without the broker, set deletionPolicy: Retain", down.message),
+        )),
+        Some(Outcome::Declared(_) | Outcome::Absent) | None => {
+            if deleted_for(queue) < patience(key, context) {
+                return Ok(End::Underway);
+            }
+            Ok(blocked("Deleting", "the broker's queues are being deleted".to_owned()))
+        }
+    }
+}
+
+fn blocked(reason: &'static str, message: String) -> End {
+    End::Blocked(Problem::new(DELETION_BLOCKED, reason, message))
+}
+
+/// Whose pods may hold messages of a Queue, and what ends that. A Worker that is deleted goes before its pods do.
+fn consuming(key: &Key, context: &Context) -> Option<String> {
+    let holding = context.pods.workers(&key.namespace);
+    let worker = context.first_consuming(&holding, &key.name, Instant::now())?;
+    let name = &worker.name;
+    let living = context.stores.workers.get(&ObjectRef::new(name).within(&worker.namespace));
+    Some(match living {
+        Some(living) if living.spec.queue_ref.name == key.name => {
+            format!("Worker \"{name}\" still has pods on this queue: delete it first")
+        }
+        Some(_) => format!(
+            "pods of Worker \"{name}\", which has turned to another Queue, may still work on messages of this one: wait until they have ended that"
+        ),
+        None => format!(
+            "pods of Worker \"{name}\", which is deleted, may still work on messages of this queue: wait until they have ended, or delete them"
+        ),
+    })
+}
+
+/// Takes back a removal that has been ordered, so that pods find what they consume, with its bindings.
+fn keep_meanwhile(queue: &Queue, key: &Key, access: Option<BrokerAccess>, context: &Context) {
+    match access {
+        Some(access) => {
+            context.brokers.assign(key, &access, plan::keep(queue), &context.queue_changed);
+        }
+        None => context.brokers.forget(key),
+    }
+}
+
+/// How long ago the deletion was asked for.
+fn deleted_for(queue: &Queue) -> Duration {
+    let asked = queue.metadata.deletion_timestamp.as_ref();
+    asked.map_or(Duration::ZERO, |asked| Timestamp::now().duration_since(asked.0).unsigned_abs())
+}
