@@ -6,13 +6,17 @@ use warren_broker::topology::{self, BindingPlan, Topology};
 
 use crate::brokers::{Claim, Goal, Order};
 
-/// The order for the broker's lane that keeps a Queue.
-pub fn keep(queue: &Queue) -> Order {
+/// The order for the lane of the broker at `address` that keeps a Queue.
+pub fn keep(queue: &Queue, address: &str) -> Order {
     let topology = topology::plan(queue.broker_name(), &queue.spec);
     let status = queue.status.as_ref();
     let retire = dropped_rungs(queue).map(|delay| delay.unsigned_abs()).collect();
     let unbind = dropped_bindings(queue, &topology);
-    order(queue, topology, Goal::Keep { claim: claim(queue, status), unbind, retire })
+    let claim = match claim(queue, status) {
+        Claim::Declare if made_elsewhere(queue, address) => Claim::MustBeAbsent,
+        claim => claim,
+    };
+    order(queue, topology, Goal::Keep { claim, unbind, retire })
 }
 
 /// The order that ends a Queue; none where its broker keeps everything, and where nothing on it is Warren's.
@@ -62,6 +66,31 @@ fn claim(queue: &Queue, status: Option<&QueueStatus>) -> Claim {
     }
 }
 
+/// Whether `status.created` is about another broker or vhost than the one at `address`: what is there may be somebody's.
+pub fn made_elsewhere(queue: &Queue, address: &str) -> bool {
+    let status = queue.status.as_ref();
+    let former = status.and_then(|status| status.broker_address.as_deref());
+    queue.spec.adoption_policy == AdoptionPolicy::FailIfExists
+        && former.is_some_and(|former| !same_broker(former, address))
+}
+
+/// Whether two addresses name one broker and vhost: they have a host in common. With TLS it listens on another port.
+fn same_broker(one: &str, other: &str) -> bool {
+    let parts = |address: &str| {
+        let (scheme, rest) = address.split_once("://")?;
+        let (hosts, vhost) = rest.rsplit_once('/')?;
+        let hosts: Vec<String> = hosts.split(',').map(str::to_owned).collect();
+        Some((scheme.to_owned(), hosts, vhost.to_owned()))
+    };
+    let (Some(one), Some(other)) = (parts(one), parts(other)) else { return one == other };
+    let host = |endpoint: &String| match endpoint.rsplit_once(':') {
+        Some((host, _)) if one.0 != other.0 => host.to_owned(),
+        _ => endpoint.clone(),
+    };
+    let hosts: Vec<String> = one.1.iter().map(host).collect();
+    one.2 == other.2 && other.1.iter().map(host).any(|endpoint| hosts.contains(&endpoint))
+}
+
 /// What `status.declared` says once an order is done; `leftover` rungs still hold messages.
 pub fn declared(queue: &Queue, leftover: &[u32]) -> Declared {
     let spec = &queue.spec;
@@ -92,6 +121,8 @@ mod tests {
 
     use super::*;
 
+    const ADDRESS: &str = "amqp://a:5672/shop";
+
     fn queue(spec: QueueSpec, status: QueueStatus) -> Queue {
         let mut queue = Queue::new("orders", spec);
         queue.status = Some(status);
@@ -111,7 +142,7 @@ mod tests {
             ..QueueSpec::default()
         };
         let status = QueueStatus { declared: Some(declared), ..QueueStatus::default() };
-        let order = keep(&queue(spec, status));
+        let order = keep(&queue(spec, status), ADDRESS);
         // What is still there is still claimed.
         let names = ["orders", "orders.retry.60s", "orders.retry.5s", "orders.dlq", "orders.retry.7200s"];
         assert_eq!(order.names(), names);
@@ -120,9 +151,34 @@ mod tests {
     }
 
     #[test]
+    fn a_queue_that_must_be_new_must_be_so_on_another_broker_too() {
+        let spec = QueueSpec { adoption_policy: AdoptionPolicy::FailIfExists, ..QueueSpec::default() };
+        let status = QueueStatus {
+            created: Some(true),
+            broker_address: Some("amqp://a:5672,b:5672/shop".to_owned()),
+            ..QueueStatus::default()
+        };
+        let queue = queue(spec, status);
+        for (address, expected) in [
+            ("amqp://a:5672,b:5672/shop", Claim::Declare),
+            ("amqp://b:5672,c:5672/shop", Claim::Declare),
+            ("amqps://a:5671/shop", Claim::Declare),
+            ("amqp://a:5672/other", Claim::MustBeAbsent),
+            ("amqp://a:5673/shop", Claim::MustBeAbsent),
+            ("amqps://c:5671/shop", Claim::MustBeAbsent),
+        ] {
+            let Goal::Keep { claim, .. } = keep(&queue, address).goal else { panic!() };
+            assert_eq!(claim, expected, "{address}");
+        }
+        let adopting = Queue { spec: QueueSpec::default(), ..queue };
+        let Goal::Keep { claim, .. } = keep(&adopting, "amqp://c/x").goal else { panic!() };
+        assert_eq!(claim, Claim::Declare);
+    }
+
+    #[test]
     fn a_queue_that_must_be_new_is_declared_only_after_its_absence_is_recorded() {
         let spec = || QueueSpec { adoption_policy: AdoptionPolicy::FailIfExists, ..QueueSpec::default() };
-        let claim = |status| match keep(&queue(spec(), status)).goal {
+        let claim = |status| match keep(&queue(spec(), status), ADDRESS).goal {
             Goal::Keep { claim, .. } => claim,
             Goal::Remove { .. } => panic!(),
         };

@@ -106,7 +106,7 @@ async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, 
         }
     };
     let address = access.address();
-    let order = plan::keep(queue);
+    let order = plan::keep(queue, &address);
     if let Some(problem) = conflict(queue, &key, &address, &order, context) {
         context.brokers.forget(&key);
         return Ok(Some(Progress::Invalid(problem)));

@@ -46,11 +46,13 @@ pub(super) async fn end(queue: &Queue, context: &Context) -> Result<End, Error> 
 async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> Result<End, Error> {
     let secret = dereference::secret(queue, context).await?;
     let access = validate(queue, &secret);
-    // What an older Queue keeps is not this one's to delete.
-    if let Ok(access) = &access
-        && conflict(queue, key, &access.address(), &order, context).is_some()
-    {
-        return Ok(End::Gone);
+    if let Ok(access) = &access {
+        let address = access.address();
+        // What an older Queue keeps is not this one's to delete, nor is what must not have existed and was not made here.
+        if conflict(queue, key, &address, &order, context).is_some() || plan::made_elsewhere(queue, &address)
+        {
+            return Ok(End::Gone);
+        }
     }
     if let Some(why) = consuming(key, context) {
         keep_meanwhile(queue, key, access.ok(), context);
@@ -109,7 +111,8 @@ fn consuming(key: &Key, context: &Context) -> Option<String> {
 fn keep_meanwhile(queue: &Queue, key: &Key, access: Option<BrokerAccess>, context: &Context) {
     match access {
         Some(access) => {
-            context.brokers.assign(key, &access, plan::keep(queue), &context.queue_changed);
+            let order = plan::keep(queue, &access.address());
+            context.brokers.assign(key, &access, order, &context.queue_changed);
         }
         None => context.brokers.forget(key),
     }

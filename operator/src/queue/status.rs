@@ -8,7 +8,7 @@ use warren_api::conditions::queue::{
 };
 use warren_api::{Queue, QueueStatus, QueueType};
 
-use super::plan::declared;
+use super::plan::{declared, made_elsewhere};
 use crate::brokers::{Outcome, Seen};
 use crate::condition::{Statement, Status, conditions, find};
 use crate::problem::Problem;
@@ -39,11 +39,16 @@ pub enum Progress {
 pub fn status(queue: &Queue, progress: Progress, durability: Durability, now: &Time) -> QueueStatus {
     let former = queue.status.clone().unwrap_or_default();
     let name = queue.broker_name();
+    let address = match &progress {
+        Progress::Pending { address } | Progress::Observed { address, .. } => Some(address.as_str()),
+        Progress::Invalid(_) | Progress::Blocked(_) => None,
+    };
     let mut next = QueueStatus {
         observed_generation: queue.metadata.generation,
         queue_name: Some(name.to_owned()),
-        broker_address: None,
-        created: former.created,
+        // Where it was last, while that is not known: what was made there is not made elsewhere.
+        broker_address: address.or(former.broker_address.as_deref()).map(str::to_owned),
+        created: former.created.filter(|_| address.is_none_or(|address| !made_elsewhere(queue, address))),
         declared: former.declared.clone(),
         conditions: Vec::new(),
     };
@@ -56,16 +61,9 @@ pub fn status(queue: &Queue, progress: Progress, durability: Durability, now: &T
     };
     let mut statements = match progress {
         Progress::Invalid(problem) => unreachable(&problem),
-        Progress::Pending { address } => {
-            next.broker_address = Some(address);
-            pending()
-        }
-        Progress::Observed { address, outcome } => {
-            next.broker_address = Some(address);
-            observed(queue, &mut next, outcome)
-        }
+        Progress::Pending { .. } => pending(),
+        Progress::Observed { outcome, .. } => observed(queue, &mut next, outcome),
         Progress::Blocked(problem) => {
-            next.broker_address.clone_from(&former.broker_address);
             let mut kept: Vec<Statement> = [BROKER_REACHABLE, DECLARED]
                 .iter()
                 .filter_map(|kind| find(&former.conditions, kind).map(|before| Statement::of(kind, before)))
@@ -207,6 +205,7 @@ fn described(queue: &Queue) -> String {
 mod tests {
     use k8s_openapi::jiff::Timestamp;
     use warren_api::QueueSpec;
+    use warren_api::queue::AdoptionPolicy;
 
     use super::*;
     use crate::condition::{find, is_true};
@@ -226,6 +225,25 @@ mod tests {
         let status = observed(Outcome::Declared(Seen { leftover: vec![7], ..Seen::default() }));
         assert!(is_true(&status.conditions, READY) && is_true(&status.conditions, DECLARED));
         assert_eq!(status.declared.unwrap().retry_delays_seconds, [5, 60, 600, 7]);
+    }
+
+    #[test]
+    fn what_was_made_on_one_broker_is_not_made_on_the_next_also_when_the_secret_was_away_between() {
+        let adoption_policy = AdoptionPolicy::FailIfExists;
+        let mut queue = Queue::new("orders", QueueSpec { adoption_policy, ..QueueSpec::default() });
+        let mut after = |progress| {
+            let next = status(&queue, progress, Durability::default(), &now());
+            queue.status = Some(next.clone());
+            (next.broker_address.unwrap(), next.created)
+        };
+        let at = |address: &str, outcome| Progress::Observed { address: address.to_owned(), outcome };
+        let (one, other) = ("amqp://a:5672/v", "amqp://b:5672/v");
+        assert_eq!(after(at(one, Outcome::Absent)), (one.to_owned(), Some(true)));
+        assert_eq!(after(at(one, Outcome::Declared(Seen::default()))), (one.to_owned(), Some(true)));
+        let away = Progress::Invalid(Problem::new(BROKER_REACHABLE, "SecretNotFound", "m"));
+        assert_eq!(after(away), (one.to_owned(), Some(true)));
+        assert_eq!(after(Progress::Pending { address: other.to_owned() }), (other.to_owned(), None));
+        assert_eq!(after(at(other, Outcome::Absent)), (other.to_owned(), Some(true)));
     }
 
     #[test]

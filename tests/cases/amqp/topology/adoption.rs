@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use serde_json::json;
+use warren_broker::BrokerAccess;
 use warren_broker::lapin::options::QueueDeclareOptions;
 use warren_tests::amqp::{Client, queue_type_argument};
 use warren_tests::broker::Vhost;
@@ -55,5 +56,14 @@ async fn fail_if_exists_refuses_a_queue_that_exists_and_keeps_one_that_it_made(v
     let other = Keeper::new();
     let mut again = other.queue(&vhost.uri(), json!({"adoptionPolicy": "FailIfExists"}))?;
     again.queue.status = Some(queue.status());
-    again.ready().await
+    again.ready().await?;
+    // In another vhost, where there is a queue of the name, it made nothing.
+    vhost.broker.vhost("fail_if_exists_elsewhere").await?;
+    let elsewhere = vhost.broker.uri("fail_if_exists_elsewhere");
+    let client = Client::connect(&elsewhere).await?;
+    client.declare_durable("orders", "quorum").await?;
+    again.access = BrokerAccess::from_uri(&elsewhere)?;
+    again.until("Declared", ("False", "AlreadyExists"), &["FailIfExists"]).await?;
+    assert_eq!(client.ready("orders.dlq").await?, None, "nothing is declared beside it");
+    Ok(())
 }

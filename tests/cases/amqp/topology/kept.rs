@@ -78,7 +78,7 @@ impl Kept<'_> {
 
     /// One turn of the reconcile.
     pub fn turn(&mut self) {
-        let order = plan::keep(&self.queue);
+        let order = plan::keep(&self.queue, &self.access.address());
         let Keeper { brokers, changed, .. } = self.keeper;
         let observation = brokers.assign(&key(&self.queue), &self.access, order.clone(), changed);
         let address = self.access.address();
