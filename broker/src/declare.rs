@@ -58,25 +58,25 @@ pub struct QueueDepth {
     pub consumers: u32,
 }
 
-/// Declares everything, in order, and stops at the first refusal, which has closed `channel`. Gives how full each
+/// Declares queues, exchanges and bindings, and stops at the first refusal, which has closed `channel`. Gives how full each
 /// queue is, in the topology's order. Queues are sent together, and so are bindings: a channel carries out one after the other,
-/// and passes over what follows a refusal.
+/// and passes over what follows a refusal. Queues come first: an exchange that is missing keeps none of them away.
 ///
 /// # Errors
 /// What was refused, and why.
 pub async fn declare(channel: &Channel, topology: &Topology) -> Result<Vec<QueueDepth>, DeclareError> {
     let Topology { exchanges, queues, bindings } = topology;
     let main = queues.last().map(|queue| queue.name.as_str()).unwrap_or_default();
-    for exchange in exchanges {
-        let object = || Object::Exchange(exchange.name.clone());
-        declare_exchange(channel, exchange).await.map_err(|e| refused(object(), &e))?;
-    }
     let answers = join_all(queues.iter().map(|queue| declare_queue(channel, queue))).await;
     let depths = queues
         .iter()
         .zip(answers)
         .map(|(queue, answer)| answer.map_err(|error| refused(Object::Queue(queue.name.clone()), &error)));
     let depths = depths.collect::<Result<_, _>>()?;
+    for exchange in exchanges {
+        let object = || Object::Exchange(exchange.name.clone());
+        declare_exchange(channel, exchange).await.map_err(|e| refused(object(), &e))?;
+    }
     let answers = join_all(bindings.iter().map(|binding| bind(channel, main, binding))).await;
     for (BindingPlan { exchange, routing_key, .. }, answer) in bindings.iter().zip(answers) {
         answer.map_err(|error| refused(Object::Binding(exchange.clone(), routing_key.clone()), &error))?;

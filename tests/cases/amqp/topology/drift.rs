@@ -18,6 +18,7 @@ use super::look;
 on_each_release!(
     queues_that_are_deleted_come_back_with_their_bindings,
     an_exchange_or_binding_that_is_deleted_comes_back,
+    a_missing_exchange_keeps_no_queue_away,
     a_second_pass_changes_nothing_and_is_no_news,
     a_queue_that_a_probe_misses_comes_back_without_a_drift_check,
     a_changed_ladder_declares_first_and_deletes_what_is_empty_and_unused,
@@ -79,6 +80,22 @@ async fn an_exchange_or_binding_that_is_deleted_comes_back(vhost: Vhost) -> Resu
     };
     eventually(PATIENCE, "the exchange is back", back).await?;
     routed(&client).await
+}
+
+async fn a_missing_exchange_keeps_no_queue_away(vhost: Vhost) -> Result<()> {
+    let keeper = Keeper::new();
+    let mut queue = keeper.queue(&vhost.uri(), json!({"bindings": [{"exchange": "not-there"}]}))?;
+    queue.until("Declared", ("False", "ExchangeNotFound"), &["\"not-there\""]).await?;
+    let client = Client::connect(&vhost.uri()).await?;
+    for name in ["orders", "orders.dlq", "orders.retry.5s"] {
+        assert_eq!(client.ready(name).await?, Some(0), "{name}");
+    }
+    client.delete("orders.dlq").await?;
+    eventually(PATIENCE, "the dead-letter queue is back", async || {
+        ensure!(client.ready("orders.dlq").await? == Some(0), "not yet");
+        Ok(())
+    })
+    .await
 }
 
 async fn a_second_pass_changes_nothing_and_is_no_news(vhost: Vhost) -> Result<()> {
