@@ -50,7 +50,9 @@ pub(super) async fn carry_out(
             None => Pooled::fresh(open(link).await.map_err(|error| of_main(order, error))?),
         };
         let outcome = match &order.goal {
-            Goal::Keep { .. } => keep(link, &pooled.channel, order, patience, rest).await,
+            Goal::Keep { claim, unbind, retire } => {
+                keep(link, &pooled.channel, order, (*claim, unbind, retire), patience, rest).await
+            }
             Goal::Remove { only_if_empty: false, .. } => remove(link, &mut pooled.channel, order).await,
             Goal::Remove { only_if_empty: true, unbind } => {
                 let channel = &mut pooled.channel;
@@ -74,10 +76,10 @@ async fn keep(
     link: &Link,
     channel: &Channel,
     order: &Order,
+    (claim, unbind, retire): (Claim, &[BindingPlan], &[u32]),
     patience: Patience,
     rest: &mut Rest,
 ) -> Result<Outcome, DeclareError> {
-    let Goal::Keep { claim, unbind, retire } = &order.goal else { return Ok(Outcome::Removed) };
     let main = &order.main;
     let (dead_letter_full, room) = match claim {
         Claim::Declare => {
@@ -106,7 +108,7 @@ async fn keep(
         }
     };
     for binding in unbind {
-        declare::unbind(channel, main, binding).await.map_err(|error| of_main(order, error))?;
+        take_back(link, main, binding).await.map_err(|error| of_main(order, error))?;
     }
     let mut leftover = Vec::new();
     for delay in retire {
@@ -126,6 +128,25 @@ async fn keep(
         }
     }
     Ok(Outcome::Declared(Seen { leftover, dead_letter_full, release: None }))
+}
+
+/// Takes a binding back that may have been made, on a channel of its own, as a refusal closes it.
+async fn take_back(link: &Link, main: &str, binding: &BindingPlan) -> Result<(), BrokerError> {
+    let channel = open(link).await?;
+    match declare::unbind(&channel, main, binding).await {
+        // The right that is missing is needed to bind too: most likely there is nothing to take back, and the spec, which asks
+        // for nothing there any more, must not wait for it.
+        Err(BrokerError::AccessRefused { detail }) => {
+            let exchange = &binding.exchange;
+            tracing::warn!(queue = main, exchange, %detail, "a binding that the spec has dropped is not looked after any more");
+            Ok(())
+        }
+        unbound => {
+            // A channel that does not close goes with the connection.
+            let _ = channel.close(200, "done".into()).await;
+            unbound
+        }
+    }
 }
 
 /// Whether the dead-letter queue holds as many messages as it may; none where it has no limit.

@@ -93,20 +93,37 @@ fn same_broker(one: &str, other: &str) -> bool {
 
 /// What `status.declared` says once an order is done; `leftover` rungs still hold messages.
 pub fn declared(queue: &Queue, leftover: &[u32]) -> Declared {
-    let spec = &queue.spec;
+    let rungs = &queue.spec.retry.delays_seconds;
     let leftover = leftover.iter().filter_map(|delay| i32::try_from(*delay).ok());
     Declared {
-        retry_delays_seconds: spec.retry.delays_seconds.iter().copied().chain(leftover).collect(),
-        bindings: spec
-            .bindings
-            .iter()
-            .map(|b| DeclaredBinding {
-                exchange: b.exchange.clone(),
-                routing_key: b.routing_key.clone(),
-                arguments: b.arguments.clone(),
-            })
-            .collect(),
+        retry_delays_seconds: rungs.iter().copied().chain(leftover).collect(),
+        bindings: wanted_bindings(queue).collect(),
     }
+}
+
+/// What `status.declared` says of an order to the broker at `address` that is not done: it may have made each of its bindings,
+/// which are taken back once the spec drops them. Sidecars go by the rungs, so these stay as they are.
+pub fn begun(queue: &Queue, address: &str) -> Option<Declared> {
+    let former = queue.status.as_ref().and_then(|status| status.declared.clone());
+    let makes =
+        matches!(claim(queue, queue.status.as_ref()), Claim::Declare) && !made_elsewhere(queue, address);
+    if !makes || queue.spec.bindings.is_empty() {
+        return former;
+    }
+    let rungs = || queue.spec.retry.delays_seconds.clone();
+    let mut declared =
+        former.unwrap_or_else(|| Declared { retry_delays_seconds: rungs(), ..Declared::default() });
+    let new: Vec<_> = wanted_bindings(queue).filter(|one| !declared.bindings.contains(one)).collect();
+    declared.bindings.extend(new);
+    Some(declared)
+}
+
+fn wanted_bindings(queue: &Queue) -> impl Iterator<Item = DeclaredBinding> + '_ {
+    queue.spec.bindings.iter().map(|binding| DeclaredBinding {
+        exchange: binding.exchange.clone(),
+        routing_key: binding.routing_key.clone(),
+        arguments: binding.arguments.clone(),
+    })
 }
 
 fn binding_plan(binding: &DeclaredBinding) -> BindingPlan {
@@ -115,9 +132,9 @@ fn binding_plan(binding: &DeclaredBinding) -> BindingPlan {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use warren_api::QueueSpec;
-    use warren_api::queue::Retry;
+    use warren_api::queue::{Binding, Retry};
 
     use super::*;
 
@@ -127,6 +144,10 @@ mod tests {
         let mut queue = Queue::new("orders", spec);
         queue.status = Some(status);
         queue
+    }
+
+    pub(in crate::queue) fn binding(exchange: &str) -> Binding {
+        serde_json::from_value(serde_json::json!({"exchange": exchange})).unwrap()
     }
 
     #[test]
@@ -148,6 +169,33 @@ mod tests {
         assert_eq!(order.names(), names);
         let Goal::Keep { unbind, retire, .. } = order.goal else { panic!() };
         assert_eq!((unbind[0].exchange.as_str(), retire), ("e", vec![7200]));
+    }
+
+    #[test]
+    fn what_an_order_that_failed_may_have_bound_is_taken_back_and_the_ladder_stays() {
+        let bound = |exchanges: &[&str], delays: &[i32]| QueueSpec {
+            bindings: exchanges.iter().map(|exchange| binding(exchange)).collect(),
+            retry: Retry { delays_seconds: delays.to_vec(), max_attempts: 3 },
+            ..QueueSpec::default()
+        };
+        let exchanges = |declared: &Declared| -> Vec<String> {
+            declared.bindings.iter().map(|binding| binding.exchange.clone()).collect()
+        };
+        let first = begun(&queue(bound(&["a", "b"], &[5]), QueueStatus::default()), ADDRESS).unwrap();
+        assert_eq!(
+            (exchanges(&first), first.retry_delays_seconds.as_slice()),
+            (vec!["a".into(), "b".into()], &[5][..])
+        );
+        let status = QueueStatus { declared: Some(first), ..QueueStatus::default() };
+        let second = queue(bound(&["b", "c"], &[60]), status);
+        let Goal::Keep { unbind, .. } = keep(&second, ADDRESS).goal else { panic!() };
+        assert_eq!(unbind.iter().map(|binding| binding.exchange.as_str()).collect::<Vec<_>>(), ["a"]);
+        let both = begun(&second, ADDRESS).unwrap();
+        assert_eq!((exchanges(&both).len(), both.retry_delays_seconds.as_slice()), (3, &[5][..]));
+        assert_eq!(begun(&queue(bound(&[], &[5]), QueueStatus::default()), ADDRESS), None);
+        // Before its absence is known, nothing is made.
+        let new = QueueSpec { adoption_policy: AdoptionPolicy::FailIfExists, ..bound(&["a"], &[5]) };
+        assert_eq!(begun(&queue(new, QueueStatus::default()), ADDRESS), None);
     }
 
     #[test]

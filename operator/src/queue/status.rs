@@ -8,7 +8,7 @@ use warren_api::conditions::queue::{
 };
 use warren_api::{Queue, QueueStatus, QueueType};
 
-use super::plan::{declared, made_elsewhere};
+use super::plan::{begun, declared, made_elsewhere};
 use crate::brokers::{Outcome, Seen};
 use crate::condition::{Statement, Status, conditions, find};
 use crate::problem::Problem;
@@ -49,7 +49,10 @@ pub fn status(queue: &Queue, progress: Progress, durability: Durability, now: &T
         // Where it was last, while that is not known: what was made there is not made elsewhere.
         broker_address: address.or(former.broker_address.as_deref()).map(str::to_owned),
         created: former.created.filter(|_| address.is_none_or(|address| !made_elsewhere(queue, address))),
-        declared: former.declared.clone(),
+        declared: match address {
+            Some(address) => begun(queue, address),
+            None => former.declared.clone(),
+        },
         conditions: Vec::new(),
     };
     let seen = match &progress {
@@ -91,10 +94,11 @@ fn observed(queue: &Queue, next: &mut QueueStatus, outcome: Outcome) -> Vec<Stat
                 Statement::new(DECLARED, true, "Declared", described(queue)),
             ]
         }
-        Outcome::Absent | Outcome::Removed => {
-            next.created = Some(matches!(outcome, Outcome::Absent));
+        Outcome::Absent => {
+            next.created = Some(true);
             pending()
         }
+        Outcome::Removed => pending(),
         Outcome::Refused(problem) => vec![
             Statement::new(READY, false, problem.reason, problem.message.clone()),
             Statement::new(BROKER_REACHABLE, true, "Connected", "the broker answers"),
@@ -207,6 +211,7 @@ mod tests {
     use warren_api::QueueSpec;
     use warren_api::queue::AdoptionPolicy;
 
+    use super::super::plan::tests::binding;
     use super::*;
     use crate::condition::{find, is_true};
 
@@ -225,6 +230,16 @@ mod tests {
         let status = observed(Outcome::Declared(Seen { leftover: vec![7], ..Seen::default() }));
         assert!(is_true(&status.conditions, READY) && is_true(&status.conditions, DECLARED));
         assert_eq!(status.declared.unwrap().retry_delays_seconds, [5, 60, 600, 7]);
+    }
+
+    #[test]
+    fn an_order_that_failed_is_recorded_with_the_bindings_that_it_may_have_made() {
+        let bindings = vec![binding("shop")];
+        let queue = Queue::new("orders", QueueSpec { bindings, ..QueueSpec::default() });
+        let refused = Outcome::Refused(Problem::new(DECLARED, "ExchangeNotFound", "m"));
+        let progress = Progress::Observed { address: "amqp://h:1/v".to_owned(), outcome: refused };
+        let declared = status(&queue, progress, Durability::default(), &now()).declared.unwrap();
+        assert_eq!(declared.bindings[0].exchange, "shop");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use warren_broker::lapin::options::{BasicPublishOptions, ExchangeDeleteOptions};
 use warren_broker::lapin::types::FieldTable;
 use warren_operator::queue::validate::key;
 use warren_tests::amqp::{Client, persistent};
-use warren_tests::broker::Vhost;
+use warren_tests::broker::{USER, Vhost};
 use warren_tests::wait::eventually;
 
 use super::kept::{Keeper, PATIENCE};
@@ -24,6 +24,8 @@ on_each_release!(
     a_changed_ladder_declares_first_and_deletes_what_is_empty_and_unused,
     a_dropped_rung_stays_while_the_main_queue_may_refuse_what_it_gives_back,
     a_dropped_binding_is_taken_back,
+    a_dropped_binding_of_an_order_that_failed_is_taken_back_too,
+    a_dropped_binding_that_may_not_be_taken_back_keeps_the_queue_from_nothing,
     a_full_dead_letter_queue_is_told_until_there_is_room,
 );
 
@@ -192,6 +194,35 @@ async fn a_dropped_binding_is_taken_back(vhost: Vhost) -> Result<()> {
         Ok(())
     })
     .await
+}
+
+async fn a_dropped_binding_of_an_order_that_failed_is_taken_back_too(vhost: Vhost) -> Result<()> {
+    let keeper = Keeper::new();
+    let refused = json!({"exchange": "amq.headers", "arguments": {"x-match": "neither"}});
+    let made = json!({"exchange": "amq.topic", "routingKey": "order.#"});
+    let mut queue = keeper.queue(&vhost.uri(), json!({"bindings": [made, refused]}))?;
+    queue.until("Declared", ("False", "ArgumentsRefused"), &["amq.headers"]).await?;
+    assert_eq!(look::bindings(&vhost, "orders").await?, ["amq.topic order.# "]);
+    queue.respec(json!({}))?;
+    eventually(PATIENCE, "the binding is gone", async || {
+        queue.turn();
+        let bindings = look::bindings(&vhost, "orders").await?;
+        ensure!(bindings.is_empty(), "{bindings:?}");
+        Ok(())
+    })
+    .await?;
+    queue.ready().await
+}
+
+async fn a_dropped_binding_that_may_not_be_taken_back_keeps_the_queue_from_nothing(
+    vhost: Vhost,
+) -> Result<()> {
+    let keeper = Keeper::new();
+    vhost.broker.permissions(USER, &vhost.name, ".*", ".*", "^orders").await?;
+    let mut queue = keeper.queue(&vhost.uri(), json!({"bindings": [{"exchange": "amq.topic"}]}))?;
+    queue.until("Declared", ("False", "AccessRefused"), &["right to read"]).await?;
+    queue.respec(json!({}))?;
+    queue.ready().await
 }
 
 async fn a_full_dead_letter_queue_is_told_until_there_is_room(vhost: Vhost) -> Result<()> {
