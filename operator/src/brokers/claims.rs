@@ -81,6 +81,11 @@ impl Claims {
         others
     }
 
+    /// Whether a Queue has a claim, be it the first or not.
+    pub(super) fn has_claimed(&self, key: &Key) -> bool {
+        self.claimants.contains_key(key)
+    }
+
     /// Every Queue with a claim.
     pub(super) fn claimants(&self) -> impl Iterator<Item = &Key> {
         self.claimants.keys()

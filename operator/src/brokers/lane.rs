@@ -123,6 +123,11 @@ impl Lane {
         &self.shared.address
     }
 
+    /// How the broker is reached.
+    pub(super) fn access(&self) -> &BrokerAccess {
+        &self.shared.access
+    }
+
     /// Whether there is a connection.
     pub fn is_up(&self) -> bool {
         self.shared.link.borrow().link().is_some()
@@ -323,17 +328,37 @@ async fn run(shared: Arc<Shared>) {
 mod tests {
     use super::super::Brokers;
     use super::*;
+    use crate::queue::plan;
 
-    #[tokio::test]
-    async fn those_who_probe_are_counted_on_each_broker_for_itself() {
-        let options = LaneOptions {
+    fn brokers() -> Brokers {
+        Brokers::new(LaneOptions {
             connection_name: "test".to_owned(),
             drift_check: Duration::from_secs(30),
             sidecars_learn: Duration::ZERO,
             held_back: Duration::ZERO,
             leadership: Leadership::none(),
-        };
-        let brokers = Brokers::new(options);
+        })
+    }
+
+    #[tokio::test]
+    async fn how_a_queue_was_reached_is_known_without_its_secret_until_its_names_are_given_up() {
+        let (changed, _receiver) = futures::channel::mpsc::unbounded();
+        let brokers = brokers();
+        let access = BrokerAccess::from_uri("amqp://u:p@127.0.0.1:1/a").unwrap();
+        let key = Key { namespace: "shop".to_owned(), name: "orders".to_owned() };
+        let order = plan::keep(&warren_api::Queue::new("orders", Default::default()), &access.address());
+        brokers.assign(&key, &access, order, &changed);
+        brokers.lapse(&key);
+        assert!(brokers.lane_of(&key).is_none());
+        brokers.lapse(&key);
+        assert_eq!(brokers.access_of(&key), Some(access));
+        brokers.release(&key, &changed);
+        assert_eq!(brokers.access_of(&key), None);
+    }
+
+    #[tokio::test]
+    async fn those_who_probe_are_counted_on_each_broker_for_itself() {
+        let brokers = brokers();
         let lane = |uri| brokers.lane(&BrokerAccess::from_uri(uri).unwrap());
         let (one, other) = (lane("amqp://u:p@127.0.0.1:1/a"), lane("amqp://u:p@127.0.0.1:2/a"));
         let another_vhost = lane("amqp://u:p@127.0.0.1:1/b");

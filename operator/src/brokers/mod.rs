@@ -169,6 +169,8 @@ struct State {
     /// By host and port.
     probing: HashMap<String, Weak<Probing>>,
     assigned: HashMap<Key, Arc<Lane>>,
+    /// How Queues were reached whose Secret is gone.
+    lapsed: HashMap<Key, BrokerAccess>,
 }
 
 impl Brokers {
@@ -192,7 +194,9 @@ impl Brokers {
     ) -> Option<Observation> {
         let (lane, former) = {
             let lane = self.lane(access);
-            let former = self.state().assigned.insert(key.clone(), lane.clone());
+            let mut state = self.state();
+            state.lapsed.remove(key);
+            let former = state.assigned.insert(key.clone(), lane.clone());
             (lane, former)
         };
         if let Some(former) = former.filter(|former| !Arc::ptr_eq(former, &lane)) {
@@ -236,6 +240,11 @@ impl Brokers {
         holder
     }
 
+    /// Whether a Queue has claimed its names, with success or not.
+    pub fn has_claimed(&self, key: &Key) -> bool {
+        self.state().claims.has_claimed(key)
+    }
+
     /// Stops keeping a Queue.
     pub fn forget(&self, key: &Key) {
         let lane = self.state().assigned.remove(key);
@@ -246,9 +255,20 @@ impl Brokers {
         }
     }
 
+    /// Stops keeping a Queue whose Secret is gone, and remembers how it was reached, for its deletion.
+    pub fn lapse(&self, key: &Key) {
+        if let Some(access) = self.access_of(key) {
+            self.state().lapsed.insert(key.clone(), access);
+        }
+        self.forget(key);
+    }
+
     /// Gives up the names of a Queue; others that want them are sent to `changed`.
     pub fn release(&self, key: &Key, changed: &UnboundedSender<ObjectRef<Queue>>) {
-        let others = self.state().claims.release(key);
+        let mut state = self.state();
+        state.lapsed.remove(key);
+        let others = state.claims.release(key);
+        drop(state);
         for other in &others {
             // The receiver ends only with the process.
             let _ = changed.unbounded_send(other.into());
@@ -278,6 +298,12 @@ impl Brokers {
     /// The lane that keeps a Queue.
     pub fn lane_of(&self, key: &Key) -> Option<Arc<Lane>> {
         self.state().assigned.get(key).cloned()
+    }
+
+    /// How a Queue is reached, or was when its Secret was last there.
+    pub fn access_of(&self, key: &Key) -> Option<BrokerAccess> {
+        let assigned = self.lane_of(key).map(|lane| lane.access().clone());
+        assigned.or_else(|| self.state().lapsed.get(key).cloned())
     }
 
     /// How many brokers are connected and how many are not.

@@ -27,6 +27,7 @@ use crate::error::Error;
 use crate::problem::Problem;
 use crate::scaler::board::Durability;
 use crate::scaler::task::worker_key;
+use crate::secrets::SecretState;
 
 /// Reconciles at once: none of them waits for a broker.
 const CONCURRENCY: u16 = 32;
@@ -101,7 +102,10 @@ async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, 
         Ok(access) => access,
         Err(problem) => {
             // It keeps its names: a younger Queue must not take them over while only the Secret is bad.
-            context.brokers.forget(&key);
+            match secret {
+                SecretState::Missing => context.brokers.lapse(&key),
+                SecretState::Found(_) | SecretState::Forbidden => context.brokers.forget(&key),
+            }
             return Ok(Some(Progress::Invalid(problem)));
         }
     };
@@ -127,13 +131,18 @@ pub(super) fn conflict(
     order: &Order,
     context: &Context,
 ) -> Option<Problem> {
-    let age = queue.creation_timestamp().map_or(i64::MAX, |created| created.0.as_second());
-    let (name, older) = context.brokers.claim(key, age, address, order.names(), &context.queue_changed)?;
+    let (name, older) =
+        context.brokers.claim(key, age(queue), address, order.names(), &context.queue_changed)?;
     let Key { namespace, name: holder } = older;
     let message = format!(
         "queue \"{name}\" of this broker is kept by the older Queue \"{holder}\" in namespace \"{namespace}\": set another spec.queueName, or delete one of the two"
     );
     Some(Problem::new(DECLARED, "Conflict", message))
+}
+
+/// When a Queue was created: of two that name the same queue, the older has it.
+pub(super) fn age(queue: &Queue) -> i64 {
+    queue.creation_timestamp().map_or(i64::MAX, |created| created.0.as_second())
 }
 
 /// Whether a Queue that waits for its broker's first answer is to say so. One that has a status for this generation, such

@@ -9,13 +9,14 @@ use warren_api::Queue;
 use warren_api::conditions::queue::DELETION_BLOCKED;
 use warren_broker::BrokerAccess;
 
-use super::reconcile::{conflict, patience};
+use super::reconcile::{age, conflict, patience};
 use super::validate::{key, validate};
 use super::{dereference, finalizer, plan};
 use crate::brokers::{Key, Order, Outcome};
 use crate::context::Context;
 use crate::error::Error;
 use crate::problem::Problem;
+use crate::secrets::SecretState;
 
 /// How far the end of a Queue is.
 pub(super) enum End {
@@ -45,7 +46,11 @@ pub(super) async fn end(queue: &Queue, context: &Context) -> Result<End, Error> 
 /// Has the broker's queues removed.
 async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> Result<End, Error> {
     let secret = dereference::secret(queue, context).await?;
-    let access = validate(queue, &secret);
+    let access = match (validate(queue, &secret), secret) {
+        // A namespace that is deleted loses its Secrets first.
+        (Err(wrong), SecretState::Missing) => context.brokers.access_of(key).ok_or(wrong),
+        (access, _) => access,
+    };
     if let Ok(access) = &access {
         let address = access.address();
         // What an older Queue keeps is not this one's to delete, nor is what must not have existed and was not made here.
@@ -66,6 +71,17 @@ async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> R
             return Ok(blocked(wrong.reason, message));
         }
     };
+    if let Some(older) = older_to_come(queue, &access.address(), &order, context) {
+        // After a start each of them claims its names at once.
+        if deleted_for(queue) < patience(key, context) {
+            return Ok(End::Underway);
+        }
+        let Key { namespace, name } = older;
+        let message = format!(
+            "the older Queue \"{name}\" in namespace \"{namespace}\" names the same queue, and whether it is the same broker's is not known before its Secret can be read: see to that Secret, or set deletionPolicy: Retain here"
+        );
+        return Ok(blocked("Conflict", message));
+    }
     let observation = context.brokers.assign(key, &access, order.clone(), &context.queue_changed);
     match observation.filter(|observation| *observation.order == order).map(|observation| observation.outcome)
     {
@@ -118,8 +134,68 @@ fn keep_meanwhile(queue: &Queue, key: &Key, access: Option<BrokerAccess>, contex
     }
 }
 
+/// An older Queue that names a queue of this one and has not claimed it in this process yet.
+fn older_to_come(queue: &Queue, address: &str, order: &Order, context: &Context) -> Option<Key> {
+    let names = order.names();
+    let others = context.stores.queues.state();
+    let mut older =
+        others.iter().filter(|other| may_own(other, queue, address, &names)).map(|other| key(other));
+    older.find(|other| !context.brokers.has_claimed(other))
+}
+
+/// Whether `other` is older than `queue` and names one of its `names`, on the broker at `address` as far as is known. One that is
+/// deleted and leaves what is on the broker does not count: it never claims anything again.
+fn may_own(other: &Queue, queue: &Queue, address: &str, names: &[String]) -> bool {
+    let ends = other.metadata.deletion_timestamp.is_some() && !finalizer::is_set(other);
+    let known = other.status.as_ref().and_then(|status| status.broker_address.as_deref());
+    (age(other), key(other)) < (age(queue), key(queue))
+        && !ends
+        && known.is_none_or(|known| known == address)
+        && plan::keep(other, address).names().iter().any(|name| names.contains(name))
+}
+
 /// How long ago the deletion was asked for.
 fn deleted_for(queue: &Queue) -> Duration {
     let asked = queue.metadata.deletion_timestamp.as_ref();
     asked.map_or(Duration::ZERO, |asked| Timestamp::now().duration_since(asked.0).unsigned_abs())
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use warren_api::{QueueSpec, QueueStatus};
+
+    use super::*;
+
+    const ADDRESS: &str = "amqp://a:5672/shop";
+
+    fn queue(name: &str, created: i64, broker_queue: &str) -> Queue {
+        let spec = QueueSpec { queue_name: Some(broker_queue.to_owned()), ..QueueSpec::default() };
+        let mut queue = Queue::new(name, spec);
+        queue.metadata.creation_timestamp = Some(Time(Timestamp::from_second(created).unwrap()));
+        queue
+    }
+
+    #[test]
+    fn an_older_queue_of_the_same_name_may_own_it_unless_its_broker_is_known_to_be_another() {
+        let younger = queue("younger", 2, "orders");
+        let names = plan::keep(&younger, ADDRESS).names();
+        let owns = |other: &Queue| may_own(other, &younger, ADDRESS, &names);
+        let mut older = queue("older", 1, "orders");
+        assert!(owns(&older));
+        assert!(owns(&queue("older", 1, "orders.dlq")), "a derived name too");
+        assert!(!owns(&queue("older", 1, "other")));
+        assert!(!owns(&queue("z", 3, "orders")) && !owns(&younger));
+        let at = |address: &str| QueueStatus {
+            broker_address: Some(address.to_owned()),
+            ..QueueStatus::default()
+        };
+        older.status = Some(at(ADDRESS));
+        assert!(owns(&older));
+        older.status = Some(at("amqp://b:5672/shop"));
+        assert!(!owns(&older));
+        let mut ends = queue("older", 1, "orders");
+        ends.metadata.deletion_timestamp = Some(Time(Timestamp::from_second(5).unwrap()));
+        assert!(!owns(&ends), "what it leaves is nobody's");
+    }
 }

@@ -236,6 +236,53 @@ async fn a_queue_is_kept_whole_while_a_pod_of_a_worker_that_is_gone_may_hold_its
 }
 
 #[tokio::test]
+async fn a_namespace_goes_with_a_queue_whose_deletion_needs_the_secret_that_goes_too() -> Result<()> {
+    let room = Room::new("namespace-gone").await?;
+    let _operator = room.operator("one").await?;
+    room.queue("orders", json!({"deletionPolicy": "Delete"})).await?;
+    room.ready("orders").await?;
+    // The worst order: the Secret goes long before the Queue.
+    room.kubectl(&["delete", "secret", "rabbitmq"]).await?;
+    room.condition("orders", "BrokerReachable", "False", "SecretNotFound", "\"rabbitmq\"").await?;
+    room.cluster.kubectl(&["delete", "namespace", &room.name, "--wait=false"]).await?;
+    eventually(PATIENCE, "the namespace is gone", async || {
+        let left =
+            room.cluster.kubectl(&["get", "ns", &room.name, "--ignore-not-found", "-o", "name"]).await?;
+        ensure!(left.trim().is_empty(), "{left}");
+        Ok(())
+    })
+    .await?;
+    let client = Client::connect(&room.vhost.uri()).await?;
+    assert_eq!(client.ready("orders").await?, None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_younger_queue_leaves_what_an_older_one_without_its_secret_may_own() -> Result<()> {
+    let room = Room::new("older").await?;
+    room.secret("own", &room.vhost.uri()).await?;
+    let first = room.operator("one").await?;
+    room.queue("older", json!({"queueName": "orders", "broker": {"secretRef": {"name": "own"}}})).await?;
+    room.ready("older").await?;
+    room.queue("younger", json!({"queueName": "orders", "deletionPolicy": "Delete"})).await?;
+    room.condition("younger", "Declared", "False", "Conflict", "\"older\" in namespace").await?;
+    room.kubectl(&["delete", "secret", "own"]).await?;
+    room.condition("older", "BrokerReachable", "False", "SecretNotFound", "\"own\"").await?;
+    // What the next operator knows, it knows from the objects.
+    first.stop().await?;
+    room.kubectl(&["delete", "wq", "younger", "--wait=false"]).await?;
+    let _second = room.operator("two").await?;
+    room.condition("younger", "DeletionBlocked", "True", "Conflict", "Queue \"older\"").await?;
+    let client = Client::connect(&room.vhost.uri()).await?;
+    assert_eq!(client.ready("orders").await?, Some(0), "it is the older one's");
+    room.secret("own", &room.vhost.uri()).await?;
+    room.ready("older").await?;
+    room.gone("younger").await?;
+    assert_eq!(client.ready("orders").await?, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
 async fn two_thousand_queues_on_a_dead_broker_leave_ten_on_a_live_one_alone() -> Result<()> {
     let room = Room::new("dead").await?;
     room.secret("dead", "amqp://u:p@127.0.0.1:1/").await?;
