@@ -348,9 +348,25 @@ fn queue_event(event: &watcher::Event<Queue>, context: &Context) {
 
 fn worker_event(event: &watcher::Event<Worker>, context: &Context) {
     match event {
-        watcher::Event::Apply(worker) | watcher::Event::InitApply(worker) => context.note_consumer(worker),
+        watcher::Event::Apply(worker) | watcher::Event::InitApply(worker) => {
+            if context.note_consumer(worker) {
+                tell_ordered(worker, context);
+            }
+        }
         // What it has consumed counts while it has pods.
-        watcher::Event::Delete(_) | watcher::Event::Init | watcher::Event::InitDone => {}
+        watcher::Event::Delete(worker) => tell_ordered(worker, context),
+        watcher::Event::Init | watcher::Event::InitDone => {}
+    }
+}
+
+/// Sends the Workers beside one that comes, goes or turns to another Queue to their reconcile, if they are to keep an order.
+fn tell_ordered(worker: &Worker, context: &Context) {
+    let beside = context.stores.workers.state_filter(|other| {
+        other.spec.consumer.ordering_key.is_some() && other.namespace() == worker.namespace()
+    });
+    for other in beside {
+        // The receiver ends only with the process.
+        let _ = context.worker_changed.unbounded_send(ObjectRef::from_obj(&*other));
     }
 }
 

@@ -101,11 +101,11 @@ impl Context {
         self.stores.workers.state_filter(|w| w.spec.queue_ref.name == name && w.namespace() == namespace)
     }
 
-    /// Notes which Queue a Worker consumes.
-    pub fn note_consumer(&self, worker: &Worker) {
+    /// Notes which Queue a Worker consumes; gives whether that is new.
+    pub fn note_consumer(&self, worker: &Worker) -> bool {
         let drain = Duration::from_secs(u64::from(drain_seconds(worker).unsigned_abs()));
         let queue = &worker.spec.queue_ref.name;
-        locked(&self.consumers).on(&worker_key(worker), queue, SIDECARS_LEARN + drain, Instant::now());
+        locked(&self.consumers).on(&worker_key(worker), queue, SIDECARS_LEARN + drain, Instant::now())
     }
 
     /// The first of `workers` whose pods may hold messages of a Queue of their namespace.

@@ -20,14 +20,16 @@ struct Consumed {
 }
 
 impl Consumers {
-    /// A Worker names `queue`. Its pods may work on messages of the one before for `lasting`.
-    pub fn on(&mut self, worker: &Key, queue: &str, lasting: Duration, now: Instant) {
+    /// A Worker names `queue`. Its pods may work on messages of the one before for `lasting`. Gives whether that is new.
+    pub fn on(&mut self, worker: &Key, queue: &str, lasting: Duration, now: Instant) -> bool {
         let consumed = self.0.entry(worker.clone()).or_default();
+        let new = !consumed.iter().any(|former| former.queue == queue && former.until.is_none());
         consumed.retain(|former| former.queue != queue && former.until.is_none_or(|until| now < until));
         for former in consumed.iter_mut() {
             former.until.get_or_insert(now + lasting);
         }
         consumed.push(Consumed { queue: queue.to_owned(), until: None });
+        new
     }
 
     /// Whether pods of a Worker may hold messages of `queue`. Of one that was never seen, any may be: it was deleted before this
@@ -70,13 +72,13 @@ mod tests {
         let (mut consumers, now) = (Consumers::default(), Instant::now());
         let at = |seconds| now + Duration::from_secs(seconds);
         let minute = Duration::from_secs(60);
-        consumers.on(&worker(), "orders", minute, now);
-        consumers.on(&worker(), "other", minute, at(10));
+        assert!(consumers.on(&worker(), "orders", minute, now));
+        assert!(consumers.on(&worker(), "other", minute, at(10)));
         // Seen again, as at each change of its status.
-        consumers.on(&worker(), "other", minute, at(50));
+        assert!(!consumers.on(&worker(), "other", minute, at(50)));
         let holds = |queue, seconds| consumers.may_hold(&worker(), queue, at(seconds));
         assert_eq!((holds("orders", 69), holds("orders", 71), holds("other", 500)), (true, false, true));
-        consumers.on(&worker(), "orders", minute, at(60));
+        assert!(consumers.on(&worker(), "orders", minute, at(60)));
         assert!(consumers.may_hold(&worker(), "orders", at(500)), "it is back");
     }
 }

@@ -19,6 +19,8 @@ use crate::secrets::{SecretState, User};
 pub struct Surroundings {
     /// Its Queue.
     pub queue: Option<Arc<Queue>>,
+    /// Another Worker of the Queue, looked up where an order is asked for.
+    pub beside: Option<String>,
     /// The Secret that the sidecars use; none without a Queue.
     pub secret: Option<SecretState>,
     /// Its Deployment.
@@ -50,12 +52,24 @@ pub async fn dereference(worker: &Worker, context: &Context) -> Result<Surroundi
             Some(context.secrets.get(&namespace, worker_secret(queue), user).await?)
         }
     };
+    let beside = match &queue {
+        Some(queue) if worker.spec.consumer.ordering_key.is_some() => beside(worker, queue, context),
+        _ => None,
+    };
     Ok(Surroundings {
         queue,
+        beside,
         secret,
         deployment: stores.deployments.get(&ObjectRef::new(&name).within(&namespace)),
         config_map: stores.config_maps.get(&ObjectRef::new(&config_map(&name)).within(&namespace)),
         disruption_budget: stores.disruption_budgets.get(&ObjectRef::new(&name).within(&namespace)),
         pods: context.pods.of(&Key { namespace, name }),
     })
+}
+
+/// The first other Worker of a Queue that is not being deleted.
+fn beside(worker: &Worker, queue: &Queue, context: &Context) -> Option<String> {
+    let workers = context.workers_of(queue);
+    let others = workers.iter().filter(|other| other.metadata.deletion_timestamp.is_none());
+    others.map(|other| other.name_any()).filter(|name| *name != worker.name_any()).min()
 }

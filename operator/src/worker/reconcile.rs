@@ -21,7 +21,7 @@ use super::build::build;
 use super::dereference::{Surroundings, dereference};
 use super::live::LiveDeployment;
 use super::status::status;
-use super::validate::{unordered, validate};
+use super::validate::{disorder, validate};
 use crate::condition::{find, status_patch};
 use crate::context::{Context, FIELD_MANAGER};
 use crate::error::Error;
@@ -98,7 +98,7 @@ async fn converge(
                 let object = worker.object_ref(&());
                 context.event(&object, EventType::Warning, "DeploymentRecreated", note, "Reconcile");
             }
-            Ok((unordered(worker, valid.queue), Some(built.image)))
+            Ok((disorder(worker, valid.queue, around), Some(built.image)))
         }
         Err(problem) => Ok((Some(problem), None)),
     }

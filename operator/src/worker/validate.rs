@@ -61,6 +61,23 @@ pub fn unordered(worker: &Worker, queue: &Queue) -> Option<Problem> {
     })
 }
 
+/// The same where another Worker of the Queue would get some of a key's messages.
+fn not_alone(worker: &Worker, queue: &Queue, beside: Option<&str>) -> Option<Problem> {
+    let other = beside?;
+    worker.spec.consumer.ordering_key.as_ref()?;
+    (!queue.spec.single_active_consumer).then(|| {
+        let message = format!(
+            "consumer.orderingKey needs one consuming pod at a time, and Worker \"{other}\" consumes the same Queue, so consuming is held: use a Queue with singleActiveConsumer: true, or give each Worker a Queue of its own"
+        );
+        Problem::new(QUEUE_READY, "OrderingNotGuaranteed", message)
+    })
+}
+
+/// Whatever keeps the order that was asked for from being kept.
+pub fn disorder(worker: &Worker, queue: &Queue, around: &Surroundings) -> Option<Problem> {
+    unordered(worker, queue).or_else(|| not_alone(worker, queue, around.beside.as_deref()))
+}
+
 /// The port that the handler listens on; none where the template names none.
 pub fn port(worker: &Worker) -> Option<u16> {
     let pod = worker.spec.template.parse().ok()?.spec?;
@@ -110,7 +127,7 @@ pub fn validate<'a>(worker: &'a Worker, around: &'a Surroundings) -> Result<Vali
         worker,
         queue,
         secret: secret.to_owned(),
-        held: worker.spec.consumer.paused || unordered(worker, queue).is_some(),
+        held: worker.spec.consumer.paused || disorder(worker, queue, around).is_some(),
         container: container.name.clone(),
         port,
         drain_seconds,
@@ -280,6 +297,18 @@ pub(crate) mod tests {
         assert_eq!(problem.reason, "OrderingNotGuaranteed");
         assert!(validate(&several, &around).unwrap().held);
         let one = worker(json!({"consumer": {"orderingKey": "x-customer"}, "scaling": {"maxReplicas": 1}}));
+        assert!(!validate(&one, &around).unwrap().held);
+    }
+
+    #[test]
+    fn an_order_that_another_worker_of_the_queue_would_break_is_refused_unless_the_broker_serves_one_pod() {
+        let mut around = Surroundings { beside: Some("other".to_owned()), ..surroundings() };
+        let one = worker(json!({"consumer": {"orderingKey": "x-customer"}, "scaling": {"maxReplicas": 1}}));
+        let problem = disorder(&one, around.queue.as_deref().unwrap(), &around).unwrap();
+        assert!(problem.message.contains("Worker \"other\""), "{}", problem.message);
+        assert!(validate(&one, &around).unwrap().held);
+        assert!(!validate(&worker(json!({})), &around).unwrap().held, "it asks for no order");
+        Arc::make_mut(around.queue.as_mut().unwrap()).spec.single_active_consumer = true;
         assert!(!validate(&one, &around).unwrap().held);
     }
 
