@@ -19,6 +19,7 @@ pub mod problem;
 pub mod queue;
 pub mod rbac;
 pub mod scaler;
+mod scope;
 pub mod secrets;
 pub mod server;
 pub mod tick;

@@ -28,7 +28,7 @@ pub struct Telling {
     pub records: Arc<Records>,
     /// For how much was written.
     pub leadership: Leadership,
-    /// Whether the process has done what it needs to be of use: its caches are filled, or it stands by.
+    /// Whether the process has done what it needs to be of use: the caches of one scope are filled, or it stands by.
     pub ready: Arc<AtomicBool>,
 }
 

@@ -1,11 +1,14 @@
 //! Watches and the caches they fill.
 
+use std::time::Duration;
+
 use futures::Stream;
 use k8s_openapi::NamespaceResourceScope;
 use kube::runtime::reflector::{Store, store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 
 /// Load balancers drop flows that are idle for 240 s; some API servers refuse longer watches.
 const WATCH_SECONDS: u32 = 200;
@@ -13,6 +16,41 @@ const WATCH_SECONDS: u32 = 200;
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Objects a page of the first list.
 const PAGE: u32 = 500;
+
+/// Between two log lines about one watch: it is tried again by itself, more and more rarely.
+const COMPLAIN: Duration = Duration::from_secs(60);
+
+/// What is logged of a watch that fails.
+#[derive(Debug)]
+pub struct Complaints {
+    kind: String,
+    namespace: String,
+    last: Option<Instant>,
+}
+
+impl Complaints {
+    /// About the watch of a kind in a namespace; none: all.
+    pub fn about(kind: impl Into<String>, namespace: Option<&str>) -> Self {
+        Self { kind: kind.into(), namespace: namespace.unwrap_or("all").to_owned(), last: None }
+    }
+
+    /// Logs an error, unless one was logged a moment ago.
+    pub fn tell(&mut self, error: &watcher::Error) {
+        let now = Instant::now();
+        if self.is_due(now) {
+            let Self { kind, namespace, .. } = self;
+            tracing::warn!(%kind, %namespace, %error, "a watch failed and is tried again: if it goes on, see that the definitions are installed and that the operator may list and watch this kind");
+        }
+    }
+
+    fn is_due(&mut self, now: Instant) -> bool {
+        let due = self.last.is_none_or(|last| now.duration_since(last) >= COMPLAIN);
+        if due {
+            self.last = Some(now);
+        }
+        due
+    }
+}
 
 /// Watches a kind in a namespace (none: all), fills a cache, and gives the events. Only objects with the label `label`, if
 /// one is named, are seen.
@@ -49,4 +87,17 @@ where
         })
         .reflect(writer);
     (reader, events)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_that_goes_on_failing_is_told_once_a_minute() {
+        let (mut complaints, now) = (Complaints::about("Queue", None), Instant::now());
+        let told: Vec<u64> =
+            (0..150).filter(|second| complaints.is_due(now + Duration::from_secs(*second))).collect();
+        assert_eq!(told, [0, 60, 120]);
+    }
 }

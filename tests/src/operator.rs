@@ -48,11 +48,29 @@ impl Operator {
         namespace: &str,
         identity: &str,
     ) -> Result<Self> {
+        Self::watching(binary, kubeconfig, &[namespace], identity).await
+    }
+
+    /// The same for several namespaces; the Lease is in the first.
+    pub async fn watching(
+        binary: &Path,
+        kubeconfig: &Path,
+        namespaces: &[&str],
+        identity: &str,
+    ) -> Result<Self> {
+        let namespace = namespaces.first().context("no namespace")?;
         let port = ports::free()?;
         let log = std::env::temp_dir().join(format!("warren-operator-{namespace}-{identity}.log"));
         let log = std::fs::File::create(log)?;
         let child = Command::new(binary)
-            .args(["--watch-namespaces", namespace, "--namespace", namespace, "--identity", identity])
+            .args([
+                "--watch-namespaces",
+                &namespaces.join(","),
+                "--namespace",
+                namespace,
+                "--identity",
+                identity,
+            ])
             .args(["--listen", &format!("127.0.0.1:{port}")])
             .env("KUBECONFIG", kubeconfig)
             .stdin(Stdio::null())

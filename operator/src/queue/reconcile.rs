@@ -9,7 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::{Action, Config};
 use kube::runtime::reflector::ObjectRef;
-use kube::runtime::{Controller, watcher};
+use kube::runtime::{Controller, controller, watcher};
 use kube::{Api, Resource, ResourceExt};
 use warren_api::Queue;
 use warren_api::conditions::READY;
@@ -28,6 +28,7 @@ use crate::problem::Problem;
 use crate::scaler::board::Durability;
 use crate::scaler::task::worker_key;
 use crate::secrets::SecretState;
+use crate::watch::Complaints;
 
 /// Reconciles at once: none of them waits for a broker.
 const CONCURRENCY: u16 = 32;
@@ -49,12 +50,19 @@ pub async fn run(
     context: Arc<Context>,
 ) {
     let shutdown = context.shutdown.clone();
+    let mut complaints = Complaints::about(Queue::kind(&()), context.namespace.as_deref());
     Controller::for_stream(queues, context.stores.queues.clone())
         .with_config(Config::default().concurrency(CONCURRENCY))
         .reconcile_on(changed)
         .graceful_shutdown_on(async move { shutdown.cancelled().await })
         .run(|queue, context| reconcile(queue, context).boxed(), error_policy, context)
-        .for_each(|_| std::future::ready(()))
+        .for_each(|reconciled| {
+            // A failed reconcile is told by its policy.
+            if let Err(controller::Error::QueueError(error)) = &reconciled {
+                complaints.tell(error);
+            }
+            std::future::ready(())
+        })
         .await;
 }
 

@@ -10,7 +10,7 @@ use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::{Action, Config};
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
-use kube::runtime::{Controller, watcher};
+use kube::runtime::{Controller, controller, watcher};
 use kube::{Api, Resource, ResourceExt};
 use warren_api::conditions::READY;
 use warren_api::worker::ScalingMode;
@@ -28,6 +28,7 @@ use crate::error::Error;
 use crate::problem::Problem;
 use crate::scaler::board::{Entry, View};
 use crate::scaler::task::worker_key;
+use crate::watch::Complaints;
 
 /// Reconciles at once.
 const CONCURRENCY: u16 = 16;
@@ -43,12 +44,19 @@ pub async fn run(
     context: Arc<Context>,
 ) {
     let shutdown = context.shutdown.clone();
+    let mut complaints = Complaints::about(Worker::kind(&()), context.namespace.as_deref());
     Controller::for_stream(workers, context.stores.workers.clone())
         .with_config(Config::default().concurrency(CONCURRENCY))
         .reconcile_on(changed)
         .graceful_shutdown_on(async move { shutdown.cancelled().await })
         .run(|worker, context| reconcile(worker, context).boxed(), error_policy, context)
-        .for_each(|_| std::future::ready(()))
+        .for_each(|reconciled| {
+            // A failed reconcile is told by its policy.
+            if let Err(controller::Error::QueueError(error)) = &reconciled {
+                complaints.tell(error);
+            }
+            std::future::ready(())
+        })
         .await;
 }
 

@@ -282,6 +282,47 @@ async fn a_younger_queue_leaves_what_an_older_one_without_its_secret_may_own() -
     Ok(())
 }
 
+/// A kubeconfig of a user who has every right in the room's namespace, and none elsewhere.
+async fn limited_to(room: &Room) -> Result<tempfile::NamedTempFile> {
+    let user = format!("user-of-{}", room.name);
+    let metadata = json!({"name": "all", "namespace": room.name});
+    let group = "rbac.authorization.k8s.io";
+    let version = format!("{group}/v1");
+    let rules = json!([{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]);
+    let role = json!({"apiVersion": version, "kind": "Role", "metadata": metadata, "rules": rules});
+    let binding = json!({"apiVersion": version, "kind": "RoleBinding", "metadata": metadata,
+        "roleRef": {"apiGroup": group, "kind": "Role", "name": "all"},
+        "subjects": [{"apiGroup": group, "kind": "User", "name": user}]});
+    room.cluster
+        .apply(&json!({"apiVersion": "v1", "kind": "List", "items": [role, binding]}).to_string())
+        .await?;
+    let raw = ["config", "view", "--raw", "--flatten", "-o", "json"];
+    let mut config: Value = serde_json::from_str(&room.cluster.kubectl(&raw).await?)?;
+    config["users"][0]["user"]["as"] = user.into();
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), config.to_string())?;
+    Ok(file)
+}
+
+#[tokio::test]
+async fn a_namespace_that_may_not_be_read_keeps_no_other_one_waiting() -> Result<()> {
+    let room = Room::new("scopes").await?;
+    let binary = static_binaries(&["warren-operator"]).await?.remove(0);
+    let kubeconfig = limited_to(&room).await?;
+    let namespaces = [room.name.as_str(), "kube-system"];
+    let _operator = Operator::watching(&binary, kubeconfig.path(), &namespaces, "one").await?;
+    room.queue("orders", json!({})).await?;
+    room.ready("orders").await?;
+    room.worker("invoices", "orders", json!({})).await?;
+    Client::connect(&room.vhost.uri()).await?.publish("orders", b"work").await?;
+    eventually(PATIENCE, "the Worker is scaled", async || {
+        let deployment: Value = room.cluster.get(&["-n", &room.name, "deployment", "invoices"]).await?;
+        ensure!(deployment["spec"]["replicas"].as_u64() > Some(0), "{}", deployment["spec"]["replicas"]);
+        Ok(())
+    })
+    .await
+}
+
 #[tokio::test]
 async fn two_thousand_queues_on_a_dead_broker_leave_ten_on_a_live_one_alone() -> Result<()> {
     let room = Room::new("dead").await?;
