@@ -21,6 +21,8 @@ use tokio::time::Instant;
 
 /// The Lease's name.
 pub const LEASE: &str = "warren-operator";
+/// Where the API has Leases.
+const LEASES: &str = "/apis/coordination.k8s.io/";
 /// How long a Lease holds after its last renewal. A standby sees a crash up to two looks later.
 const DURATION: Duration = Duration::from_secs(12);
 /// How long after its last renewal a leader still writes: well below the duration.
@@ -104,7 +106,8 @@ impl Leadership {
     /// This process does not lead.
     pub fn guard(&self, request: http::Request<Body>) -> Result<http::Request<Body>, NotLeading> {
         let reads = request.method() == http::Method::GET;
-        if reads || request.uri().path().contains("/leases") {
+        // A path may hold the word otherwise, such as a Queue of that name.
+        if reads || request.uri().path().starts_with(LEASES) {
             return Ok(request);
         }
         if !self.may_write() {
@@ -316,6 +319,8 @@ mod tests {
             leadership.guard(request("PUT", "/apis/coordination.k8s.io/v1/namespaces/w/leases/x")).is_ok()
         );
         assert!(leadership.guard(request("PATCH", "/apis/apps/v1/namespaces/n/deployments/d")).is_err());
+        let queue = "/apis/warren.dev/v1alpha1/namespaces/n/queues/leases";
+        assert!(leadership.guard(request("PATCH", queue)).is_err(), "only its name says so");
         leadership.permanent();
         assert!(leadership.guard(request("PATCH", "/apis/apps/v1/namespaces/n/deployments/d")).is_ok());
         assert_eq!(leadership.writes(), 1);
