@@ -45,7 +45,7 @@ pub fn refused(error: &DeclareError) -> Problem {
     let DeclareError { object, error } = error;
     let (reason, message) = match error {
         BrokerError::Precondition { detail } => match Difference::parse(detail) {
-            Some(difference) => differs(object, &difference),
+            Some(difference) => differs(object, &difference, vhost(detail)),
             None => (
                 "ArgumentsRefused",
                 format!(
@@ -103,16 +103,28 @@ fn missing_right(object: &Object, detail: &str) -> &'static str {
     }
 }
 
-fn differs(object: &Object, difference: &Difference) -> (&'static str, String) {
+/// The vhost that a 406 names.
+fn vhost(detail: &str) -> &str {
+    let named = detail.split_once("in vhost '").and_then(|(_, rest)| rest.split_once('\''));
+    named.map_or("VHOST", |(vhost, _)| vhost)
+}
+
+/// What a restart of the broker would take, and how to be rid of it.
+fn not_durable(object: &Object, vhost: &str) -> String {
+    match object {
+        Object::Queue(name) => format!(
+            "{object} exists and is not durable, so it and its messages would not survive a restart of the broker. Warren leaves it as it is: delete it when it is empty (rabbitmqctl delete_queue {name} --vhost {vhost} --if-empty --if-unused) and it is declared durable by itself, or use another name"
+        ),
+        Object::Exchange(_) | Object::Binding(..) => format!(
+            "{object} exists and is not durable, so it and its bindings would not survive a restart of the broker. Warren leaves it as it is: have whoever declares it declare it durable, delete it when nobody publishes to it (then it is declared durable by itself), or name another in bindings"
+        ),
+    }
+}
+
+fn differs(object: &Object, difference: &Difference, vhost: &str) -> (&'static str, String) {
     let Difference { field, asked, existing } = difference;
-    let name = match object {
-        Object::Exchange(name) | Object::Queue(name) | Object::Binding(name, _) => name,
-    };
     if field == "durable" {
-        let message = format!(
-            "{object} exists and is not durable, so it and its messages would not survive a restart of the broker. Warren leaves it as it is: delete it when it is empty (rabbitmqctl delete_queue {name}) and it is declared durable by itself, or use another name"
-        );
-        return ("NotDurable", message);
+        return ("NotDurable", not_durable(object, vhost));
     }
     let asked = if asked.is_empty() { "\"\"" } else { asked.as_str() };
     let message = format!(
@@ -138,7 +150,22 @@ mod tests {
             "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'orders' in vhost '/': received 'true' but current is 'false'",
         );
         assert_eq!((problem.condition, problem.reason), ("Declared", "NotDurable"));
-        assert!(problem.message.contains("delete_queue orders"), "{}", problem.message);
+        assert!(
+            problem.message.contains("delete_queue orders --vhost / --if-empty --if-unused"),
+            "{}",
+            problem.message
+        );
+    }
+
+    #[test]
+    fn an_exchange_that_is_not_durable_is_no_reason_to_delete_a_queue() {
+        let detail = "PRECONDITION_FAILED - inequivalent arg 'durable' for exchange 'shop' in vhost '/': received 'true' but current is 'false'";
+        let object = Object::Exchange("shop".to_owned());
+        let error = BrokerError::Precondition { detail: detail.to_owned() };
+        let problem = refused(&DeclareError { object, error });
+        assert_eq!(problem.reason, "NotDurable");
+        assert!(problem.message.starts_with("exchange \"shop\""), "{}", problem.message);
+        assert!(!problem.message.contains("delete_queue"), "{}", problem.message);
     }
 
     #[test]

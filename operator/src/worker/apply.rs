@@ -156,17 +156,24 @@ where
             tracing::info!(namespace = worker.namespace(), worker = %worker.name_any(), kind = %K::kind(&()), name, "applied");
             Ok(Ok(made))
         }
-        Err(kube::Error::Api(refusal)) if is_refusal(refusal.code, &refusal.reason) => Ok(Err(Problem::new(
-            TEMPLATE_VALID,
-            "Refused",
-            format!(
-                "the API server does not take the {}: {}. Correct spec.template",
-                K::kind(&()),
-                refusal.message
-            ),
-        ))),
+        Err(kube::Error::Api(refusal)) if is_refusal(refusal.code, &refusal.reason) => {
+            Ok(Err(refused(&K::kind(&()), refusal.code, &refusal.message)))
+        }
         Err(error) => Err(error.into()),
     }
+}
+
+/// What the API server does not take, and what to do about it.
+fn refused(kind: &str, code: u16, answer: &str) -> Problem {
+    let mend = match (code, kind) {
+        (403, _) => {
+            ". A right of the operator, a quota or a policy of the namespace is in the way: see to that; it is tried again by itself"
+        }
+        (_, "Deployment") => ". Correct spec.template",
+        (_, _) => "",
+    };
+    let message = format!("the API server does not take the {kind}: {answer}{mend}");
+    Problem::new(TEMPLATE_VALID, "Refused", message)
 }
 
 /// Whether an answer is about what was sent, so that sending it again changes nothing.
@@ -178,5 +185,21 @@ fn is_refusal(code: u16, reason: &str) -> bool {
         // Server-side apply answers 500 where a field does not fit the schema.
         500 => reason == "InternalError" || reason.is_empty(),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_refused_is_told_with_what_is_to_be_mended() {
+        let told = |kind, code| refused(kind, code, "no").message;
+        assert!(told("Deployment", 422).ends_with("Correct spec.template"));
+        for kind in ["Deployment", "ConfigMap"] {
+            assert!(told(kind, 403).contains("a quota or a policy"), "{}", told(kind, 403));
+            assert!(!told(kind, 403).contains("template"));
+        }
+        assert!(told("ConfigMap", 422).ends_with("take the ConfigMap: no"));
     }
 }

@@ -148,7 +148,9 @@ fn available(
         return Statement::new(AVAILABLE, status, reason, "there is no Deployment yet");
     };
     if let Some((reason, why)) = &deployment.facts.refused {
-        let message = format!("pods are refused: {why}. Correct the quota, the policy or spec.template");
+        let message = format!(
+            "pods are refused: {why}. Correct the quota, the policy, spec.template or spec.sidecar.resources"
+        );
         return Statement::new(AVAILABLE, false, reason.clone(), message);
     }
     if worker.spec.consumer.paused {
