@@ -7,6 +7,7 @@ use warren_api::conditions::worker::{QUEUE_READY, TEMPLATE_VALID};
 use warren_api::names::{PUBLISH_PORT, SIDECAR_CONTAINER, SIDECAR_PORT};
 use warren_api::worker::{DRAIN_MARGIN_SECONDS, ScalingMode};
 use warren_api::{Queue, Worker};
+use warren_broker::BrokerAccess;
 
 use super::dereference::{Surroundings, worker_secret};
 use crate::problem::Problem;
@@ -108,19 +109,7 @@ pub fn validate<'a>(worker: &'a Worker, around: &'a Surroundings) -> Result<Vali
         )
     })?;
     let secret = worker_secret(queue);
-    match around.secret {
-        Some(SecretState::Found(_)) => {}
-        Some(SecretState::Missing | SecretState::Forbidden) | None => {
-            return Err(Problem::new(
-                QUEUE_READY,
-                "SecretNotFound",
-                format!(
-                    "the pods need Secret \"{secret}\", which Queue \"{}\" names, and it cannot be read: create it with the key \"uri\" (amqp://user:password@host:5672/vhost)",
-                    queue.name_any()
-                ),
-            ));
-        }
-    }
+    secret_is_usable(queue, secret, around.secret.as_ref())?;
     let drain_seconds = i64::from(drain_seconds(worker));
     let least_grace = drain_seconds + i64::from(DRAIN_MARGIN_SECONDS);
     Ok(ValidWorker {
@@ -133,6 +122,27 @@ pub fn validate<'a>(worker: &'a Worker, around: &'a Surroundings) -> Result<Vali
         drain_seconds,
         grace_seconds: pod.termination_grace_period_seconds.unwrap_or(0).max(least_grace),
     })
+}
+
+/// Whether sidecars can take a broker's address and credentials from the Secret that they mount.
+fn secret_is_usable(queue: &Queue, secret: &str, state: Option<&SecretState>) -> Result<(), Problem> {
+    let needed = format!("the pods need Secret \"{secret}\", which Queue \"{}\" names", queue.name_any());
+    let problem = |reason, wrong: String| Err(Problem::new(QUEUE_READY, reason, format!("{needed}{wrong}")));
+    match state {
+        Some(SecretState::Found(keys)) => match BrokerAccess::parse(keys, queue.spec.broker.vhost.as_deref()) {
+            Ok(_) => Ok(()),
+            Err(error) => problem("SecretInvalid", format!(": {error}")),
+        },
+        Some(SecretState::Forbidden) => problem(
+            "SecretForbidden",
+            ", and the operator may not read it to see that it is usable: it needs the right to get Secrets there (chart value watchNamespaces)"
+                .to_owned(),
+        ),
+        Some(SecretState::Missing) | None => problem(
+            "SecretNotFound",
+            ", and there is none: create it with the key \"uri\" (amqp://user:password@host:5672/vhost)".to_owned(),
+        ),
+    }
 }
 
 fn handler_container<'p>(worker: &Worker, pod: &'p PodSpec) -> Result<&'p Container, Problem> {
@@ -234,12 +244,17 @@ pub(crate) mod tests {
         .unwrap()
     }
 
+    fn found(keys: &[(&str, &str)]) -> SecretState {
+        let keys = keys.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec()));
+        SecretState::Found(Arc::new(keys.collect()))
+    }
+
     pub(crate) fn surroundings() -> Surroundings {
         let mut queue = Queue::new("orders", QueueSpec::default());
         queue.metadata.namespace = Some("shop".to_owned());
         Surroundings {
             queue: Some(Arc::new(queue)),
-            secret: Some(SecretState::Found(Arc::default())),
+            secret: Some(found(&[("uri", "amqp://u:p@host/shop")])),
             ..Surroundings::default()
         }
     }
@@ -313,13 +328,24 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_missing_queue_or_secret_is_said() {
+    fn a_missing_queue_is_said() {
         let worker = worker(json!({}));
         let without_queue = Surroundings { queue: None, ..surroundings() };
         assert_eq!(validate(&worker, &without_queue).unwrap_err().reason, "QueueNotFound");
-        let without_secret = Surroundings { secret: Some(SecretState::Missing), ..surroundings() };
-        let problem = validate(&worker, &without_secret).unwrap_err();
-        assert_eq!(problem.reason, "SecretNotFound");
-        assert!(problem.message.contains("\"rabbitmq\""), "{}", problem.message);
+    }
+
+    #[test]
+    fn a_secret_that_the_pods_cannot_use_is_said_with_what_is_wrong_with_it() {
+        let worker = worker(json!({}));
+        for (secret, reason, text) in [
+            (SecretState::Missing, "SecretNotFound", "create it"),
+            (SecretState::Forbidden, "SecretForbidden", "may not read"),
+            (found(&[("password", "p")]), "SecretInvalid", "\"uri\""),
+        ] {
+            let around = Surroundings { secret: Some(secret), ..surroundings() };
+            let problem = validate(&worker, &around).unwrap_err();
+            assert_eq!((problem.condition, problem.reason), (QUEUE_READY, reason));
+            assert!(problem.message.contains("\"rabbitmq\"") && problem.message.contains(text), "{problem:?}");
+        }
     }
 }
