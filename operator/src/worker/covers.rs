@@ -8,8 +8,9 @@ pub fn covers(live: &Value, desired: &Value) -> bool {
         (Value::Object(live), Value::Object(desired)) => {
             desired.iter().all(|(key, value)| match live.get(key) {
                 Some(found) if is_quantities(key) => quantities_cover(found, value),
+                Some(found) if is_quantity(key) => same_quantity(found, value),
                 Some(found) => covers(found, value),
-                None => is_empty(value),
+                None => is_empty(value) || is_left_out(key, value),
             })
         }
         (Value::Array(live), Value::Array(desired)) => {
@@ -31,8 +32,22 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
+/// Whether the API server leaves a field out that is set to this. Fields that it keeps, such as `runAsUser: 0`, mean something
+/// other than nothing, and many of them are in no list: these here are the ones that do not.
+fn is_left_out(key: &str, value: &Value) -> bool {
+    match key {
+        "hostIPC" | "hostNetwork" | "hostPID" | "readOnly" | "stdin" | "stdinOnce" | "tty" => *value == false,
+        "hostPort" | "initialDelaySeconds" => *value == 0,
+        _ => false,
+    }
+}
+
 fn is_quantities(key: &str) -> bool {
     matches!(key, "limits" | "requests")
+}
+
+fn is_quantity(key: &str) -> bool {
+    matches!(key, "sizeLimit" | "divisor")
 }
 
 fn quantities_cover(live: &Value, desired: &Value) -> bool {
@@ -108,5 +123,31 @@ mod tests {
         assert!(covers(&json!({"limits": {"cpu": "1", "memory": "1Gi"}}), &desired));
         assert!(covers(&json!({"limits": {"cpu": 1, "memory": "1Gi"}}), &desired));
         assert!(!covers(&json!({"limits": {"cpu": "2", "memory": "1Gi"}}), &desired));
+    }
+
+    #[test]
+    fn what_the_api_server_leaves_out_is_no_difference_and_what_it_keeps_is_one() {
+        let live = json!({"containers": [{"name": "app", "volumeMounts": [{"name": "data"}], "securityContext": {}}]});
+        let desired = |mount, security| {
+            json!({"hostNetwork": false, "containers": [{
+                "name": "app", "tty": false, "volumeMounts": [mount], "securityContext": security,
+            }]})
+        };
+        let mount = |read_only: bool| json!({"name": "data", "readOnly": read_only});
+        assert!(covers(&live, &desired(mount(false), json!({}))));
+        assert!(!covers(&live, &desired(mount(true), json!({}))));
+        for security in [json!({"runAsUser": 0}), json!({"allowPrivilegeEscalation": false})] {
+            assert!(!covers(&live, &desired(mount(false), security.clone())), "{security}");
+        }
+        let probe = |delay: u32| json!({"initialDelaySeconds": delay});
+        assert!(covers(&json!({}), &probe(0)) && !covers(&json!({}), &probe(1)));
+        assert!(!covers(&probe(5), &probe(0)), "a delay that went");
+    }
+
+    #[test]
+    fn a_single_quantity_is_compared_by_value_too() {
+        let volume = |limit: &str| json!({"emptyDir": {"sizeLimit": limit}});
+        assert!(covers(&volume("1Gi"), &volume("1024Mi")));
+        assert!(!covers(&volume("1Gi"), &volume("1Mi")));
     }
 }
