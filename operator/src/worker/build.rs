@@ -14,10 +14,13 @@ use warren_api::sidecar::{BatchConfig, ConsumerConfig, HandlerConfig, QueueConfi
 use warren_api::worker::UpgradePolicy;
 use warren_api::{Queue, SidecarConfig, Worker, headers};
 
-use super::validate::{BROKER_VOLUME, CONFIG_VOLUME, ValidWorker};
+use super::validate::{BROKER_VOLUME, CONFIG_VOLUME, NO_TOKEN_VOLUME, ValidWorker};
 
 /// Annotation of the Deployment: a digest of what rolls the pods.
 pub const TEMPLATE_DIGEST: &str = "warren.dev/template-digest";
+/// Where the API server has every container find a token, unless something is mounted there already: the application may want
+/// one, and the sidecar needs none.
+const TOKEN_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// The user and group of the sidecar.
 const SIDECAR_USER: u32 = 65532;
 /// Old ReplicaSets that are kept for `kubectl rollout undo`.
@@ -219,6 +222,7 @@ fn pod_template(valid: &ValidWorker<'_>, image: &str) -> Value {
     let mut volumes = take_list(&mut spec, "volumes");
     volumes.push(json!({"name": CONFIG_VOLUME, "configMap": {"name": config_map(&valid.worker.name_any())}}));
     volumes.push(json!({"name": BROKER_VOLUME, "secret": {"secretName": valid.secret}}));
+    volumes.push(json!({"name": NO_TOKEN_VOLUME, "emptyDir": {}}));
     for (key, items) in [("containers", containers), ("initContainers", init), ("volumes", volumes)] {
         spec.insert(key.to_owned(), items.into());
     }
@@ -326,6 +330,7 @@ fn sidecar(valid: &ValidWorker<'_>, image: &str, token: &str) -> Value {
         "volumeMounts": [
             {"name": CONFIG_VOLUME, "mountPath": CONFIG_DIR, "readOnly": true},
             {"name": BROKER_VOLUME, "mountPath": BROKER_DIR, "readOnly": true},
+            {"name": NO_TOKEN_VOLUME, "mountPath": TOKEN_DIR, "readOnly": true},
         ],
     })
 }

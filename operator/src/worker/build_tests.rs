@@ -49,6 +49,16 @@ fn only_the_sidecar_mounts_the_secret() {
 }
 
 #[test]
+fn the_sidecar_has_an_empty_folder_where_the_api_server_would_mount_a_token() {
+    let pod = fresh(json!({})).deployment["spec"]["template"]["spec"].clone();
+    let mounts = pod["initContainers"][0]["volumeMounts"].as_array().unwrap();
+    let there = mounts.iter().find(|mount| mount["mountPath"] == TOKEN_DIR).unwrap();
+    let volumes = pod["volumes"].as_array().unwrap();
+    let volume = volumes.iter().find(|volume| volume["name"] == there["name"]).unwrap();
+    assert_eq!(volume["emptyDir"], json!({}));
+}
+
+#[test]
 fn a_pod_drains_before_its_application_is_told_to_end_unless_the_user_has_a_hook() {
     let hook = |built: &Built| {
         built.deployment["spec"]["template"]["spec"]["containers"][0]["lifecycle"]["preStop"].clone()
@@ -89,9 +99,11 @@ fn the_users_template_is_otherwise_untouched() {
 
 #[test]
 fn what_is_read_live_does_not_roll_the_pods() {
-    let before = fresh(json!({})).deployment;
+    // A drain that is long enough for the longer calls too.
+    let shutdown = json!({"drainTimeoutSeconds": 600});
+    let before = fresh(json!({"shutdown": shutdown})).deployment;
     let live = json!({"consumer": {"prefetch": 50, "concurrency": 5, "paused": true}, "scaling": {"maxReplicas": 7},
-                      "handler": {"http": {"path": "/x", "timeoutSeconds": 30}}});
+                      "handler": {"http": {"path": "/x", "timeoutSeconds": 300}}, "shutdown": shutdown});
     let after = fresh(live);
     assert_eq!(after.deployment, before);
     let config: SidecarConfig =
@@ -100,7 +112,24 @@ fn what_is_read_live_does_not_roll_the_pods() {
         (config.consumer.prefetch, config.consumer.concurrency, config.consumer.paused),
         (50, 5, true)
     );
+    assert_eq!((config.handler.path.as_str(), config.handler.timeout_seconds), ("/x", 300));
     assert_eq!(config.queue.retry_delays_seconds, [5, 60, 600]);
+}
+
+#[test]
+fn longer_calls_and_another_secret_roll_the_pods_which_keep_their_sidecar_s_image() {
+    let before = fresh(json!({}));
+    let rolled = rolled_from(&before, "sidecar:old");
+    let longer = built(json!({"handler": {"http": {"timeoutSeconds": 300}}}), &rolled);
+    assert_ne!(longer.deployment["spec"]["template"], before.deployment["spec"]["template"]);
+    let mut around = surroundings();
+    let broker = &mut Arc::make_mut(around.queue.as_mut().unwrap()).spec.broker;
+    broker.worker_secret_ref = Some(serde_json::from_value(json!({"name": "other"})).unwrap());
+    let worker = worker(json!({}));
+    let moved = build(&validate(&worker, &around).unwrap(), &rolled, "sidecar:new", 3);
+    let secret = &moved.deployment["spec"]["template"]["spec"]["volumes"][1]["secret"]["secretName"];
+    assert_eq!(secret, "other");
+    assert_eq!((longer.image.as_str(), moved.image.as_str()), ("sidecar:old", "sidecar:old"));
 }
 
 #[test]

@@ -17,6 +17,8 @@ use crate::secrets::SecretState;
 pub const CONFIG_VOLUME: &str = "warren-config";
 /// See [`CONFIG_VOLUME`].
 pub const BROKER_VOLUME: &str = "warren-broker";
+/// See [`CONFIG_VOLUME`].
+pub const NO_TOKEN_VOLUME: &str = "warren-no-token";
 
 /// A Worker that can be built.
 #[derive(Clone, Debug)]
@@ -209,7 +211,7 @@ fn reserved(pod: &PodSpec) -> Result<(), Problem> {
         }
     }
     for volume in pod.volumes.iter().flatten() {
-        if volume.name == CONFIG_VOLUME || volume.name == BROKER_VOLUME {
+        if [CONFIG_VOLUME, BROKER_VOLUME, NO_TOKEN_VOLUME].contains(&volume.name.as_str()) {
             let message = format!("volume \"{}\" has a name that the sidecar uses: rename it", volume.name);
             return Err(Problem::new(TEMPLATE_VALID, "NameTaken", message));
         }
@@ -345,7 +347,10 @@ pub(crate) mod tests {
             let around = Surroundings { secret: Some(secret), ..surroundings() };
             let problem = validate(&worker, &around).unwrap_err();
             assert_eq!((problem.condition, problem.reason), (QUEUE_READY, reason));
-            assert!(problem.message.contains("\"rabbitmq\"") && problem.message.contains(text), "{problem:?}");
+            assert!(
+                problem.message.contains("\"rabbitmq\"") && problem.message.contains(text),
+                "{problem:?}"
+            );
         }
     }
 }

@@ -10,13 +10,22 @@ use warren_tests::{images, install};
 use crate::space::{Space, cluster};
 
 #[tokio::test]
-async fn a_pod_has_two_containers_and_both_are_ready() -> Result<()> {
+async fn a_pod_has_two_containers_that_are_ready_and_the_sidecar_has_no_token() -> Result<()> {
     let space = Space::new("two", |_| Order::answer(200)).await?;
     space.queue("orders", json!({})).await?;
-    space.worker("invoices", json!({"scaling": {"minReplicas": 1}})).await?;
-    space.pods_ready("invoices", 1).await?;
+    let mut template = space.template();
+    template["spec"]["automountServiceAccountToken"] = true.into();
+    space.worker("invoices", json!({"scaling": {"minReplicas": 1}, "template": template})).await?;
+    let pods = space.pods_ready("invoices", 1).await?;
     let table = space.kubectl(&["get", "pods", "--no-headers"]).await?;
     assert!(table.contains("2/2"), "{table}");
+    // The application has the token that its template asks for, and the sidecar none.
+    let pod = space.get("pod", &pods[0]).await?;
+    let has_token = |containers: &str| {
+        let mounts = pod["spec"][containers][0]["volumeMounts"].as_array().into_iter().flatten();
+        mounts.filter_map(|mount| mount["name"].as_str()).any(|name| name.starts_with("kube-api-access"))
+    };
+    assert_eq!((has_token("containers"), has_token("initContainers")), (true, false), "{}", pod["spec"]);
     Ok(())
 }
 
