@@ -76,13 +76,14 @@ impl Cluster {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    /// The operator's pods, wherever they are.
+    /// The pods of the operator that watches the namespace, wherever they are.
     ///
     /// # Errors
     /// The API server refuses.
     pub async fn operator_pods(&self) -> kube::Result<Vec<Pod>> {
         let pods: Api<Pod> = Api::all(self.client.clone());
-        Ok(pods.list(&ListParams::default().labels(OPERATOR_LABELS)).await?.items)
+        let pods = pods.list(&ListParams::default().labels(OPERATOR_LABELS)).await?.items;
+        Ok(watching(pods, &self.namespace))
     }
 
     /// The metrics of the operator that leads, through the API server.
@@ -91,7 +92,10 @@ impl Cluster {
     /// There is no operator, or its metrics cannot be read, with what to do.
     pub async fn operator_metrics(&self) -> anyhow::Result<Exposition> {
         let pods = self.operator_pods().await.context("list the operator's pods")?;
-        let mut last = anyhow::anyhow!("there is no operator pod with the labels {OPERATOR_LABELS}");
+        let mut last = anyhow::anyhow!(
+            "there is no operator pod with the labels {OPERATOR_LABELS} that watches namespace {}",
+            self.namespace
+        );
         for pod in &pods {
             match self.metrics(pod, OPERATOR_PORT).await {
                 Ok(metrics) if metrics.sum("warren_operator_leader", &[]) == Some(0.0) => {
@@ -170,4 +174,45 @@ impl Cluster {
 
 fn running(pod: &Pod) -> bool {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
+}
+
+/// Those of several operators' pods that watch a namespace: of the one that names it, else of one that watches all.
+fn watching(pods: Vec<Pod>, namespace: &str) -> Vec<Pod> {
+    let (naming, others): (Vec<_>, Vec<_>) = pods
+        .into_iter()
+        .partition(|pod| watched(pod).is_some_and(|watched| watched.iter().any(|one| one == namespace)));
+    if naming.is_empty() { others.into_iter().filter(|pod| watched(pod).is_none()).collect() } else { naming }
+}
+
+/// The namespaces that an operator's pod is told to watch; none: all.
+fn watched(pod: &Pod) -> Option<Vec<String>> {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let mut args = containers.flat_map(|container| container.args.iter().flatten());
+    let named = args.find_map(|arg| arg.strip_prefix("--watch-namespaces="))?;
+    Some(named.split(',').map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn of_several_operators_the_one_that_watches_the_namespace_is_asked() {
+        let pod = |name: &str, args: &[&str]| -> Pod {
+            let containers = json!([{"name": "operator", "args": args}]);
+            serde_json::from_value(json!({"metadata": {"name": name}, "spec": {"containers": containers}}))
+                .unwrap()
+        };
+        let all = pod("all", &["--log-format=json"]);
+        let some = pod("some", &["--log-format=json", "--watch-namespaces=shop,mail"]);
+        let asked = |pods: &[&Pod], namespace: &str| -> Vec<String> {
+            let pods = pods.iter().map(|pod| (*pod).clone()).collect();
+            watching(pods, namespace).iter().map(|pod| pod.name_any()).collect()
+        };
+        assert_eq!(asked(&[&all, &some], "shop"), ["some"]);
+        assert_eq!(asked(&[&some, &all], "other"), ["all"]);
+        assert!(asked(&[&some], "sho").is_empty());
+    }
 }

@@ -80,9 +80,10 @@ fn operator(facts: &Facts) -> Check {
     let what = "the operator runs";
     match &facts.operator {
         Err(why) => Check::unknown(what, format!("its pods cannot be listed in all namespaces: {why}")),
-        Ok(pods) if pods.is_empty() => {
-            Check::bad(what, "there is no pod of it: install the chart, or set its replicas above 0")
-        }
+        Ok(pods) if pods.is_empty() => Check::bad(
+            what,
+            "there is no pod of one that watches this namespace: install the chart, name the namespace in its watchNamespaces, or set its replicas above 0",
+        ),
         Ok(pods) => {
             let ready = pods.iter().filter(|pod| is_ready(pod)).count();
             let names: Vec<String> = pods
