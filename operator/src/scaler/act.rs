@@ -31,6 +31,13 @@ const MARKING: Duration = Duration::from_secs(3);
 /// Marks that are written at once.
 const MARKS_AT_ONCE: usize = 16;
 
+/// Replicas that the Deployment asks for, as the API server says, and not a cache.
+pub async fn replicas(context: &Context, worker: &Key) -> Option<u32> {
+    let deployments: Api<Deployment> = Api::namespaced(context.client.clone(), &worker.namespace);
+    let deployment = tokio::time::timeout(PATCHING, deployments.get(&worker.name)).await.ok()?.ok()?;
+    deployment.spec?.replicas.map(i32::unsigned_abs)
+}
+
 /// Makes `view` known and the Deployment's replicas `replicas`.
 pub async fn scale(
     context: &Context,
@@ -39,14 +46,16 @@ pub async fn scale(
     view: View,
     replicas: u32,
 ) -> kube::Result<()> {
-    // A reconcile that applies the Deployment meanwhile waits, and then applies these replicas too.
-    let _writing = entry.writing.lock().await;
-    entry.replace(view);
     let deployments: Api<Deployment> = Api::namespaced(context.client.clone(), &worker.namespace);
     let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    let patched =
-        tokio::time::timeout(PATCHING, deployments.patch_scale(&worker.name, &params, &patch)).await;
+    let patching = async {
+        // A reconcile that applies the Deployment meanwhile waits, and then applies these replicas too.
+        let _writing = entry.writing.lock().await;
+        entry.replace(view);
+        deployments.patch_scale(&worker.name, &params, &patch).await
+    };
+    let patched = tokio::time::timeout(PATCHING, patching).await;
     patched.map_err(|late| kube::Error::Service(late.into()))?.map(drop)
 }
 

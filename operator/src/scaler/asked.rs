@@ -8,10 +8,10 @@ use crate::worker::validate::unordered;
 /// What a Worker asks of its scaling.
 pub fn spec(worker: &Worker, queue: Option<&Queue>) -> Spec {
     let (scaling, consumer) = (&worker.spec.scaling, &worker.spec.consumer);
-    // A pod holds no more than its prefetch, so that larger batches leave less to call at once.
     let per_call = worker.spec.handler.batch.as_ref().map_or(1, |batch| batch.max_messages.max(1));
-    let full = (consumer.prefetch / per_call).max(1);
-    let concurrency = consumer.concurrency.unwrap_or(consumer.prefetch).clamp(1, full).unsigned_abs();
+    let calls = consumer.concurrency.unwrap_or(consumer.prefetch).max(1);
+    // A pod holds no more than its prefetch, however many calls it may make of it.
+    let concurrency = calls.saturating_mul(per_call).clamp(1, consumer.prefetch.max(1)).unsigned_abs();
     // Of such a queue one pod gets messages, and the others stand by.
     let single = queue.is_some_and(|queue| queue.spec.single_active_consumer);
     let most = if single { 1 } else { scaling.max_replicas };
@@ -43,11 +43,13 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_calls_no_more_batches_at_once_than_its_prefetch_holds() {
+    fn a_pod_has_as_many_messages_at_the_handler_as_its_calls_carry_and_its_prefetch_holds() {
         let asked = spec(&worker(json!({"prefetch": 200}), json!({"batch": {"maxMessages": 100}})), None);
-        assert_eq!(asked.concurrency, 2);
+        assert_eq!(asked.concurrency, 200);
         let asked = spec(&worker(json!({"prefetch": 50}), json!({"batch": {"maxMessages": 100}})), None);
-        assert_eq!(asked.concurrency, 1);
+        assert_eq!(asked.concurrency, 50);
+        let one_call = json!({"prefetch": 200, "concurrency": 1});
+        assert_eq!(spec(&worker(one_call, json!({"batch": {"maxMessages": 100}})), None).concurrency, 100);
         assert_eq!(
             spec(&worker(json!({"prefetch": 200, "concurrency": 20}), json!({})), None).concurrency,
             20

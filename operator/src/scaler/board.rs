@@ -19,6 +19,18 @@ pub struct Handlers {
     pub connected: u32,
 }
 
+impl Handlers {
+    /// Whether no pod's handler takes messages.
+    pub const fn all_held(&self) -> bool {
+        self.held > 0 && self.held >= self.scraped
+    }
+
+    /// Whether no sidecar is connected to the broker.
+    pub const fn disconnected(&self) -> bool {
+        self.scraped > 0 && self.connected == 0
+    }
+}
+
 /// What sidecars have lately counted of deliveries without `delivery_mode=2`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Durability {

@@ -59,7 +59,7 @@ pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (
             None => "the queue's depth is not known; replicas are held until the broker answers".to_owned(),
             Some((_, age)) => format!("the queue's depth was last read {age:.0} s ago; replicas are held"),
         };
-        history.progressed(now);
+        history.interrupted(now);
         return (hold(Reason::DepthUnknown, current, why), history);
     };
     history.observe(ready, inputs, window(spec), now);
@@ -77,12 +77,7 @@ pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (
     match decision.replicas.cmp(&current) {
         Ordering::Less => history.scaled_in(now),
         Ordering::Equal => {}
-        Ordering::Greater => {
-            if let Some(rate) = need.too_much {
-                history.proved_too_few(decision.replicas - 1, rate, now);
-            }
-            history.scaled_out(now);
-        }
+        Ordering::Greater => history.scaled_out(decision.replicas, need.too_much, now),
     }
     (decision, history)
 }
@@ -103,11 +98,12 @@ fn trouble(
 ) -> Option<(Reason, String)> {
     let sidecars = &inputs.sidecars;
     let to_do = ready > 0 || sidecars.unsettled > 0 || sidecars.ending > 0;
-    let all_fail = sidecars.failing >= sidecars.scraped && sidecars.scraped >= sidecars.started;
-    if to_do && sidecars.scraped > 0 && all_fail {
+    // A pod that has just come fails no less than the others: it has only not been counted yet.
+    let most_fail = sidecars.failing > sidecars.started / 2;
+    if to_do && sidecars.scraped > 0 && most_fail {
         return Some((
             Reason::HandlerFailing,
-            "the handler of every pod fails or is away: more pods would not mend that, replicas are held"
+            "the handler of most pods fails or is away: more pods would not mend that, replicas are held"
                 .to_owned(),
         ));
     }

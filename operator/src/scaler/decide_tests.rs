@@ -157,6 +157,113 @@ fn calls_of_which_none_has_ended_take_as_long_as_they_have_run() {
 }
 
 #[test]
+fn batches_of_one_message_ask_for_no_pod_each() {
+    // Full calls carry 100 messages; now a message comes each 50 ms, and is called alone for a second.
+    let batches = Spec { concurrency: 100, ..spec() };
+    let mut history = History::default();
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 8;
+    for now in 0..400_u64 {
+        inputs.sidecars = Sidecars {
+            settled: now * 20,
+            calls: now * 20,
+            call_seconds: now as f64 * 20.0,
+            unsettled: 20,
+            in_flight: 20,
+            ..idle(inputs.workload.replicas)
+        };
+        let (decision, next) = decide(history, &inputs, &batches, now as f64);
+        (history, inputs.workload.replicas) = (next, decision.replicas);
+    }
+    assert_eq!(inputs.workload.replicas, 1);
+}
+
+#[test]
+fn a_full_batch_outweighs_many_small_ones() {
+    let mut history = History::default();
+    let mut inputs = waiting(0);
+    inputs.sidecars = Sidecars { settled: 300, calls: 300, call_seconds: 3.0, ..idle(1) };
+    for (settled, calls, seconds) in [(0, 0, 0.0), (300, 300, 3.0), (1300, 310, 13.0)] {
+        inputs.sidecars = Sidecars { settled, calls, call_seconds: seconds, ..idle(1) };
+        history = decide(history, &inputs, &spec(), seconds).1;
+    }
+    assert!(history.service_seconds().is_some_and(|seconds| seconds > 0.7), "{history:?}");
+}
+
+#[test]
+fn a_broker_that_comes_back_does_not_count_its_absence_as_a_time_without_messages() {
+    let mut history = History::with_service_seconds(1.0);
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 10;
+    let mut settled = 0;
+    for now in 0..400_u64 {
+        let away = (200..300).contains(&now);
+        // Producers are blocked while the broker is away, and come back slowly.
+        if !away && now < 300 || now >= 310 {
+            settled += 9;
+        }
+        inputs.ready = (!away).then_some((0, 0.0));
+        inputs.sidecars = Sidecars {
+            settled,
+            calls: settled,
+            call_seconds: settled as f64,
+            unsettled: 9,
+            in_flight: 9,
+            ..idle(10)
+        };
+        let (decision, next) = decide(history, &inputs, &spec(), now as f64);
+        history = next;
+        assert!(decision.replicas >= 9, "at {now} s: {decision:?}");
+    }
+}
+
+#[test]
+fn one_pod_that_has_just_come_ends_no_hold_of_those_whose_handler_fails() {
+    let mut inputs = waiting(100_000);
+    inputs.workload.replicas = 5;
+    inputs.sidecars = Sidecars { unsettled: 5, held: 4, failing: 4, ..idle(5) };
+    let (decision, _) = decide(History::with_service_seconds(1.0), &inputs, &spec(), 0.0);
+    assert_eq!((decision.replicas, decision.reason), (5, Reason::HandlerFailing));
+    inputs.sidecars.failing = 2;
+    let (decision, _) = decide(History::with_service_seconds(1.0), &inputs, &spec(), 0.0);
+    assert_eq!(decision.reason, Reason::ScaledOut);
+}
+
+#[test]
+fn idle_pods_go_while_another_that_was_let_go_ends_its_work() {
+    let mut history = History::with_service_seconds(1.0);
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 6;
+    for now in 0..400 {
+        inputs.sidecars = Sidecars { ending: 1, ..idle(inputs.workload.replicas) };
+        let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
+        (history, inputs.workload.replicas) = (next, decision.replicas);
+    }
+    assert_eq!(inputs.workload.replicas, 1);
+}
+
+#[test]
+fn one_slow_pod_does_not_say_how_long_the_others_take_to_start() {
+    let mut history = History::with_service_seconds(1.0);
+    let mut inputs = waiting(0);
+    history = decide(history, &inputs, &spec(), 0.0).1;
+    inputs.workload.replicas = 10;
+    for now in 1..100 {
+        inputs.sidecars = idle(if now < 5 { 0 } else { 9 });
+        history = decide(history, &inputs, &spec(), f64::from(now)).1;
+    }
+    assert_eq!(history.startup_seconds(), Some(4.0));
+}
+
+#[test]
+fn what_was_not_done_is_not_remembered_as_done() {
+    let (decision, mut history) = decide(History::with_service_seconds(1.0), &waiting(100), &spec(), 5.0);
+    assert_eq!((decision.reason, history.seconds_since_scale_out(6.0)), (Reason::ScaledOut, 1.0));
+    history.not_scaled();
+    assert_eq!(history.seconds_since_scale_out(6.0), f64::INFINITY);
+}
+
+#[test]
 fn work_that_asks_for_more_time_keeps_its_pods() {
     let mut history = History::with_service_seconds(600.0);
     let mut inputs = waiting(0);
@@ -786,7 +893,6 @@ prop_compose! {
                 call_seconds,
                 able: started / 2,
                 late: in_flight / 3,
-                lifetime_settled: counters.2,
                 lifetime_calls: counters.1,
                 lifetime_seconds: call_seconds,
                 held,

@@ -1,5 +1,6 @@
 //! The loop of one Worker: reads the signals, has `decide` judge them, carries the decision out.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use super::board::{Entry, Handlers, View};
 use super::decide::{Decision, STALE_SECONDS, decide, long_work};
 use super::history::History;
 use super::inputs::{Inputs, Sidecars, Workload};
+use super::reason::Reason;
 use super::sample::{Answer, Tracker};
 use super::schedule::Timetable;
 use super::scrape::Scraper;
@@ -42,6 +44,8 @@ const WITH_PODS: Duration = Duration::from_secs(1);
 const OBSERVED: Duration = Duration::from_secs(5);
 /// How long the scrapes of a round may take: the depth that was read beside them must stay fresh.
 const SCRAPING: Duration = Duration::from_secs(3);
+/// How long a queue beside the Queue's own may hold up a look.
+const BESIDE: Duration = Duration::from_millis(500);
 /// Scrapes of one Worker at once.
 const SCRAPES_AT_ONCE: usize = 16;
 /// How long the first depth may take before it counts as unknown.
@@ -121,25 +125,25 @@ impl Follower {
         self.prober = lane.filter(|_| builtin).map(|lane| lane.prober(self.prober.take()));
         let name = queue.as_deref().map(Queue::broker_name);
         if self.followed.as_deref() != name {
+            // What is known of another queue's load says nothing of this one's.
             (self.followed, self.depth) = (name.map(str::to_owned), None);
+            self.history = History::default();
         }
         let (depth, beside_depth, sidecars) = tokio::join!(
             self.read_depth(queue.as_deref(), name),
-            self.read_depth(queue.as_deref(), beside.as_deref()),
-            self.scrape(&pods)
+            tokio::time::timeout(BESIDE, self.read_depth(queue.as_deref(), beside.as_deref())),
+            // At zero nothing depends on what pods say that end, and a message is to be seen at once.
+            self.scrape(&pods, if self.decided == Some(0) { AT_ZERO / 2 } else { SCRAPING })
         );
         self.depth = depth.or(self.depth);
-        if let (Some(name), Some((depth, _))) = (beside, beside_depth) {
+        if let (Some(name), Some((depth, _))) = (beside, beside_depth.ok().flatten()) {
             self.side.note(name, u64::from(depth.ready));
         }
         let consumes = sidecars.iter().any(|answer| answer.sample.connected && answer.sample.handler_up);
-        let (mut sidecars, handlers) = self.fold(&pods, sidecars);
+        let (sidecars, handlers) = self.fold(&pods, sidecars);
         self.settled.observe(sidecars.settled, self.since.elapsed().as_secs_f64());
-        // A call that carries many messages takes its time once for all of them.
-        if worker.spec.handler.batch.is_some() {
-            (sidecars.calls, sidecars.lifetime_calls) = (sidecars.settled, sidecars.lifetime_settled);
-        }
-        self.publish_metrics(worker, queue.as_deref(), deployment.as_deref(), &pods);
+        let contradicted = consumes && self.depth.is_some_and(|(depth, _)| depth.consumers == 0);
+        self.publish_metrics(worker, queue.as_deref(), deployment.as_deref(), &pods, contradicted);
 
         if !builtin {
             self.decided = None;
@@ -155,14 +159,15 @@ impl Follower {
         let live =
             deployment.as_deref().and_then(|deployment| deployment.facts.desired).map(i32::unsigned_abs);
         let spec = spec(worker, queue.as_deref());
-        let current = self.decided.or(live).unwrap_or(spec.min);
+        // Without a Deployment nothing that was decided has come about.
+        let current = live.map_or(spec.min, |live| self.decided.unwrap_or(live));
         let share = context.board.part(&self.key);
         let inputs = Inputs {
             ready: self
                 .depth
                 .filter(|_| queue.is_some())
                 .map(|(depth, at)| (part(depth.ready.into(), share), at.elapsed().as_secs_f64())),
-            contradicted: consumes && self.depth.is_some_and(|(depth, _)| depth.consumers == 0),
+            contradicted,
             workload: Workload {
                 replicas: current,
                 rolling: deployment.as_deref().is_some_and(|deployment| deployment.facts.rolling),
@@ -202,7 +207,7 @@ impl Follower {
         }
     }
 
-    async fn scrape(&self, pods: &[Arc<Pod>]) -> Vec<Answer> {
+    async fn scrape(&self, pods: &[Arc<Pod>], limit: Duration) -> Vec<Answer> {
         let running = pods.iter().filter(|pod| pods::sidecar_runs(pod));
         let addresses: Vec<(String, bool, bool, IpAddr)> = running
             .filter_map(|pod| {
@@ -216,7 +221,7 @@ impl Follower {
         });
         // One Worker whose pods do not answer leaves the others room.
         let answers = scrapes.buffer_unordered(SCRAPES_AT_ONCE).filter_map(future::ready);
-        answers.take_until(tokio::time::sleep(SCRAPING)).collect().await
+        answers.take_until(tokio::time::sleep(limit)).collect().await
     }
 
     fn fold(&mut self, pods: &[Arc<Pod>], answers: Vec<Answer>) -> (Sidecars, Handlers) {
@@ -224,7 +229,11 @@ impl Follower {
             pods.iter().filter(|pod| !pods::ended(pod)).filter_map(|pod| pod.uid()).collect();
         let runs = |pod: &Pod| pods::sidecar_runs(pod) && !pods::ended(pod) && !pods::ending(pod);
         let staying = pods.iter().filter(|pod| runs(pod)).filter_map(|pod| pod.uid()).collect();
-        let misconfigured = answers.iter().find_map(|answer| answer.sample.misconfigured);
+        let misconfigured = answers
+            .iter()
+            .filter(|answer| !answer.ending)
+            .filter_map(|answer| answer.sample.misconfigured)
+            .min();
         let connected = answers.iter().filter(|answer| !answer.ending && answer.sample.connected).count();
         let now = self.since.elapsed().as_secs_f64();
         let sidecars = self.tracker.observe(answers, &living, &staying, now);
@@ -256,7 +265,16 @@ impl Follower {
         let wanted = decision.replicas;
         let view = self.view(Some(decision.clone()), handlers);
         let settled = self.patched.is_none_or(|at| at.elapsed() > SETTLE);
-        if live.is_none_or(|live| live == wanted) || (wanted == current && !settled) {
+        let foreign = wanted == current;
+        if live.is_none() && !foreign {
+            self.history.not_scaled();
+        }
+        if live.is_none_or(|live| live == wanted) || (foreign && !settled) {
+            self.show(worker, &view);
+            return;
+        }
+        // A cache that lags behind accuses nobody.
+        if foreign && act::replicas(&self.context, &self.key).await == Some(wanted) {
             self.show(worker, &view);
             return;
         }
@@ -264,7 +282,7 @@ impl Follower {
             let marked = act::mark_costs(&self.context, pods, &self.tracker).await;
             // Such work must not go for want of a mark.
             if !marked && self.long_work {
-                self.decided = live;
+                self.not_done(live, foreign);
                 let decision = self.entry.view().decision;
                 self.show(worker, &View { decision, ..view });
                 return;
@@ -274,9 +292,13 @@ impl Follower {
         match act::scale(&self.context, &self.key, &self.entry, view.clone(), wanted).await {
             Ok(()) => {
                 self.patched = Some(Instant::now());
-                let Decision { raw, reason, message, .. } = &decision;
-                let foreign = wanted == current;
-                let reason = if foreign { "ScaleReverted" } else { reason.as_str() };
+                let Decision { raw, message, .. } = &decision;
+                // Limits count while replicas are held, too: what the event tells of is that pods come or go.
+                let reason = match live.unwrap_or_default().cmp(&wanted) {
+                    _ if foreign => "ScaleReverted",
+                    Ordering::Less => Reason::ScaledOut.as_str(),
+                    _ => Reason::ScaledIn.as_str(),
+                };
                 tracing::info!(namespace = %self.key.namespace, worker = %self.key.name, replicas = wanted, raw, live, reason, message, "scaled");
                 let message = match foreign {
                     true => format!(
@@ -291,8 +313,16 @@ impl Follower {
             }
             Err(error) => {
                 tracing::warn!(namespace = %self.key.namespace, worker = %self.key.name, %error, "not scaled, tried again");
-                self.decided = live;
+                self.not_done(live, foreign);
             }
+        }
+    }
+
+    /// Replicas stay what they are; `foreign`: nothing was decided now, only somebody else's number was to be put back.
+    const fn not_done(&mut self, live: Option<u32>, foreign: bool) {
+        self.decided = live;
+        if !foreign {
+            self.history.not_scaled();
         }
     }
 
@@ -307,9 +337,9 @@ impl Follower {
             let decision = view.decision.as_ref().map(|d| (d.replicas, d.reason));
             (
                 decision,
-                view.handlers.held > 0,
+                view.handlers.all_held(),
                 view.handlers.misconfigured,
-                view.handlers.scraped > view.handlers.connected,
+                view.handlers.disconnected(),
                 // What the Queue tells of its messages.
                 (view.durability.deliveries > 0, view.durability.percent()),
             )
@@ -341,6 +371,7 @@ impl Follower {
         queue: Option<&Queue>,
         deployment: Option<&LiveDeployment>,
         pods: &[Arc<Pod>],
+        contradicted: bool,
     ) {
         let desired = deployment.and_then(|deployment| deployment.facts.desired).unwrap_or_default();
         let ready = pods.iter().filter(|pod| pods::ready(pod)).count();
@@ -353,6 +384,8 @@ impl Follower {
         if let Some(queue) = queue {
             let key = Key { namespace: worker.namespace().unwrap_or_default(), name: queue.name_any() };
             let fresh = self.depth.filter(|(_, at)| at.elapsed().as_secs_f64() <= STALE_SECONDS);
+            // A zero that a queue without a leader says would scale others' autoscalers in.
+            let fresh = fresh.filter(|(depth, _)| depth.ready > 0 || !contradicted);
             let ready = fresh.map(|(depth, _)| u64::from(depth.ready));
             let (retrying, dead) = (self.side.retrying(queue), self.side.dead(queue));
             self.context.metrics.queue_messages(&key, ready, retrying, dead);

@@ -33,9 +33,9 @@ pub struct History {
     started_at: Option<f64>,
     arrivals: Arrivals,
     lasting: Arrivals,
-    calls: Option<(u64, f64)>,
+    /// Ended calls, settled deliveries and the calls' seconds, as last seen.
+    calls: Option<(u64, u64, f64)>,
     service: Option<Service>,
-    too_few: Option<TooFew>,
     zero_reads: u32,
     read_at: Option<f64>,
     progress: Option<Progress>,
@@ -46,13 +46,22 @@ pub struct History {
     ended_at: Option<f64>,
     /// Extensions of late deliveries so far, and when they last became more.
     extended: (u64, f64),
-    last_scale_in: Option<f64>,
-    last_scale_out: Option<f64>,
-    /// How many times in a row pods were wanted again soon after others had gone.
-    again: u32,
+    scaled: Scaled,
+    /// What `scaled` was before the last change.
+    scaled_before: Scaled,
     took_over: bool,
     asked: Option<Asked>,
     startup: Option<f64>,
+}
+
+/// What is remembered of changes of replicas.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Scaled {
+    last_in: Option<f64>,
+    last_out: Option<f64>,
+    /// How many times in a row pods were wanted again soon after others had gone.
+    again: u32,
+    too_few: Option<TooFew>,
 }
 
 /// Pods that a load proved too few.
@@ -74,11 +83,11 @@ struct Asked {
     started: bool,
 }
 
-/// Decayed sums of handler calls.
+/// Decayed sums over messages of the seconds that their handler calls took.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Service {
     at: f64,
-    calls: f64,
+    messages: f64,
     seconds: f64,
 }
 
@@ -96,8 +105,16 @@ impl History {
     #[cfg(test)]
     pub(super) fn with_service_seconds(seconds: f64) -> Self {
         let service =
-            (seconds.is_finite() && seconds > 0.0).then_some(Service { at: 0.0, calls: 1.0, seconds });
+            (seconds.is_finite() && seconds > 0.0).then_some(Service { at: 0.0, messages: 1.0, seconds });
         Self { service, ..Self::default() }
+    }
+
+    /// The queue's depth is not known: what arrived meanwhile is not, and the load is watched anew afterwards.
+    pub(super) fn interrupted(&mut self, now: f64) {
+        self.started_at = None;
+        self.zero_reads = 0;
+        (self.arrivals, self.lasting) = Default::default();
+        self.progressed(now);
     }
 
     /// Takes one reading in. `ready` is the fresh ready count, and `window` the seconds over which the lasting load is averaged.
@@ -120,7 +137,10 @@ impl History {
         }
         self.observe_startup(inputs, now);
         let held = ready.saturating_add(sidecars.unsettled).saturating_add(sidecars.ending);
-        self.count(held, sidecars.settled, window, now);
+        // What a queue without a leader says is no news of its messages.
+        if ready > 0 || !inputs.contradicted {
+            self.count(held, sidecars.settled, window, now);
+        }
         self.observe_service(inputs, now);
         self.observe_progress(ready, sidecars, now);
         if sidecars.started > 0 && sidecars.scraped == 0 {
@@ -144,7 +164,10 @@ impl History {
                 *asked = Asked { replicas, started: true, ..*asked };
             }
             Some(asked) if replicas == asked.replicas => {
-                if running >= replicas && !std::mem::replace(&mut asked.started, true) {
+                // One that is slow says nothing of the others.
+                let (come, wanted) =
+                    (running.saturating_sub(asked.from), replicas.saturating_sub(asked.from));
+                if come > wanted / 2 && !std::mem::replace(&mut asked.started, true) {
                     let seconds = (now - asked.at).min(SLOWEST_START_SECONDS);
                     self.startup = Some(seconds).filter(|seconds| *seconds > 0.0);
                 }
@@ -157,27 +180,26 @@ impl History {
         }
     }
 
-    /// Seconds that the last pods took from their request until they took calls; none before.
+    /// Seconds that most of the last pods took from their request until they took calls; none before.
     pub(super) const fn startup_seconds(&self) -> Option<f64> {
         self.startup
     }
 
     /// Seconds since pods were asked for of which most do not take calls yet, and are still to be expected.
-    pub(super) fn on_their_way(&self, able: u32, now: f64) -> Option<f64> {
+    pub(super) fn on_their_way(&self, now: f64) -> Option<f64> {
         let asked = self.asked.filter(|asked| !asked.started)?;
-        let (come, wanted) = (able.saturating_sub(asked.from), asked.replicas.saturating_sub(asked.from));
         let waited = now - asked.at;
-        (waited <= SLOWEST_START_SECONDS && come <= wanted / 2).then_some(waited)
+        (waited <= SLOWEST_START_SECONDS).then_some(waited)
     }
 
     fn observe_service(&mut self, inputs: &Inputs, now: f64) {
-        let Sidecars { calls, call_seconds, lifetime_calls, lifetime_seconds, .. } = inputs.sidecars;
-        let before = self.calls.replace((calls, call_seconds));
-        let Some((calls_before, seconds_before)) = before else {
+        let Sidecars { calls, settled, call_seconds, lifetime_calls, lifetime_seconds, .. } = inputs.sidecars;
+        let before = self.calls.replace((calls, settled, call_seconds));
+        let Some((calls_before, settled_before, seconds_before)) = before else {
             // What took its time before, weighed as a single call.
             let seconds = lifetime_seconds / lifetime_calls as f64;
             if seconds.is_finite() && seconds >= 0.0 {
-                self.service = Some(Service { at: now, calls: 1.0, seconds });
+                self.service = Some(Service { at: now, messages: 1.0, seconds });
             }
             return;
         };
@@ -189,12 +211,14 @@ impl History {
         if !new_seconds.is_finite() || new_seconds < 0.0 {
             return;
         }
-        let old = self.service.unwrap_or(Service { at: now, calls: 0.0, seconds: 0.0 });
+        // A full batch tells more than one of a single message: what a pod can do shows when there is much to do.
+        let messages = new_calls.max(settled.saturating_sub(settled_before) as f64);
+        let old = self.service.unwrap_or(Service { at: now, messages: 0.0, seconds: 0.0 });
         let decay = 0.5_f64.powf((now - old.at).max(0.0) / SERVICE_HALF_LIFE);
         self.service = Some(Service {
             at: now,
-            calls: old.calls * decay + new_calls,
-            seconds: old.seconds * decay + new_seconds,
+            messages: old.messages * decay + messages,
+            seconds: old.seconds * decay + new_seconds / new_calls * messages,
         });
     }
 
@@ -256,22 +280,23 @@ impl History {
 
     /// Remembers that `pods` are too few for `rate` messages a second. The longer it went well before, the sooner they may be
     /// tried again.
-    pub(super) fn proved_too_few(&mut self, pods: u32, rate: f64, now: f64) {
+    fn proved_too_few(&mut self, pods: u32, rate: f64, now: f64) {
         let since =
             self.seconds_since_scale_in(now).min(self.seconds_since_scale_out(now)).min(self.age(now));
-        self.too_few = Some(TooFew { until: now - since + TOO_FEW_SECONDS, pods, rate });
+        self.scaled.too_few = Some(TooFew { until: now - since + TOO_FEW_SECONDS, pods, rate });
     }
 
     /// Pods that are too few for `rate` messages a second, if that is known.
     pub(super) fn too_few(&self, rate: f64, now: f64) -> Option<u32> {
-        let proved = self.too_few.filter(|proved| now < proved.until && rate >= proved.rate * LOWER_LOAD)?;
+        let proved =
+            self.scaled.too_few.filter(|proved| now < proved.until && rate >= proved.rate * LOWER_LOAD)?;
         Some(proved.pods)
     }
 
-    /// Measured seconds of a handler call; none before the first.
+    /// Measured seconds that a message is at the handler, in a batch as long as its call; none before the first.
     pub fn service_seconds(&self) -> Option<f64> {
-        let service = self.service.filter(|s| s.calls > 0.0)?;
-        let seconds = service.seconds / service.calls;
+        let service = self.service.filter(|s| s.messages > 0.0)?;
+        let seconds = service.seconds / service.messages;
         seconds.is_finite().then(|| seconds.max(LEAST_SERVICE))
     }
 
@@ -323,10 +348,19 @@ impl History {
         self.started_at.map_or(0.0, |at| now - at)
     }
 
-    /// Pods were asked for.
-    pub(super) fn scaled_out(&mut self, now: f64) {
-        self.again = self.again(now);
-        self.last_scale_out = Some(now);
+    /// Pods were asked for; `too_much` messages a second have shown that the pods before were too few.
+    pub(super) fn scaled_out(&mut self, pods: u32, too_much: Option<f64>, now: f64) {
+        self.scaled_before = self.scaled;
+        if let Some(rate) = too_much {
+            self.proved_too_few(pods - 1, rate, now);
+        }
+        self.scaled.again = self.again(now);
+        self.scaled.last_out = Some(now);
+    }
+
+    /// The last change was not made after all.
+    pub const fn not_scaled(&mut self) {
+        self.scaled = self.scaled_before;
     }
 
     /// Whether bursts come so often that the pods for each of them go and come again.
@@ -338,25 +372,26 @@ impl History {
     fn again(&self, now: f64) -> u32 {
         let since = self.seconds_since_scale_out(now);
         match self.seconds_since_scale_in(now) < since {
-            true if since < OFTEN_SECONDS => self.again.saturating_add(1),
+            true if since < OFTEN_SECONDS => self.scaled.again.saturating_add(1),
             true => 0,
             // Still for the same burst.
-            false => self.again,
+            false => self.scaled.again,
         }
     }
 
     /// Pods were let go.
     pub(super) const fn scaled_in(&mut self, now: f64) {
-        self.last_scale_in = Some(now);
+        self.scaled_before = self.scaled;
+        self.scaled.last_in = Some(now);
     }
 
     /// Seconds since pods were asked for last; infinite before.
     pub(super) fn seconds_since_scale_out(&self, now: f64) -> f64 {
-        self.last_scale_out.map_or(f64::INFINITY, |at| now - at)
+        self.scaled.last_out.map_or(f64::INFINITY, |at| now - at)
     }
 
     /// Seconds since pods were let go last; infinite before.
     pub(super) fn seconds_since_scale_in(&self, now: f64) -> f64 {
-        self.last_scale_in.map_or(f64::INFINITY, |at| now - at)
+        self.scaled.last_in.map_or(f64::INFINITY, |at| now - at)
     }
 }

@@ -13,7 +13,7 @@ pub struct Spec {
     pub target_wait: f64,
     /// Seconds that less must have been wanted before pods are taken away.
     pub stabilization: f64,
-    /// Handler calls at once in a pod, at least 1.
+    /// Messages at the handler at once in a pod, at least 1: a call of a batch carries several.
     pub concurrency: u32,
     /// Seconds after which a handler call counts as failed.
     pub handler_timeout: f64,
@@ -101,9 +101,7 @@ pub struct Sidecars {
     pub calls: u64,
     /// Seconds of those calls.
     pub call_seconds: f64,
-    /// Deliveries that the pods which answered have settled since their own start.
-    pub lifetime_settled: u64,
-    /// Calls that they have ended since then: what an operator that takes over can know.
+    /// Calls that the pods which answered have ended since their own start: what an operator that takes over can know.
     pub lifetime_calls: u64,
     /// Seconds of those calls.
     pub lifetime_seconds: f64,

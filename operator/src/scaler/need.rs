@@ -145,6 +145,7 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
     };
     let per_rate = service / (at_once * UTILISATION);
     let startup = history.startup_seconds().unwrap_or(ASSUMED_STARTUP_SECONDS);
+    let of_ending = if inputs.workload.replicas > 0 { sidecars.ending as f64 } else { 0.0 };
     let load = Load {
         spec,
         current: f64::from(inputs.workload.replicas),
@@ -155,11 +156,12 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
         per_rate,
         rate,
         startup,
-        waited: history.on_their_way(sidecars.able, now),
+        waited: history.on_their_way(now),
         // A pod without a message of its own shortens nothing; some come until it has begun.
         useful: ((backlog + in_flight as f64) / at_once).ceil()
             + rate * per_rate.min((startup + spec.target_wait) / at_once),
-        least: 1.0_f64.min(backlog + sidecars.unsettled as f64),
+        // What an ending pod holds may come back: one pod stays for it.
+        least: 1.0_f64.min(backlog + sidecars.unsettled as f64 + of_ending),
     };
     let lasting_rate = history.lasting_rate(window(spec), now);
     let more =

@@ -148,7 +148,6 @@ impl Tracker {
             self.total.settled += sample.settled.saturating_sub(base.settled);
             self.total.calls += sample.calls.saturating_sub(base.calls);
             self.total.call_seconds += (sample.call_seconds - base.call_seconds).max(0.0);
-            sums.lifetime_settled += sample.settled;
             sums.lifetime_calls += sample.calls;
             sums.lifetime_seconds += sample.call_seconds;
             if ending {
@@ -288,7 +287,7 @@ something_else NaN
         let sums = tracker.observe(both, &living, &BTreeSet::from(["a".to_owned()]), 0.0);
         assert_eq!((sums.started, sums.able, sums.scraped, sums.busy, sums.held), (1, 1, 1, 1, 0));
         assert_eq!((sums.unsettled, sums.in_flight, sums.ending), (2, 2, 2));
-        assert_eq!((sums.settled, sums.calls, sums.lifetime_calls, sums.lifetime_settled), (10, 10, 10, 10));
+        assert_eq!((sums.settled, sums.calls, sums.lifetime_calls), (10, 10, 10));
     }
 
     proptest! {

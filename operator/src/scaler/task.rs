@@ -64,7 +64,13 @@ pub fn worker_key(worker: &Worker) -> Key {
 /// Each Builtin Worker that shares its Queue with others, with all that do.
 fn sharing(workers: &[Arc<Worker>]) -> HashMap<Key, Arc<[Key]>> {
     let mut by_queue: HashMap<(String, &str), Vec<Key>> = HashMap::new();
-    for worker in workers.iter().filter(|w| w.spec.scaling.mode == ScalingMode::Builtin) {
+    // Who consumes nothing leaves all to the others.
+    let shares = |worker: &Worker| {
+        worker.spec.scaling.mode == ScalingMode::Builtin
+            && !worker.spec.consumer.paused
+            && worker.metadata.deletion_timestamp.is_none()
+    };
+    for worker in workers.iter().filter(|worker| shares(worker)) {
         let queue = (worker.namespace().unwrap_or_default(), worker.spec.queue_ref.name.as_str());
         by_queue.entry(queue).or_default().push(worker_key(worker));
     }

@@ -169,7 +169,7 @@ fn available(
         return Statement::new(AVAILABLE, false, "PodsStarting", "no pod is ready yet");
     }
     let handlers = &view.handlers;
-    if handlers.scraped > 0 && handlers.connected == 0 {
+    if handlers.disconnected() {
         let message = "no sidecar is connected to the broker: see the logs of container warren-sidecar, and the rights of the Secret that the Queue names";
         return Statement::new(AVAILABLE, false, "SidecarsDisconnected", message);
     }
@@ -225,7 +225,7 @@ fn handler_healthy(worker: &Worker, desired: i32, view: &View, former: &WorkerSt
             ),
         ));
     }
-    if handlers.held > 0 && handlers.held >= handlers.scraped {
+    if handlers.all_held() {
         return Some(Statement::new(
             HANDLER_HEALTHY,
             false,
