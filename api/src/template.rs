@@ -26,34 +26,7 @@ impl Template {
     /// # Errors
     /// What in the template is not as Kubernetes defines it.
     pub fn parse(&self) -> Result<PodTemplateSpec, serde_json::Error> {
-        let mut value = self.0.clone();
-        quantities_as_text(&mut value);
-        serde_json::from_value(value)
-    }
-}
-
-/// Kubernetes takes `cpu: 1` for `cpu: "1"`; the typed form takes text only.
-fn quantities_as_text(value: &mut Value) {
-    match value {
-        Value::Object(map) => {
-            for (key, entry) in map {
-                match (key.as_str(), entry) {
-                    ("limits" | "requests", Value::Object(quantities)) => {
-                        quantities.values_mut().for_each(number_as_text);
-                    }
-                    ("sizeLimit" | "divisor", entry) => number_as_text(entry),
-                    (_, entry) => quantities_as_text(entry),
-                }
-            }
-        }
-        Value::Array(items) => items.iter_mut().for_each(quantities_as_text),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
-    }
-}
-
-fn number_as_text(value: &mut Value) {
-    if let Value::Number(number) = value {
-        *value = Value::String(number.to_string());
+        PodTemplateSpec::deserialize(&self.0)
     }
 }
 
@@ -154,11 +127,16 @@ mod tests {
     #[test]
     fn a_number_where_kubernetes_takes_a_quantity_is_understood() {
         let template = Template(json!({"spec": {"containers": [
-            {"name": "app", "resources": {"limits": {"cpu": 1, "memory": "64Mi"}}}
-        ]}}));
-        let parsed = template.parse().unwrap();
-        let limits = parsed.spec.unwrap().containers[0].resources.clone().unwrap().limits.unwrap();
-        assert_eq!(limits["cpu"].0, "1");
+            {"name": "app", "resources": {"limits": {"cpu": 1, "memory": "64Mi"}, "requests": {"cpu": 0.5}}}
+        ], "volumes": [{"name": "data", "emptyDir": {"sizeLimit": 1024}}]}}));
+        let spec = template.parse().unwrap().spec.unwrap();
+        let resources = spec.containers[0].resources.clone().unwrap();
+        assert_eq!(
+            (&*resources.limits.unwrap()["cpu"].0, &*resources.requests.unwrap()["cpu"].0),
+            ("1", "0.5")
+        );
+        let volume = spec.volumes.unwrap()[0].empty_dir.clone().unwrap();
+        assert_eq!(volume.size_limit.unwrap().0, "1024");
     }
 
     #[test]

@@ -55,9 +55,7 @@ impl Statement {
     ) -> Self {
         Self { kind, status: status.into(), reason: reason.into(), message: message.into() }
     }
-}
 
-impl Statement {
     /// A former condition as it was.
     pub fn of(kind: &'static str, before: &Condition) -> Self {
         let status = match before.status.as_str() {

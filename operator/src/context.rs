@@ -1,22 +1,27 @@
 //! What every reconcile of a scope (one namespace, or the whole cluster) works with.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::channel::mpsc::UnboundedSender;
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::api::DynamicObject;
+use kube::api::{DynamicObject, Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::{Client, ResourceExt};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use warren_api::{Queue, Worker};
 
 use crate::brokers::{Brokers, Key};
+use crate::condition::status_patch;
 use crate::error::{Error, retry_delay};
 use crate::metrics::Metrics;
 use crate::queue::consumers::Consumers;
@@ -128,6 +133,26 @@ impl Context {
     /// Forgets when Queues other than `living`, by uid, were seen.
     pub fn forget_seen(&self, living: &HashSet<String>) {
         locked(&self.seen).retain(|uid, _| living.contains(uid));
+    }
+
+    /// Writes an object's status where it differs from the former one; gives whether it was written.
+    ///
+    /// # Errors
+    /// The API server refuses.
+    pub async fn write_status<K, S>(&self, object: &K, former: Option<&S>, status: &S) -> Result<bool, Error>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+        S: Serialize + PartialEq,
+    {
+        let Some(patch) = status_patch(former, status)? else { return Ok(false) };
+        let objects: Api<K> = Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default());
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        match objects.patch_status(&object.name_any(), &params, &Patch::Merge(patch)).await {
+            Ok(_) => Ok(true),
+            // Deleted meanwhile.
+            Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Publishes an event, without waiting for it.

@@ -6,11 +6,10 @@ use std::time::Duration;
 use futures::{FutureExt, Stream, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::{Action, Config};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, controller, watcher};
-use kube::{Api, Resource, ResourceExt};
+use kube::{Resource, ResourceExt};
 use warren_api::Queue;
 use warren_api::conditions::READY;
 use warren_api::conditions::queue::{DEAD_LETTER_AVAILABLE, DECLARED};
@@ -21,8 +20,8 @@ use super::status::{Progress, status};
 use super::validate::{key, validate};
 use super::{dereference, finalizer, plan};
 use crate::brokers::{Key, Order, Outcome};
-use crate::condition::{find, is_true, status_patch};
-use crate::context::{Context, FIELD_MANAGER};
+use crate::condition::{find, is_true};
+use crate::context::Context;
 use crate::error::Error;
 use crate::problem::Problem;
 use crate::scaler::board::Durability;
@@ -171,14 +170,8 @@ pub(super) fn patience(key: &Key, context: &Context) -> Duration {
 
 async fn write(queue: &Queue, status: QueueStatus, context: &Context) -> Result<(), Error> {
     context.metrics.queue_ready(&key(queue), is_true(&status.conditions, READY));
-    let Some(patch) = status_patch(queue.status.as_ref(), &status)? else { return Ok(()) };
-    let queues: Api<Queue> = Api::namespaced(context.client.clone(), &queue.namespace().unwrap_or_default());
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    match queues.patch_status(&queue.name_any(), &params, &Patch::Merge(patch)).await {
-        Ok(_) => {}
-        // Deleted meanwhile.
-        Err(kube::Error::Api(answer)) if answer.code == 404 => return Ok(()),
-        Err(error) => return Err(error.into()),
+    if !context.write_status(queue, queue.status.as_ref(), &status).await? {
+        return Ok(());
     }
     for kind in [READY, DEAD_LETTER_AVAILABLE] {
         tell(queue, find(&status.conditions, kind), context);

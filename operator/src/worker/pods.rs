@@ -82,17 +82,6 @@ fn container_statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
     })
 }
 
-/// Whether the sidecar has ever started: one that has not holds no message.
-pub fn sidecar_started(pod: &Pod) -> bool {
-    container_statuses(pod).filter(|container| container.name == SIDECAR_CONTAINER).any(|container| {
-        container.restart_count > 0
-            || container
-                .state
-                .as_ref()
-                .is_some_and(|state| state.running.is_some() || state.terminated.is_some())
-    })
-}
-
 /// Whether the sidecar runs now, so that it can be scraped.
 pub fn sidecar_runs(pod: &Pod) -> bool {
     container_statuses(pod)

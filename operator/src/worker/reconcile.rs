@@ -6,12 +6,11 @@ use std::time::Duration;
 use futures::{FutureExt, Stream, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::{Action, Config};
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, controller, watcher};
-use kube::{Api, Resource, ResourceExt};
+use kube::{Resource, ResourceExt};
 use warren_api::conditions::READY;
 use warren_api::worker::ScalingMode;
 use warren_api::{Worker, WorkerStatus};
@@ -22,8 +21,8 @@ use super::dereference::{Surroundings, dereference};
 use super::live::LiveDeployment;
 use super::status::status;
 use super::validate::{disorder, validate};
-use crate::condition::{find, status_patch};
-use crate::context::{Context, FIELD_MANAGER};
+use crate::condition::find;
+use crate::context::Context;
 use crate::error::Error;
 use crate::problem::Problem;
 use crate::scaler::board::{Entry, View};
@@ -126,15 +125,8 @@ fn replicas(worker: &Worker, around: &Surroundings, view: &View) -> u32 {
 }
 
 async fn write(worker: &Worker, status: WorkerStatus, context: &Context) -> Result<(), Error> {
-    let Some(patch) = status_patch(worker.status.as_ref(), &status)? else { return Ok(()) };
-    let workers: Api<Worker> =
-        Api::namespaced(context.client.clone(), &worker.namespace().unwrap_or_default());
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    match workers.patch_status(&worker.name_any(), &params, &Patch::Merge(patch)).await {
-        Ok(_) => {}
-        // Deleted meanwhile.
-        Err(kube::Error::Api(answer)) if answer.code == 404 => return Ok(()),
-        Err(error) => return Err(error.into()),
+    if !context.write_status(worker, worker.status.as_ref(), &status).await? {
+        return Ok(());
     }
     let ready = find(&status.conditions, READY);
     let former = worker.status.as_ref().and_then(|s| find(&s.conditions, READY));
