@@ -98,3 +98,36 @@ async fn a_paused_worker_keeps_its_pods_and_takes_no_message_until_it_is_resumed
     space.worker("invoices", worker(false)).await?;
     space.handled(1).await
 }
+
+#[tokio::test]
+async fn a_queue_that_is_deleted_after_its_worker_waits_for_the_calls_that_run() -> Result<()> {
+    // Longer than the deletions take, and shorter than a drain may.
+    let space = Space::new("outlived", |_| Order::work(Duration::from_secs(20))).await?;
+    space.queue("orders", json!({"deletionPolicy": "Delete"})).await?;
+    space.worker("invoices", json!({"scaling": {"minReplicas": 1, "maxReplicas": 1}})).await?;
+    space.pods_ready("invoices", 1).await?;
+    let client = space.client().await?;
+    client.publish("orders", b"at work").await?;
+    space
+        .eventually("the call has begun", async || {
+            ensure!(!space.desk.entries().is_empty(), "not yet");
+            Ok(())
+        })
+        .await?;
+    space.kubectl(&["delete", "wk", "invoices"]).await?;
+    space.kubectl(&["delete", "wq", "orders", "--wait=false"]).await?;
+    let blocked = ("True", "WorkersRunning");
+    space.condition(("wq", "orders"), "DeletionBlocked", blocked, &["\"invoices\"", "deleted"]).await?;
+    assert_eq!(client.ready("orders").await?, Some(0), "the pod still has its queue");
+    space.handled(1).await?;
+    space
+        .eventually("the Queue is gone", async || {
+            let left = space.kubectl(&["get", "wq", "orders", "--ignore-not-found", "-o", "name"]).await?;
+            ensure!(left.trim().is_empty(), "{left}");
+            Ok(())
+        })
+        .await?;
+    assert_eq!(client.ready("orders").await?, None);
+    assert_eq!(space.desk.called_again(), Vec::<String>::new());
+    Ok(())
+}
