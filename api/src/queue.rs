@@ -397,11 +397,12 @@ pub struct QueueStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue_name: Option<String>,
 
-    /// The broker's address, without credentials.
+    /// The broker's address, without credentials; the last one while the Secret cannot be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub broker_address: Option<String>,
 
-    /// Under `FailIfExists`: the queue did not exist when Warren first looked, so that what is there is Warren's.
+    /// Under `FailIfExists`: the queue did not exist on the broker of `brokerAddress` when Warren first looked, so that what is there is
+    /// Warren's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<bool>,
 
@@ -424,7 +425,7 @@ pub struct Declared {
     #[serde(default)]
     pub retry_delays_seconds: Vec<i32>,
 
-    /// Bindings that exist.
+    /// Bindings that exist, or may, while not all of them could be made.
     #[serde(default)]
     pub bindings: Vec<DeclaredBinding>,
 }
