@@ -237,8 +237,11 @@ async fn a_queue_is_kept_whole_while_a_pod_of_a_worker_that_is_gone_may_hold_its
 
 #[tokio::test]
 async fn a_namespace_goes_with_a_queue_whose_deletion_needs_the_secret_that_goes_too() -> Result<()> {
-    let room = Room::new("namespace-gone").await?;
-    let _operator = room.operator("one").await?;
+    let (home, room) = (Room::new("namespace-home").await?, Room::new("namespace-gone").await?);
+    let binary = static_binaries(&["warren-operator"]).await?.remove(0);
+    // Its Lease stays.
+    let namespaces = [home.name.as_str(), room.name.as_str()];
+    let _operator = Operator::watching(&binary, room.cluster.kubeconfig(), &namespaces, "one").await?;
     room.queue("orders", json!({"deletionPolicy": "Delete"})).await?;
     room.ready("orders").await?;
     // The worst order: the Secret goes long before the Queue.
