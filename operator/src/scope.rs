@@ -163,19 +163,14 @@ fn note_end_of_list<K>(event: &watcher::Event<K>, listed: &watch::Sender<bool>) 
 fn queue_event(event: &watcher::Event<Queue>, context: &Context) {
     match event {
         watcher::Event::Apply(queue) | watcher::Event::InitApply(queue) => {
-            for worker in context.workers_of(queue) {
-                // The receiver ends only with the process.
-                let _ = context.worker_changed.unbounded_send(ObjectRef::from_obj(&*worker));
-            }
+            reconcile(&context.workers_of(queue), context);
         }
         watcher::Event::Delete(queue) => {
             let key = Key { namespace: queue.namespace().unwrap_or_default(), name: queue.name_any() };
             context.brokers.forget(&key);
             context.brokers.release(&key, &context.queue_changed);
             context.metrics.forget_queue(&key);
-            for worker in context.workers_of(queue) {
-                let _ = context.worker_changed.unbounded_send(ObjectRef::from_obj(&*worker));
-            }
+            reconcile(&context.workers_of(queue), context);
         }
         watcher::Event::Init | watcher::Event::InitDone => {}
     }
@@ -199,9 +194,14 @@ fn tell_ordered(worker: &Worker, context: &Context) {
     let beside = context.stores.workers.state_filter(|other| {
         other.spec.consumer.ordering_key.is_some() && other.namespace() == worker.namespace()
     });
-    for other in beside {
+    reconcile(&beside, context);
+}
+
+/// Sends Workers to their reconcile.
+fn reconcile(workers: &[Arc<Worker>], context: &Context) {
+    for worker in workers {
         // The receiver ends only with the process.
-        let _ = context.worker_changed.unbounded_send(ObjectRef::from_obj(&*other));
+        let _ = context.worker_changed.unbounded_send(ObjectRef::from_obj(&**worker));
     }
 }
 

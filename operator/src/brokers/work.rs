@@ -130,6 +130,12 @@ async fn keep(
     Ok(Outcome::Declared(Seen { leftover, dead_letter_full, release: None }))
 }
 
+/// Closes a channel of one's own.
+async fn close(channel: &Channel) {
+    // One that does not close goes with the connection.
+    let _ = channel.close(200, "done".into()).await;
+}
+
 /// Takes a binding back that may have been made, on a channel of its own, as a refusal closes it.
 async fn take_back(link: &Link, main: &str, binding: &BindingPlan) -> Result<(), BrokerError> {
     let channel = open(link).await?;
@@ -142,8 +148,7 @@ async fn take_back(link: &Link, main: &str, binding: &BindingPlan) -> Result<(),
             Ok(())
         }
         unbound => {
-            // A channel that does not close goes with the connection.
-            let _ = channel.close(200, "done".into()).await;
+            close(&channel).await;
             unbound
         }
     }
@@ -190,8 +195,7 @@ async fn depth_of(link: &Link, queue: &str) -> Result<Option<QueueDepth>, Broker
     let channel = open(link).await?;
     match declare::depth(&channel, queue).await {
         Ok(depth) => {
-            // A channel that does not close goes with the connection.
-            let _ = channel.close(200, "done".into()).await;
+            close(&channel).await;
             Ok(Some(depth))
         }
         Err(BrokerError::NotFound { .. }) => Ok(None),
@@ -217,8 +221,7 @@ async fn retired(
         return Ok(false);
     }
     declare::delete(&channel, rung, queue_type == QueueType::Classic).await?;
-    // A channel that does not close goes with the connection.
-    let _ = channel.close(200, "done".into()).await;
+    close(&channel).await;
     Ok(true)
 }
 
@@ -253,8 +256,7 @@ async fn of_leader(link: &Link, queue: &str) -> Result<QueueDepth, BrokerError> 
     let channel = open(link).await?;
     match declare::gives_nothing(&channel, queue).await {
         Ok(nothing) => {
-            // A channel that does not close goes with the connection.
-            let _ = channel.close(200, "done".into()).await;
+            close(&channel).await;
             Ok(QueueDepth { ready: u32::from(!nothing), consumers: 0 })
         }
         // A quorum queue is never exclusive: its leader has answered that a single active consumer is all it gives messages to.
