@@ -27,6 +27,7 @@ use crate::metrics::Metrics;
 use crate::queue::consumers::Consumers;
 use crate::scaler::board::Board;
 use crate::scaler::record::Records;
+use crate::scaler::scrape::Scraper;
 use crate::scaler::task::worker_key;
 use crate::secrets::Secrets;
 use crate::worker::live::{LiveConfigMap, LiveDeployment, LiveDisruptionBudget};
@@ -69,6 +70,8 @@ pub struct Context {
     pub secrets: Arc<Secrets>,
     /// What the scaler last decided and saw.
     pub board: Arc<Board>,
+    /// Asks sidecars for their metrics.
+    pub scraper: Scraper,
     /// The scaler's last decisions, of the process.
     pub records: Arc<Records>,
     /// Caches.

@@ -20,6 +20,7 @@ use crate::app::Shared;
 use crate::brokers::Key;
 use crate::context::{Context, Retries, Stores};
 use crate::scaler::board::Board;
+use crate::scaler::scrape::Scraper;
 use crate::scaler::task::worker_key;
 use crate::watch::{Complaints, cached};
 use crate::worker::live::{LiveConfigMap, LiveDeployment, LiveDisruptionBudget, OfWorker};
@@ -57,6 +58,7 @@ pub(crate) async fn start(
         brokers: shared.brokers.clone(),
         secrets: shared.secrets.clone(),
         board: Arc::new(Board::default()),
+        scraper: Scraper::default(),
         records: shared.records.clone(),
         stores: Stores { queues, workers, deployments, config_maps, disruption_budgets },
         pods: PodIndex::new(pods.clone()),

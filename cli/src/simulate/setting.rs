@@ -114,7 +114,7 @@ impl Setting {
                 "consumer.concurrency must be between 1 and consumer.prefetch",
             ));
         }
-        let spec = warren_operator::scaler::asked::spec(worker, queue);
+        let spec = warren_operator::scaler::asked::spec(worker, queue, None);
         if spec.paused {
             return Err(SettingError::Refused(
                 "nothing would be consumed: consumer.paused is set, or consumer.orderingKey without singleActiveConsumer asks for more than one pod",

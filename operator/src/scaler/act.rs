@@ -11,7 +11,6 @@ use kube::{Api, ResourceExt};
 use serde_json::json;
 
 use super::board::{Entry, View};
-use super::sample::Tracker;
 use crate::brokers::Key;
 use crate::context::{Context, FIELD_MANAGER};
 use crate::worker::annotate::annotate;
@@ -28,6 +27,8 @@ const UNKNOWN_COST: u64 = 1_000_000;
 const PATCHING: Duration = Duration::from_secs(10);
 /// How long the marks may take: a load that grows meanwhile must be seen.
 const MARKING: Duration = Duration::from_secs(3);
+/// How long a look at the pods may take that are to be marked.
+const LOOKING: Duration = Duration::from_secs(1);
 /// Marks that are written at once.
 const MARKS_AT_ONCE: usize = 16;
 
@@ -59,10 +60,15 @@ pub async fn scale(
     patched.map_err(|late| kube::Error::Service(late.into()))?.map(drop)
 }
 
-/// Marks how much each pod has to do, so that a scale-in takes the idlest; gives whether all are marked.
-pub async fn mark_costs(context: &Context, pods: &[Arc<Pod>], tracker: &Tracker) -> bool {
+/// Marks how much each pod has to do, so that a scale-in takes the idlest; gives whether all are marked. `work`: what a pod has by its
+/// UID, messages at the handler and messages held.
+pub async fn mark_costs(
+    context: &Context,
+    pods: &[Arc<Pod>],
+    work: impl Fn(&str) -> Option<(u64, u64)>,
+) -> bool {
     let costs = pods.iter().filter(|pod| !pods::ending(pod)).filter_map(|pod| {
-        let cost = cost(tracker.work(&pod.uid().unwrap_or_default()));
+        let cost = cost(work(&pod.uid().unwrap_or_default()));
         let marked = pod.annotations().get(DELETION_COST);
         let same = marked.map_or(cost == 0, |marked| *marked == cost.to_string());
         (!same).then(|| (pod.clone(), cost.to_string()))
@@ -71,6 +77,16 @@ pub async fn mark_costs(context: &Context, pods: &[Arc<Pod>], tracker: &Tracker)
         .map(|(pod, cost)| async move { annotate(context, &pod, DELETION_COST, &cost).await });
     let all = marks.buffer_unordered(MARKS_AT_ONCE).fold(true, |all, marked| future::ready(all && marked));
     tokio::time::timeout(MARKING, all).await.unwrap_or(false)
+}
+
+/// Looks at pods of a Worker that somebody else scales, and marks them.
+pub async fn mark_idlest(context: &Context, pods: &[Arc<Pod>]) {
+    let seen = context.scraper.scrape(pods, LOOKING).await;
+    let work = |pod: &str| {
+        let (_, sample) = seen.iter().find(|(seen, _)| seen.uid().as_deref() == Some(pod))?;
+        Some(sample.work())
+    };
+    mark_costs(context, pods, work).await;
 }
 
 /// What a pod's end would cost, by its messages at the handler and its messages in all, where those are known.

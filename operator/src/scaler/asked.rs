@@ -3,10 +3,10 @@
 use warren_api::{Queue, QueueType, Worker};
 
 use super::inputs::Spec;
-use crate::worker::validate::unordered;
+use crate::worker::validate::disorder;
 
-/// What a Worker asks of its scaling.
-pub fn spec(worker: &Worker, queue: Option<&Queue>) -> Spec {
+/// What a Worker asks of its scaling; `beside`: another Worker of its Queue, where an order is asked for.
+pub fn spec(worker: &Worker, queue: Option<&Queue>, beside: Option<&str>) -> Spec {
     let (scaling, consumer) = (&worker.spec.scaling, &worker.spec.consumer);
     let per_call = worker.spec.handler.batch.as_ref().map_or(1, |batch| batch.max_messages.max(1));
     let calls = consumer.concurrency.unwrap_or(consumer.prefetch).max(1);
@@ -24,7 +24,7 @@ pub fn spec(worker: &Worker, queue: Option<&Queue>) -> Spec {
         handler_timeout: f64::from(worker.spec.handler.http.timeout_seconds),
         single,
         quorum: queue.is_none_or(|queue| queue.spec.queue_type == QueueType::Quorum),
-        paused: consumer.paused || queue.is_some_and(|queue| unordered(worker, queue).is_some()),
+        paused: consumer.paused || queue.is_some_and(|queue| disorder(worker, queue, beside).is_some()),
     }
 }
 
@@ -44,14 +44,19 @@ mod tests {
 
     #[test]
     fn a_pod_has_as_many_messages_at_the_handler_as_its_calls_carry_and_its_prefetch_holds() {
-        let asked = spec(&worker(json!({"prefetch": 200}), json!({"batch": {"maxMessages": 100}})), None);
+        let asked =
+            spec(&worker(json!({"prefetch": 200}), json!({"batch": {"maxMessages": 100}})), None, None);
         assert_eq!(asked.concurrency, 200);
-        let asked = spec(&worker(json!({"prefetch": 50}), json!({"batch": {"maxMessages": 100}})), None);
+        let asked =
+            spec(&worker(json!({"prefetch": 50}), json!({"batch": {"maxMessages": 100}})), None, None);
         assert_eq!(asked.concurrency, 50);
         let one_call = json!({"prefetch": 200, "concurrency": 1});
-        assert_eq!(spec(&worker(one_call, json!({"batch": {"maxMessages": 100}})), None).concurrency, 100);
         assert_eq!(
-            spec(&worker(json!({"prefetch": 200, "concurrency": 20}), json!({})), None).concurrency,
+            spec(&worker(one_call, json!({"batch": {"maxMessages": 100}})), None, None).concurrency,
+            100
+        );
+        assert_eq!(
+            spec(&worker(json!({"prefetch": 200, "concurrency": 20}), json!({})), None, None).concurrency,
             20
         );
     }
@@ -62,9 +67,18 @@ mod tests {
             serde_json::from_value(json!({"apiVersion": "warren.dev/v1alpha1", "kind": "Queue",
             "metadata": {"name": "q"}, "spec": {"singleActiveConsumer": true}}))
             .unwrap();
-        assert_eq!(spec(&worker(json!({}), json!({})), Some(&queue)).max, 1);
+        assert_eq!(spec(&worker(json!({}), json!({})), Some(&queue), None).max, 1);
         let mut standby = worker(json!({}), json!({}));
         standby.spec.scaling.min_replicas = 2;
-        assert_eq!(spec(&standby, Some(&queue)).max, 2);
+        assert_eq!(spec(&standby, Some(&queue), None).max, 2);
+    }
+    #[test]
+    fn a_worker_whose_order_another_one_would_break_consumes_nothing() {
+        let one = json!({"orderingKey": "x-customer"});
+        let mut worker = worker(one, json!({}));
+        worker.spec.scaling.max_replicas = 1;
+        let queue = Queue::new("q", warren_api::QueueSpec::default());
+        assert!(!spec(&worker, Some(&queue), None).paused);
+        assert!(spec(&worker, Some(&queue), Some("other")).paused);
     }
 }

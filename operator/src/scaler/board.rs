@@ -66,6 +66,8 @@ pub struct View {
     pub durability: Durability,
     /// Messages settled in the last while, which shares a Queue's backlog among its Workers.
     pub settled_lately: f64,
+    /// What the API server said to the last decision, where it does not take that.
+    pub refused: Option<String>,
 }
 
 /// One Worker.

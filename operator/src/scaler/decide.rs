@@ -73,6 +73,7 @@ pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (
     if let Some((reason, why)) = trouble(&history, ready, inputs, spec, now) {
         return (hold(reason, raw, why), history);
     }
+    history.observe_fewer(to_pods(need.now) < current, now);
     let decision = within_limits(&history, &need, raw, ready, inputs, spec, now);
     match decision.replicas.cmp(&current) {
         Ordering::Less => history.scaled_in(now),
@@ -165,17 +166,14 @@ fn within_limits(
         let why = format!("{raw} pods wanted, {} allows {max}", spec.limit());
         return decision(current, Reason::AtMaximum, &why);
     }
-    let within = |pods: f64| to_pods(pods).clamp(min, max);
-    let (lowest, for_now) = (within(need.lasting), within(need.now));
+    let lowest = to_pods(need.lasting).clamp(min, max);
     if lowest >= current {
         let (reason, why) = if current == 0 && raw == 0 {
             (Reason::Idle, "nothing to do".to_owned())
-        } else if for_now < current {
-            let window = window(spec);
-            (
-                Reason::Stabilizing,
-                format!("{for_now} pods would do now, what arrived within {window:.0} s decides"),
-            )
+        } else if current > min && history.fewer_would_do() {
+            let why =
+                format!("fewer pods would do at times, what arrived within {:.0} s decides", window(spec));
+            (Reason::Stabilizing, why)
         } else if let Some(Floor { schedule, .. }) = scheduled.filter(|_| current == min && raw < current) {
             (
                 Reason::Scheduled,

@@ -473,6 +473,22 @@ fn steady_load_is_served_and_left_alone() {
 }
 
 #[test]
+fn noise_about_a_whole_number_of_pods_is_told_once_a_minute_at_most() {
+    let mut world = World::new(Spec { stabilization: 300.0, ..spec() }, 1.0);
+    let mut told: Vec<(f64, Reason)> = Vec::new();
+    for second in 0..2400 {
+        let rate = if second / 35 % 2 == 0 { 2.6 } else { 4.8 };
+        let reason = world.second(rate).reason;
+        let stays = matches!(reason, Reason::Steady | Reason::Stabilizing);
+        if stays && second > 600 && told.last().is_none_or(|(_, last)| *last != reason) {
+            told.push((world.now, reason));
+        }
+    }
+    assert!(told.len() > 4, "{told:?}");
+    assert!(told.iter().skip(1).is_sorted_by(|(one, _), (next, _)| next - one >= 60.0), "{told:?}");
+}
+
+#[test]
 fn a_queue_that_grows_slowly_gets_a_pod_more_within_the_target_and_keeps_it_for_ten_minutes() {
     let mut world = World::new(spec(), 0.5);
     let (mut changes, mut longest) = (vec![], 0.0_f64);

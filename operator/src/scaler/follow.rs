@@ -2,11 +2,9 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{StreamExt, future, stream};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::events::EventType;
@@ -26,12 +24,13 @@ use super::inputs::{Inputs, Sidecars, Workload};
 use super::reason::Reason;
 use super::sample::{Answer, Tracker};
 use super::schedule::Timetable;
-use super::scrape::Scraper;
 use super::share::{Lately, part};
 use super::side::Side;
 use super::task::fleet_pause;
 use crate::brokers::{Key, Prober};
 use crate::context::Context;
+use crate::worker::apply::is_refusal;
+use crate::worker::dereference::beside;
 use crate::worker::live::LiveDeployment;
 use crate::worker::pods;
 use crate::{queue, tick};
@@ -46,8 +45,6 @@ const OBSERVED: Duration = Duration::from_secs(5);
 const SCRAPING: Duration = Duration::from_secs(3);
 /// How long a queue beside the Queue's own may hold up a look.
 const BESIDE: Duration = Duration::from_millis(500);
-/// Scrapes of one Worker at once.
-const SCRAPES_AT_ONCE: usize = 16;
 /// How long the first depth may take before it counts as unknown.
 const FIRST_DEPTH: Duration = Duration::from_secs(10);
 /// How long a change of the Deployment may take to come back in the cache.
@@ -56,7 +53,6 @@ const SETTLE: Duration = Duration::from_secs(3);
 struct Follower {
     key: Key,
     context: Arc<Context>,
-    scraper: Arc<Scraper>,
     entry: Arc<Entry>,
     tracker: Tracker,
     history: History,
@@ -75,12 +71,11 @@ struct Follower {
 }
 
 /// Follows a Worker until it is gone.
-pub(super) async fn follow(key: Key, context: Arc<Context>, scraper: Arc<Scraper>) {
+pub(super) async fn follow(key: Key, context: Arc<Context>) {
     let entry = context.board.entry(&key);
     let mut follower = Follower {
         key,
         entry,
-        scraper,
         tracker: Tracker::default(),
         history: History::default(),
         timetable: Timetable::default(),
@@ -117,7 +112,7 @@ impl Follower {
         let queue = stores.queues.get(&ObjectRef::new(&worker.spec.queue_ref.name).within(namespace));
         let deployment = stores.deployments.get(&ObjectRef::new(&self.key.name).within(namespace));
         let pods = context.pods.of(&self.key);
-        let beside = queue.as_deref().and_then(|queue| self.side.next(queue));
+        let side = queue.as_deref().and_then(|queue| self.side.next(queue));
         let lane = queue.as_deref().and_then(|queue| context.brokers.lane_of(&queue::validate::key(queue)));
         // One that is looked at now and then is none of those whose looks are spread.
         let builtin =
@@ -129,14 +124,14 @@ impl Follower {
             (self.followed, self.depth) = (name.map(str::to_owned), None);
             self.history = History::default();
         }
-        let (depth, beside_depth, sidecars) = tokio::join!(
+        let (depth, side_depth, sidecars) = tokio::join!(
             self.read_depth(queue.as_deref(), name),
-            tokio::time::timeout(BESIDE, self.read_depth(queue.as_deref(), beside.as_deref())),
+            tokio::time::timeout(BESIDE, self.read_depth(queue.as_deref(), side.as_deref())),
             // At zero nothing depends on what pods say that end, and a message is to be seen at once.
             self.scrape(&pods, if self.decided == Some(0) { AT_ZERO / 2 } else { SCRAPING })
         );
         self.depth = depth.or(self.depth);
-        if let (Some(name), Some((depth, _))) = (beside, beside_depth.ok().flatten()) {
+        if let (Some(name), Some((depth, _))) = (side, side_depth.ok().flatten()) {
             self.side.note(name, u64::from(depth.ready));
         }
         let consumes = sidecars.iter().any(|answer| answer.sample.connected && answer.sample.handler_up);
@@ -158,7 +153,8 @@ impl Follower {
         }
         let live =
             deployment.as_deref().and_then(|deployment| deployment.facts.desired).map(i32::unsigned_abs);
-        let spec = spec(worker, queue.as_deref());
+        let beside = queue.as_deref().and_then(|queue| beside(worker, queue, &context));
+        let spec = spec(worker, queue.as_deref(), beside.as_deref());
         // Without a Deployment nothing that was decided has come about.
         let current = live.map_or(spec.min, |live| self.decided.unwrap_or(live));
         let share = context.board.part(&self.key);
@@ -190,7 +186,7 @@ impl Follower {
 
     fn view(&self, decision: Option<Decision>, handlers: Handlers) -> View {
         let durability = self.tracker.durability();
-        View { decision, handlers, durability, settled_lately: self.settled.amount }
+        View { decision, handlers, durability, settled_lately: self.settled.amount, ..View::default() }
     }
 
     /// What a queue on the broker of `queue` holds, and when that was.
@@ -208,20 +204,12 @@ impl Follower {
     }
 
     async fn scrape(&self, pods: &[Arc<Pod>], limit: Duration) -> Vec<Answer> {
-        let running = pods.iter().filter(|pod| pods::sidecar_runs(pod));
-        let addresses: Vec<(String, bool, bool, IpAddr)> = running
-            .filter_map(|pod| {
-                let address = pod.status.as_ref()?.pod_ip.as_deref()?.parse().ok()?;
-                let whole = pod.creation_timestamp().is_some_and(|created| created.0 > self.since_wall);
-                Some((pod.uid()?, whole, pods::ending(pod), address))
-            })
-            .collect();
-        let scrapes = stream::iter(addresses).map(|(pod, whole, ending, address)| async move {
-            Some(Answer { pod, whole, ending, sample: self.scraper.scrape(address).await? })
-        });
-        // One Worker whose pods do not answer leaves the others room.
-        let answers = scrapes.buffer_unordered(SCRAPES_AT_ONCE).filter_map(future::ready);
-        answers.take_until(tokio::time::sleep(limit)).collect().await
+        let answers = self.context.scraper.scrape(pods, limit).await;
+        let answer = |(pod, sample): (Arc<Pod>, _)| {
+            let whole = pod.creation_timestamp().is_some_and(|created| created.0 > self.since_wall);
+            Some(Answer { pod: pod.uid()?, whole, ending: pods::ending(&pod), sample })
+        };
+        answers.into_iter().filter_map(answer).collect()
     }
 
     fn fold(&mut self, pods: &[Arc<Pod>], answers: Vec<Answer>) -> (Sidecars, Handlers) {
@@ -279,7 +267,7 @@ impl Follower {
             return;
         }
         if live.is_some_and(|live| wanted < live) {
-            let marked = act::mark_costs(&self.context, pods, &self.tracker).await;
+            let marked = act::mark_costs(&self.context, pods, |pod| self.tracker.work(pod)).await;
             // Such work must not go for want of a mark.
             if !marked && self.long_work {
                 self.not_done(live, foreign);
@@ -314,6 +302,14 @@ impl Follower {
             Err(error) => {
                 tracing::warn!(namespace = %self.key.namespace, worker = %self.key.name, %error, "not scaled, tried again");
                 self.not_done(live, foreign);
+                let refused = match &error {
+                    kube::Error::Api(answer) if is_refusal(answer.code, &answer.reason) => Some(answer),
+                    _ => None,
+                };
+                let refused = refused.map(|answer| format!("{wanted} replicas: {}", answer.message));
+                let view = View { decision: former.decision.clone(), refused, ..view };
+                self.entry.replace(view.clone());
+                self.tell_if_news(worker, &former, &view);
             }
         }
     }
@@ -340,6 +336,7 @@ impl Follower {
                 view.handlers.all_held(),
                 view.handlers.misconfigured,
                 view.handlers.disconnected(),
+                view.refused.is_some(),
                 // What the Queue tells of its messages.
                 (view.durability.deliveries > 0, view.durability.percent()),
             )

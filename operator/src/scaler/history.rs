@@ -12,6 +12,8 @@ const RECENT_WINDOW: f64 = 10.0;
 /// Seconds for which pods that proved too few are not tried again, since they were there: what bounds how often a steady load
 /// changes them.
 pub const TOO_FEW_SECONDS: f64 = 600.0;
+/// Least seconds between two changes of whether fewer pods would do, which people read.
+const FEWER_SECONDS: f64 = 60.0;
 /// Share of the load that pods proved too few for, below which they are tried again: less is noise.
 const LOWER_LOAD: f64 = 0.7;
 /// Seconds within which pods that went are wanted again, when bursts come often.
@@ -52,6 +54,8 @@ pub struct History {
     took_over: bool,
     asked: Option<Asked>,
     startup: Option<f64>,
+    /// Whether fewer pods would do, as it is told, and since when.
+    fewer: Option<(bool, f64)>,
 }
 
 /// What is remembered of changes of replicas.
@@ -346,6 +350,18 @@ impl History {
     /// Seconds since the first reading.
     pub(super) fn age(&self, now: f64) -> f64 {
         self.started_at.map_or(0.0, |at| now - at)
+    }
+
+    /// Whether fewer pods would do just now: noise about a whole number of pods is no news each second.
+    pub(super) fn observe_fewer(&mut self, fewer: bool, now: f64) {
+        if self.fewer.is_none_or(|(told, since)| told != fewer && now - since >= FEWER_SECONDS) {
+            self.fewer = Some((fewer, now));
+        }
+    }
+
+    /// Whether fewer pods would do, as it is to be told.
+    pub(super) fn fewer_would_do(&self) -> bool {
+        self.fewer.is_some_and(|(fewer, _)| fewer)
     }
 
     /// Pods were asked for; `too_much` messages a second have shown that the pods before were too few.

@@ -44,6 +44,13 @@ pub struct Sample {
     pub misconfigured: Option<u16>,
 }
 
+impl Sample {
+    /// Messages at the handler, and messages held.
+    pub const fn work(&self) -> (u64, u64) {
+        (self.in_flight, self.unsettled)
+    }
+}
+
 /// A sidecar that answered.
 #[derive(Clone, Debug)]
 pub struct Answer {
@@ -183,7 +190,7 @@ impl Tracker {
 
     /// What a pod had when it was last seen: messages at the handler, and messages held.
     pub fn work(&self, pod: &str) -> Option<(u64, u64)> {
-        self.pods.get(pod).map(|tracked| (tracked.last.in_flight, tracked.last.unsettled))
+        self.pods.get(pod).map(|tracked| tracked.last.work())
     }
 
     /// What was counted lately.

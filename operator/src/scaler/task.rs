@@ -10,7 +10,6 @@ use warren_api::Worker;
 use warren_api::worker::ScalingMode;
 
 use super::follow::{AT_ZERO, follow};
-use super::scrape::Scraper;
 use super::side;
 use crate::brokers::Key;
 use crate::context::Context;
@@ -22,34 +21,33 @@ const PROBES_A_SECOND: f64 = 400.0;
 
 /// Runs a loop for each Worker of the scope until `context.shutdown`.
 pub async fn run(context: Arc<Context>) {
-    let scraper = Arc::new(Scraper::default());
-    let mut loops: HashMap<Key, JoinHandle<()>> = HashMap::new();
+    let mut loops: HashMap<Key, (Option<String>, JoinHandle<()>)> = HashMap::new();
     let mut ended = std::pin::pin!(context.shutdown.clone().cancelled());
     loop {
         let all = context.stores.workers.state();
         context.board.share(sharing(&all));
-        let living: HashMap<Key, ()> = all.iter().map(|w| (worker_key(w), ())).collect();
-        loops.retain(|key, task| {
-            let lives = living.contains_key(key) && !task.is_finished();
-            if !living.contains_key(key) {
+        let living: HashMap<Key, Option<String>> = all.iter().map(|w| (worker_key(w), w.uid())).collect();
+        loops.retain(|key, (uid, task)| {
+            // One that has the place of another begins anew.
+            let same = living.get(key) == Some(uid);
+            if !same {
                 task.abort();
                 context.board.forget(key);
                 context.records.forget(key);
                 context.metrics.forget_worker(key);
             }
-            lives
+            same && !task.is_finished()
         });
-        for key in living.into_keys() {
-            loops
-                .entry(key.clone())
-                .or_insert_with(|| tokio::spawn(follow(key, context.clone(), scraper.clone())));
+        for (key, uid) in living {
+            let spawn = || (uid, tokio::spawn(follow(key.clone(), context.clone())));
+            loops.entry(key.clone()).or_insert_with(spawn);
         }
         let most = context.brokers.most_probers();
         context.metrics.probe_interval(fleet_pause(most).max(AT_ZERO).as_secs_f64());
         tokio::select! {
             () = tokio::time::sleep(SWEEP) => {}
             () = &mut ended => {
-                loops.values().for_each(JoinHandle::abort);
+                loops.values().for_each(|(_, task)| task.abort());
                 return;
             }
         }

@@ -19,7 +19,7 @@ use crate::secrets::{SecretState, User};
 pub struct Surroundings {
     /// Its Queue.
     pub queue: Option<Arc<Queue>>,
-    /// Another Worker of the Queue, looked up where an order is asked for.
+    /// See [`beside`].
     pub beside: Option<String>,
     /// The Secret that the sidecars use; none without a Queue.
     pub secret: Option<SecretState>,
@@ -52,10 +52,7 @@ pub async fn dereference(worker: &Worker, context: &Context) -> Result<Surroundi
             Some(context.secrets.get(&namespace, worker_secret(queue), user).await?)
         }
     };
-    let beside = match &queue {
-        Some(queue) if worker.spec.consumer.ordering_key.is_some() => beside(worker, queue, context),
-        _ => None,
-    };
+    let beside = queue.as_deref().and_then(|queue| beside(worker, queue, context));
     Ok(Surroundings {
         queue,
         beside,
@@ -67,8 +64,9 @@ pub async fn dereference(worker: &Worker, context: &Context) -> Result<Surroundi
     })
 }
 
-/// The first other Worker of a Queue that is not being deleted.
-fn beside(worker: &Worker, queue: &Queue, context: &Context) -> Option<String> {
+/// The first other Worker of the Queue that is not being deleted, looked up where an order is asked for.
+pub fn beside(worker: &Worker, queue: &Queue, context: &Context) -> Option<String> {
+    worker.spec.consumer.ordering_key.as_ref()?;
     let workers = context.workers_of(queue);
     let others = workers.iter().filter(|other| other.metadata.deletion_timestamp.is_none());
     others.map(|other| other.name_any()).filter(|name| *name != worker.name_any()).min()

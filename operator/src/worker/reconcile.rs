@@ -25,6 +25,7 @@ use crate::condition::find;
 use crate::context::Context;
 use crate::error::Error;
 use crate::problem::Problem;
+use crate::scaler::act;
 use crate::scaler::board::{Entry, View};
 use crate::scaler::task::worker_key;
 use crate::watch::Complaints;
@@ -90,7 +91,13 @@ async fn converge(
         Err(problem) => return Ok((Some(problem), None)),
     };
     let _writing = entry.writing.lock().await;
-    let replicas = replicas(worker, around, &entry.view());
+    let view = entry.view();
+    let replicas = replicas(worker, around, &view);
+    // In mode Builtin the scaler has done so.
+    let others = worker.spec.scaling.mode != ScalingMode::Builtin;
+    if others && live(around).is_some_and(|live| live.unsigned_abs() > replicas) {
+        act::mark_idlest(context, &around.pods).await;
+    }
     let built = build(
         &valid,
         &around.deployment.as_deref().map(LiveDeployment::rolled).unwrap_or_default(),
@@ -105,7 +112,7 @@ async fn converge(
                 let object = worker.object_ref(&());
                 context.event(&object, EventType::Warning, "DeploymentRecreated", note, "Reconcile");
             }
-            Ok((disorder(worker, valid.queue, around), Some(built.image)))
+            Ok((disorder(worker, valid.queue, around.beside.as_deref()), Some(built.image)))
         }
         Err(problem) => Ok((Some(problem), None)),
     }
@@ -113,15 +120,19 @@ async fn converge(
 
 /// In mode Builtin the scaler's number, and until it has one the number that is there.
 fn replicas(worker: &Worker, around: &Surroundings, view: &View) -> u32 {
-    let live = || around.deployment.as_deref().and_then(|deployment| deployment.facts.desired);
     let replicas = match worker.spec.scaling.mode {
         ScalingMode::Builtin => match &view.decision {
             Some(decision) => return decision.replicas,
-            None => live().unwrap_or(worker.spec.scaling.min_replicas),
+            None => live(around).unwrap_or(worker.spec.scaling.min_replicas),
         },
         ScalingMode::External | ScalingMode::Manual => worker.spec.replicas,
     };
     replicas.max(0).unsigned_abs()
+}
+
+/// Replicas that the Deployment asks for.
+fn live(around: &Surroundings) -> Option<i32> {
+    around.deployment.as_deref().and_then(|deployment| deployment.facts.desired)
 }
 
 async fn write(worker: &Worker, status: WorkerStatus, context: &Context) -> Result<(), Error> {

@@ -179,6 +179,12 @@ fn available(
 fn scaling_active(worker: &Worker, view: &View) -> Statement {
     let scaling = &worker.spec.scaling;
     let active = |reason: &str, message: &str| Statement::new(SCALING_ACTIVE, true, reason, message);
+    if let Some(refusal) = &view.refused {
+        let message = format!(
+            "the API server does not take {refusal}. A right of the operator or a policy of the namespace is in the way: see to that; it is tried again by itself"
+        );
+        return Statement::new(SCALING_ACTIVE, false, "ScaleRefused", message);
+    }
     match (scaling.mode, &view.decision) {
         (ScalingMode::External, _) => active("External", "an HPA or KEDA writes the scale subresource"),
         (ScalingMode::Manual, _) => active("Manual", "spec.replicas is obeyed"),
@@ -322,6 +328,19 @@ mod tests {
         assert_eq!((active.status.as_str(), active.reason.as_str()), ("False", SCHEDULE_INVALID));
         assert!(active.message.contains("0 8 * * 1-5"), "{}", active.message);
         assert_eq!(find(&status.conditions, READY).unwrap().status, "False");
+    }
+
+    #[test]
+    fn replicas_that_the_api_server_does_not_take_are_said_with_its_answer() {
+        let view = View {
+            refused: Some("7 replicas: denied by a webhook".to_owned()),
+            ..decided(Reason::Steady, "fits")
+        };
+        let status = say(None, &view);
+        let active = find(&status.conditions, SCALING_ACTIVE).unwrap();
+        assert_eq!((active.status.as_str(), active.reason.as_str()), ("False", "ScaleRefused"));
+        assert!(active.message.contains("denied by a webhook. "), "{}", active.message);
+        assert_eq!(find(&status.conditions, READY).unwrap().reason, "ScaleRefused");
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub fn drain_seconds(worker: &Worker) -> i32 {
 }
 
 /// Why the order that `consumer.orderingKey` asks for cannot be kept: several pods would each get some messages of a key.
-pub fn unordered(worker: &Worker, queue: &Queue) -> Option<Problem> {
+fn unordered(worker: &Worker, queue: &Queue) -> Option<Problem> {
     let spec = &worker.spec;
     spec.consumer.ordering_key.as_ref()?;
     let (most, field) = match spec.scaling.mode {
@@ -76,9 +76,9 @@ fn not_alone(worker: &Worker, queue: &Queue, beside: Option<&str>) -> Option<Pro
     })
 }
 
-/// Whatever keeps the order that was asked for from being kept.
-pub fn disorder(worker: &Worker, queue: &Queue, around: &Surroundings) -> Option<Problem> {
-    unordered(worker, queue).or_else(|| not_alone(worker, queue, around.beside.as_deref()))
+/// Whatever keeps the order that was asked for from being kept; `beside`: another Worker of the Queue.
+pub fn disorder(worker: &Worker, queue: &Queue, beside: Option<&str>) -> Option<Problem> {
+    unordered(worker, queue).or_else(|| not_alone(worker, queue, beside))
 }
 
 /// The port that the handler listens on; none where the template names none.
@@ -118,7 +118,7 @@ pub fn validate<'a>(worker: &'a Worker, around: &'a Surroundings) -> Result<Vali
         worker,
         queue,
         secret: secret.to_owned(),
-        held: worker.spec.consumer.paused || disorder(worker, queue, around).is_some(),
+        held: worker.spec.consumer.paused || disorder(worker, queue, around.beside.as_deref()).is_some(),
         container: container.name.clone(),
         port,
         drain_seconds,
@@ -321,7 +321,7 @@ pub(crate) mod tests {
     fn an_order_that_another_worker_of_the_queue_would_break_is_refused_unless_the_broker_serves_one_pod() {
         let mut around = Surroundings { beside: Some("other".to_owned()), ..surroundings() };
         let one = worker(json!({"consumer": {"orderingKey": "x-customer"}, "scaling": {"maxReplicas": 1}}));
-        let problem = disorder(&one, around.queue.as_deref().unwrap(), &around).unwrap();
+        let problem = disorder(&one, around.queue.as_deref().unwrap(), around.beside.as_deref()).unwrap();
         assert!(problem.message.contains("Worker \"other\""), "{}", problem.message);
         assert!(validate(&one, &around).unwrap().held);
         assert!(!validate(&worker(json!({})), &around).unwrap().held, "it asks for no order");

@@ -61,6 +61,22 @@ async fn in_mode_manual_the_worker_has_the_replicas_that_kubectl_scale_says() ->
 }
 
 #[tokio::test]
+async fn of_pods_that_kubectl_scale_takes_away_the_idlest_go() -> Result<()> {
+    let manual = json!({"scaling": {"mode": "Manual"}, "replicas": 4});
+    let space = space_of("idlest", Order::work(Duration::from_secs(15)), manual).await?;
+    space.pods_ready("invoices", 4).await?;
+    space.client().await?.publish_all("orders", ["one".into()]).await?;
+    let busy = space
+        .eventually("a call has begun", async || {
+            space.desk.entries().first().map(|entry| entry.call.pod.clone()).context("no call")
+        })
+        .await?;
+    space.kubectl(&["scale", "wk/invoices", "--replicas=1"]).await?;
+    assert_eq!(space.pods_ready("invoices", 1).await?, [busy]);
+    space.handled(1).await
+}
+
+#[tokio::test]
 async fn in_mode_builtin_kubectl_scale_changes_nothing_and_a_condition_says_so() -> Result<()> {
     let space = space("builtin", json!({"scaling": {"minReplicas": 1}})).await?;
     space.pods_ready("invoices", 1).await?;
