@@ -2,9 +2,15 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::decide::Decision;
 use crate::brokers::Key;
+
+/// Pods are marked for the same replicas at most so often.
+const MARKED_AGAIN: Duration = Duration::from_secs(20);
 
 /// How the handlers of a Worker's pods do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,6 +82,8 @@ pub struct Entry {
     view: Mutex<View>,
     /// Held while replicas are written, so that a reconcile never puts back a number that the scaler has just changed.
     pub writing: tokio::sync::Mutex<()>,
+    /// For which replicas pods were marked last, and when.
+    marked: Mutex<Option<(u32, Instant)>>,
 }
 
 impl Entry {
@@ -87,6 +95,19 @@ impl Entry {
     /// What is known.
     pub fn view(&self) -> View {
         self.locked().clone()
+    }
+
+    /// Whether pods are to be marked before replicas become so many. Not again and again where that is refused: a mark changes
+    /// the pod, which brings the Worker to its reconcile.
+    pub fn may_mark(&self, replicas: u32) -> bool {
+        // One assignment: a panic leaves nothing half done.
+        let mut marked = self.marked.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let before = marked.filter(|(former, at)| *former == replicas && now - *at < MARKED_AGAIN);
+        if before.is_none() {
+            *marked = Some((replicas, now));
+        }
+        before.is_none()
     }
 
     /// Replaces what is known; gives what was.

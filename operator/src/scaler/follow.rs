@@ -47,6 +47,8 @@ const SCRAPING: Duration = Duration::from_secs(3);
 const BESIDE: Duration = Duration::from_millis(500);
 /// How long the first depth may take before it counts as unknown.
 const FIRST_DEPTH: Duration = Duration::from_secs(10);
+/// What the API server has refused is tried again after so long.
+const REFUSED_AGAIN: Duration = Duration::from_secs(10);
 /// How long a change of the Deployment may take to come back in the cache.
 const SETTLE: Duration = Duration::from_secs(3);
 
@@ -66,6 +68,8 @@ struct Follower {
     long_work: bool,
     decided: Option<u32>,
     patched: Option<Instant>,
+    /// When the API server has refused a patch, and what it said.
+    refused: Option<(Instant, String)>,
     since: Instant,
     since_wall: Timestamp,
 }
@@ -87,6 +91,7 @@ pub(super) async fn follow(key: Key, context: Arc<Context>) {
         long_work: false,
         decided: None,
         patched: None,
+        refused: None,
         since: Instant::now(),
         since_wall: Timestamp::now(),
         context,
@@ -134,7 +139,10 @@ impl Follower {
         if let (Some(name), Some((depth, _))) = (side, side_depth.ok().flatten()) {
             self.side.note(name, u64::from(depth.ready));
         }
-        let consumes = sidecars.iter().any(|answer| answer.sample.connected && answer.sample.handler_up);
+        let beside = queue.as_deref().and_then(|queue| beside(worker, queue, &context));
+        let spec = spec(worker, queue.as_deref(), beside.as_deref());
+        let takes = |answer: &Answer| !answer.ending && answer.sample.connected && answer.sample.handler_up;
+        let consumes = !spec.paused && sidecars.iter().any(takes);
         let (sidecars, handlers) = self.fold(&pods, sidecars);
         self.settled.observe(sidecars.settled, self.since.elapsed().as_secs_f64());
         let contradicted = consumes && self.depth.is_some_and(|(depth, _)| depth.consumers == 0);
@@ -153,8 +161,6 @@ impl Follower {
         }
         let live =
             deployment.as_deref().and_then(|deployment| deployment.facts.desired).map(i32::unsigned_abs);
-        let beside = queue.as_deref().and_then(|queue| beside(worker, queue, &context));
-        let spec = spec(worker, queue.as_deref(), beside.as_deref());
         // Without a Deployment nothing that was decided has come about.
         let current = live.map_or(spec.min, |live| self.decided.unwrap_or(live));
         let share = context.board.part(&self.key);
@@ -266,20 +272,31 @@ impl Follower {
             self.show(worker, &view);
             return;
         }
+        let former = self.entry.view();
+        if let Some((_, answer)) = self.refused.as_ref().filter(|(at, _)| at.elapsed() < REFUSED_AGAIN) {
+            let refused = Some(answer.clone());
+            self.not_done(live, foreign);
+            self.show(worker, &View { decision: former.decision, refused, ..view });
+            return;
+        }
         if live.is_some_and(|live| wanted < live) {
             let marked = act::mark_costs(&self.context, pods, |pod| self.tracker.work(pod)).await;
             // Such work must not go for want of a mark.
             if !marked && self.long_work {
                 self.not_done(live, foreign);
-                let decision = self.entry.view().decision;
-                self.show(worker, &View { decision, ..view });
+                self.show(worker, &View { decision: former.decision, ..view });
                 return;
             }
         }
-        let former = self.entry.view();
+        // Whose mode has changed meanwhile is not Warren's to scale any more.
+        let reference = ObjectRef::from_obj(worker);
+        let stays = |worker: Arc<Worker>| worker.spec.scaling.mode == ScalingMode::Builtin;
+        if !self.context.stores.workers.get(&reference).is_some_and(stays) {
+            return;
+        }
         match act::scale(&self.context, &self.key, &self.entry, view.clone(), wanted).await {
             Ok(()) => {
-                self.patched = Some(Instant::now());
+                (self.patched, self.refused) = (Some(Instant::now()), None);
                 let Decision { raw, message, .. } = &decision;
                 // Limits count while replicas are held, too: what the event tells of is that pods come or go.
                 let reason = match live.unwrap_or_default().cmp(&wanted) {
@@ -302,11 +319,13 @@ impl Follower {
             Err(error) => {
                 tracing::warn!(namespace = %self.key.namespace, worker = %self.key.name, %error, "not scaled, tried again");
                 self.not_done(live, foreign);
-                let refused = match &error {
-                    kube::Error::Api(answer) if is_refusal(answer.code, &answer.reason) => Some(answer),
+                self.refused = match error {
+                    kube::Error::Api(answer) if is_refusal(answer.code, &answer.reason) => {
+                        Some((Instant::now(), answer.message.clone()))
+                    }
                     _ => None,
                 };
-                let refused = refused.map(|answer| format!("{wanted} replicas: {}", answer.message));
+                let refused = self.refused.as_ref().map(|(_, answer)| answer.clone());
                 let view = View { decision: former.decision.clone(), refused, ..view };
                 self.entry.replace(view.clone());
                 self.tell_if_news(worker, &former, &view);
@@ -336,11 +355,16 @@ impl Follower {
                 view.handlers.all_held(),
                 view.handlers.misconfigured,
                 view.handlers.disconnected(),
-                view.refused.is_some(),
-                // What the Queue tells of its messages.
-                (view.durability.deliveries > 0, view.durability.percent()),
+                view.refused.clone(),
             )
         };
+        let durable = |view: &View| (view.durability.deliveries > 0, view.durability.percent());
+        // The receivers end only with the process.
+        if durable(former) != durable(view) {
+            // The Queue tells of its messages' durability.
+            let queue = ObjectRef::new(&worker.spec.queue_ref.name).within(&self.key.namespace);
+            let _ = self.context.queue_changed.unbounded_send(queue);
+        }
         if said(former) == said(view) {
             return;
         }
@@ -356,9 +380,6 @@ impl Follower {
                 }
             }
         }
-        // The Queue tells of its messages' durability. The receivers end only with the process.
-        let queue = ObjectRef::new(&worker.spec.queue_ref.name).within(&self.key.namespace);
-        let _ = self.context.queue_changed.unbounded_send(queue);
         let _ = self.context.worker_changed.unbounded_send(ObjectRef::from_obj(worker));
     }
 

@@ -5,14 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::ResourceExt;
+use kube::runtime::reflector::ObjectRef;
 use tokio::task::JoinHandle;
 use warren_api::Worker;
 use warren_api::worker::ScalingMode;
 
+use super::asked::spec;
 use super::follow::{AT_ZERO, follow};
 use super::side;
 use crate::brokers::Key;
 use crate::context::Context;
+use crate::worker::dereference::beside;
 
 /// How often the set of Workers is looked through.
 const SWEEP: Duration = Duration::from_millis(500);
@@ -25,7 +28,7 @@ pub async fn run(context: Arc<Context>) {
     let mut ended = std::pin::pin!(context.shutdown.clone().cancelled());
     loop {
         let all = context.stores.workers.state();
-        context.board.share(sharing(&all));
+        context.board.share(sharing(&all, &context));
         let living: HashMap<Key, Option<String>> = all.iter().map(|w| (worker_key(w), w.uid())).collect();
         loops.retain(|key, (uid, task)| {
             // One that has the place of another begins anew.
@@ -59,14 +62,21 @@ pub fn worker_key(worker: &Worker) -> Key {
     Key { namespace: worker.namespace().unwrap_or_default(), name: worker.name_any() }
 }
 
+fn consumes(worker: &Worker, context: &Context) -> bool {
+    let reference = ObjectRef::new(&worker.spec.queue_ref.name);
+    let queue = context.stores.queues.get(&reference.within(&worker.namespace().unwrap_or_default()));
+    let beside = queue.as_deref().and_then(|queue| beside(worker, queue, context));
+    !spec(worker, queue.as_deref(), beside.as_deref()).paused
+}
+
 /// Each Builtin Worker that shares its Queue with others, with all that do.
-fn sharing(workers: &[Arc<Worker>]) -> HashMap<Key, Arc<[Key]>> {
+fn sharing(workers: &[Arc<Worker>], context: &Context) -> HashMap<Key, Arc<[Key]>> {
     let mut by_queue: HashMap<(String, &str), Vec<Key>> = HashMap::new();
     // Who consumes nothing leaves all to the others.
     let shares = |worker: &Worker| {
         worker.spec.scaling.mode == ScalingMode::Builtin
-            && !worker.spec.consumer.paused
             && worker.metadata.deletion_timestamp.is_none()
+            && consumes(worker, context)
     };
     for worker in workers.iter().filter(|worker| shares(worker)) {
         let queue = (worker.namespace().unwrap_or_default(), worker.spec.queue_ref.name.as_str());

@@ -182,7 +182,7 @@ fn sidecar_config(valid: &ValidWorker<'_>) -> SidecarConfig {
         consumer: ConsumerConfig {
             prefetch,
             concurrency,
-            paused: valid.held,
+            paused: valid.held(),
             prefetch_mode: spec.consumer.prefetch_mode,
             ordering_key: spec.consumer.ordering_key.clone(),
         },

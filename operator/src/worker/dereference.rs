@@ -5,13 +5,16 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
+use tokio::time::Instant;
 use warren_api::names::config_map;
 use warren_api::{Queue, Worker};
 
 use super::live::{LiveConfigMap, LiveDeployment, LiveDisruptionBudget};
+use super::pods;
 use crate::brokers::Key;
 use crate::context::Context;
 use crate::error::Error;
+use crate::scaler::task::worker_key;
 use crate::secrets::{SecretState, User};
 
 /// Everything that surrounds a Worker.
@@ -64,10 +67,21 @@ pub async fn dereference(worker: &Worker, context: &Context) -> Result<Surroundi
     })
 }
 
-/// The first other Worker of the Queue that is not being deleted, looked up where an order is asked for.
+/// Whose pods may consume beside a Worker's only pod, and what to do about it; looked up where an order is asked for.
 pub fn beside(worker: &Worker, queue: &Queue, context: &Context) -> Option<String> {
     worker.spec.consumer.ordering_key.as_ref()?;
-    let workers = context.workers_of(queue);
-    let others = workers.iter().filter(|other| other.metadata.deletion_timestamp.is_none());
-    others.map(|other| other.name_any()).filter(|name| *name != worker.name_any()).min()
+    let own = worker_key(worker);
+    let others = |workers: Vec<Key>| workers.into_iter().filter(|other| *other != own).collect::<Vec<_>>();
+    let naming = others(context.workers_of(queue).iter().map(|other| worker_key(other)).collect());
+    // One that is gone or has turned to another Queue holds messages until its pods have ended or have learned of it.
+    let with_pods = others(context.pods.workers(&own.namespace));
+    let holding = || context.first_consuming(&with_pods, &queue.name_any(), Instant::now());
+    if let Some(Key { name, .. }) = naming.iter().min().or_else(holding) {
+        return Some(format!(
+            "the pods of Worker \"{name}\" consume the same Queue. Use a Queue with singleActiveConsumer: true, or give each Worker a Queue of its own"
+        ));
+    }
+    pods::extra(&context.pods.of(&own)).map(|pod| {
+        format!("pod {pod} has not ended. It goes on by itself then; where the pod's node is lost, delete that Node")
+    })
 }

@@ -97,6 +97,13 @@ pub fn ended(pod: &Pod) -> bool {
         .is_some_and(|phase| phase == "Succeeded" || phase == "Failed")
 }
 
+/// Of several pods that have not ended one, and rather one that ends: where one alone may consume, it is in the way.
+pub fn extra(pods: &[Arc<Pod>]) -> Option<String> {
+    let mut there: Vec<_> = pods.iter().filter(|pod| !ended(pod)).collect();
+    there.sort_by_key(|pod| (!ending(pod), pod.name_any()));
+    there.first().filter(|_| there.len() > 1).map(|pod| pod.name_any())
+}
+
 /// Whether a pod is Ready.
 pub fn ready(pod: &Pod) -> bool {
     pod.status
@@ -113,6 +120,19 @@ mod tests {
 
     fn pod(status: Value) -> Arc<Pod> {
         Arc::new(serde_json::from_value(json!({"metadata": {"name": "p-1"}, "status": status})).unwrap())
+    }
+
+    #[test]
+    fn of_several_pods_one_that_ends_is_in_the_way_and_one_that_has_ended_is_not() {
+        let named = |name: &str, ends: bool, phase: &str| {
+            let at = ends.then_some("2026-01-01T00:00:00Z");
+            let metadata = json!({"name": name, "deletionTimestamp": at});
+            let pod = json!({"metadata": metadata, "status": {"phase": phase}});
+            Arc::new(serde_json::from_value::<Pod>(pod).unwrap())
+        };
+        let (stays, ends) = (named("a", false, "Running"), named("b", true, "Running"));
+        assert_eq!(extra(&[stays.clone(), ends]), Some("b".to_owned()));
+        assert_eq!(extra(&[stays, named("c", true, "Succeeded")]), None);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::build::build;
 use super::dereference::{Surroundings, dereference};
 use super::live::LiveDeployment;
 use super::status::status;
-use super::validate::{disorder, validate};
+use super::validate::{DISORDER, validate};
 use crate::condition::find;
 use crate::context::Context;
 use crate::error::Error;
@@ -34,6 +34,8 @@ use crate::watch::Complaints;
 const CONCURRENCY: u16 = 16;
 /// Everything else brings a Worker here by itself; this is a net.
 const RESYNC: Duration = Duration::from_secs(600);
+/// Nobody tells of the end of another Worker's pods.
+const OTHERS_PODS: Duration = Duration::from_secs(5);
 /// What the API server refused may pass later, such as a quota.
 const REFUSED_RETRY: Duration = Duration::from_secs(20);
 
@@ -74,8 +76,11 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     let said = status(&worker, problem.as_ref(), image, &around, &view, &Time(Timestamp::now()));
     write(&worker, said, &context).await?;
     context.retries.succeeded(&ObjectRef::from_obj(&*worker).erase());
-    let next =
-        if problem.is_some_and(|problem| problem.reason == "Refused") { REFUSED_RETRY } else { RESYNC };
+    let next = match problem.map(|problem| problem.reason) {
+        Some("Refused") => REFUSED_RETRY,
+        Some(DISORDER) => OTHERS_PODS,
+        _ => RESYNC,
+    };
     Ok(Action::requeue(next.mul_f64(rand::random_range(0.7..1.0))))
 }
 
@@ -95,7 +100,7 @@ async fn converge(
     let replicas = replicas(worker, around, &view);
     // In mode Builtin the scaler has done so.
     let others = worker.spec.scaling.mode != ScalingMode::Builtin;
-    if others && live(around).is_some_and(|live| live.unsigned_abs() > replicas) {
+    if others && live(around).is_some_and(|live| live.unsigned_abs() > replicas) && entry.may_mark(replicas) {
         act::mark_idlest(context, &around.pods).await;
     }
     let built = build(
@@ -112,7 +117,7 @@ async fn converge(
                 let object = worker.object_ref(&());
                 context.event(&object, EventType::Warning, "DeploymentRecreated", note, "Reconcile");
             }
-            Ok((disorder(worker, valid.queue, around.beside.as_deref()), Some(built.image)))
+            Ok((valid.disorder, Some(built.image)))
         }
         Err(problem) => Ok((Some(problem), None)),
     }

@@ -12,7 +12,7 @@ use warren_api::{Worker, WorkerStatus};
 
 use super::dereference::Surroundings;
 use super::pods::{ready, trouble};
-use super::validate::port;
+use super::validate::{DISORDER, port};
 use crate::condition::{Statement, Status, conditions, find};
 use crate::problem::Problem;
 use crate::scaler::board::View;
@@ -21,6 +21,8 @@ use crate::scaler::schedule::{SCHEDULE_INVALID, Schedules};
 
 /// Reason of a scaler that has not looked yet.
 const UNSEEN: &str = "Starting";
+/// Reason of a number that the API server does not take.
+const SCALE_REFUSED: &str = "ScaleRefused";
 /// What is added where somebody scales a Worker that scales itself.
 const REPLICAS_IGNORED: &str =
     ". spec.replicas is ignored in scaling.mode Builtin: use minReplicas and maxReplicas, or mode Manual";
@@ -69,7 +71,7 @@ fn kept(statement: Statement, former: &WorkerStatus) -> Statement {
     let ignored = |message: &str| message.ends_with(REPLICAS_IGNORED);
     let same = before.status == statement.status.as_str()
         && before.reason == statement.reason
-        && statement.reason != SCHEDULE_INVALID
+        && ![SCHEDULE_INVALID, SCALE_REFUSED].contains(&statement.reason.as_ref())
         && ignored(&before.message) == ignored(&statement.message);
     let unseen = statement.reason == UNSEEN && former.scaling.is_some();
     if same || unseen { Statement::of(statement.kind, before) } else { statement }
@@ -161,6 +163,10 @@ fn available(
             "consumer.paused is set: pods stay and consume nothing",
         );
     }
+    if problem.is_some_and(|problem| problem.reason == DISORDER) {
+        let message = "consuming is held, see QueueReady: pods stay and consume nothing";
+        return Statement::new(AVAILABLE, true, "Paused", message);
+    }
     if desired == 0 {
         return Statement::new(AVAILABLE, true, "ScaledToZero", "no pod is wanted");
     }
@@ -181,9 +187,9 @@ fn scaling_active(worker: &Worker, view: &View) -> Statement {
     let active = |reason: &str, message: &str| Statement::new(SCALING_ACTIVE, true, reason, message);
     if let Some(refusal) = &view.refused {
         let message = format!(
-            "the API server does not take {refusal}. A right of the operator or a policy of the namespace is in the way: see to that; it is tried again by itself"
+            "the API server does not take another number of replicas: {refusal}. A right of the operator or a policy of the namespace is in the way: see to that; it is tried again by itself"
         );
-        return Statement::new(SCALING_ACTIVE, false, "ScaleRefused", message);
+        return Statement::new(SCALING_ACTIVE, false, SCALE_REFUSED, message);
     }
     match (scaling.mode, &view.decision) {
         (ScalingMode::External, _) => active("External", "an HPA or KEDA writes the scale subresource"),
@@ -332,15 +338,13 @@ mod tests {
 
     #[test]
     fn replicas_that_the_api_server_does_not_take_are_said_with_its_answer() {
-        let view = View {
-            refused: Some("7 replicas: denied by a webhook".to_owned()),
-            ..decided(Reason::Steady, "fits")
-        };
+        let view =
+            View { refused: Some("denied by a webhook".to_owned()), ..decided(Reason::Steady, "fits") };
         let status = say(None, &view);
         let active = find(&status.conditions, SCALING_ACTIVE).unwrap();
-        assert_eq!((active.status.as_str(), active.reason.as_str()), ("False", "ScaleRefused"));
+        assert_eq!((active.status.as_str(), active.reason.as_str()), ("False", SCALE_REFUSED));
         assert!(active.message.contains("denied by a webhook. "), "{}", active.message);
-        assert_eq!(find(&status.conditions, READY).unwrap().reason, "ScaleRefused");
+        assert_eq!(find(&status.conditions, READY).unwrap().reason, SCALE_REFUSED);
     }
 
     #[test]

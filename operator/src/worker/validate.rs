@@ -20,6 +20,9 @@ pub const BROKER_VOLUME: &str = "warren-broker";
 /// See [`CONFIG_VOLUME`].
 pub const NO_TOKEN_VOLUME: &str = "warren-no-token";
 
+/// Reason of an order that cannot be kept.
+pub const DISORDER: &str = "OrderingNotGuaranteed";
+
 /// A Worker that can be built.
 #[derive(Clone, Debug)]
 pub struct ValidWorker<'a> {
@@ -33,12 +36,19 @@ pub struct ValidWorker<'a> {
     pub container: String,
     /// The port it listens on.
     pub port: u16,
-    /// Whether consuming is held: paused, or the order that was asked for cannot be kept.
-    pub held: bool,
+    /// Why the order that was asked for cannot be kept: consuming is held until it can.
+    pub disorder: Option<Problem>,
     /// Seconds that a drain may take.
     pub drain_seconds: i64,
     /// The `terminationGracePeriodSeconds` of the template, raised where it was too short for a drain.
     pub grace_seconds: i64,
+}
+
+impl ValidWorker<'_> {
+    /// Whether consuming is held.
+    pub const fn held(&self) -> bool {
+        self.worker.spec.consumer.paused || self.disorder.is_some()
+    }
 }
 
 /// Seconds that a drain may take.
@@ -60,23 +70,23 @@ fn unordered(worker: &Worker, queue: &Queue) -> Option<Problem> {
         let message = format!(
             "consumer.orderingKey needs one consuming pod at a time, and consuming is held until then: use a Queue with singleActiveConsumer: true, or {field}: 1"
         );
-        Problem::new(QUEUE_READY, "OrderingNotGuaranteed", message)
+        Problem::new(QUEUE_READY, DISORDER, message)
     })
 }
 
-/// The same where another Worker of the Queue would get some of a key's messages.
+/// The same where other pods would get some of a key's messages; `beside`: see there.
 fn not_alone(worker: &Worker, queue: &Queue, beside: Option<&str>) -> Option<Problem> {
-    let other = beside?;
+    let beside = beside?;
     worker.spec.consumer.ordering_key.as_ref()?;
     (!queue.spec.single_active_consumer).then(|| {
         let message = format!(
-            "consumer.orderingKey needs one consuming pod at a time, and Worker \"{other}\" consumes the same Queue, so consuming is held: use a Queue with singleActiveConsumer: true, or give each Worker a Queue of its own"
+            "consumer.orderingKey needs one consuming pod at a time, and consuming is held, since {beside}"
         );
-        Problem::new(QUEUE_READY, "OrderingNotGuaranteed", message)
+        Problem::new(QUEUE_READY, DISORDER, message)
     })
 }
 
-/// Whatever keeps the order that was asked for from being kept; `beside`: another Worker of the Queue.
+/// Whatever keeps the order that was asked for from being kept; `beside`: whose pods may consume, too.
 pub fn disorder(worker: &Worker, queue: &Queue, beside: Option<&str>) -> Option<Problem> {
     unordered(worker, queue).or_else(|| not_alone(worker, queue, beside))
 }
@@ -118,7 +128,7 @@ pub fn validate<'a>(worker: &'a Worker, around: &'a Surroundings) -> Result<Vali
         worker,
         queue,
         secret: secret.to_owned(),
-        held: worker.spec.consumer.paused || disorder(worker, queue, around.beside.as_deref()).is_some(),
+        disorder: disorder(worker, queue, around.beside.as_deref()),
         container: container.name.clone(),
         port,
         drain_seconds,
@@ -312,21 +322,22 @@ pub(crate) mod tests {
         let several = worker(json!({"consumer": {"orderingKey": "x-customer"}}));
         let problem = unordered(&several, around.queue.as_deref().unwrap()).unwrap();
         assert_eq!(problem.reason, "OrderingNotGuaranteed");
-        assert!(validate(&several, &around).unwrap().held);
+        assert!(validate(&several, &around).unwrap().held());
         let one = worker(json!({"consumer": {"orderingKey": "x-customer"}, "scaling": {"maxReplicas": 1}}));
-        assert!(!validate(&one, &around).unwrap().held);
+        assert!(!validate(&one, &around).unwrap().held());
     }
 
     #[test]
     fn an_order_that_another_worker_of_the_queue_would_break_is_refused_unless_the_broker_serves_one_pod() {
-        let mut around = Surroundings { beside: Some("other".to_owned()), ..surroundings() };
+        let mut around =
+            Surroundings { beside: Some("the pods of Worker \"other\" …".to_owned()), ..surroundings() };
         let one = worker(json!({"consumer": {"orderingKey": "x-customer"}, "scaling": {"maxReplicas": 1}}));
         let problem = disorder(&one, around.queue.as_deref().unwrap(), around.beside.as_deref()).unwrap();
         assert!(problem.message.contains("Worker \"other\""), "{}", problem.message);
-        assert!(validate(&one, &around).unwrap().held);
-        assert!(!validate(&worker(json!({})), &around).unwrap().held, "it asks for no order");
+        assert!(validate(&one, &around).unwrap().held());
+        assert!(!validate(&worker(json!({})), &around).unwrap().held(), "it asks for no order");
         Arc::make_mut(around.queue.as_mut().unwrap()).spec.single_active_consumer = true;
-        assert!(!validate(&one, &around).unwrap().held);
+        assert!(!validate(&one, &around).unwrap().held());
     }
 
     #[test]

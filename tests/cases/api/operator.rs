@@ -72,15 +72,38 @@ impl Room {
     }
 
     async fn condition(&self, name: &str, kind: &str, status: &str, reason: &str, word: &str) -> Result<()> {
+        self.condition_of("wq", name, kind, (status, reason, word)).await
+    }
+
+    async fn condition_of(
+        &self,
+        resource: &str,
+        name: &str,
+        kind: &str,
+        (status, reason, word): (&str, &str, &str),
+    ) -> Result<()> {
         eventually(PATIENCE, &format!("{name} has {kind}={status}, {reason}"), async || {
-            let queue: Value = self.cluster.get(&["-n", &self.name, "wq", name]).await?;
-            let conditions = queue["status"]["conditions"].as_array().context("no conditions")?;
+            let object: Value = self.cluster.get(&["-n", &self.name, resource, name]).await?;
+            let conditions = object["status"]["conditions"].as_array().context("no conditions")?;
             let found = conditions.iter().find(|c| c["type"] == kind).context("no such condition")?;
             ensure!(found["status"] == status && found["reason"] == reason, "{found}");
             ensure!(found["message"].as_str().unwrap_or_default().contains(word), "{found}");
             Ok(())
         })
         .await
+    }
+
+    /// A pod of a Worker, that no kubelet runs.
+    async fn pod(&self, name: &str, worker: &str) -> Result<()> {
+        let metadata = json!({"name": name, "namespace": self.name, "labels": {"warren.dev/worker": worker}});
+        let spec = json!({"containers": [{"name": "app", "image": "app"}]});
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}).to_string();
+        // The namespace may not have its ServiceAccount yet.
+        eventually(PATIENCE, "there is a pod", async || self.cluster.apply(&pod).await.map(drop)).await
+    }
+
+    async fn end_pod(&self, name: &str) -> Result<()> {
+        self.kubectl(&["delete", "pod", name, "--force", "--grace-period=0"]).await.map(drop)
     }
 
     pub async fn ready(&self, name: &str) -> Result<()> {
@@ -165,6 +188,33 @@ async fn a_worker_whose_one_replica_keeps_the_order_replaces_its_pod_and_one_wit
 }
 
 #[tokio::test]
+async fn consuming_is_held_for_an_order_until_one_pod_alone_is_left() -> Result<()> {
+    let room = Room::new("one-pod").await?;
+    let _operator = room.operator("one").await?;
+    room.queue("orders", json!({})).await?;
+    room.ready("orders").await?;
+    room.pod("left", "gone").await?;
+    let ordered = json!({"scaling": {"maxReplicas": 1}, "consumer": {"orderingKey": "x-customer"}});
+    room.worker("invoices", "orders", ordered).await?;
+    let seen = async |status: &str, reason: &str, word: &str, paused: bool| {
+        room.condition_of("wk", "invoices", "QueueReady", (status, reason, word)).await?;
+        let config: Value =
+            room.cluster.get(&["-n", &room.name, "configmap", "invoices-sidecar"]).await?;
+        let held = config["data"].to_string().replace(['\\', '"', ' '], "").contains("paused:true");
+        ensure!(held == paused, "{}", config["data"]);
+        Ok(())
+    };
+    seen("False", "OrderingNotGuaranteed", "Worker \"gone\"", true).await?;
+    room.end_pod("left").await?;
+    seen("True", "QueueReady", "", false).await?;
+    room.pod("first", "invoices").await?;
+    room.pod("second", "invoices").await?;
+    seen("False", "OrderingNotGuaranteed", "pod first has not ended", true).await?;
+    room.end_pod("first").await?;
+    seen("True", "QueueReady", "", false).await
+}
+
+#[tokio::test]
 async fn a_deletion_that_is_blocked_says_why_and_retain_lets_go() -> Result<()> {
     let room = Room::new("blocked").await?;
     let _operator = room.operator("one").await?;
@@ -214,11 +264,7 @@ async fn a_queue_is_kept_whole_while_a_pod_of_a_worker_that_is_gone_may_hold_its
     room.kubectl(&["delete", "wq", "orders", "--wait=false"]).await?;
     // By now the broker's lane is told to remove it.
     room.condition("orders", "DeletionBlocked", "True", "NotEmpty", "\"orders\" has 1 messages").await?;
-    let metadata = json!({"name": "left", "namespace": room.name, "labels": {"warren.dev/worker": "gone"}});
-    let spec = json!({"containers": [{"name": "app", "image": "app"}]});
-    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}).to_string();
-    // The namespace may not have its ServiceAccount yet.
-    eventually(PATIENCE, "there is a pod", async || room.cluster.apply(&pod).await.map(drop)).await?;
+    room.pod("left", "gone").await?;
     room.condition("orders", "DeletionBlocked", "True", "WorkersRunning", "Worker \"gone\"").await?;
     client.purge("orders").await?;
     // It is kept as if it were not being deleted, although it is empty.
@@ -229,7 +275,7 @@ async fn a_queue_is_kept_whole_while_a_pod_of_a_worker_that_is_gone_may_hold_its
     })
     .await?;
     assert_eq!(client.ready("orders").await?, Some(0));
-    room.kubectl(&["delete", "pod", "left", "--force", "--grace-period=0"]).await?;
+    room.end_pod("left").await?;
     room.gone("orders").await?;
     assert_eq!(client.ready("orders").await?, None);
     Ok(())
