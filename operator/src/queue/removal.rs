@@ -32,13 +32,21 @@ pub(super) enum End {
 pub(super) async fn end(queue: &Queue, context: &Context) -> Result<End, Error> {
     let key = key(queue);
     let end = match plan::remove(queue).filter(|_| finalizer::is_set(queue)) {
-        None => End::Gone,
+        None => {
+            // What an earlier policy has ordered must not go on.
+            context.brokers.forget(&key);
+            End::Gone
+        }
         Some(order) => removal(queue, &key, order, context).await?,
     };
     if matches!(end, End::Gone) {
-        context.brokers.forget(&key);
-        context.brokers.release(&key, &context.queue_changed);
         finalizer::remove(queue, context).await?;
+        // The names are kept, with the memory of what is done, until the Queue is seen without its finalizer, or gone: another
+        // try would delete what a younger Queue has made under them meanwhile, or miss the Secret of a namespace that goes.
+        if !finalizer::is_set(queue) {
+            context.brokers.forget(&key);
+            context.brokers.release(&key, &context.queue_changed);
+        }
     }
     Ok(end)
 }
@@ -56,6 +64,8 @@ async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> R
         // What an older Queue keeps is not this one's to delete, nor is what must not have existed and was not made here.
         if conflict(queue, key, &address, &order, context).is_some() || plan::made_elsewhere(queue, &address)
         {
+            // How it was reached stays known until the finalizer is gone.
+            context.brokers.lapse(key);
             return Ok(End::Gone);
         }
     }

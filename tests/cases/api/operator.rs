@@ -14,6 +14,8 @@ use warren_tests::wait::eventually;
 use crate::cluster;
 
 pub const PATIENCE: Duration = Duration::from_secs(120);
+/// The metric of Queues' reconciles that the API server did not let end.
+const FORBIDDEN: &str = "warren_operator_reconcile_errors_total{category=\"forbidden\",kind=\"queue\"}";
 
 /// A namespace and a vhost of the same name.
 pub struct Room {
@@ -65,6 +67,14 @@ impl Room {
         let mut worker = self.object(name, &spec);
         worker["kind"] = "Worker".into();
         self.cluster.apply(&worker.to_string()).await.map(drop)
+    }
+
+    /// What an operator may do that is [`limited_to`] the namespace.
+    async fn role(&self, rules: Value) -> Result<()> {
+        let metadata = json!({"name": "all", "namespace": self.name});
+        let version = "rbac.authorization.k8s.io/v1";
+        let role = json!({"apiVersion": version, "kind": "Role", "metadata": metadata, "rules": rules});
+        self.cluster.apply(&role.to_string()).await.map(drop)
     }
 
     async fn kubectl(&self, args: &[&str]) -> Result<String> {
@@ -331,20 +341,57 @@ async fn a_younger_queue_leaves_what_an_older_one_without_its_secret_may_own() -
     Ok(())
 }
 
+/// The operator may do all but change Queues, their status excepted: it cannot take its finalizer away.
+fn no_finalizers() -> Value {
+    let verbs = ["get", "list", "watch", "create", "update", "delete"];
+    let patched = ["queues/status", "leases", "events"];
+    json!([
+        {"apiGroups": ["*"], "resources": ["*"], "verbs": verbs},
+        {"apiGroups": ["*"], "resources": patched, "verbs": ["patch"]},
+    ])
+}
+
+#[tokio::test]
+async fn a_name_goes_to_the_younger_queue_only_when_the_older_one_s_finalizer_is_gone() -> Result<()> {
+    let room = Room::new("finalizer").await?;
+    let binary = static_binaries(&["warren-operator"]).await?.remove(0);
+    let kubeconfig = limited_to(&room).await?;
+    let operator = Operator::watching(&binary, kubeconfig.path(), &[&room.name], "one").await?;
+    room.queue("older", json!({"queueName": "orders", "deletionPolicy": "Delete"})).await?;
+    room.ready("older").await?;
+    room.queue("younger", json!({"queueName": "orders"})).await?;
+    room.condition("younger", "Declared", "False", "Conflict", "\"older\" in namespace").await?;
+    room.role(no_finalizers()).await?;
+    room.kubectl(&["delete", "wq", "older", "--wait=false"]).await?;
+    let client = Client::connect(&room.vhost.uri()).await?;
+    eventually(PATIENCE, "the older one's queue is removed", async || {
+        ensure!(client.ready("orders").await?.is_none(), "not yet");
+        Ok(())
+    })
+    .await?;
+    eventually(PATIENCE, "the finalizer is refused several times", async || {
+        ensure!(operator.metric(FORBIDDEN).await? >= 3.0, "not yet");
+        Ok(())
+    })
+    .await?;
+    // What the younger one would make, another try would delete.
+    assert_eq!(client.ready("orders").await?, None);
+    room.condition("younger", "Declared", "False", "Conflict", "\"older\" in namespace").await?;
+    room.role(json!([{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}])).await?;
+    room.gone("older").await?;
+    room.ready("younger").await
+}
+
 /// A kubeconfig of a user who has every right in the room's namespace, and none elsewhere.
 async fn limited_to(room: &Room) -> Result<tempfile::NamedTempFile> {
     let user = format!("user-of-{}", room.name);
     let metadata = json!({"name": "all", "namespace": room.name});
     let group = "rbac.authorization.k8s.io";
-    let version = format!("{group}/v1");
-    let rules = json!([{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]);
-    let role = json!({"apiVersion": version, "kind": "Role", "metadata": metadata, "rules": rules});
-    let binding = json!({"apiVersion": version, "kind": "RoleBinding", "metadata": metadata,
+    room.role(json!([{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}])).await?;
+    let binding = json!({"apiVersion": format!("{group}/v1"), "kind": "RoleBinding", "metadata": metadata,
         "roleRef": {"apiGroup": group, "kind": "Role", "name": "all"},
         "subjects": [{"apiGroup": group, "kind": "User", "name": user}]});
-    room.cluster
-        .apply(&json!({"apiVersion": "v1", "kind": "List", "items": [role, binding]}).to_string())
-        .await?;
+    room.cluster.apply(&binding.to_string()).await?;
     let raw = ["config", "view", "--raw", "--flatten", "-o", "json"];
     let mut config: Value = serde_json::from_str(&room.cluster.kubectl(&raw).await?)?;
     config["users"][0]["user"]["as"] = user.into();
