@@ -42,6 +42,9 @@ const BLOCKED_RETRY: Duration = Duration::from_secs(5);
 /// Everything else brings a Queue here by itself; this is a net.
 const RESYNC: Duration = Duration::from_secs(600);
 
+/// The reason where an older Queue has one of the names.
+pub(super) const CONFLICT: &str = "Conflict";
+
 /// Runs the controller until `context.shutdown`.
 pub async fn run(
     queues: impl Stream<Item = Result<Queue, watcher::Error>> + Send + 'static,
@@ -144,7 +147,7 @@ pub(super) fn conflict(
     let message = format!(
         "queue \"{name}\" of this broker is kept by the older Queue \"{holder}\" in namespace \"{namespace}\": set another spec.queueName, or delete one of the two"
     );
-    Some(Problem::new(DECLARED, "Conflict", message))
+    Some(Problem::new(DECLARED, CONFLICT, message))
 }
 
 /// When a Queue was created: of two that name the same queue, the older has it.

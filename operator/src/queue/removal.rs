@@ -6,13 +6,14 @@ use k8s_openapi::jiff::Timestamp;
 use kube::runtime::reflector::ObjectRef;
 use tokio::time::Instant;
 use warren_api::Queue;
-use warren_api::conditions::queue::DELETION_BLOCKED;
+use warren_api::conditions::queue::{DECLARED, DELETION_BLOCKED};
 use warren_broker::BrokerAccess;
 
-use super::reconcile::{age, conflict, patience};
+use super::reconcile::{CONFLICT, age, conflict, patience};
 use super::validate::{key, validate};
 use super::{dereference, finalizer, plan};
 use crate::brokers::{Key, Order, Outcome};
+use crate::condition::find;
 use crate::context::Context;
 use crate::error::Error;
 use crate::problem::Problem;
@@ -31,7 +32,9 @@ pub(super) enum End {
 /// Ends a Queue as its policy says.
 pub(super) async fn end(queue: &Queue, context: &Context) -> Result<End, Error> {
     let key = key(queue);
-    let end = match plan::remove(queue).filter(|_| finalizer::is_set(queue)) {
+    let order =
+        plan::remove(queue).filter(|_| finalizer::is_set(queue) && !is_another_s(queue, &key, context));
+    let end = match order {
         None => {
             // What an earlier policy has ordered must not go on.
             context.brokers.forget(&key);
@@ -49,6 +52,18 @@ pub(super) async fn end(queue: &Queue, context: &Context) -> Result<End, Error> 
         }
     }
     Ok(end)
+}
+
+/// Whether an older Queue had what this one names when it was last looked at, and nothing was ordered since. That outlasts a
+/// restart, after which the older one may be late to claim it: its namespace has caches of its own.
+fn is_another_s(queue: &Queue, key: &Key, context: &Context) -> bool {
+    in_conflict(queue) && context.brokers.lane_of(key).is_none()
+}
+
+/// Whether a Queue's status says that an older one has what it names.
+fn in_conflict(queue: &Queue) -> bool {
+    let declared = queue.status.as_ref().and_then(|status| find(&status.conditions, DECLARED));
+    declared.is_some_and(|declared| declared.status == "False" && declared.reason == CONFLICT)
 }
 
 /// Has the broker's queues removed.
@@ -90,7 +105,7 @@ async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> R
         let message = format!(
             "the older Queue \"{name}\" in namespace \"{namespace}\" names the same queue, and whether it is the same broker's is not known before its Secret can be read: see to that Secret, or set deletionPolicy: Retain here"
         );
-        return Ok(blocked("Conflict", message));
+        return Ok(blocked(CONFLICT, message));
     }
     let observation = context.brokers.assign(key, &access, order.clone(), &context.queue_changed);
     match observation.filter(|observation| *observation.order == order).map(|observation| observation.outcome)
@@ -175,7 +190,10 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use warren_api::{QueueSpec, QueueStatus};
 
+    use super::super::status::{Progress, status};
     use super::*;
+    use crate::brokers::Seen;
+    use crate::scaler::board::Durability;
 
     const ADDRESS: &str = "amqp://a:5672/shop";
 
@@ -184,6 +202,27 @@ mod tests {
         let mut queue = Queue::new(name, spec);
         queue.metadata.creation_timestamp = Some(Time(Timestamp::from_second(created).unwrap()));
         queue
+    }
+
+    #[test]
+    fn a_queue_whose_name_an_older_one_had_says_so_until_it_is_looked_at_anew() {
+        let mut younger = queue("younger", 2, "orders");
+        assert!(!in_conflict(&younger));
+        let now = Time(Timestamp::from_second(3).unwrap());
+        let mut after = |progress| {
+            younger.status = Some(status(&younger, progress, Durability::default(), &now));
+            in_conflict(&younger)
+        };
+        let at = |outcome| Progress::Observed { address: ADDRESS.to_owned(), outcome };
+        let wrong = |reason| Problem::new(DECLARED, reason, "m");
+        assert!(after(Progress::Invalid(wrong(CONFLICT))));
+        let blocked = Problem::new(DELETION_BLOCKED, "WorkersRunning", "m");
+        assert!(after(Progress::Blocked(blocked)), "while something else keeps it");
+        assert!(!after(at(Outcome::Declared(Seen::default()))));
+        assert!(
+            !after(at(Outcome::Refused(wrong("ArgumentsDiffer")))),
+            "the others of its queues may be its own"
+        );
     }
 
     #[test]

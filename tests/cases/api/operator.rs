@@ -319,25 +319,59 @@ async fn a_namespace_goes_with_a_queue_whose_deletion_needs_the_secret_that_goes
 #[tokio::test]
 async fn a_younger_queue_leaves_what_an_older_one_without_its_secret_may_own() -> Result<()> {
     let room = Room::new("older").await?;
-    room.secret("own", &room.vhost.uri()).await?;
     let first = room.operator("one").await?;
-    room.queue("older", json!({"queueName": "orders", "broker": {"secretRef": {"name": "own"}}})).await?;
-    room.ready("older").await?;
-    room.queue("younger", json!({"queueName": "orders", "deletionPolicy": "Delete"})).await?;
+    for queue in ["older", "younger"] {
+        room.secret(queue, &room.vhost.uri()).await?;
+        let policy = if queue == "older" { "Retain" } else { "Delete" };
+        let broker = json!({"secretRef": {"name": queue}});
+        room.queue(queue, json!({"queueName": "orders", "deletionPolicy": policy, "broker": broker})).await?;
+        if queue == "older" {
+            room.ready(queue).await?;
+        }
+    }
     room.condition("younger", "Declared", "False", "Conflict", "\"older\" in namespace").await?;
-    room.kubectl(&["delete", "secret", "own"]).await?;
-    room.condition("older", "BrokerReachable", "False", "SecretNotFound", "\"own\"").await?;
+    // Neither of the two says any more whose the queue is.
+    for queue in ["older", "younger"] {
+        room.kubectl(&["delete", "secret", queue]).await?;
+        room.condition(queue, "BrokerReachable", "False", "SecretNotFound", queue).await?;
+    }
     // What the next operator knows, it knows from the objects.
     first.stop().await?;
     room.kubectl(&["delete", "wq", "younger", "--wait=false"]).await?;
+    room.secret("younger", &room.vhost.uri()).await?;
     let _second = room.operator("two").await?;
     room.condition("younger", "DeletionBlocked", "True", "Conflict", "Queue \"older\"").await?;
     let client = Client::connect(&room.vhost.uri()).await?;
     assert_eq!(client.ready("orders").await?, Some(0), "it is the older one's");
-    room.secret("own", &room.vhost.uri()).await?;
+    room.secret("older", &room.vhost.uri()).await?;
     room.ready("older").await?;
     room.gone("younger").await?;
     assert_eq!(client.ready("orders").await?, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_younger_queue_leaves_what_an_older_one_in_a_namespace_that_is_late_owns() -> Result<()> {
+    // Of two that were created in the same second, the namespace's name decides.
+    let (late, room) = (Room::new("ages-a").await?, Room::new("ages-b").await?);
+    let binary = static_binaries(&["warren-operator"]).await?.remove(0);
+    let kubeconfig = room.cluster.kubeconfig();
+    let both = [room.name.as_str(), late.name.as_str()];
+    let first = Operator::watching(&binary, kubeconfig, &both, "one").await?;
+    late.secret("shared", &room.vhost.uri()).await?;
+    late.queue("older", json!({"queueName": "orders", "broker": {"secretRef": {"name": "shared"}}})).await?;
+    late.ready("older").await?;
+    room.queue("younger", json!({"queueName": "orders", "deletionPolicy": "Delete"})).await?;
+    room.condition("younger", "Declared", "False", "Conflict", "\"older\" in namespace").await?;
+    first.stop().await?;
+    let client = Client::connect(&room.vhost.uri()).await?;
+    client.publish("orders", b"the older one's").await?;
+    room.kubectl(&["delete", "wq", "younger", "--wait=false"]).await?;
+    // As late as can be: the older one's namespace may not be read at all.
+    let limited = limited_to(&room).await?;
+    let _second = Operator::watching(&binary, limited.path(), &both, "two").await?;
+    room.gone("younger").await?;
+    assert_eq!(client.ready("orders").await?, Some(1));
     Ok(())
 }
 
