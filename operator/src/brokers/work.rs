@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use lapin::Channel;
 use tokio::time::Instant;
-use warren_api::QueueType;
 use warren_api::conditions::queue::{DECLARED, DELETION_BLOCKED};
-use warren_api::names::retry_queue;
+use warren_api::queue::Retry;
+use warren_api::{QueueSpec, QueueType};
 use warren_broker::BrokerError;
 use warren_broker::declare::{self, DeclareError, Object, QueueDepth};
 use warren_broker::supervisor::Link;
-use warren_broker::topology::{Argument, BindingPlan, QueuePlan, Role, Topology};
+use warren_broker::topology::{Argument, BindingPlan, QueuePlan, Role, Topology, plan};
 
 use super::channels::{Channels, Pooled};
 use super::lane::{locked, open};
@@ -112,13 +112,14 @@ async fn keep(
     }
     let mut leftover = Vec::new();
     for delay in retire {
-        let rung = retry_queue(main, *delay);
-        let mut may_go = |empty| match (rest.seen(&rung, empty && room, Instant::now()), order.queue_type) {
-            (Some(waited), QueueType::Quorum) => waited >= patience.held_back,
-            (None, QueueType::Quorum) => false,
-            // It holds nothing back.
-            (_, QueueType::Classic) => empty,
-        };
+        let Some(rung) = rung(order, *delay) else { continue };
+        let mut may_go =
+            |empty| match (rest.seen(&rung.name, empty && room, Instant::now()), order.queue_type) {
+                (Some(waited), QueueType::Quorum) => waited >= patience.held_back,
+                (None, QueueType::Quorum) => false,
+                // It holds nothing back.
+                (_, QueueType::Classic) => empty,
+            };
         let gone = patience.learned
             && retired(link, &rung, order.queue_type, &mut may_go)
                 .await
@@ -203,24 +204,44 @@ async fn depth_of(link: &Link, queue: &str) -> Result<Option<QueueDepth>, Broker
     }
 }
 
-/// Deletes a rung if it may go, which depends on whether it is empty and unused; says whether it is gone. One that is gone
-/// already closes the channel that asks.
+/// The plan of a rung that the spec has dropped.
+fn rung(order: &Order, delay: u32) -> Option<QueuePlan> {
+    let retry = Retry { delays_seconds: vec![i32::try_from(delay).ok()?], ..Retry::default() };
+    let spec = QueueSpec { queue_type: order.queue_type, retry, ..QueueSpec::default() };
+    plan(&order.main, &spec).queues.into_iter().find(|queue| queue.role == Role::Retry(delay))
+}
+
+/// Deletes a rung if it may go, which depends on whether it is empty and unused; says whether none of Warren's is left.
 async fn retired(
     link: &Link,
-    rung: &str,
+    rung: &QueuePlan,
     queue_type: QueueType,
     may_go: &mut (dyn FnMut(bool) -> bool + Send),
 ) -> Result<bool, BrokerError> {
+    // A declaration alone would make one that is gone.
+    match depth_of(link, &rung.name).await {
+        Ok(None) | Err(BrokerError::Locked { .. }) => return Ok(true),
+        Ok(Some(_)) => {}
+        Err(error) => return Err(error),
+    }
     let channel = open(link).await?;
-    let counted = match count(link, &channel, &[rung], queue_type).await {
-        Err(BrokerError::NotFound { .. }) => return Ok(true),
-        counted => counted?,
-    };
+    match declare::declare(&channel, &alone(rung)).await.map_err(|refused| refused.error) {
+        Ok(_) => {}
+        // Somebody's own, which happens to have the name: an order that never ended is recorded with all its rungs.
+        Err(BrokerError::Precondition { .. } | BrokerError::Locked { .. }) => return Ok(true),
+        Err(error) => return Err(error),
+    }
+    let counted = count(link, &channel, &[&rung.name], queue_type).await?;
     if !may_go(counted == [QueueDepth::default()]) {
-        let _ = channel.close(200, "done".into()).await;
+        close(&channel).await;
         return Ok(false);
     }
-    declare::delete(&channel, rung, queue_type == QueueType::Classic).await?;
+    match declare::delete(&channel, &rung.name, queue_type == QueueType::Classic).await {
+        Ok(()) => {}
+        // Something has come since it was counted.
+        Err(BrokerError::Precondition { .. }) => return Ok(false),
+        Err(error) => return Err(error),
+    }
     close(&channel).await;
     Ok(true)
 }
@@ -402,9 +423,7 @@ async fn bind_again(
 
 #[cfg(test)]
 mod tests {
-    use warren_api::QueueSpec;
     use warren_api::queue::{DeadLetter, Limits, Overflow};
-    use warren_broker::topology::plan;
 
     use super::*;
 
@@ -422,6 +441,18 @@ mod tests {
         let bytes = Limits { max_length_bytes: Some(1000), ..length };
         assert_eq!((room(bytes.clone(), 0), room(bytes, 1)), (true, false));
         assert_eq!((has_room(None, 0), has_room(None, 1)), (true, false), "others' limits are not known");
+    }
+
+    #[test]
+    fn a_rung_that_the_spec_has_dropped_is_planned_as_it_was_in_the_spec() {
+        for queue_type in [QueueType::Quorum, QueueType::Classic] {
+            let topology = plan("orders", &QueueSpec { queue_type, ..QueueSpec::default() });
+            let goal = Goal::Remove { only_if_empty: true, unbind: vec![] };
+            let order = Order { main: "orders".to_owned(), queue_type, topology, goal };
+            let planned = order.topology.queues.iter().filter(|queue| matches!(queue.role, Role::Retry(_)));
+            let again: Vec<_> = [5, 60, 600].iter().filter_map(|delay| rung(&order, *delay)).collect();
+            assert!(planned.eq(&again) && again.len() == 3, "{again:?}");
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ on_each_release!(
     a_queue_that_a_probe_misses_comes_back_without_a_drift_check,
     a_changed_ladder_declares_first_and_deletes_what_is_empty_and_unused,
     a_dropped_rung_stays_while_the_main_queue_may_refuse_what_it_gives_back,
+    a_rung_s_name_that_is_somebody_s_own_is_left_alone_when_the_spec_drops_it,
     a_dropped_binding_is_taken_back,
     a_dropped_binding_of_an_order_that_failed_is_taken_back_too,
     a_dropped_binding_that_may_not_be_taken_back_keeps_the_queue_from_nothing,
@@ -179,6 +180,27 @@ async fn a_dropped_rung_stays_while_the_main_queue_may_refuse_what_it_gives_back
         Ok(())
     })
     .await
+}
+
+async fn a_rung_s_name_that_is_somebody_s_own_is_left_alone_when_the_spec_drops_it(
+    vhost: Vhost,
+) -> Result<()> {
+    let client = Client::connect(&vhost.uri()).await?;
+    client.declare_durable("orders.retry.5s", "classic").await?;
+    let keeper = Keeper::new();
+    let with = |delays: &[u32]| json!({"retry": {"delaysSeconds": delays}, "bindings": [{"exchange": "shop", "declare": {"type": "Fanout"}}]});
+    let mut queue = keeper.queue(&vhost.uri(), with(&[5, 60]))?;
+    queue.until("Declared", ("False", "ArgumentsDiffer"), &["orders.retry.5s"]).await?;
+    queue.respec(with(&[60]))?;
+    eventually(PATIENCE, "the rung is let go", async || {
+        queue.turn();
+        let rungs = queue.status().declared.unwrap_or_default().retry_delays_seconds;
+        ensure!(rungs == [60], "{rungs:?}");
+        Ok(())
+    })
+    .await?;
+    assert_eq!(client.ready("orders.retry.5s").await?, Some(0));
+    Ok(())
 }
 
 async fn a_dropped_binding_is_taken_back(vhost: Vhost) -> Result<()> {
