@@ -8,10 +8,10 @@ use tokio::time::Instant;
 use warren_api::conditions::queue::{DECLARED, DELETION_BLOCKED};
 use warren_api::queue::Retry;
 use warren_api::{QueueSpec, QueueType};
-use warren_broker::BrokerError;
 use warren_broker::declare::{self, DeclareError, Object, QueueDepth};
 use warren_broker::supervisor::Link;
 use warren_broker::topology::{Argument, BindingPlan, QueuePlan, Role, Topology, plan};
+use warren_broker::{BrokerError, Category};
 
 use super::channels::{Channels, Pooled};
 use super::lane::{locked, open};
@@ -43,29 +43,51 @@ pub(super) async fn carry_out(
     patience: Patience,
     rest: &mut Rest,
 ) -> Result<Outcome, DeclareError> {
-    let all = async {
-        let idle = locked(channels).take(link.generation);
-        let mut pooled = match idle {
-            Some(pooled) => pooled,
-            None => Pooled::fresh(open(link).await.map_err(|error| of_main(order, error))?),
-        };
-        let outcome = match &order.goal {
-            Goal::Keep { claim, unbind, retire } => {
-                keep(link, &pooled.channel, order, (*claim, unbind, retire), patience, rest).await
-            }
-            Goal::Remove { only_if_empty: false, .. } => remove(link, &mut pooled.channel, order).await,
-            Goal::Remove { only_if_empty: true, unbind } => {
-                let channel = &mut pooled.channel;
-                remove_if_empty(link, channel, order, unbind, patience.held_back, rest).await
-            }
-        }?;
-        if pooled.channel.status().connected() {
-            locked(channels).put_back(link.generation, pooled);
-        }
-        Ok(outcome)
-    };
+    let outcome = in_time(order, attempt(link, channels, order, patience, rest)).await;
+    if let (Goal::Remove { only_if_empty: true, .. }, Ok(Outcome::Refused(_)) | Err(_)) =
+        (&order.goal, &outcome)
+    {
+        // What was unbound to be counted, now or by an attempt that a lost connection ended.
+        let bound = in_time(order, bind_again(link, order)).await;
+        return outcome.and_then(|refused| bound.map(|()| refused));
+    }
+    outcome
+}
+
+/// Bounds a part of an order in time.
+async fn in_time<T>(
+    order: &Order,
+    part: impl Future<Output = Result<T, DeclareError>>,
+) -> Result<T, DeclareError> {
     let timed_out = BrokerError::TimedOut { what: "declaration", seconds: TIMEOUT.as_secs() };
-    tokio::time::timeout(TIMEOUT, all).await.unwrap_or_else(|_| Err(of_main(order, timed_out)))
+    tokio::time::timeout(TIMEOUT, part).await.unwrap_or_else(|_| Err(of_main(order, timed_out)))
+}
+
+/// One attempt, which may leave a main queue unbound that stays.
+async fn attempt(
+    link: &Link,
+    channels: &Mutex<Channels<Channel>>,
+    order: &Order,
+    patience: Patience,
+    rest: &mut Rest,
+) -> Result<Outcome, DeclareError> {
+    let idle = locked(channels).take(link.generation);
+    let mut pooled = match idle {
+        Some(pooled) => pooled,
+        None => Pooled::fresh(open(link).await.map_err(|error| of_main(order, error))?),
+    };
+    let outcome = match &order.goal {
+        Goal::Keep { claim, unbind, retire } => {
+            keep(link, &pooled.channel, order, (*claim, unbind, retire), patience, rest).await
+        }
+        Goal::Remove { only_if_empty, unbind } => {
+            remove(link, &mut pooled.channel, order, (*only_if_empty, unbind), patience, rest).await
+        }
+    }?;
+    if pooled.channel.status().connected() {
+        locked(channels).put_back(link.generation, pooled);
+    }
+    Ok(outcome)
 }
 
 pub(super) fn of_main(order: &Order, error: BrokerError) -> DeclareError {
@@ -287,69 +309,70 @@ async fn of_leader(link: &Link, queue: &str) -> Result<QueueDepth, BrokerError> 
     }
 }
 
-/// Deletes everything that is as Warren declares it.
-async fn remove(link: &Link, channel: &mut Channel, order: &Order) -> Result<Outcome, DeclareError> {
-    let ours = ours(link, channel, order).await?;
-    delete(channel, order, &ours, false).await
-}
-
-/// Deletes everything that is as Warren declares it, or says what keeps it.
-async fn remove_if_empty(
+/// Deletes everything that is as Warren declares it, or says what keeps it; the main queue may be unbound by then. The
+/// dead-letter queue goes last: what the others give up while they go is not lost.
+async fn remove(
     link: &Link,
     channel: &mut Channel,
     order: &Order,
+    (only_if_empty, unbind): (bool, &[BindingPlan]),
+    patience: Patience,
+    rest: &mut Rest,
+) -> Result<Outcome, DeclareError> {
+    let ours = ours(link, channel, order).await?;
+    if only_if_empty
+        && let Some(kept) = kept(link, channel, order, &ours, unbind, patience.held_back, rest).await?
+    {
+        return Ok(Outcome::Refused(kept));
+    }
+    let guarded = only_if_empty && order.queue_type == QueueType::Classic;
+    for (QueuePlan { name, .. }, _) in ours.iter().rev() {
+        match declare::delete(channel, name, guarded).await {
+            Ok(()) => {}
+            Err(BrokerError::Precondition { .. }) if guarded => {
+                let came = format!("\"{name}\" has got messages or consumers since they were counted");
+                return Ok(Outcome::Refused(not_empty(&[came])));
+            }
+            Err(error) => return Err(of_main(order, error)),
+        }
+    }
+    Ok(Outcome::Removed)
+}
+
+/// What keeps queues that may go only when they are empty.
+async fn kept(
+    link: &Link,
+    channel: &Channel,
+    order: &Order,
+    ours: &[(&QueuePlan, QueueDepth)],
     unbind: &[BindingPlan],
     held_back: Duration,
     rest: &mut Rest,
-) -> Result<Outcome, DeclareError> {
-    let blocked = |reason, message| Ok(Outcome::Refused(Problem::new(DELETION_BLOCKED, reason, message)));
-    let ours = ours(link, channel, order).await?;
+) -> Result<Option<Problem>, DeclareError> {
     let mut kept: Vec<String> = ours.iter().filter_map(|(queue, depth)| holds(&queue.name, *depth)).collect();
     let rested = rest.seen(&order.main, kept.is_empty(), Instant::now());
     if rested.is_some_and(|rested| rested < held_back) && may_hold_back(order) {
         let message = "every queue reads empty, and deletionPolicy DeleteIfEmpty waits a little longer than three minutes: so long may the broker hold back a message that a full queue has refused";
-        return blocked("Settling", message.to_owned());
+        return Ok(Some(Problem::new(DELETION_BLOCKED, "Settling", message.to_owned())));
     }
     // Only what looks empty is unbound and counted again: without its bindings, what producers send is dropped.
     if kept.is_empty() {
-        kept = match count_unbound(link, channel, order, &ours, unbind).await {
-            Ok(kept) => kept,
-            Err(error) => {
-                // What could not be counted stays as it was, as far as the broker still takes it.
-                if let Ok(again) = open(link).await {
-                    let _ = bind_again(&again, order, &ours).await;
-                }
-                return Err(error);
-            }
-        };
+        kept = count_unbound(link, channel, order, ours, unbind).await?;
     }
-    if !kept.is_empty() {
-        bind_again(channel, order, &ours).await?;
-        let message = format!(
-            "deletionPolicy DeleteIfEmpty keeps the queues: {}. Consume or purge them, or set deletionPolicy to Retain or Delete",
-            kept.join(", ")
-        );
-        return blocked("NotEmpty", message);
-    }
-    delete(channel, order, &ours, order.queue_type == QueueType::Classic).await
+    Ok((!kept.is_empty()).then(|| not_empty(&kept)))
+}
+
+fn not_empty(kept: &[String]) -> Problem {
+    let message = format!(
+        "deletionPolicy DeleteIfEmpty keeps the queues: {}. Consume or purge them, or set deletionPolicy to Retain or Delete",
+        kept.join(", ")
+    );
+    Problem::new(DELETION_BLOCKED, "NotEmpty", message)
 }
 
 /// Whether one of the queues may hold messages back that another has refused.
 fn may_hold_back(order: &Order) -> bool {
     order.queue_type == QueueType::Quorum && order.topology.queues.iter().any(refuses_when_full)
-}
-
-/// Deletes queues. The dead-letter queue goes last: what the others give up while they go is not lost.
-async fn delete(
-    channel: &Channel,
-    order: &Order,
-    ours: &[(&QueuePlan, QueueDepth)],
-    guarded: bool,
-) -> Result<Outcome, DeclareError> {
-    for (queue, _) in ours.iter().rev() {
-        declare::delete(channel, &queue.name, guarded).await.map_err(|error| of_main(order, error))?;
-    }
-    Ok(Outcome::Removed)
 }
 
 /// The queues that are as Warren declares them, and how full they are: what exists otherwise belongs to others. A queue that
@@ -406,18 +429,23 @@ fn holds(queue: &str, depth: QueueDepth) -> Option<String> {
         .then(|| format!("\"{queue}\" has {ready} messages and {consumers} consumers"))
 }
 
-/// Puts the bindings of the main queue back, where it is ours.
-async fn bind_again(
-    channel: &Channel,
-    order: &Order,
-    ours: &[(&QueuePlan, QueueDepth)],
-) -> Result<(), DeclareError> {
-    match ours.iter().find(|(queue, _)| queue.role == Role::Main) {
-        Some((main, _)) => {
-            let bound = Topology { queues: vec![(*main).clone()], ..order.topology.clone() };
-            declare::declare(channel, &bound).await.map(drop)
+/// Puts the bindings of the main queue back, where it is ours and the broker takes them. The channel is one of its own, as what
+/// has been done before may have closed the other.
+async fn bind_again(link: &Link, order: &Order) -> Result<(), DeclareError> {
+    let Some(main) = order.topology.main() else { return Ok(()) };
+    let channel = open(link).await.map_err(|error| of_main(order, error))?;
+    let bound = Topology { queues: vec![main.clone()], ..order.topology.clone() };
+    match declare::declare(&channel, &bound).await {
+        Ok(_) => {
+            close(&channel).await;
+            Ok(())
         }
-        None => Ok(()),
+        Err(refused) if refused.error.category() == Category::Retryable => Err(refused),
+        // Such as an exchange that is gone: it is no news beside what keeps the queue.
+        Err(refused) => {
+            tracing::debug!(queue = order.main, %refused, "not bound again");
+            Ok(())
+        }
     }
 }
 

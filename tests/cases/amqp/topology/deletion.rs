@@ -147,6 +147,9 @@ async fn delete_if_empty_waits_for_what_the_broker_may_hold_back(vhost: Vhost) -
     limited["deadLetter"] = json!({"maxLength": 2});
     let mut queue = keeper.queue(&vhost.uri(), limited)?;
     queue.ready().await?;
+    // As an attempt leaves it that loses its connection while it counts.
+    let channel = client.channel().await?;
+    channel.queue_unbind("orders".into(), "shop".into(), "".into(), FieldTable::default()).await?;
     let message = queue.kept_by("Settling").await?;
     ensure!(message.contains("three minutes"), "{message}");
     assert_eq!(look::bindings(&vhost, "orders").await?, ["shop  "], "messages still come");
