@@ -9,6 +9,7 @@ use futures::channel::mpsc::UnboundedSender;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{DynamicObject, Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::runtime::events::{Event, EventType, Recorder};
@@ -90,6 +91,8 @@ pub struct Context {
     pub filled: watch::Receiver<bool>,
     /// Ends the controllers.
     pub shutdown: Shutdown,
+    /// When this process began to look.
+    pub since: Timestamp,
     /// When Queues were first seen, by uid.
     pub seen: Mutex<HashMap<String, Instant>>,
     /// Which Workers consume which Queue, those that are gone included while they have pods.
@@ -113,7 +116,8 @@ impl Context {
     pub fn note_consumer(&self, worker: &Worker) -> bool {
         let drain = Duration::from_secs(u64::from(drain_seconds(worker).unsigned_abs()));
         let queue = &worker.spec.queue_ref.name;
-        locked(&self.consumers).on(&worker_key(worker), queue, SIDECARS_LEARN + drain, Instant::now())
+        let turned = turned_before(worker, self.since);
+        locked(&self.consumers).on(&worker_key(worker), queue, SIDECARS_LEARN + drain, turned, Instant::now())
     }
 
     /// The first of `workers` whose pods may hold messages of a Queue of their namespace.
@@ -190,6 +194,12 @@ impl Context {
     }
 }
 
+/// Whether a Worker may have named another Queue before `since`: it was there, and is not as it was made.
+fn turned_before(worker: &Worker, since: Timestamp) -> bool {
+    worker.creation_timestamp().is_some_and(|created| created.0 < since)
+        && worker.metadata.generation.is_none_or(|generation| generation > 1)
+}
+
 /// An event's note holds 1 kB.
 fn shortened(text: &str) -> String {
     text.chars().take(1000).collect()
@@ -239,5 +249,27 @@ impl Shutdown {
     /// Whether the end has come.
     pub fn is_cancelled(&self) -> bool {
         *self.0.borrow() || self.0.has_changed().is_err()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_a_worker_that_was_changed_before_this_process_looked_may_have_turned_unseen() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let container = json!({"name": "app"});
+        let spec = json!({"queueRef": {"name": "orders"}, "template": {"spec": {"containers": [container]}}});
+        let mut worker = Worker::new("invoices", serde_json::from_value(spec).unwrap());
+        worker.metadata.creation_timestamp = Some(Time(at(10)));
+        worker.metadata.generation = Some(2);
+        assert!(turned_before(&worker, at(20)));
+        assert!(!turned_before(&worker, at(10)), "its changes were all seen");
+        worker.metadata.generation = Some(1);
+        assert!(!turned_before(&worker, at(20)));
     }
 }

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use futures::channel::mpsc;
 use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Predicate, WatchStreamExt, predicates, watcher};
@@ -68,6 +69,7 @@ pub(crate) async fn start(
         sidecar_image: shared.args.sidecar_image.clone(),
         filled: all_filled,
         shutdown: shared.shutdown.clone(),
+        since: Timestamp::now(),
         seen: Default::default(),
         consumers: Default::default(),
     });

@@ -7,36 +7,61 @@ use tokio::time::Instant;
 
 use crate::brokers::Key;
 
-/// The Queues of each Worker, by name: a Worker's Queue is in its own namespace.
+/// What each Worker's pods may work on. A Worker's Queue is in its own namespace: its name is enough.
 #[derive(Debug, Default)]
-pub struct Consumers(HashMap<Key, Vec<Consumed>>);
+pub struct Consumers(HashMap<Key, History>);
+
+/// The Queues that a Worker consumes, or did.
+#[derive(Debug, Default)]
+struct History {
+    queues: Vec<Consumed>,
+    /// Until when pods may work on messages of any Queue.
+    unknown: Option<Instant>,
+}
 
 /// A Queue that a Worker consumes, or did.
 #[derive(Debug)]
 struct Consumed {
     queue: String,
+    /// How long pods work on after they are told to end, or of another Queue.
+    lasting: Duration,
+    /// Until when pods work on that were to take longer for that.
+    slower: Instant,
     /// Until when pods may work on its messages; none while the Worker names it.
     until: Option<Instant>,
 }
 
 impl Consumers {
-    /// A Worker names `queue`. Its pods may work on messages of the one before for `lasting`. Gives whether that is new.
-    pub fn on(&mut self, worker: &Key, queue: &str, lasting: Duration, now: Instant) -> bool {
-        let consumed = self.0.entry(worker.clone()).or_default();
-        let new = !consumed.iter().any(|former| former.queue == queue && former.until.is_none());
-        consumed.retain(|former| former.queue != queue && former.until.is_none_or(|until| now < until));
-        for former in consumed.iter_mut() {
-            former.until.get_or_insert(now + lasting);
+    /// A Worker names `queue`, and its pods work on for `lasting` when it names another. One that was not seen before and may
+    /// have `turned` unseen from any other Queue has pods that work on for that one. Gives whether the Queue is new.
+    pub fn on(&mut self, worker: &Key, queue: &str, lasting: Duration, turned: bool, now: Instant) -> bool {
+        let history = self
+            .0
+            .entry(worker.clone())
+            .or_insert_with(|| History { unknown: turned.then(|| now + lasting), ..History::default() });
+        let queues = &mut history.queues;
+        queues.retain(|former| former.queue == queue || former.until.is_none_or(|until| now < until));
+        let before = queues.iter().position(|former| former.queue == queue).map(|at| queues.swap_remove(at));
+        for former in queues.iter_mut() {
+            // Pods that end already have the time that they were given.
+            former.until.get_or_insert(former.slower.max(now + former.lasting.max(lasting)));
         }
-        consumed.push(Consumed { queue: queue.to_owned(), until: None });
+        let slower = before.as_ref().map_or(now, |before| match before.until {
+            Some(until) => until,
+            None if before.lasting > lasting => before.slower.max(now + before.lasting),
+            None => before.slower,
+        });
+        let new = before.is_none_or(|before| before.until.is_some());
+        queues.push(Consumed { queue: queue.to_owned(), lasting, slower, until: None });
         new
     }
 
     /// Whether pods of a Worker may hold messages of `queue`. Of one that was never seen, any may be: it was deleted before this
     /// process began.
     pub fn may_hold(&self, worker: &Key, queue: &str, now: Instant) -> bool {
-        let Some(consumed) = self.0.get(worker) else { return true };
-        consumed.iter().any(|one| one.queue == queue && one.until.is_none_or(|until| now < until))
+        let Some(History { queues, unknown }) = self.0.get(worker) else { return true };
+        unknown.is_some_and(|until| now < until)
+            || queues.iter().any(|one| one.queue == queue && one.until.is_none_or(|until| now < until))
     }
 
     /// Forgets Workers.
@@ -57,7 +82,7 @@ mod tests {
     fn pods_of_a_worker_hold_messages_of_its_queue_alone_also_once_it_is_gone() {
         let (mut consumers, now) = (Consumers::default(), Instant::now());
         assert!(consumers.may_hold(&worker(), "orders", now), "nothing is known of it");
-        consumers.on(&worker(), "orders", Duration::from_secs(60), now);
+        consumers.on(&worker(), "orders", Duration::from_secs(60), false, now);
         let late = now + Duration::from_secs(3600);
         assert_eq!(
             (consumers.may_hold(&worker(), "orders", late), consumers.may_hold(&worker(), "other", late)),
@@ -72,13 +97,49 @@ mod tests {
         let (mut consumers, now) = (Consumers::default(), Instant::now());
         let at = |seconds| now + Duration::from_secs(seconds);
         let minute = Duration::from_secs(60);
-        assert!(consumers.on(&worker(), "orders", minute, now));
-        assert!(consumers.on(&worker(), "other", minute, at(10)));
+        assert!(consumers.on(&worker(), "orders", minute, false, now));
+        assert!(consumers.on(&worker(), "other", minute, false, at(10)));
         // Seen again, as at each change of its status.
-        assert!(!consumers.on(&worker(), "other", minute, at(50)));
+        assert!(!consumers.on(&worker(), "other", minute, false, at(50)));
         let holds = |queue, seconds| consumers.may_hold(&worker(), queue, at(seconds));
         assert_eq!((holds("orders", 69), holds("orders", 71), holds("other", 500)), (true, false, true));
-        assert!(consumers.on(&worker(), "orders", minute, at(60)));
+        assert!(consumers.on(&worker(), "orders", minute, false, at(60)));
         assert!(consumers.may_hold(&worker(), "orders", at(500)), "it is back");
+    }
+
+    #[test]
+    fn a_worker_that_has_turned_with_a_shorter_drain_holds_messages_for_the_longer_one() {
+        let (mut consumers, now) = (Consumers::default(), Instant::now());
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let (hour, minute) = (Duration::from_secs(3600), Duration::from_secs(60));
+        consumers.on(&worker(), "orders", hour, false, now);
+        consumers.on(&worker(), "other", minute, false, at(10));
+        let holds = |consumers: &Consumers, seconds| consumers.may_hold(&worker(), "orders", at(seconds));
+        assert_eq!((holds(&consumers, 3609), holds(&consumers, 3611)), (true, false));
+
+        // The drain is shorter first, and pods that have begun the longer one are still there.
+        let mut consumers = Consumers::default();
+        consumers.on(&worker(), "orders", hour, false, now);
+        consumers.on(&worker(), "orders", minute, false, at(10));
+        consumers.on(&worker(), "other", minute, false, at(20));
+        assert_eq!((holds(&consumers, 3609), holds(&consumers, 3611)), (true, false));
+
+        // And once they are gone, the shorter one counts.
+        let mut consumers = Consumers::default();
+        consumers.on(&worker(), "orders", hour, false, now);
+        consumers.on(&worker(), "orders", minute, false, at(10));
+        consumers.on(&worker(), "other", minute, false, at(5000));
+        assert_eq!((holds(&consumers, 5059), holds(&consumers, 5061)), (true, false));
+    }
+
+    #[test]
+    fn a_worker_that_may_have_turned_unseen_holds_messages_of_any_queue_for_a_while() {
+        let (mut consumers, now) = (Consumers::default(), Instant::now());
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let minute = Duration::from_secs(60);
+        consumers.on(&worker(), "orders", minute, true, now);
+        consumers.on(&worker(), "orders", minute, true, at(50));
+        let holds = |queue, seconds| consumers.may_hold(&worker(), queue, at(seconds));
+        assert_eq!((holds("other", 59), holds("other", 61), holds("orders", 61)), (true, false, true));
     }
 }

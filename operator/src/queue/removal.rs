@@ -140,7 +140,7 @@ fn consuming(key: &Key, context: &Context) -> Option<String> {
             format!("Worker \"{name}\" still has pods on this queue: delete it first")
         }
         Some(_) => format!(
-            "pods of Worker \"{name}\", which has turned to another Queue, may still work on messages of this one: wait until they have ended that"
+            "pods of Worker \"{name}\", which names another Queue now, may still work on messages of this one: wait until they have ended that"
         ),
         None => format!(
             "pods of Worker \"{name}\", which is deleted, may still work on messages of this queue: wait until they have ended, or delete them"
