@@ -258,7 +258,7 @@ mod tests {
     }
 
     fn keep(retire: &[u32]) -> Order {
-        order(Goal::Keep { claim: Claim::Declare, unbind: vec![], retire: retire.to_vec() })
+        order(Goal::Keep { claim: Claim::Declare, unbind: vec![], retire: retire.to_vec(), untold: false })
     }
 
     fn key() -> Key {

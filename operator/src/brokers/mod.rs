@@ -84,6 +84,8 @@ pub enum Goal {
         unbind: Vec<BindingPlan>,
         /// Rungs to be deleted afterwards, once they are empty and unused, by their delays in seconds.
         retire: Vec<u32>,
+        /// Whether sidecars go on with these rungs, as they cannot be told of others: none is deleted.
+        untold: bool,
     },
     /// Everything is to go that is as Warren declares it; what exists otherwise belongs to others.
     Remove {

@@ -77,7 +77,8 @@ async fn attempt(
         None => Pooled::fresh(open(link).await.map_err(|error| of_main(order, error))?),
     };
     let outcome = match &order.goal {
-        Goal::Keep { claim, unbind, retire } => {
+        Goal::Keep { claim, unbind, retire, untold } => {
+            let patience = Patience { learned: patience.learned && !untold, ..patience };
             keep(link, &pooled.channel, order, (*claim, unbind, retire), patience, rest).await
         }
         Goal::Remove { only_if_empty, unbind } => {

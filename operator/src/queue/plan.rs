@@ -1,10 +1,14 @@
 //! Step 3: what to declare, and what to take back of what was declared before. Pure.
 
+use std::sync::Arc;
+
+use warren_api::conditions::worker::{QUEUE_READY, TEMPLATE_VALID};
 use warren_api::queue::{AdoptionPolicy, Declared, DeclaredBinding, DeletionPolicy};
-use warren_api::{Queue, QueueStatus};
+use warren_api::{Queue, QueueStatus, Worker};
 use warren_broker::topology::{self, BindingPlan, Topology};
 
 use crate::brokers::{Claim, Goal, Order};
+use crate::condition::find;
 
 /// The order for the lane of the broker at `address` that keeps a Queue.
 pub fn keep(queue: &Queue, address: &str) -> Order {
@@ -16,7 +20,26 @@ pub fn keep(queue: &Queue, address: &str) -> Order {
         Claim::Declare if made_elsewhere(queue, address) => Claim::MustBeAbsent,
         claim => claim,
     };
-    order(queue, topology, Goal::Keep { claim, unbind, retire })
+    order(queue, topology, Goal::Keep { claim, unbind, retire, untold: false })
+}
+
+/// The same under the Queue's Workers: sidecars of one that can be told of no change go on with the rungs that they know.
+pub fn keep_under(queue: &Queue, address: &str, workers: &[Arc<Worker>]) -> Order {
+    let mut order = keep(queue, address);
+    if let Goal::Keep { retire, untold, .. } = &mut order.goal {
+        // What is told at last is told from then on: another order, whose time begins anew.
+        *untold = !retire.is_empty() && workers.iter().any(|worker| is_untold(worker));
+    }
+    order
+}
+
+/// Whether a Worker is such that its sidecars get no new configuration.
+fn is_untold(worker: &Worker) -> bool {
+    let Some(status) = &worker.status else { return false };
+    [TEMPLATE_VALID, QUEUE_READY]
+        .iter()
+        .filter_map(|kind| find(&status.conditions, kind))
+        .any(|condition| condition.status == "False")
 }
 
 /// The order that ends a Queue; none where its broker keeps everything, and where nothing on it is Warren's.
@@ -133,6 +156,7 @@ fn binding_plan(binding: &DeclaredBinding) -> BindingPlan {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use serde_json::json;
     use warren_api::QueueSpec;
     use warren_api::queue::{Binding, Retry};
 
@@ -147,7 +171,7 @@ pub(super) mod tests {
     }
 
     pub(in crate::queue) fn binding(exchange: &str) -> Binding {
-        serde_json::from_value(serde_json::json!({"exchange": exchange})).unwrap()
+        serde_json::from_value(json!({"exchange": exchange})).unwrap()
     }
 
     #[test]
@@ -232,6 +256,33 @@ pub(super) mod tests {
         };
         assert_eq!(claim(QueueStatus::default()), Claim::MustBeAbsent);
         assert_eq!(claim(QueueStatus { created: Some(true), ..QueueStatus::default() }), Claim::Declare);
+    }
+
+    #[test]
+    fn no_rung_goes_while_a_worker_s_sidecars_cannot_be_told_of_the_ladder() {
+        let declared = Declared { retry_delays_seconds: vec![5], bindings: vec![] };
+        let retry = Retry { delays_seconds: vec![10], max_attempts: 3 };
+        let status = QueueStatus { declared: Some(declared), ..QueueStatus::default() };
+        let queue = queue(QueueSpec { retry, ..QueueSpec::default() }, status);
+        let worker = |kind: &str, status: &str| {
+            let spec = json!({"queueRef": {"name": "orders"}, "template": {"spec": {"containers": [{"name": "app"}]}}});
+            let mut worker = Worker::new("invoices", serde_json::from_value(spec).unwrap());
+            let condition = json!({"type": kind, "status": status, "reason": "R", "message": "m",
+                "lastTransitionTime": "2026-01-01T00:00:00Z"});
+            worker.status = Some(serde_json::from_value(json!({"conditions": [condition]})).unwrap());
+            Arc::new(worker)
+        };
+        let untold = |workers: &[Arc<Worker>]| match keep_under(&queue, ADDRESS, workers).goal {
+            Goal::Keep { untold, .. } => untold,
+            Goal::Remove { .. } => panic!(),
+        };
+        let sound = || worker("TemplateValid", "True");
+        assert!(!untold(&[]) && !untold(&[sound(), worker("Available", "False")]));
+        assert!(untold(&[sound(), worker("TemplateValid", "False")]));
+        assert!(untold(&[worker("QueueReady", "False")]));
+        let settled = Queue { status: None, ..queue.clone() };
+        let order = keep_under(&settled, ADDRESS, &[worker("QueueReady", "False")]);
+        assert_eq!(order, keep(&settled, ADDRESS), "nothing is to go");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::removal::{End, end};
 use super::status::{Progress, status};
 use super::validate::{key, validate};
 use super::{dereference, finalizer, plan};
-use crate::brokers::{Key, Order, Outcome};
+use crate::brokers::{Key, Order, Outcome, Seen};
 use crate::condition::{find, is_true};
 use crate::context::Context;
 use crate::error::Error;
@@ -39,6 +39,8 @@ const TURN: Duration = Duration::from_secs(300);
 const RECORDED: Duration = Duration::from_millis(300);
 /// What keeps a deletion, such as a Worker's pods, is looked at again so often.
 const BLOCKED_RETRY: Duration = Duration::from_secs(5);
+/// Whether sidecars can be told of the ladder is looked at so often while rungs are to go: more often than these may go.
+const RETIRING: Duration = Duration::from_secs(30);
 /// Everything else brings a Queue here by itself; this is a net.
 const RESYNC: Duration = Duration::from_secs(600);
 
@@ -88,6 +90,11 @@ async fn reconcile(queue: Arc<Queue>, context: Arc<Context>) -> Result<Action, E
         Progress::Blocked(_) => BLOCKED_RETRY,
         // What is recorded now is to be declared next.
         Progress::Observed { outcome: Outcome::Absent, .. } => RECORDED,
+        Progress::Observed { outcome: Outcome::Declared(Seen { leftover, .. }), .. }
+            if !leftover.is_empty() =>
+        {
+            RETIRING
+        }
         Progress::Invalid(_) | Progress::Pending { .. } | Progress::Observed { .. } => RESYNC,
     };
     let durability = durability(&queue, &context);
@@ -120,7 +127,7 @@ async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, 
         }
     };
     let address = access.address();
-    let order = plan::keep(queue, &address);
+    let order = plan::keep_under(queue, &address, &context.workers_of(queue));
     if let Some(problem) = conflict(queue, &key, &address, &order, context) {
         context.brokers.forget(&key);
         return Ok(Some(Progress::Invalid(problem)));

@@ -152,7 +152,7 @@ fn consuming(key: &Key, context: &Context) -> Option<String> {
 fn keep_meanwhile(queue: &Queue, key: &Key, access: Option<BrokerAccess>, context: &Context) {
     match access {
         Some(access) => {
-            let order = plan::keep(queue, &access.address());
+            let order = plan::keep_under(queue, &access.address(), &context.workers_of(queue));
             context.brokers.assign(key, &access, order, &context.queue_changed);
         }
         None => context.brokers.forget(key),
