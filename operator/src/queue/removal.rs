@@ -98,7 +98,7 @@ async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> R
     };
     if let Some(older) = older_to_come(queue, &access.address(), &order, context) {
         // After a start each of them claims its names at once.
-        if deleted_for(queue) < patience(key, context) {
+        if waited(queue, context) < patience(key, context) {
             return Ok(End::Underway);
         }
         let Key { namespace, name } = older;
@@ -117,7 +117,7 @@ async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> R
             format!("{}. To let go without the broker, set deletionPolicy: Retain", down.message),
         )),
         Some(Outcome::Declared(_) | Outcome::Absent) | None => {
-            if deleted_for(queue) < patience(key, context) {
+            if waited(queue, context) < patience(key, context) {
                 return Ok(End::Underway);
             }
             Ok(blocked("Deleting", "the broker's queues are being deleted".to_owned()))
@@ -177,6 +177,11 @@ fn may_own(other: &Queue, queue: &Queue, address: &str, names: &[String]) -> boo
         && !ends
         && known.is_none_or(|known| known == address)
         && plan::keep(other, address).names().iter().any(|name| names.contains(name))
+}
+
+/// How long this process has waited for the end of a Queue: its deletion may have been asked for long before it began.
+fn waited(queue: &Queue, context: &Context) -> Duration {
+    deleted_for(queue).min(context.seen_for(queue))
 }
 
 /// How long ago the deletion was asked for.
