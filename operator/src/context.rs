@@ -126,6 +126,12 @@ impl Context {
         workers.iter().find(|worker| consumers.may_hold(worker, queue, now))
     }
 
+    /// The same of those of which it is known.
+    pub fn first_known_to_consume<'a>(&self, workers: &'a [Key], queue: &str) -> Option<&'a Key> {
+        let (consumers, now) = (locked(&self.consumers), Instant::now());
+        workers.iter().find(|worker| consumers.holds(worker, queue, now))
+    }
+
     /// Forgets what Workers other than `known` have consumed.
     pub fn forget_consumers(&self, known: &HashSet<Key>) {
         locked(&self.consumers).retain(|worker| known.contains(worker));

@@ -59,9 +59,15 @@ impl Consumers {
     /// Whether pods of a Worker may hold messages of `queue`. Of one that was never seen, any may be: it was deleted before this
     /// process began.
     pub fn may_hold(&self, worker: &Key, queue: &str, now: Instant) -> bool {
-        let Some(History { queues, unknown }) = self.0.get(worker) else { return true };
-        unknown.is_some_and(|until| now < until)
-            || queues.iter().any(|one| one.queue == queue && one.until.is_none_or(|until| now < until))
+        let unknown = self.0.get(worker).and_then(|history| history.unknown);
+        unknown.is_some_and(|until| now < until) || self.holds(worker, queue, now)
+    }
+
+    /// The same but for a Worker that may have turned unseen, before this process began: rather that than many that stand still
+    /// at each start.
+    pub fn holds(&self, worker: &Key, queue: &str, now: Instant) -> bool {
+        let Some(History { queues, .. }) = self.0.get(worker) else { return true };
+        queues.iter().any(|one| one.queue == queue && one.until.is_none_or(|until| now < until))
     }
 
     /// Forgets Workers.
@@ -141,5 +147,6 @@ mod tests {
         consumers.on(&worker(), "orders", minute, true, at(50));
         let holds = |queue, seconds| consumers.may_hold(&worker(), queue, at(seconds));
         assert_eq!((holds("other", 59), holds("other", 61), holds("orders", 61)), (true, false, true));
+        assert!(!consumers.holds(&worker(), "other", at(59)), "as far as is known");
     }
 }

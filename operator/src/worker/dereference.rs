@@ -5,7 +5,6 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
-use tokio::time::Instant;
 use warren_api::names::config_map;
 use warren_api::{Queue, Worker};
 
@@ -75,7 +74,7 @@ pub fn beside(worker: &Worker, queue: &Queue, context: &Context) -> Option<Strin
     let naming = others(context.workers_of(queue).iter().map(|other| worker_key(other)).collect());
     // One that is gone or has turned to another Queue holds messages until its pods have ended or have learned of it.
     let with_pods = others(context.pods.workers(&own.namespace));
-    let holding = || context.first_consuming(&with_pods, &queue.name_any(), Instant::now());
+    let holding = || context.first_known_to_consume(&with_pods, &queue.name_any());
     if let Some(Key { name, .. }) = naming.iter().min().or_else(holding) {
         return Some(format!(
             "the pods of Worker \"{name}\" consume the same Queue. Use a Queue with singleActiveConsumer: true, or give each Worker a Queue of its own"

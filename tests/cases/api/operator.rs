@@ -208,8 +208,7 @@ async fn consuming_is_held_for_an_order_until_one_pod_alone_is_left() -> Result<
     room.worker("invoices", "orders", ordered).await?;
     let seen = async |status: &str, reason: &str, word: &str, paused: bool| {
         room.condition_of("wk", "invoices", "QueueReady", (status, reason, word)).await?;
-        let config: Value =
-            room.cluster.get(&["-n", &room.name, "configmap", "invoices-sidecar"]).await?;
+        let config: Value = room.cluster.get(&["-n", &room.name, "configmap", "invoices-sidecar"]).await?;
         let held = config["data"].to_string().replace(['\\', '"', ' '], "").contains("paused:true");
         ensure!(held == paused, "{}", config["data"]);
         Ok(())
