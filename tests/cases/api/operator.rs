@@ -224,6 +224,44 @@ async fn consuming_is_held_for_an_order_until_one_pod_alone_is_left() -> Result<
 }
 
 #[tokio::test]
+async fn replicas_that_a_policy_refuses_are_told_and_come_when_it_is_gone() -> Result<()> {
+    let room = Room::new("refused").await?;
+    let _operator = room.operator("one").await?;
+    room.queue("orders", json!({})).await?;
+    room.worker("invoices", "orders", json!({})).await?;
+    let rules = json!([{"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["deployments/scale"]}]);
+    let here = json!({"matchLabels": {"kubernetes.io/metadata.name": room.name}});
+    let (api, name) = ("admissionregistration.k8s.io/v1", json!({"name": room.name}));
+    let policy = json!({"apiVersion": api, "kind": "ValidatingAdmissionPolicy", "metadata": name, "spec": {
+        "matchConstraints": {"namespaceSelector": here, "resourceRules": rules},
+        "validations": [{"expression": "object.spec.replicas == 0", "message": "no pods today"}],
+    }});
+    let binding = json!({"apiVersion": api, "kind": "ValidatingAdmissionPolicyBinding", "metadata": name,
+        "spec": {"policyName": room.name, "validationActions": ["Deny"]}});
+    room.cluster.apply(&policy.to_string()).await?;
+    room.cluster.apply(&binding.to_string()).await?;
+    let scale = ["scale", "deployment/invoices", "--replicas=1", "--dry-run=server"];
+    eventually(PATIENCE, "the policy counts", async || {
+        let refused = room.kubectl(&scale).await.err().context("it was taken")?;
+        ensure!(format!("{refused:#}").contains("no pods today"), "{refused:#}");
+        Ok(())
+    })
+    .await?;
+    Client::connect(&room.vhost.uri()).await?.publish("orders", b"one").await?;
+    let told = ("False", "ScaleRefused", "no pods today");
+    room.condition_of("wk", "invoices", "ScalingActive", told).await?;
+    for kind in ["validatingadmissionpolicybinding", "validatingadmissionpolicy"] {
+        room.cluster.kubectl(&["delete", kind, &room.name]).await?;
+    }
+    eventually(PATIENCE, "there is a replica", async || {
+        let deployment: Value = room.cluster.get(&["-n", &room.name, "deployment", "invoices"]).await?;
+        ensure!(deployment["spec"]["replicas"] == 1, "{}", deployment["spec"]);
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
 async fn a_deletion_that_is_blocked_says_why_and_retain_lets_go() -> Result<()> {
     let room = Room::new("blocked").await?;
     let _operator = room.operator("one").await?;
