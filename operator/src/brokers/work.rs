@@ -19,7 +19,7 @@ use super::rest::Rest;
 use super::{Claim, Goal, Order, Outcome, Seen};
 use crate::problem::Problem;
 
-/// How long all that an order asks for may take.
+/// How long an attempt at an order may take, and what is bound again after it.
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// Reads of zero in a row that make the zero of a quorum queue believable.
 const AGREEING_ZEROS: usize = 3;
