@@ -1,6 +1,7 @@
 //! What answers do: the handler's, the application's late ones, and the broker's to a published copy.
 
 use std::cmp::Reverse;
+use std::collections::hash_map::Entry;
 use std::time::Duration;
 
 use super::breaker::{Change, PROBES};
@@ -141,9 +142,11 @@ impl Engine {
             Verdict::Unreached => self.call_again(id, false),
             Verdict::Later => {
                 let deadline = now + self.settings.late_timeout;
-                if let Some(slot) = self.window.get_mut(id) {
-                    slot.state = State::Later { deadline };
-                    self.late += 1;
+                if let Some(slot) = self.window.get_mut(id)
+                    && let State::Running { call } = slot.state
+                {
+                    slot.state = State::Later { call, deadline };
+                    *self.late.entry(call).or_default() += 1;
                     self.timers.push(Reverse((deadline, id)));
                 }
             }
@@ -309,7 +312,6 @@ impl Engine {
         if matches!(slot.state, State::Running { .. }) {
             slot.early = Some(verdict);
         } else {
-            self.late -= 1;
             self.end_late(id, verdict, now, effects);
         }
     }
@@ -317,6 +319,14 @@ impl Engine {
     /// Ends a delivery that the application had answered with `later`.
     fn end_late(&mut self, id: DeliveryId, verdict: Verdict, now: Time, effects: &mut Vec<Effect>) {
         if let Some(slot) = self.window.get_mut(id) {
+            if let State::Later { call, .. } = slot.state
+                && let Entry::Occupied(mut left) = self.late.entry(call)
+            {
+                *left.get_mut() -= 1;
+                if *left.get() == 0 {
+                    left.remove();
+                }
+            }
             let took = now.saturating_sub(slot.called);
             effects.push(Effect::Observe(Observation::LateEnded { took }));
         }
@@ -333,8 +343,7 @@ impl Engine {
                 let (copy, tries) = (copy.clone(), *tries);
                 self.publish(id, copy, tries, effects);
             }
-            State::Later { deadline } if now >= *deadline => {
-                self.late -= 1;
+            State::Later { deadline, .. } if now >= *deadline => {
                 let detail =
                     "the application answered \"later\" and then neither ended nor extended the delivery"
                         .to_owned();

@@ -46,8 +46,8 @@ pub struct Engine {
     pub(super) ready: Ready,
     pub(super) calls: HashMap<CallId, Call>,
     next_call: u64,
-    /// Deliveries that the application goes on with after its answer.
-    pub(super) late: usize,
+    /// Calls that have ended with messages that the application goes on with, and how many of these have not.
+    pub(super) late: HashMap<CallId, usize>,
     pub(super) handler: Handler,
     pub(super) breaker: Breaker,
     pub(super) throttle: Throttle,
@@ -98,7 +98,7 @@ impl Engine {
             ready: Ready::default(),
             calls: HashMap::new(),
             next_call: 0,
-            late: 0,
+            late: HashMap::new(),
             handler: Handler::new(seed),
             breaker: Breaker::new(),
             auto: AutoPrefetch::default(),
@@ -142,7 +142,7 @@ impl Engine {
         Snapshot {
             unsettled: self.window.unsettled(),
             in_flight: self.at_work(),
-            late: self.late,
+            late: self.late_messages(),
             prefetch: self.subscription.prefetch().unwrap_or(0),
             handler_accepts: self.handler.is_up(),
             breaker: self.breaker.open_since().map(|_| self.breaker.status().unwrap_or(0)),
@@ -152,7 +152,11 @@ impl Engine {
     }
 
     fn at_work(&self) -> usize {
-        self.calls.values().map(|call| call.deliveries.len()).sum::<usize>() + self.late
+        self.calls.values().map(|call| call.deliveries.len()).sum::<usize>() + self.late_messages()
+    }
+
+    fn late_messages(&self) -> usize {
+        self.late.values().sum()
     }
 
     fn configured(&mut self, settings: Settings) {
@@ -164,7 +168,7 @@ impl Engine {
         self.generation = Some(generation);
         self.subscription = Subscription::None;
         self.window = Window::new(generation);
-        self.late = 0;
+        self.late.clear();
         self.timers.clear();
     }
 
@@ -225,10 +229,10 @@ impl Engine {
         if reply == LateReply::Accepted {
             let deadline = now + self.settings.late_timeout;
             // While its call runs it cannot time out yet.
-            if let Some(slot) =
-                self.window.get_mut(id).filter(|slot| matches!(slot.state, State::Later { .. }))
+            if let Some(State::Later { deadline: until, .. }) =
+                self.window.get_mut(id).map(|slot| &mut slot.state)
             {
-                slot.state = State::Later { deadline };
+                *until = deadline;
                 self.timers.push(Reverse((deadline, id)));
             }
         }
@@ -292,15 +296,16 @@ impl Engine {
         }
     }
 
-    /// Starts what may start.
+    /// Starts what may start. Work that ends later has its place in the user's limit; a throttled one is about calls alone, or
+    /// nothing would start until such work has ended.
     fn dispatch(&mut self, now: Time, effects: &mut Vec<Effect>) {
         while self.may_dispatch(now) {
-            let running = self.calls.len() + self.late;
+            let taken = self.calls.len() + self.late.len();
             let start = match self.breaker.open_since().zip(self.breaker.next_probe()) {
                 Some((since, _)) if self.is_probing(since, now) => None,
-                Some(_) if running >= usize::from(self.settings.concurrency.max(1)) => None,
+                _ if taken >= usize::from(self.settings.concurrency.max(1)) => None,
                 Some((_, probe)) => self.throttle.may_start(0).map(|start| start.max(probe)),
-                None => self.throttle.may_start(running),
+                None => self.throttle.may_start(self.calls.len()),
             };
             let Some(start) = start else { return };
             let Some(start) = self.batch_complete_at(now).map(|complete| complete.max(start)) else { return };

@@ -19,7 +19,7 @@ impl Engine {
     /// Hands back what is held once nothing is at work; until then nothing new starts. `wanted`: the window to consume with
     /// afterwards, if any.
     pub(super) fn hand_back(&mut self, wanted: Option<u16>, now: Time, effects: &mut Vec<Effect>) {
-        if wanted.is_some() && self.late > 0 {
+        if wanted.is_some() && !self.late.is_empty() {
             // Another window is not worth standing still for as long as such work takes.
             return;
         }
@@ -48,7 +48,7 @@ impl Engine {
     pub(super) fn forget_channel(&mut self, generation: u64, effects: &mut Vec<Effect>) {
         self.generation = None;
         self.subscription = Subscription::None;
-        self.late = 0;
+        self.late.clear();
         self.timers.clear();
         let busy: Vec<u64> = self.busy_keys().collect();
         self.ready.rebuild(Vec::new(), busy.into_iter());

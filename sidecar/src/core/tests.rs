@@ -9,6 +9,8 @@ use proptest::prelude::*;
 use super::event::{LateReply, Seen};
 use super::*;
 
+mod outage;
+
 fn settings() -> Settings {
     Settings {
         prefetch: 1,

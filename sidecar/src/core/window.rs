@@ -24,7 +24,7 @@ pub(super) enum State {
     /// At the handler.
     Running { call: CallId },
     /// The application goes on with it and says later how it ended.
-    Later { deadline: Time },
+    Later { call: CallId, deadline: Time },
     /// Its copy is on the way.
     Publishing { copy: Copy, tries: u32 },
     /// Its copy could not be published; tried again.
