@@ -88,9 +88,9 @@ impl Throttle {
         self.until = self.until.max(now + pause);
     }
 
-    /// After an outage the load comes back call by call.
-    pub fn restart(&mut self) {
-        self.limit = 1;
+    /// After an outage the load comes back call by call, beside those that still run: they may take long.
+    pub fn restart(&mut self, running: usize) {
+        self.limit = (running + 1).min(self.ceiling);
         self.until = Time::ZERO;
         self.backoff.reset();
     }

@@ -29,6 +29,25 @@ fn after_an_outage_work_that_ends_later_keeps_nothing_from_starting() {
 }
 
 #[test]
+fn after_an_outage_a_call_that_still_runs_keeps_nothing_from_starting() {
+    let mut world = World::running(Settings { prefetch: 50, concurrency: 10, ..settings() }, 200);
+    let long = CallId(1);
+    let seconds = |world: &mut World, count: u64, verdict: &Verdict| {
+        for _ in 0..count {
+            for call in world.calls.keys().copied().filter(|call| *call != long).collect::<Vec<_>>() {
+                world.answer(call, verdict.clone());
+            }
+            world.settle();
+            world.pass(Duration::from_secs(1));
+        }
+    };
+    seconds(&mut world, 30, &retry(500));
+    assert!(world.engine.snapshot().breaker.is_some());
+    seconds(&mut world, 120, &Verdict::Ack);
+    assert_eq!((world.engine.snapshot().breaker, world.queue.len(), world.unacked.len()), (None, 0, 1));
+}
+
+#[test]
 fn one_not_now_beside_work_that_ends_later_keeps_nothing_from_starting() {
     let mut world = with_late_work(5);
     assert_eq!(world.calls.len(), 5, "what ends later has its share of the concurrency");
