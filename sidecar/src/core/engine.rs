@@ -57,6 +57,8 @@ pub struct Engine {
     /// Failed attempts of messages that went back to the broker and were tried in place, by message id.
     remembered: HashMap<u64, u32>,
     pub(super) drain: Drain,
+    /// Since when another window is wanted that has to wait for what is at work.
+    pub(super) window_wanted: Option<Time>,
     /// Whether nothing new starts, because the channel is given up once what is at work has ended.
     pub(super) handing_back: bool,
     pub(super) terminating: bool,
@@ -105,6 +107,7 @@ impl Engine {
             timers: BinaryHeap::new(),
             remembered: HashMap::new(),
             drain: Drain::No,
+            window_wanted: None,
             handing_back: false,
             terminating: false,
             wake: None,

@@ -161,7 +161,9 @@ impl Engine {
                 effects.push(Effect::Unsubscribe { generation });
             }
             (Subscription::None | Subscription::Active { .. }, _)
-            | (Subscription::Subscribing { .. } | Subscription::Cancelling { .. }, _) => {}
+            | (Subscription::Subscribing { .. } | Subscription::Cancelling { .. }, _) => {
+                self.window_wanted = None;
+            }
         }
     }
 

@@ -6,8 +6,25 @@
 
 use super::engine::Engine;
 use super::event::{Effect, Observation, Outcome, Time};
-use super::flow::Subscription;
-use super::window::{State, Window};
+use super::flow::{HOLD, Subscription};
+use super::window::{Slot, State, Window};
+
+impl Slot {
+    /// Until when another window, wanted since then, is worth standing still for until this has ended; none: it is not at work.
+    /// What was there before is waited for for a moment, and what began later for as long as it was put off by then: so the
+    /// window comes also where something is always at work.
+    fn worth_waiting_for(&self, since: Time, drain_is_over: bool) -> Option<Time> {
+        match self.state {
+            State::Running { .. } | State::Later { .. } | State::Publishing { tries: 0, .. } => {
+                Some(self.called + HOLD.max(self.called.saturating_sub(since)))
+            }
+            // The broker does not take its copy, which may be so for days.
+            State::Publishing { .. } => Some(Time::ZERO),
+            State::Unpublished { .. } => Some(Time::ZERO).filter(|_| !drain_is_over),
+            State::Received | State::Waiting { .. } | State::Finished { .. } | State::Settled => None,
+        }
+    }
+}
 
 impl Engine {
     /// Whether the consumer must not be cancelled. One that was started to probe with is the exception: what it holds could not
@@ -17,24 +34,17 @@ impl Engine {
     }
 
     /// Hands back what is held once nothing is at work; until then nothing new starts. `wanted`: the window to consume with
-    /// afterwards, if any.
+    /// afterwards, if any, which is not worth standing still for as long as what is at work may take.
     pub(super) fn hand_back(&mut self, wanted: Option<u16>, now: Time, effects: &mut Vec<Effect>) {
-        if wanted.is_some() && !self.late.is_empty() {
-            // Another window is not worth standing still for as long as such work takes.
+        let Some(generation) = self.generation else { return };
+        let over = self.is_drain_over(now);
+        let since = *self.window_wanted.get_or_insert(now);
+        let waits = self.window.open_slots().filter_map(|slot| slot.worth_waiting_for(since, over)).min();
+        if let Some(until) = waits {
+            self.handing_back = wanted.is_none() || until > now;
+            self.wake_at(Some(until).filter(|until| wanted.is_some() && *until > now));
             return;
         }
-        self.handing_back = true;
-        let over = self.is_drain_over(now);
-        let at_work = |state: &State| match state {
-            State::Running { .. } | State::Later { .. } | State::Publishing { .. } => true,
-            State::Unpublished { .. } => !over,
-            State::Received | State::Waiting { .. } | State::Finished { .. } | State::Settled => false,
-        };
-        let Some(generation) =
-            self.generation.filter(|_| !self.window.open_slots().any(|slot| at_work(&slot.state)))
-        else {
-            return;
-        };
         self.window.flush_all(effects);
         for slot in std::mem::replace(&mut self.window, Window::new(generation)).open_slots() {
             self.remember(slot);
@@ -47,6 +57,7 @@ impl Engine {
     /// Nothing of a channel is here any more.
     pub(super) fn forget_channel(&mut self, generation: u64, effects: &mut Vec<Effect>) {
         self.generation = None;
+        self.window_wanted = None;
         self.subscription = Subscription::None;
         self.late.clear();
         self.timers.clear();

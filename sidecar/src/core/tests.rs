@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::event::{LateReply, Seen};
 use super::*;
 
+mod order;
 mod outage;
 
 fn settings() -> Settings {
@@ -61,6 +62,8 @@ struct World {
     early: HashSet<DeliveryId>,
     finished: HashSet<DeliveryId>,
     publishes: Vec<(DeliveryId, Copy)>,
+    /// What becomes of copies by themselves.
+    copies: PublishResult,
     pending: Vec<Event>,
     probe_at: Option<Time>,
     port_open: bool,
@@ -101,6 +104,7 @@ impl World {
             early: Default::default(),
             finished: Default::default(),
             publishes: vec![],
+            copies: PublishResult::Confirmed,
             pending: vec![],
             probe_at: None,
             port_open: true,
@@ -444,7 +448,7 @@ impl World {
             }
             while !self.publishes.is_empty() {
                 progress = true;
-                self.publish_done(0, PublishResult::Confirmed);
+                self.publish_done(0, self.copies);
             }
             if !progress {
                 return;

@@ -1,0 +1,136 @@
+//! Giving the queue up where an order is kept, while something at work does not end.
+
+use super::*;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Hundreds of messages of as many keys, three at work.
+fn keyed(late_timeout: Duration) -> (Settings, World) {
+    let settings = Settings { prefetch: 6, concurrency: 3, ordered: true, late_timeout, ..settings() };
+    let mut world = World::new(settings.clone());
+    for number in 0..900 {
+        world.queue.push_back(Message { number, attempts: 0, key: Some(number) });
+    }
+    world.connect();
+    world.settle();
+    (settings, world)
+}
+
+fn another_window(world: &mut World, settings: &Settings) {
+    world.step(Event::Configured(Box::new(Settings { prefetch: 9, ..settings.clone() })));
+}
+
+#[test]
+fn a_copy_that_the_broker_does_not_take_keeps_no_other_key_from_its_turn_when_the_window_changes() {
+    let (settings, mut world) = keyed(MINUTE);
+    world.copies = PublishResult::Refused;
+    world.answer(CallId(1), Verdict::DeadLetter { reason: DeadReason::Rejected, detail: String::new() });
+    world.settle();
+    another_window(&mut world, &settings);
+    world.answering(MINUTE, |_, _| Verdict::Ack);
+    assert!(world.handled.len() > 400, "{} handled", world.handled.len());
+    assert_eq!((world.consuming, world.dead.len()), (Some(6), 0));
+    world.copies = PublishResult::Confirmed;
+    world.answering(MINUTE, |_, _| Verdict::Ack);
+    assert_eq!((world.consuming, world.dead.len()), (Some(9), 1));
+}
+
+#[test]
+fn a_long_call_from_before_an_outage_keeps_an_order_from_no_probe() {
+    for later in [false, true] {
+        let (_, mut world) = keyed(MINUTE * 60);
+        let long = CallId(1);
+        world.pass(Duration::from_secs(5));
+        if later {
+            world.answer(long, Verdict::Later);
+        }
+        while world.engine.snapshot().breaker.is_none() {
+            world.fail_all_but(long);
+            world.settle();
+            world.pass(Duration::from_secs(1));
+        }
+        for _ in 0..MINUTE.as_secs() {
+            world.fail_all_but(long);
+            world.pass(Duration::from_secs(1));
+        }
+        // The application is well again, and still at work on the long one.
+        for _ in 0..MINUTE.as_secs() * 5 {
+            for call in world.calls.keys().copied().filter(|call| *call != long).collect::<Vec<_>>() {
+                world.answer(call, Verdict::Ack);
+            }
+            world.settle();
+            world.pass(Duration::from_secs(1));
+        }
+        assert_eq!(world.engine.snapshot().breaker, None, "later: {later}");
+        assert!(world.handled.len() > 200, "{} handled, later: {later}", world.handled.len());
+    }
+}
+
+/// A handler each of whose calls takes so many seconds; `later`: the application goes on after its answer.
+struct Slow<F> {
+    later: bool,
+    takes: F,
+    working: Vec<(Time, DeliveryId)>,
+}
+
+impl<F: Fn(CallId) -> u64> Slow<F> {
+    fn new(later: bool, takes: F) -> Self {
+        Self { later, takes, working: Vec::new() }
+    }
+
+    /// Works for a while; returns in how many of the seconds nothing began.
+    fn work(&mut self, world: &mut World, time: Duration) -> u64 {
+        let mut idle = 0;
+        for _ in 0..time.as_secs() {
+            let known = world.began.len();
+            let mut calls: Vec<CallId> = world.calls.keys().copied().collect();
+            calls.sort();
+            for call in calls {
+                let until = world.began[&call] + Duration::from_secs((self.takes)(call));
+                if self.later {
+                    self.working.extend(world.calls[&call].iter().map(|called| (until, called.id)));
+                    world.answer(call, Verdict::Later);
+                } else if until <= world.now {
+                    world.answer(call, Verdict::Ack);
+                }
+            }
+            let ended: Vec<_> = self.working.extract_if(.., |(until, _)| *until <= world.now).collect();
+            for (_, id) in ended {
+                world.finished.insert(id);
+                world.step(Event::LateAnswer { id, verdict: Verdict::Ack });
+            }
+            world.settle();
+            world.pass(Duration::from_secs(1));
+            idle += u64::from(world.began.len() == known);
+        }
+        idle
+    }
+}
+
+#[test]
+fn another_window_is_taken_over_also_where_something_is_always_at_work() {
+    for later in [false, true] {
+        let (settings, mut world) = keyed(MINUTE * 60);
+        let mut handler = Slow::new(later, |call| 20 + call.0 % 7);
+        handler.work(&mut world, Duration::from_secs(100));
+        another_window(&mut world, &settings);
+        handler.work(&mut world, Duration::from_secs(100));
+        assert_eq!(world.consuming, Some(9), "later: {later}");
+    }
+}
+
+#[test]
+fn what_takes_an_hour_keeps_others_from_nothing_for_long_and_the_other_window_comes_after_it() {
+    for later in [false, true] {
+        let (settings, mut world) = keyed(MINUTE * 120);
+        let mut handler = Slow::new(later, |call| if call.0 == 1 { 3600 } else { 1 });
+        handler.work(&mut world, Duration::from_secs(2));
+        another_window(&mut world, &settings);
+        let idle = handler.work(&mut world, MINUTE * 4);
+        assert!(idle <= 10, "{idle} seconds without a call, later: {later}");
+        assert_eq!(world.consuming, Some(6));
+        world.pass(MINUTE * 60);
+        handler.work(&mut world, MINUTE);
+        assert_eq!(world.consuming, Some(9), "later: {later}");
+    }
+}
