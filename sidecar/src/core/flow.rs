@@ -1,18 +1,39 @@
 //! Whether messages flow: the subscription, the handler's port, and what is given back.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use super::backoff::Backoff;
 use super::drain::Drain;
 use super::engine::Engine;
 use super::event::{DeliveryId, Effect, Observation, Outcome, Seen, Time};
-use super::window::{Slot, State};
+use super::window::State;
 
 /// How long messages are held through an outage of the application before healthy pods get them.
 pub const HOLD: Duration = Duration::from_secs(10);
 /// Messages held to probe with while the breaker is open: two, also where the Worker asks for one. A message of an ordering
 /// key that fails keeps its place, and if it is poison it would, alone, keep the breaker open for ever.
-const PROBE_WINDOW: u16 = 2;
+const PROBE_WINDOW: usize = 2;
+/// Messages of its key that are taken in behind one that is stuck, if the window is not larger, to get at those of other keys.
+const MOST_BEHIND: usize = 20;
+
+/// What holds a place while the breaker is open.
+#[derive(Clone, Copy, Debug, Default)]
+struct Places {
+    /// Failed so many probes that it may be poison, and yet keeps its place: as many must get past them, or no good one would
+    /// ever come.
+    stuck: usize,
+    /// Wait behind one of these, since they have its key: nothing can be probed with them either.
+    behind: usize,
+    /// Can be probed with.
+    free: usize,
+}
+
+impl Places {
+    fn window(self) -> usize {
+        PROBE_WINDOW + self.stuck + self.behind
+    }
+}
 
 /// The consumer, as far as this side knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +114,11 @@ impl Engine {
         }
         match self.breaker.open_since() {
             Some(since) if now >= since + HOLD => {
-                Some(u16::try_from(self.probe_window()).unwrap_or(u16::MAX))
+                let places = self.places();
+                let window = u16::try_from(places.window()).unwrap_or(u16::MAX);
+                // A queue of little else than one key is not taken in as a whole.
+                let most = places.stuck * MOST_BEHIND.max(usize::from(self.settings.prefetch));
+                self.subscription.prefetch().filter(|_| places.behind > most).or(Some(window))
             }
             Some(since) => {
                 self.wake_at(Some(since + HOLD));
@@ -109,18 +134,21 @@ impl Engine {
         }
     }
 
-    /// Messages that, while the breaker is open, have failed so many probes that they may be poison, and yet keep their place
-    /// for their ordering key's sake: as many must get past them, or no good one would ever come.
-    fn stuck(&mut self) -> Vec<DeliveryId> {
-        if self.breaker.open_since().is_none() {
-            return Vec::new();
-        }
+    fn places(&mut self) -> Places {
         let stuck = self.window.open_slots().filter(|slot| slot.is_stuck());
-        stuck.map(|slot| slot.incoming.id).collect()
-    }
-
-    fn probe_window(&mut self) -> usize {
-        usize::from(PROBE_WINDOW) + self.stuck().len()
+        let keys: HashSet<u64> = stuck.filter_map(|slot| slot.incoming.key).collect();
+        let mut places = Places::default();
+        for slot in self.window.open_slots() {
+            match slot.state {
+                _ if slot.is_stuck() => places.stuck += 1,
+                State::Received if slot.incoming.key.is_some_and(|key| keys.contains(&key)) => {
+                    places.behind += 1;
+                }
+                State::Received | State::Waiting { .. } => places.free += 1,
+                _ => {}
+            }
+        }
+        places
     }
 
     /// Whether a new consumer may start. The broker counts for each consumer by itself, so what the former one delivered
@@ -128,14 +156,10 @@ impl Engine {
     /// place may take long, and waiting for that would leave the handler without work. While the breaker is open, what is at
     /// work does not count at all: it would take the places of what is to be probed with.
     fn has_room(&mut self, prefetch: u16) -> bool {
-        let stuck = self.stuck().len();
-        let held = if self.breaker.open_since().is_some() {
-            let waits = |slot: &&mut Slot| matches!(slot.state, State::Received | State::Waiting { .. });
-            self.window.open_slots().filter(|slot| waits(slot) && !slot.is_stuck()).count()
-        } else {
-            self.window.unsettled()
+        let (held, prefetch) = match self.breaker.open_since() {
+            Some(_) => (self.places().free, PROBE_WINDOW),
+            None => (self.window.unsettled(), usize::from(prefetch)),
         };
-        let prefetch = usize::from(prefetch).saturating_sub(stuck);
         held * 2 <= prefetch || (held < prefetch && self.ready.len() == 0)
     }
 
@@ -207,7 +231,10 @@ impl Engine {
                 self.wake_at(Some(since + HOLD));
             }
         }
-        self.breaker.open_since().filter(|since| now >= *since + HOLD).map(|_| self.probe_window())
+        // Where an order is kept all was handed back when it opened, and given back later, a message would come again and
+        // again: the broker counts that, and the time would come when it delivers it no more.
+        let open = self.breaker.open_since().filter(|_| !self.settings.ordered);
+        open.filter(|since| now >= *since + HOLD).map(|_| self.places().window())
     }
 
     /// Gives back what waits though it cannot be handled here, once no consumer would bring it straight back.
@@ -220,11 +247,7 @@ impl Engine {
         }
         // Until then each copy is tried again: given back, its message would be handled again.
         let over = self.is_drain_over(now);
-        let stuck = self.stuck();
-        let mut kept: Vec<DeliveryId> = self.ready.iter().collect();
-        // Given back, they would come again as if they had never been tried.
-        kept.sort_by_key(|id| !stuck.contains(id));
-        kept.truncate(keep);
+        let kept: Vec<DeliveryId> = self.ready.iter().take(keep).collect();
         let returned: Vec<DeliveryId> = self
             .window
             .open_slots()

@@ -72,3 +72,51 @@ fn a_batch_that_ends_later_takes_the_place_of_one_call_until_its_last_message_ha
     }
     assert_eq!((world.calls.len(), world.engine.snapshot().late), (2, 0));
 }
+
+/// An outage of an application whose messages keep the order of these keys, until everything has been handed back once.
+fn ordered_outage(prefetch: u16, keys: impl Iterator<Item = u64>) -> World {
+    // A single place sees several messages only if they run out of attempts.
+    let max_attempts = if prefetch == 1 { 5 } else { 100 };
+    let ladder = Ladder { delays_seconds: vec![1], max_attempts };
+    let settings = Settings { prefetch, concurrency: 2.min(prefetch), ordered: true, ladder, ..settings() };
+    let mut world = World::new(settings);
+    for (number, key) in (0..).zip(keys) {
+        world.queue.push_back(Message { number, attempts: 0, key: Some(key) });
+    }
+    world.connect();
+    world.settle();
+    world.answering(Duration::from_secs(60), |_, _| retry(500));
+    assert_eq!((world.engine.snapshot().breaker, world.subscribed.len() > 1), (Some(500), true));
+    world
+}
+
+#[test]
+fn messages_behind_one_that_is_poison_take_no_place_from_probes_and_stay() {
+    for (prefetch, behind) in [(1, 3), (8, 3), (8, 12), (50, 60)] {
+        // Three others go first, for a breaker to open.
+        let keys = (100..103).chain(std::iter::repeat_n(0, behind + 1)).chain(1..50);
+        let mut world = ordered_outage(prefetch, keys);
+        let returned = world.saw(&Observation::Settled(Outcome::Returned));
+        let poison = |number: u64| number <= 3;
+        world.answering(Duration::from_secs(3000), |world, calls| {
+            let number = world.unacked.get(&calls[0].id.tag).map_or(0, |message| message.number);
+            if world.saw(&Observation::BreakerClosed) == 0 {
+                let now = world.saw(&Observation::Settled(Outcome::Returned));
+                assert_eq!(now, returned, "each time would count for the delivery limit");
+            }
+            if poison(number) { retry(500) } else { Verdict::Ack }
+        });
+        assert!(world.saw(&Observation::BreakerClosed) > 0, "at prefetch {prefetch}, {behind} behind it");
+        assert!(world.handled.len() >= 49, "{} handled at prefetch {prefetch}", world.handled.len());
+    }
+}
+
+#[test]
+fn a_queue_of_one_key_alone_is_not_taken_in_as_a_whole_to_get_past_its_poison() {
+    let mut world =
+        ordered_outage(8, std::iter::repeat_n(0, 2).chain(1..8).chain(std::iter::repeat_n(0, 5000)));
+    world.answering(Duration::from_secs(1500), |_, _| retry(500));
+    assert!((20..700).contains(&world.unacked.len()), "{} held", world.unacked.len());
+    world.answering(Duration::from_secs(600), |_, _| Verdict::Ack);
+    assert_eq!((world.engine.snapshot().breaker, world.queue.len(), world.unacked.len()), (None, 0, 0));
+}
