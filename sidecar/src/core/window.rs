@@ -57,9 +57,15 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    /// Whether it has failed so many probes that it may be poison, and keeps its place.
+    /// Whether it has failed so many probes that it may be poison, and keeps its place: for its key's sake, or since the broker
+    /// does not take its copy, also while that is tried again.
     pub fn is_stuck(&self) -> bool {
-        self.probe_failures >= PROBES && matches!(self.state, State::Received | State::Running { .. })
+        let keeps_place = match self.state {
+            State::Received | State::Running { .. } | State::Unpublished { .. } => true,
+            State::Publishing { tries, .. } => tries > 0,
+            State::Waiting { .. } | State::Later { .. } | State::Finished { .. } | State::Settled => false,
+        };
+        keeps_place && self.probe_failures >= PROBES
     }
 }
 
