@@ -20,9 +20,7 @@ use crate::otlp::Begun;
 
 /// How much of an answer's body is read.
 const ANSWER_LIMIT: usize = 64 * 1024;
-/// How much of a batch's answer is read for each of its messages.
-const ANSWER_LINE: usize = 2 * 1024;
-/// The largest reply.
+/// The largest reply, and the largest answer to a batch: a message whose line is beyond it is done again.
 const REPLY_LIMIT: usize = 16 * 1024 * 1024;
 
 /// How a call was made, and so how its answer is to be read: the configuration may change while it runs.
@@ -32,6 +30,16 @@ enum Form {
     Single { reply: bool },
     /// JSON lines.
     Batch,
+}
+
+impl Form {
+    /// How much of the answer's body is read.
+    const fn limit(self) -> usize {
+        match self {
+            Self::Single { reply: false } => ANSWER_LIMIT,
+            Self::Single { reply: true } | Self::Batch => REPLY_LIMIT,
+        }
+    }
 }
 
 /// A call that runs: what its answer is about.
@@ -51,14 +59,9 @@ impl Runtime {
             }
             _ => (self.batch_request(deliveries), Form::Batch),
         };
-        let limit = match form {
-            Form::Single { reply: true } => REPLY_LIMIT,
-            Form::Single { reply: false } => ANSWER_LIMIT,
-            Form::Batch => ANSWER_LIMIT.max(deliveries.len() * ANSWER_LINE),
-        };
         let deliveries = deliveries.iter().map(|called| called.id).collect();
         self.calls.insert(call, Open { deliveries, form, span });
-        self.pool.call(Job { call, request, timeout, limit });
+        self.pool.call(Job { call, request, timeout, limit: form.limit() });
     }
 
     fn single_request(&self, called: Called) -> (Request<Full<Bytes>>, Option<Begun>) {
@@ -155,6 +158,12 @@ impl Runtime {
 
     /// What an answer means for the messages of its call.
     fn answers(&mut self, form: Form, deliveries: &[DeliveryId], answer: Answer) -> Answers {
+        if form == Form::Batch && answer.cut {
+            tracing::warn!(
+                limit = REPLY_LIMIT,
+                "the handler's answer to a batch is too large: messages whose line is beyond the limit are tried again"
+            );
+        }
         match (read(form, deliveries.len(), answer, SystemTime::now()), deliveries) {
             (Read::Reply(body), [id]) => Answers::All(self.with_reply(*id, body)),
             (Read::Reply(_), _) => Answers::All(Verdict::Ack),
@@ -237,6 +246,18 @@ mod tests {
             read(Form::Batch, 2, answer("application/x-ndjson", lines)),
             Read::Answers(Answers::Each(vec![Verdict::Ack, dead]))
         );
+    }
+
+    #[test]
+    fn the_answer_of_a_large_batch_has_room_for_a_long_reason_of_each_message_and_what_is_beyond_is_done_again()
+     {
+        assert!(Form::Batch.limit() >= 2000 * 8 * 1024);
+        let cut = Answer {
+            cut: true,
+            ..answer("application/x-ndjson", "{\"id\":0,\"outcome\":\"ack\"}\n{\"id\":1,\"outc")
+        };
+        let Read::Answers(Answers::Each(verdicts)) = read(Form::Batch, 2, cut) else { panic!("no lines") };
+        assert!(matches!(verdicts.as_slice(), [Verdict::Ack, Verdict::Retry(_)]), "{verdicts:?}");
     }
 
     #[test]
