@@ -1158,6 +1158,7 @@ fn what_the_application_says_before_its_answer_later_is_read_holds_then_and_only
     let mut world = World::running(settings(), 1);
     world.step(early(Verdict::DeadLetter { reason: DeadReason::Rejected, detail: String::new() }));
     world.answer_all(Verdict::NotNow { after: Some(Duration::ZERO), status: 429 });
+    world.pass(Duration::from_millis(100));
     world.answer_all(Verdict::Later);
     assert_eq!((world.publishes.as_slice(), world.engine.snapshot().in_flight), ([].as_slice(), 1));
     world.pass(Duration::from_secs(31));

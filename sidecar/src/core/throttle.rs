@@ -11,6 +11,8 @@ use super::event::Time;
 /// been running for [`BURST_PAUSE`].
 const BURST: usize = 32;
 const BURST_PAUSE: Duration = Duration::from_millis(2);
+/// The shortest pause after a "not now" answer: `Retry-After: 0`, or a date that is past, would else be a loop that only burns.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause that a "not now" answer may ask for.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
@@ -84,7 +86,7 @@ impl Throttle {
         if now >= self.until {
             self.limit = (running.min(self.limit) / 2).max(1);
         }
-        let pause = after.unwrap_or_else(|| self.backoff.pause()).min(LONGEST_PAUSE);
+        let pause = after.unwrap_or_else(|| self.backoff.pause()).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         self.until = self.until.max(now + pause);
     }
 
@@ -119,6 +121,13 @@ mod tests {
             throttle.not_now(8, Some(Duration::from_secs(3)), Time::ZERO);
         }
         assert_eq!(throttle.limit, 4);
+    }
+
+    #[test]
+    fn who_asks_for_no_pause_gets_a_short_one() {
+        let mut throttle = Throttle::new(8, 1);
+        throttle.not_now(1, Some(Duration::ZERO), Time::ZERO);
+        assert_eq!(throttle.may_start(0), Some(SHORTEST_PAUSE));
     }
 
     #[test]
