@@ -179,9 +179,6 @@ impl Engine {
         if self.generation != Some(generation) {
             return;
         }
-        for slot in std::mem::replace(&mut self.window, Window::new(generation)).open_slots() {
-            self.remember(slot);
-        }
         self.forget_channel(generation, effects);
     }
 

@@ -46,16 +46,17 @@ impl Engine {
             return;
         }
         self.window.flush_all(effects);
-        for slot in std::mem::replace(&mut self.window, Window::new(generation)).open_slots() {
-            self.remember(slot);
-            effects.push(Effect::Observe(Observation::Settled(Outcome::Returned)));
-        }
+        let returned = Effect::Observe(Observation::Settled(Outcome::Returned));
+        effects.extend(std::iter::repeat_n(returned, self.window.open()));
         self.forget_channel(generation, effects);
         effects.push(Effect::HandBack { generation });
     }
 
-    /// Nothing of a channel is here any more.
+    /// Nothing of a channel is here any more: what was open on it is with the broker again.
     pub(super) fn forget_channel(&mut self, generation: u64, effects: &mut Vec<Effect>) {
+        for slot in std::mem::replace(&mut self.window, Window::new(generation)).open_slots() {
+            self.remember(slot);
+        }
         self.generation = None;
         self.window_wanted = None;
         self.subscription = Subscription::None;
