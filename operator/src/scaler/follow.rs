@@ -29,7 +29,6 @@ use super::side::Side;
 use super::task::fleet_pause;
 use crate::brokers::{Key, Prober};
 use crate::context::Context;
-use crate::worker::apply::is_refusal;
 use crate::worker::dereference::beside;
 use crate::worker::live::LiveDeployment;
 use crate::worker::pods;
@@ -319,13 +318,14 @@ impl Follower {
             Err(error) => {
                 tracing::warn!(namespace = %self.key.namespace, worker = %self.key.name, %error, "not scaled, tried again");
                 self.not_done(live, foreign);
-                self.refused = match error {
-                    kube::Error::Api(answer) if is_refusal(answer.code, &answer.reason) => {
-                        Some((Instant::now(), answer.message.clone()))
+                // A server in trouble is asked again at once.
+                let refused = match error {
+                    kube::Error::Api(answer) if [400, 403, 422].contains(&answer.code) => {
+                        Some(answer.message.clone())
                     }
                     _ => None,
                 };
-                let refused = self.refused.as_ref().map(|(_, answer)| answer.clone());
+                self.refused = refused.clone().map(|answer| (Instant::now(), answer));
                 let view = View { decision: former.decision.clone(), refused, ..view };
                 self.entry.replace(view.clone());
                 self.tell_if_news(worker, &former, &view);

@@ -177,7 +177,7 @@ fn refused(kind: &str, code: u16, answer: &str) -> Problem {
 }
 
 /// Whether an answer is about what was sent, so that sending it again changes nothing.
-pub fn is_refusal(code: u16, reason: &str) -> bool {
+fn is_refusal(code: u16, reason: &str) -> bool {
     match code {
         400 | 413 | 422 => true,
         // 403 is admission's word for quotas and policies too; a namespace that is going refuses everything.

@@ -1,7 +1,7 @@
 //! The Worker controller: `dereference -> validate -> build -> apply -> status`, one file a step.
 
 pub mod annotate;
-pub mod apply;
+mod apply;
 pub mod build;
 mod covers;
 pub mod dereference;
