@@ -115,7 +115,7 @@ impl Engine {
             Change::None => {}
             Change::Opened(status) => effects.push(Effect::Observe(Observation::BreakerOpened { status })),
             Change::Closed => {
-                self.throttle.restart(self.calls.len());
+                self.throttle.restart(self.calls.len(), now);
                 effects.push(Effect::Observe(Observation::BreakerClosed));
             }
         }

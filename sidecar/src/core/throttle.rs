@@ -11,6 +11,8 @@ use super::event::Time;
 /// been running for [`BURST_PAUSE`].
 const BURST: usize = 32;
 const BURST_PAUSE: Duration = Duration::from_millis(2);
+/// Without another "not now" answer one call more may start each time this has passed: those that run may take an hour.
+const ONE_MORE: Duration = Duration::from_secs(10);
 /// The shortest pause after a "not now" answer: `Retry-After: 0`, or a date that is past, would else be a loop that only burns.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause that a "not now" answer may ask for.
@@ -52,8 +54,12 @@ impl Throttle {
 
     /// When a call may start while this many run; none: not before one ends.
     pub fn may_start(&self, running: usize) -> Option<Time> {
-        if running >= self.limit {
+        if running >= self.ceiling {
             return None;
+        }
+        if running >= self.limit {
+            let more = u32::try_from(running + 1 - self.limit).unwrap_or(u32::MAX);
+            return Some(self.until.saturating_add(ONE_MORE.saturating_mul(more)));
         }
         let burst = match self.starts.front() {
             Some(start) if running >= BURST && self.starts.len() == BURST => *start + BURST_PAUSE,
@@ -91,9 +97,9 @@ impl Throttle {
     }
 
     /// After an outage the load comes back call by call, beside those that still run: they may take long.
-    pub fn restart(&mut self, running: usize) {
+    pub fn restart(&mut self, running: usize, now: Time) {
         self.limit = (running + 1).min(self.ceiling);
-        self.until = Time::ZERO;
+        self.until = now;
         self.backoff.reset();
     }
 }
@@ -107,7 +113,9 @@ mod tests {
         let mut throttle = Throttle::new(8, 1);
         throttle.not_now(8, Some(Duration::from_secs(3)), Time::ZERO);
         assert_eq!(throttle.may_start(3), Some(Duration::from_secs(3)));
-        assert_eq!(throttle.may_start(4), None);
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        assert_eq!((throttle.may_start(4), throttle.may_start(7)), (seconds(13), seconds(43)));
+        assert_eq!(throttle.may_start(8), None);
         for _ in 0..4 {
             throttle.succeeded();
         }

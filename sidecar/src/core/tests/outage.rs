@@ -57,6 +57,21 @@ fn one_not_now_beside_work_that_ends_later_keeps_nothing_from_starting() {
 }
 
 #[test]
+fn one_not_now_beside_a_long_call_keeps_nothing_from_starting() {
+    let mut world = World::running(Settings { prefetch: 50, concurrency: 2, ..settings() }, 20);
+    let long = CallId(1);
+    world.answer(CallId(2), Verdict::NotNow { after: None, status: 429 });
+    for _ in 0..120 {
+        for call in world.calls.keys().copied().filter(|call| *call != long).collect::<Vec<_>>() {
+            world.answer(call, Verdict::Ack);
+        }
+        world.settle();
+        world.pass(Duration::from_secs(1));
+    }
+    assert_eq!((world.queue.len(), world.unacked.len()), (0, 1));
+}
+
+#[test]
 fn a_batch_that_ends_later_takes_the_place_of_one_call_until_its_last_message_has_ended() {
     let batch = Some(Batch { max_messages: 10, max_wait: Duration::from_millis(20) });
     let settings = Settings { prefetch: 40, concurrency: 2, batch, ..settings() };
