@@ -129,3 +129,30 @@ async fn a_queue_that_is_deleted_by_hand_is_declared_again_and_consuming_resumes
     space.eventually("the queue takes a message", async || client.publish("orders", b"after").await).await?;
     space.handled(2).await
 }
+
+#[tokio::test]
+async fn the_pod_in_the_place_of_one_that_is_let_go_takes_no_message_of_a_key_before_that_has_ended()
+-> Result<()> {
+    let space = Space::new("order", |_| Order::work(Duration::from_secs(8))).await?;
+    space.queue("orders", json!({})).await?;
+    let ordered = json!({
+        "consumer": {"orderingKey": "routing-key", "prefetch": 4}, "scaling": {"minReplicas": 1, "maxReplicas": 1},
+    });
+    space.worker("invoices", ordered).await?;
+    let pods = space.pods_ready("invoices", 1).await?;
+    space.client().await?.publish_all("orders", (0..4).map(|n| format!("{n}").into_bytes())).await?;
+    space
+        .eventually("a call has begun", async || {
+            ensure!(!space.desk.entries().is_empty(), "no call");
+            Ok(())
+        })
+        .await?;
+    space.kubectl(&["delete", "pod", &pods[0], "--wait=false"]).await?;
+    space.handled(4).await?;
+    let entries = space.desk.entries();
+    let order: Vec<_> = entries.iter().map(|entry| entry.call.body.as_str()).collect();
+    assert_eq!(order, ["0", "1", "2", "3"]);
+    assert!(entries.windows(2).all(|two| two[0].ended.is_some_and(|ended| ended <= two[1].began)));
+    assert_ne!(entries[0].call.pod, entries[3].call.pod);
+    Ok(())
+}
