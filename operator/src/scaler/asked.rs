@@ -5,7 +5,7 @@ use warren_api::{Queue, QueueType, Worker};
 use super::inputs::Spec;
 use crate::worker::validate::disorder;
 
-/// What a Worker asks of its scaling; `beside`: another Worker of its Queue, where an order is asked for.
+/// What a Worker asks of its scaling; `beside`: whose pods may consume, too, where an order is asked for.
 pub fn spec(worker: &Worker, queue: Option<&Queue>, beside: Option<&str>) -> Spec {
     let (scaling, consumer) = (&worker.spec.scaling, &worker.spec.consumer);
     let per_call = worker.spec.handler.batch.as_ref().map_or(1, |batch| batch.max_messages.max(1));
@@ -72,6 +72,7 @@ mod tests {
         standby.spec.scaling.min_replicas = 2;
         assert_eq!(spec(&standby, Some(&queue), None).max, 2);
     }
+
     #[test]
     fn a_worker_whose_order_another_one_would_break_consumes_nothing() {
         let one = json!({"orderingKey": "x-customer"});
