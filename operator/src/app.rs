@@ -35,6 +35,7 @@ const HELD_BACK: Duration = Duration::from_secs(200);
 pub(crate) struct Shared {
     pub(crate) args: Args,
     pub(crate) client: Client,
+    pub(crate) reporter: Reporter,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) brokers: Arc<Brokers>,
@@ -168,7 +169,8 @@ impl Shared {
         };
         let reporter = Reporter { controller: "warren-operator".to_owned(), instance: Some(identity) };
         Ok(Self {
-            recorder: Recorder::new(client.clone(), reporter),
+            recorder: Recorder::new(client.clone(), reporter.clone()),
+            reporter,
             metrics: Arc::new(Metrics::new()?),
             brokers: Arc::new(Brokers::new(options)),
             secrets: Arc::new(Secrets::new(client.clone())),

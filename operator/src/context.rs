@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DynamicObject, Patch, PatchParams};
 use kube::runtime::controller::Action;
-use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
@@ -61,7 +61,9 @@ pub struct Context {
     pub namespace: Option<String>,
     /// The API server.
     pub client: Client,
-    /// Publishes events.
+    /// Who publishes events.
+    pub reporter: Reporter,
+    /// Publishes warnings: those that differ in their note alone are one event, with the first note and a count.
     pub recorder: Recorder,
     /// Metrics of the process.
     pub metrics: Arc<Metrics>,
@@ -177,7 +179,12 @@ impl Context {
             action: action.to_owned(),
             secondary: None,
         };
-        let (recorder, object) = (self.recorder.clone(), object.clone());
+        let recorder = match type_ {
+            // What was done is told each time.
+            EventType::Normal => Recorder::new(self.client.clone(), self.reporter.clone()),
+            EventType::Warning => self.recorder.clone(),
+        };
+        let object = object.clone();
         tokio::spawn(async move {
             if let Err(error) = recorder.publish(&event, &object).await {
                 tracing::debug!(%error, reason = %event.reason, "event not published");

@@ -54,6 +54,7 @@ pub(crate) async fn start(
     let context = Arc::new(Context {
         namespace,
         client: client.clone(),
+        reporter: shared.reporter.clone(),
         recorder: shared.recorder.clone(),
         metrics: shared.metrics.clone(),
         brokers: shared.brokers.clone(),
