@@ -5,10 +5,13 @@
 
 mod channels;
 mod claims;
+mod counted;
 mod entries;
 mod lane;
 mod pace;
+mod remove;
 mod rest;
+mod rungs;
 mod schedule;
 mod work;
 

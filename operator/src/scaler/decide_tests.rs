@@ -252,7 +252,7 @@ fn one_slow_pod_does_not_say_how_long_the_others_take_to_start() {
         inputs.sidecars = idle(if now < 5 { 0 } else { 9 });
         history = decide(history, &inputs, &spec(), f64::from(now)).1;
     }
-    assert_eq!(history.startup_seconds(), Some(4.0));
+    assert_eq!(history.startup.seconds(), Some(4.0));
 }
 
 #[test]
@@ -453,7 +453,7 @@ fn pods_that_were_there_before_the_operator_tell_nothing_of_how_long_a_start_tak
         inputs.sidecars = Sidecars { able: if now < 90 { 0 } else { 3 }, ..working(3) };
         history = decide(history, &inputs, &spec(), f64::from(now)).1;
     }
-    assert_eq!(history.startup_seconds(), None);
+    assert_eq!(history.startup.seconds(), None);
 }
 
 #[test]
@@ -654,7 +654,7 @@ fn pods_that_go_before_they_start_do_not_make_a_slow_start() {
     for now in 300..310 {
         history = decide(history, &inputs, &spec(), f64::from(now)).1;
     }
-    assert_eq!(history.startup_seconds(), None);
+    assert_eq!(history.startup.seconds(), None);
 }
 
 #[test]

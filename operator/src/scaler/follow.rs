@@ -27,12 +27,14 @@ use super::schedule::Timetable;
 use super::share::{Lately, part};
 use super::side::Side;
 use super::task::fleet_pause;
+use super::tell;
 use crate::brokers::{Key, Prober};
 use crate::context::Context;
+use crate::queue::validate;
+use crate::tick;
 use crate::worker::dereference::beside;
 use crate::worker::live::LiveDeployment;
 use crate::worker::pods;
-use crate::{queue, tick};
 
 /// How often a Worker at zero is looked at: a message wakes it within a second.
 pub(super) const AT_ZERO: Duration = Duration::from_millis(400);
@@ -117,7 +119,7 @@ impl Follower {
         let deployment = stores.deployments.get(&ObjectRef::new(&self.key.name).within(namespace));
         let pods = context.pods.of(&self.key);
         let side = queue.as_deref().and_then(|queue| self.side.next(queue));
-        let lane = queue.as_deref().and_then(|queue| context.brokers.lane_of(&queue::validate::key(queue)));
+        let lane = queue.as_deref().and_then(|queue| context.brokers.lane_of(&validate::key(queue)));
         // One that is looked at now and then is none of those whose looks are spread.
         let builtin =
             worker.spec.scaling.mode == ScalingMode::Builtin && worker.metadata.deletion_timestamp.is_none();
@@ -145,7 +147,7 @@ impl Follower {
         let (sidecars, handlers) = self.fold(&pods, sidecars);
         self.settled.observe(sidecars.settled, self.since.elapsed().as_secs_f64());
         let contradicted = consumes && self.depth.is_some_and(|(depth, _)| depth.consumers == 0);
-        self.publish_metrics(worker, queue.as_deref(), deployment.as_deref(), &pods, contradicted);
+        self.publish_metrics(queue.as_deref(), deployment.as_deref(), &pods, contradicted);
 
         if !builtin {
             self.decided = None;
@@ -197,7 +199,7 @@ impl Follower {
     /// What a queue on the broker of `queue` holds, and when that was.
     async fn read_depth(&self, queue: Option<&Queue>, name: Option<&str>) -> Option<(QueueDepth, Instant)> {
         let (queue, name) = (queue?, name?);
-        let key = Key { namespace: self.key.namespace.clone(), name: queue.name_any() };
+        let key = validate::key(queue);
         let lane = self.context.brokers.lane_of(&key)?;
         match lane.depth(name).await {
             Ok(depth) => Some((depth, Instant::now())),
@@ -313,7 +315,7 @@ impl Follower {
                 };
                 self.context.event(&worker.object_ref(&()), EventType::Normal, reason, &message, "Scale");
                 self.context.metrics.scaled(&self.key, reason);
-                self.tell_if_news(worker, &former, &view);
+                tell::if_news(&self.context, worker, &former, &view);
             }
             Err(error) => {
                 tracing::warn!(namespace = %self.key.namespace, worker = %self.key.name, %error, "not scaled, tried again");
@@ -328,7 +330,7 @@ impl Follower {
                 self.refused = refused.clone().map(|answer| (Instant::now(), answer));
                 let view = View { decision: former.decision.clone(), refused, ..view };
                 self.entry.replace(view.clone());
-                self.tell_if_news(worker, &former, &view);
+                tell::if_news(&self.context, worker, &former, &view);
             }
         }
     }
@@ -344,63 +346,22 @@ impl Follower {
     /// Makes a view known, and has the Worker's status follow where it says something new.
     fn show(&self, worker: &Worker, view: &View) {
         let former = self.entry.replace(view.clone());
-        self.tell_if_news(worker, &former, view);
-    }
-
-    fn tell_if_news(&self, worker: &Worker, former: &View, view: &View) {
-        let said = |view: &View| {
-            let decision = view.decision.as_ref().map(|d| (d.replicas, d.reason));
-            (
-                decision,
-                view.handlers.all_held(),
-                view.handlers.misconfigured,
-                view.handlers.disconnected(),
-                view.refused.clone(),
-            )
-        };
-        let durable = |view: &View| (view.durability.deliveries > 0, view.durability.percent());
-        // The receivers end only with the process.
-        if durable(former) != durable(view) {
-            // The Queue tells of its messages' durability.
-            let queue = ObjectRef::new(&worker.spec.queue_ref.name).within(&self.key.namespace);
-            let _ = self.context.queue_changed.unbounded_send(queue);
-        }
-        if said(former) == said(view) {
-            return;
-        }
-        if let Some(decision) = view.decision.as_ref().filter(|_| said(former).0 != said(view).0) {
-            self.context.metrics.decided(&self.key, decision.reason);
-            let Decision { replicas, raw, reason, message } = decision;
-            // Where pods come or go, that is logged with what was there.
-            if former.decision.as_ref().is_none_or(|before| before.replicas == *replicas) {
-                tracing::info!(namespace = %self.key.namespace, worker = %self.key.name, replicas, raw, reason = reason.as_str(), message, "decided");
-                if reason.is_hindrance() {
-                    let worker = worker.object_ref(&());
-                    self.context.event(&worker, EventType::Warning, reason.as_str(), message, "Scale");
-                }
-            }
-        }
-        let _ = self.context.worker_changed.unbounded_send(ObjectRef::from_obj(worker));
+        tell::if_news(&self.context, worker, &former, view);
     }
 
     fn publish_metrics(
         &self,
-        worker: &Worker,
         queue: Option<&Queue>,
         deployment: Option<&LiveDeployment>,
         pods: &[Arc<Pod>],
         contradicted: bool,
     ) {
         let desired = deployment.and_then(|deployment| deployment.facts.desired).unwrap_or_default();
+        let living = pods.iter().filter(|pod| !pods::ended(pod)).count();
         let ready = pods.iter().filter(|pod| pods::ready(pod)).count();
-        self.context.metrics.worker_replicas(
-            &self.key,
-            desired.unsigned_abs(),
-            count(pods.len()),
-            count(ready),
-        );
+        self.context.metrics.worker_replicas(&self.key, desired.unsigned_abs(), count(living), count(ready));
         if let Some(queue) = queue {
-            let key = Key { namespace: worker.namespace().unwrap_or_default(), name: queue.name_any() };
+            let key = validate::key(queue);
             let fresh = self.depth.filter(|(_, at)| at.elapsed().as_secs_f64() <= STALE_SECONDS);
             // A zero that a queue without a leader says would scale others' autoscalers in.
             let fresh = fresh.filter(|(depth, _)| depth.ready > 0 || !contradicted);

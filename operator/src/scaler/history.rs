@@ -4,6 +4,7 @@
 
 use super::arrivals::{Arrivals, Sample};
 use super::inputs::{Inputs, Sidecars};
+use super::startup::Startup;
 
 /// Seconds over which arrivals are averaged.
 pub const RATE_WINDOW: f64 = 30.0;
@@ -24,8 +25,6 @@ const OFTEN: u32 = 2;
 const SERVICE_HALF_LIFE: f64 = 60.0;
 /// Readings of the queue's depth are at least this far apart, in seconds.
 const SAME_READING: f64 = 0.1;
-/// Pods that are on their way for longer, in seconds, do not start.
-pub(super) const SLOWEST_START_SECONDS: f64 = 120.0;
 /// A handler call takes at least this long, in seconds: the broker's round trip counts too.
 const LEAST_SERVICE: f64 = 0.001;
 
@@ -52,8 +51,8 @@ pub struct History {
     /// What `scaled` was before the last change.
     scaled_before: Scaled,
     took_over: bool,
-    asked: Option<Asked>,
-    startup: Option<f64>,
+    /// How pods start.
+    pub(super) startup: Startup,
     /// Whether fewer pods would do, as it is told, and since when.
     fewer: Option<(bool, f64)>,
 }
@@ -75,16 +74,6 @@ struct TooFew {
     pods: u32,
     /// Messages a second, so that a better estimate of the seconds per message corrects the past too.
     rate: f64,
-}
-
-/// Pods that were asked for and have not all started.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Asked {
-    at: f64,
-    replicas: u32,
-    /// Pods that took calls already.
-    from: u32,
-    started: bool,
 }
 
 /// Decayed sums over messages of the seconds that their handler calls took.
@@ -139,7 +128,7 @@ impl History {
             let zero = ready == 0 && !inputs.contradicted;
             self.zero_reads = if zero { self.zero_reads.saturating_add(1) } else { 0 };
         }
-        self.observe_startup(inputs, now);
+        self.startup.observe(&inputs.workload, sidecars.able, now);
         let held = ready.saturating_add(sidecars.unsettled).saturating_add(sidecars.ending);
         // What a queue without a leader says is no news of its messages.
         if ready > 0 || !inputs.contradicted {
@@ -158,42 +147,6 @@ impl History {
         let sample = Sample { at: now, held, settled };
         self.arrivals.observe(sample, RATE_WINDOW);
         self.lasting.observe(sample, window);
-    }
-
-    fn observe_startup(&mut self, inputs: &Inputs, now: f64) {
-        let (replicas, running) = (inputs.workload.replicas, inputs.sidecars.able);
-        match &mut self.asked {
-            // What went before it ran, or cannot, says nothing of how long a start takes.
-            Some(asked) if replicas < asked.replicas || inputs.workload.failing => {
-                *asked = Asked { replicas, started: true, ..*asked };
-            }
-            Some(asked) if replicas == asked.replicas => {
-                // One that is slow says nothing of the others.
-                let (come, wanted) =
-                    (running.saturating_sub(asked.from), replicas.saturating_sub(asked.from));
-                if come > wanted / 2 && !std::mem::replace(&mut asked.started, true) {
-                    let seconds = (now - asked.at).min(SLOWEST_START_SECONDS);
-                    self.startup = Some(seconds).filter(|seconds| *seconds > 0.0);
-                }
-            }
-            // What was there at first was asked for by somebody else, some time ago.
-            asked => {
-                let started = running >= replicas || asked.is_none();
-                *asked = Some(Asked { at: now, replicas, from: running, started });
-            }
-        }
-    }
-
-    /// Seconds that most of the last pods took from their request until they took calls; none before.
-    pub(super) const fn startup_seconds(&self) -> Option<f64> {
-        self.startup
-    }
-
-    /// Seconds since pods were asked for of which most do not take calls yet, and are still to be expected.
-    pub(super) fn on_their_way(&self, now: f64) -> Option<f64> {
-        let asked = self.asked.filter(|asked| !asked.started)?;
-        let waited = now - asked.at;
-        (waited <= SLOWEST_START_SECONDS).then_some(waited)
     }
 
     fn observe_service(&mut self, inputs: &Inputs, now: f64) {

@@ -1,7 +1,7 @@
 //! The scaler: `signals -> decide -> act`.
 //!
-//! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `sample`, `durability`, `schedule`, `asked`, `share` and `side` are
-//! values and pure functions; `scrape`, `follow`, `task` and `act` perform the effects, and `board` is what the Worker's reconcile
+//! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `startup`, `sample`, `durability`, `schedule`, `asked`, `share` and `side` are
+//! values and pure functions; `scrape`, `follow`, `task`, `act` and `tell` perform the effects, and `board` is what the Worker's reconcile
 //! reads of them.
 
 pub mod act;
@@ -21,4 +21,6 @@ pub mod schedule;
 pub mod scrape;
 mod share;
 mod side;
+mod startup;
 pub mod task;
+mod tell;

@@ -144,7 +144,7 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
         None => (ASSUMED_SERVICE_SECONDS, ASSUMED),
     };
     let per_rate = service / (at_once * UTILISATION);
-    let startup = history.startup_seconds().unwrap_or(ASSUMED_STARTUP_SECONDS);
+    let startup = history.startup.seconds().unwrap_or(ASSUMED_STARTUP_SECONDS);
     let of_ending = if inputs.workload.replicas > 0 { sidecars.ending as f64 } else { 0.0 };
     let load = Load {
         spec,
@@ -156,7 +156,7 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
         per_rate,
         rate,
         startup,
-        waited: history.on_their_way(now),
+        waited: history.startup.on_their_way(now),
         // A pod without a message of its own shortens nothing; some come until it has begun.
         useful: ((backlog + in_flight as f64) / at_once).ceil()
             + rate * per_rate.min((startup + spec.target_wait) / at_once),

@@ -7,8 +7,8 @@ use warren_api::metrics;
 use super::board::Durability;
 use super::durability::Recent;
 use super::follow::count;
-use super::history::SLOWEST_START_SECONDS;
 use super::inputs::Sidecars;
+use super::startup::SLOWEST_START_SECONDS;
 
 /// A handler that was never up is told to be away after so many seconds.
 const STARTING_SECONDS: f64 = 30.0;
