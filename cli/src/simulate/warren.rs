@@ -41,6 +41,7 @@ impl Autoscaler for Warren {
         let inputs = Inputs {
             ready: Some((ready, 0.0)),
             contradicted: false,
+            shared: false,
             workload: Workload { replicas, ..Workload::default() },
             sidecars: Sidecars {
                 started,

@@ -47,13 +47,13 @@ pub(super) const RETRYING_MESSAGES: Definition = Definition {
     name: "warren_operator_queue_retrying_messages",
     kind: "gauge",
     labels: &["namespace", "queue"],
-    help: "Messages in the retry queues of a Queue, which wait to be tried again, as read in turn within half a minute.",
+    help: "Messages in the retry queues of a Queue, which wait to be tried again, as read in turn, one queue each 5 seconds; not there while the depth is not known.",
 };
 pub(super) const DEAD_MESSAGES: Definition = Definition {
     name: "warren_operator_queue_dead_messages",
     kind: "gauge",
     labels: &["namespace", "queue"],
-    help: "Messages in the dead-letter queue of a Queue, as read within half a minute.",
+    help: "Messages in the dead-letter queue of a Queue, as read in turn with the retry queues; not there while the depth is not known.",
 };
 pub(super) const WORKER_REPLICAS: Definition = Definition {
     name: "warren_operator_worker_replicas",

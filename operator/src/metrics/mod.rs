@@ -171,14 +171,14 @@ impl Metrics {
         self.brokers.with_label_values(&["down"]).set(gauge(down));
     }
 
-    /// Says how many messages of a Queue wait, wait to be tried again, and are dead, as far as that is known. How many wait is
-    /// not said any more when it is not known any more: who scales by it must not take an old number for a new one.
+    /// Says how many messages of a Queue wait, wait to be tried again, and are dead, as far as that is known. Nothing is said any
+    /// more when it is not known any more how many wait: who scales by it must not take an old number for a new one.
     pub fn queue_messages(&self, queue: &Key, ready: Option<u64>, retrying: Option<u64>, dead: Option<u64>) {
         let families = [&READY_MESSAGES, &RETRYING_MESSAGES, &DEAD_MESSAGES];
         for (family, messages) in families.into_iter().zip([ready, retrying, dead]) {
             match messages {
                 Some(messages) => self.of_queues.set(queue, family, "", messages as f64),
-                None if family.name == READY_MESSAGES.name => self.of_queues.unset(queue, family),
+                None if ready.is_none() => self.of_queues.unset(queue, family),
                 None => {}
             }
         }
@@ -274,9 +274,12 @@ mod tests {
             assert!(text.lines().any(|written| written == line), "{line} is not in {text}");
         }
         assert!(!text.contains("queue_retrying_messages{"), "{text}");
+        metrics.queue_messages(&key, Some(8), None, None);
+        let text = metrics.text().unwrap();
+        assert!(text.contains("queue_dead_messages{"), "another Worker's pods may have counted them: {text}");
         metrics.queue_messages(&key, None, None, None);
         let text = metrics.text().unwrap();
-        assert!(!text.contains("queue_ready_messages{") && text.contains("queue_dead_messages{"), "{text}");
+        assert!(!text.contains("queue_ready_messages{") && !text.contains("queue_dead_messages{"), "{text}");
         metrics.forget_worker(&key);
         metrics.forget_queue(&key);
         assert!(!metrics.text().unwrap().contains("namespace=\"n\""));

@@ -109,7 +109,10 @@ fn trouble(
         ));
     }
     let idle = history.seconds_without_progress(now);
+    // Of such a queue a pod of another Worker gets the messages.
+    let stands_by = spec.single && inputs.shared && sidecars.unsettled == 0;
     if ready > 0
+        && !stands_by
         && sidecars.scraped > 0
         && !inputs.workload.rolling
         && idle > spec.handler_timeout + STALL_MARGIN

@@ -77,6 +77,7 @@ impl World {
         let inputs = Inputs {
             ready: Some((self.queue as u64, 0.0)),
             contradicted: false,
+            shared: false,
             workload: Workload { replicas: self.replicas, ..Workload::default() },
             floor: self.floor.clone(),
             sidecars: Sidecars {
@@ -253,6 +254,20 @@ fn one_slow_pod_does_not_say_how_long_the_others_take_to_start() {
         history = decide(history, &inputs, &spec(), f64::from(now)).1;
     }
     assert_eq!(history.startup.seconds(), Some(4.0));
+}
+
+#[test]
+fn an_outage_of_the_broker_while_pods_start_is_no_slow_start() {
+    let mut history = History::with_service_seconds(1.0);
+    let mut inputs = waiting(0);
+    history = decide(history, &inputs, &spec(), 0.0).1;
+    inputs.workload.replicas = 10;
+    for now in 1..100 {
+        inputs.ready = (!(3..=90).contains(&now)).then_some((0, 0.0));
+        inputs.sidecars = idle(if now < 5 { 0 } else { 10 });
+        history = decide(history, &inputs, &spec(), f64::from(now)).1;
+    }
+    assert_eq!(history.startup.seconds(), None);
 }
 
 #[test]
@@ -721,6 +736,23 @@ fn a_stalled_consumer_is_not_no_load_and_gets_no_more_pods() {
 }
 
 #[test]
+fn a_pod_that_stands_by_for_another_workers_has_not_stalled() {
+    let spec = Spec { single: true, max: 1, ..spec() };
+    let reason = |shared: bool| {
+        let mut history = History::default();
+        let mut inputs = Inputs { shared, ..waiting(5) };
+        inputs.workload.replicas = 1;
+        inputs.sidecars = idle(1);
+        for now in 0..100 {
+            history = decide(history, &inputs, &spec, f64::from(now)).1;
+        }
+        decide(history, &inputs, &spec, 100.0).0.reason
+    };
+    assert_eq!(reason(false), Reason::Stalled);
+    assert_ne!(reason(true), Reason::Stalled);
+}
+
+#[test]
 fn failing_handlers_hold() {
     let mut inputs = waiting(10_000);
     inputs.workload.replicas = 2;
@@ -893,6 +925,7 @@ prop_compose! {
         Inputs {
             ready,
             contradicted,
+            shared: held % 3 == 0,
             floor: floor.map(by_schedule),
             workload: Workload { replicas, rolling, failing: crashing, crashing, exposed: held % 2 == 0 },
             sidecars: Sidecars {

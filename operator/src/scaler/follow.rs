@@ -21,6 +21,7 @@ use super::board::{Entry, Handlers, View};
 use super::decide::{Decision, STALE_SECONDS, decide, long_work};
 use super::history::History;
 use super::inputs::{Inputs, Sidecars, Workload};
+use super::own::Own;
 use super::reason::Reason;
 use super::sample::{Answer, Tracker};
 use super::schedule::Timetable;
@@ -50,8 +51,6 @@ const BESIDE: Duration = Duration::from_millis(500);
 const FIRST_DEPTH: Duration = Duration::from_secs(10);
 /// What the API server has refused is tried again after so long.
 const REFUSED_AGAIN: Duration = Duration::from_secs(10);
-/// How long a change of the Deployment may take to come back in the cache.
-const SETTLE: Duration = Duration::from_secs(3);
 
 struct Follower {
     key: Key,
@@ -60,15 +59,14 @@ struct Follower {
     tracker: Tracker,
     history: History,
     timetable: Timetable,
-    /// The queue that `depth` is of.
-    followed: Option<String>,
+    /// What `depth` is of: the Queue, its broker as its status has it, and the broker's queue.
+    followed: Option<(Key, Option<String>, String)>,
     depth: Option<(QueueDepth, Instant)>,
     prober: Option<Prober>,
     side: Side,
     settled: Lately,
     long_work: bool,
-    decided: Option<u32>,
-    patched: Option<Instant>,
+    own: Own,
     /// When the API server has refused a patch, and what it said.
     refused: Option<(Instant, String)>,
     since: Instant,
@@ -90,8 +88,7 @@ pub(super) async fn follow(key: Key, context: Arc<Context>) {
         side: Side::default(),
         settled: Lately::default(),
         long_work: false,
-        decided: None,
-        patched: None,
+        own: Own::default(),
         refused: None,
         since: Instant::now(),
         since_wall: Timestamp::now(),
@@ -118,23 +115,28 @@ impl Follower {
         let queue = stores.queues.get(&ObjectRef::new(&worker.spec.queue_ref.name).within(namespace));
         let deployment = stores.deployments.get(&ObjectRef::new(&self.key.name).within(namespace));
         let pods = context.pods.of(&self.key);
-        let side = queue.as_deref().and_then(|queue| self.side.next(queue));
         let lane = queue.as_deref().and_then(|queue| context.brokers.lane_of(&validate::key(queue)));
         // One that is looked at now and then is none of those whose looks are spread.
         let builtin =
             worker.spec.scaling.mode == ScalingMode::Builtin && worker.metadata.deletion_timestamp.is_none();
         self.prober = lane.filter(|_| builtin).map(|lane| lane.prober(self.prober.take()));
         let name = queue.as_deref().map(Queue::broker_name);
-        if self.followed.as_deref() != name {
+        let followed = queue.as_deref().map(followed);
+        if self.followed != followed {
             // What is known of another queue's load says nothing of this one's.
-            (self.followed, self.depth) = (name.map(str::to_owned), None);
+            (self.followed, self.depth, self.side) = (followed, None, Side::default());
             self.history = History::default();
         }
+        let live =
+            deployment.as_deref().and_then(|deployment| deployment.facts.desired).map(i32::unsigned_abs);
+        let now = self.now();
+        let at_zero = live.is_some_and(|live| self.own.current(live, now) == 0);
+        let side = queue.as_deref().and_then(|queue| self.side.next(queue, builtin));
         let (depth, side_depth, sidecars) = tokio::join!(
             self.read_depth(queue.as_deref(), name),
             tokio::time::timeout(BESIDE, self.read_depth(queue.as_deref(), side.as_deref())),
             // At zero nothing depends on what pods say that end, and a message is to be seen at once.
-            self.scrape(&pods, if self.decided == Some(0) { AT_ZERO / 2 } else { SCRAPING })
+            self.scrape(&pods, if at_zero { AT_ZERO / 2 } else { SCRAPING })
         );
         self.depth = depth.or(self.depth);
         if let (Some(name), Some((depth, _))) = (side, side_depth.ok().flatten()) {
@@ -145,12 +147,14 @@ impl Follower {
         let takes = |answer: &Answer| !answer.ending && answer.sample.connected && answer.sample.handler_up;
         let consumes = !spec.paused && sidecars.iter().any(takes);
         let (sidecars, handlers) = self.fold(&pods, sidecars);
-        self.settled.observe(sidecars.settled, self.since.elapsed().as_secs_f64());
+        self.settled.observe(sidecars.settled, self.now());
         let contradicted = consumes && self.depth.is_some_and(|(depth, _)| depth.consumers == 0);
         self.publish_metrics(queue.as_deref(), deployment.as_deref(), &pods, contradicted);
 
         if !builtin {
-            self.decided = None;
+            self.own = Own::default();
+            // What was seen before somebody else's time says nothing of the load after it.
+            self.history = History::default();
             context.records.forget(&self.key);
             self.show(worker, &self.view(None, handlers));
             return OBSERVED;
@@ -160,10 +164,9 @@ impl Follower {
             self.show(worker, &self.view(None, handlers));
             return AT_ZERO;
         }
-        let live =
-            deployment.as_deref().and_then(|deployment| deployment.facts.desired).map(i32::unsigned_abs);
         // Without a Deployment nothing that was decided has come about.
-        let current = live.map_or(spec.min, |live| self.decided.unwrap_or(live));
+        let now = self.now();
+        let current = live.map_or(spec.min, |live| self.own.current(live, now));
         let share = context.board.part(&self.key);
         let inputs = Inputs {
             ready: self
@@ -171,6 +174,7 @@ impl Follower {
                 .filter(|_| queue.is_some())
                 .map(|(depth, at)| (part(depth.ready.into(), share), at.elapsed().as_secs_f64())),
             contradicted,
+            shared: share < 1.0,
             workload: Workload {
                 replicas: current,
                 rolling: deployment.as_deref().is_some_and(|deployment| deployment.facts.rolling),
@@ -181,11 +185,10 @@ impl Follower {
             sidecars,
             floor: self.timetable.floor(&worker.spec.scaling.schedules, Timestamp::now()),
         };
-        let now = self.since.elapsed().as_secs_f64();
         let (decision, history) = decide(std::mem::take(&mut self.history), &inputs, &spec, now);
         self.long_work = long_work(&history, &inputs, &spec, now);
         self.history = history;
-        self.decided = Some(decision.replicas);
+        self.own.decided(decision.replicas);
         context.records.note(&self.key, inputs, &decision);
         self.carry_out(worker, live, current, decision, handlers, &pods).await;
         self.pause(current)
@@ -230,7 +233,7 @@ impl Follower {
             .filter_map(|answer| answer.sample.misconfigured)
             .min();
         let connected = answers.iter().filter(|answer| !answer.ending && answer.sample.connected).count();
-        let now = self.since.elapsed().as_secs_f64();
+        let now = self.now();
         let sidecars = self.tracker.observe(answers, &living, &staying, now);
         let handlers = Handlers {
             scraped: sidecars.scraped,
@@ -259,7 +262,7 @@ impl Follower {
     ) {
         let wanted = decision.replicas;
         let view = self.view(Some(decision.clone()), handlers);
-        let settled = self.patched.is_none_or(|at| at.elapsed() > SETTLE);
+        let settled = self.own.settled(self.now());
         let foreign = wanted == current;
         if live.is_none() && !foreign {
             self.history.not_scaled();
@@ -276,16 +279,20 @@ impl Follower {
         let former = self.entry.view();
         if let Some((_, answer)) = self.refused.as_ref().filter(|(at, _)| at.elapsed() < REFUSED_AGAIN) {
             let refused = Some(answer.clone());
-            self.not_done(live, foreign);
+            self.not_done(foreign);
             self.show(worker, &View { decision: former.decision, refused, ..view });
             return;
         }
-        if live.is_some_and(|live| wanted < live) {
+        // A cache that lags behind does not know yet of pods that were asked for.
+        let before = live.map_or(current, |live| live.max(current));
+        if wanted < before {
             let marked = act::mark_costs(&self.context, pods, |pod| self.tracker.work(pod)).await;
             // Such work must not go for want of a mark.
             if !marked && self.long_work {
-                self.not_done(live, foreign);
-                self.show(worker, &View { decision: former.decision, ..view });
+                let answer = "the pods that are to go cannot be marked, and work that asks for more time would go with others".to_owned();
+                self.refused = Some((Instant::now(), answer.clone()));
+                self.not_done(foreign);
+                self.show(worker, &View { decision: former.decision, refused: Some(answer), ..view });
                 return;
             }
         }
@@ -297,10 +304,11 @@ impl Follower {
         }
         match act::scale(&self.context, &self.key, &self.entry, view.clone(), wanted).await {
             Ok(()) => {
-                (self.patched, self.refused) = (Some(Instant::now()), None);
+                self.own.patched(self.now());
+                self.refused = None;
                 let Decision { raw, message, .. } = &decision;
                 // Limits count while replicas are held, too: what the event tells of is that pods come or go.
-                let reason = match live.unwrap_or_default().cmp(&wanted) {
+                let reason = match before.cmp(&wanted) {
                     _ if foreign => "ScaleReverted",
                     Ordering::Less => Reason::ScaledOut.as_str(),
                     _ => Reason::ScaledIn.as_str(),
@@ -319,7 +327,7 @@ impl Follower {
             }
             Err(error) => {
                 tracing::warn!(namespace = %self.key.namespace, worker = %self.key.name, %error, "not scaled, tried again");
-                self.not_done(live, foreign);
+                self.not_done(foreign);
                 // A server in trouble is asked again at once.
                 let refused = match error {
                     kube::Error::Api(answer) if [400, 403, 422].contains(&answer.code) => {
@@ -327,6 +335,9 @@ impl Follower {
                     }
                     _ => None,
                 };
+                if refused.is_none() {
+                    self.own.lost(self.now());
+                }
                 self.refused = refused.clone().map(|answer| (Instant::now(), answer));
                 let view = View { decision: former.decision.clone(), refused, ..view };
                 self.entry.replace(view.clone());
@@ -336,8 +347,8 @@ impl Follower {
     }
 
     /// Replicas stay what they are; `foreign`: nothing was decided now, only somebody else's number was to be put back.
-    const fn not_done(&mut self, live: Option<u32>, foreign: bool) {
-        self.decided = live;
+    const fn not_done(&mut self, foreign: bool) {
+        self.own.not_patched();
         if !foreign {
             self.history.not_scaled();
         }
@@ -374,11 +385,22 @@ impl Follower {
         }
     }
 
+    /// Seconds since this Worker is followed.
+    fn now(&self) -> f64 {
+        self.since.elapsed().as_secs_f64()
+    }
+
     fn pause(&self, current: u32) -> Duration {
         let base = if current == 0 { AT_ZERO } else { WITH_PODS };
         base.max(fleet_pause(self.prober.as_ref().map_or(0, Prober::all)))
             .mul_f64(rand::random_range(0.9..1.0))
     }
+}
+
+/// Where a Queue's messages are.
+fn followed(queue: &Queue) -> (Key, Option<String>, String) {
+    let address = queue.status.as_ref().and_then(|status| status.broker_address.clone());
+    (validate::key(queue), address, queue.broker_name().to_owned())
 }
 
 /// Pods as a number.

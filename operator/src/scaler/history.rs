@@ -106,6 +106,7 @@ impl History {
     pub(super) fn interrupted(&mut self, now: f64) {
         self.started_at = None;
         self.zero_reads = 0;
+        self.startup.interrupted();
         (self.arrivals, self.lasting) = Default::default();
         self.progressed(now);
     }

@@ -40,6 +40,8 @@ pub struct Inputs {
     /// Whether the broker counts no consumer while a sidecar consumes, as a quorum queue without a leader does: then its zero
     /// says nothing.
     pub contradicted: bool,
+    /// Whether other Workers consume the same Queue.
+    pub shared: bool,
     /// The Deployment and its pods.
     pub workload: Workload,
     /// The sum of the sidecars' own metrics.

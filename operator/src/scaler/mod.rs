@@ -1,6 +1,6 @@
 //! The scaler: `signals -> decide -> act`.
 //!
-//! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `startup`, `sample`, `durability`, `schedule`, `asked`, `share` and `side` are
+//! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `startup`, `sample`, `durability`, `schedule`, `asked`, `own`, `share` and `side` are
 //! values and pure functions; `scrape`, `follow`, `task`, `act` and `tell` perform the effects, and `board` is what the Worker's reconcile
 //! reads of them.
 
@@ -14,6 +14,7 @@ mod follow;
 pub mod history;
 pub mod inputs;
 mod need;
+mod own;
 pub mod reason;
 pub mod record;
 pub mod sample;

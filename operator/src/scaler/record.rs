@@ -109,12 +109,8 @@ impl Records {
     /// What is told of a Worker; none where Warren does not scale it.
     pub fn told(&self, worker: &Key) -> Option<Told> {
         let records = self.locked();
-        let Record {
-            looked,
-            inputs: Inputs { ready, contradicted: _, workload, sidecars, floor },
-            message,
-            decisions,
-        } = records.get(worker)?;
+        let Record { looked, inputs: Inputs { ready, workload, sidecars, floor, .. }, message, decisions } =
+            records.get(worker)?;
         let decisions = decisions.iter().map(|(at, decision)| ToldDecision {
             seconds_ago: at.elapsed().as_secs_f64(),
             replicas: decision.replicas,

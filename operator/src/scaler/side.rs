@@ -16,9 +16,9 @@ pub struct Side {
 }
 
 impl Side {
-    /// The queue to read at this look; none at most looks.
-    pub fn next(&mut self, queue: &Queue) -> Option<String> {
-        self.looks = self.looks.wrapping_add(1);
+    /// The queue to read at this look; none at most looks, where these are `frequent`.
+    pub fn next(&mut self, queue: &Queue, frequent: bool) -> Option<String> {
+        self.looks = self.looks.wrapping_add(if frequent { 1 } else { LOOKS });
         if !self.looks.is_multiple_of(LOOKS) {
             return None;
         }
@@ -61,7 +61,7 @@ mod tests {
         let queue = Queue::new("orders", QueueSpec::default());
         let (mut side, mut read) = (Side::default(), vec![]);
         for _ in 0..LOOKS * 4 {
-            if let Some(name) = side.next(&queue) {
+            if let Some(name) = side.next(&queue, true) {
                 assert_eq!((side.retrying(&queue).is_some(), side.dead(&queue).is_some()), (false, false));
                 read.push(name);
             }
@@ -83,7 +83,7 @@ mod tests {
         }
         queue.spec.retry.delays_seconds = vec![];
         for _ in 0..LOOKS {
-            side.next(&queue);
+            side.next(&queue, true);
         }
         assert_eq!((side.retrying(&queue), side.dead(&queue)), (Some(0), None));
         assert!(side.read.is_empty());

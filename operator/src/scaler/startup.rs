@@ -47,6 +47,13 @@ impl Startup {
         }
     }
 
+    /// Nobody looks for a while: when pods that are on their way have come is not known then.
+    pub const fn interrupted(&mut self) {
+        if let Some(asked) = &mut self.asked {
+            asked.started = true;
+        }
+    }
+
     /// Seconds that most of the last pods took from their request until they took calls; none before.
     pub const fn seconds(&self) -> Option<f64> {
         self.seconds

@@ -187,7 +187,7 @@ fn scaling_active(worker: &Worker, view: &View) -> Statement {
     let active = |reason: &str, message: &str| Statement::new(SCALING_ACTIVE, true, reason, message);
     if let Some(refusal) = &view.refused {
         let message = format!(
-            "the API server does not take another number of replicas: {refusal}. A right of the operator or a policy of the namespace is in the way: see to that; it is tried again by itself"
+            "replicas cannot be changed: {refusal}. A right of the operator or a policy of the namespace is in the way: see to that; it is tried again by itself"
         );
         return Statement::new(SCALING_ACTIVE, false, SCALE_REFUSED, message);
     }
