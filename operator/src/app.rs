@@ -50,17 +50,10 @@ pub(crate) struct Shared {
 /// No API server to speak to, the listening address is taken, or the leadership was lost.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     init_logs(args.log_format);
-    let mut config =
+    let config =
         Config::infer().await.context("no Kubernetes API server: run in a pod, or set KUBECONFIG")?;
-    // An API server that dies between a request and its answer leaves a connection that never ends by itself.
-    config.read_timeout = Some(SILENCE);
-    config.reset_reader_on_write = true;
     let leadership = Leadership::none();
-    let guard = leadership.clone();
-    let client = ClientBuilder::try_from(config)
-        .context("the API server's address or credentials are not usable")?
-        .with_layer(&FilterLayer::new(move |request| guard.guard(request)))
-        .build();
+    let client = client(config, &leadership)?;
     let (end, shutdown) = Shutdown::channel();
     let shared = Shared::new(args, client, shutdown.clone(), &leadership)?;
     let ready = Arc::new(AtomicBool::new(false));
@@ -91,6 +84,20 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         elector.release().await;
     }
     outcome
+}
+
+/// A client whose writes each pass the guard.
+fn client(mut config: Config, leadership: &Leadership) -> anyhow::Result<Client> {
+    // An API server that dies between a request and its answer leaves a connection that never ends by itself.
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
+    // The library would send again behind the guard, and what may be out of date by then. Whoever asked asks anew.
+    config.default_retry = false;
+    let guard = leadership.clone();
+    Ok(ClientBuilder::try_from(config)
+        .context("the API server's address or credentials are not usable")?
+        .with_layer(&FilterLayer::new(move |request| guard.guard(request)))
+        .build())
 }
 
 /// Waits for the leadership and works for as long as it lasts.
@@ -211,5 +218,40 @@ async fn ended_by_signal() {
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use axum::http::StatusCode;
+    use k8s_openapi::api::core::v1::Pod;
+    use kube::Api;
+    use kube::api::DeleteParams;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_write_that_the_api_server_puts_off_is_not_sent_again_behind_the_guard() {
+        warren_broker::install_crypto_provider();
+        let asked = Arc::new(AtomicU32::new(0));
+        let count = asked.clone();
+        let answer = move || {
+            let first = count.fetch_add(1, Ordering::Relaxed) == 0;
+            std::future::ready(if first { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::NOT_FOUND })
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let server = axum::serve(listener, axum::Router::new().fallback(answer));
+        let leadership = Leadership::none();
+        leadership.permanent();
+        let pods: Api<Pod> = Api::namespaced(client(Config::new(url), &leadership).unwrap(), "shop");
+        let parameters = DeleteParams::default();
+        tokio::select! {
+            deleted = pods.delete("p-1", &parameters) => assert!(deleted.is_err()),
+            _ = std::future::IntoFuture::into_future(server) => panic!("the server ended"),
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
     }
 }

@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ObjectMeta, PostParams};
 use kube::client::Body;
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt};
 use tokio::time::Instant;
 
 /// The Lease's name.
@@ -130,15 +130,19 @@ enum Move {
     Wait,
 }
 
-/// Whether to take a Lease that has not changed for `unchanged`.
-fn judge(spec: &LeaseSpec, unchanged: Duration, me: &str) -> Move {
-    let seconds = spec.lease_duration_seconds.unwrap_or(0).max(0).unsigned_abs();
-    match spec.holder_identity.as_deref() {
-        None | Some("") => Move::Take,
-        Some(holder) if holder == me => Move::Take,
-        Some(_) if unchanged >= Duration::from_secs(u64::from(seconds)) => Move::Take,
-        Some(_) => Move::Wait,
-    }
+/// Whether to take a Lease that has not changed for `unchanged`, or to make one where there has been none for as long.
+fn judge(spec: Option<&LeaseSpec>, unchanged: Duration, me: &str) -> Move {
+    let holder = spec.and_then(|spec| spec.holder_identity.as_deref());
+    let duration = match (spec, holder) {
+        // The holder of one that was deleted makes it again.
+        (None, _) => DURATION,
+        (Some(_), None | Some("")) => Duration::ZERO,
+        (Some(_), Some(holder)) if holder == me => Duration::ZERO,
+        (Some(spec), Some(_)) => {
+            Duration::from_secs(u64::from(spec.lease_duration_seconds.unwrap_or(0).max(0).unsigned_abs()))
+        }
+    };
+    if unchanged >= duration { Move::Take } else { Move::Wait }
 }
 
 /// The Lease as `me` holds it from `now` on.
@@ -183,27 +187,22 @@ impl Elector {
 
     async fn try_acquire(&self, seen: &mut Option<(Option<String>, Instant)>) -> kube::Result<Option<Lease>> {
         let begun = Instant::now();
-        let taken = match self.leases.get_opt(LEASE).await? {
-            None => {
-                let metadata = ObjectMeta { name: Some(LEASE.to_owned()), ..ObjectMeta::default() };
-                let spec = taken(&LeaseSpec::default(), &self.identity, Timestamp::now());
-                self.leases.create(&PostParams::default(), &Lease { metadata, spec: Some(spec) }).await
-            }
-            Some(mut lease) => {
-                let version = lease.metadata.resource_version.clone();
-                let since = match seen {
-                    Some((before, since)) if *before == version => *since,
-                    _ => seen.insert((version, begun)).1,
-                };
-                let spec = lease.spec.take().unwrap_or_default();
-                if judge(&spec, since.elapsed(), &self.identity) == Move::Wait {
-                    return Ok(None);
-                }
-                lease.spec = Some(self::taken(&spec, &self.identity, Timestamp::now()));
-                self.leases.replace(LEASE, &PostParams::default(), &lease).await
+        let found = self.leases.get_opt(LEASE).await?;
+        let version = found.as_ref().and_then(ResourceExt::resource_version);
+        let unchanged = match seen {
+            Some((before, since)) if *before == version => since.elapsed(),
+            // Who has never seen a Lease has no holder to wait for.
+            None if found.is_none() => Duration::MAX,
+            _ => {
+                *seen = Some((version, begun));
+                Duration::ZERO
             }
         };
-        match taken {
+        let spec = found.as_ref().map(|lease| lease.spec.clone().unwrap_or_default());
+        if judge(spec.as_ref(), unchanged, &self.identity) == Move::Wait {
+            return Ok(None);
+        }
+        match self.hold(found).await {
             Ok(lease) => {
                 self.leadership.extend(begun);
                 Ok(Some(lease))
@@ -211,6 +210,19 @@ impl Elector {
             // Another was quicker.
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Takes or renews a Lease, or makes it where there is none.
+    async fn hold(&self, lease: Option<Lease>) -> kube::Result<Lease> {
+        let former = lease.as_ref().and_then(|lease| lease.spec.clone()).unwrap_or_default();
+        let spec = Some(taken(&former, &self.identity, Timestamp::now()));
+        match lease {
+            Some(lease) => self.leases.replace(LEASE, &PostParams::default(), &Lease { spec, ..lease }).await,
+            None => {
+                let metadata = ObjectMeta { name: Some(LEASE.to_owned()), ..ObjectMeta::default() };
+                self.leases.create(&PostParams::default(), &Lease { metadata, spec }).await
+            }
         }
     }
 
@@ -237,25 +249,25 @@ impl Elector {
 
     /// Renews it; none when another holds it.
     async fn renew(&self, lease: &Lease) -> kube::Result<Option<Lease>> {
-        let mut next = lease.clone();
-        next.spec = Some(taken(&lease.spec.clone().unwrap_or_default(), &self.identity, Timestamp::now()));
-        match self.leases.replace(LEASE, &PostParams::default(), &next).await {
-            Err(kube::Error::Api(status)) if status.code == 409 => {
-                // A renewal whose answer was lost looks like this too.
-                let mut found = self.leases.get(LEASE).await?;
-                let spec = found.spec.clone().unwrap_or_default();
-                if spec.holder_identity.as_deref() != Some(self.identity.as_str()) {
+        match self.hold(Some(lease.clone())).await {
+            // A renewal whose answer was lost looks like this too, and so does one of a Lease that was deleted.
+            Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => {
+                let found = self.leases.get_opt(LEASE).await?;
+                let holder = |lease: &Lease| lease.spec.as_ref()?.holder_identity.clone();
+                if found.as_ref().is_some_and(|found| holder(found).as_ref() != Some(&self.identity)) {
                     return Ok(None);
                 }
-                found.spec = Some(taken(&spec, &self.identity, Timestamp::now()));
-                self.leases.replace(LEASE, &PostParams::default(), &found).await.map(Some)
+                self.hold(found).await.map(Some)
             }
             renewed => renewed.map(Some),
         }
     }
 
-    /// Gives the Lease back, so that a standby leads within seconds.
+    /// Gives the Lease back, so that a standby leads within seconds. Whose Lease is lost has none, and is to end at once.
     pub async fn release(&self) {
+        if !self.leadership.may_write() {
+            return;
+        }
         self.leadership.end();
         let release = async {
             let mut lease = self.leases.get(LEASE).await?;
@@ -280,6 +292,10 @@ async fn within<T>(limit: Duration, request: impl Future<Output = kube::Result<T
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use serde_json::json;
+
     use super::*;
 
     fn held(by: &str) -> LeaseSpec {
@@ -288,15 +304,66 @@ mod tests {
 
     #[test]
     fn a_lease_that_is_renewed_is_left_alone_and_one_that_is_not_is_taken() {
-        assert_eq!(judge(&held("a"), DURATION - LOOK, "b"), Move::Wait);
-        assert_eq!(judge(&held("a"), DURATION, "b"), Move::Take);
+        assert_eq!(judge(Some(&held("a")), DURATION - LOOK, "b"), Move::Wait);
+        assert_eq!(judge(Some(&held("a")), DURATION, "b"), Move::Take);
     }
 
     #[test]
     fn a_released_lease_and_ones_own_are_taken_at_once() {
         let released = LeaseSpec { holder_identity: None, ..held("a") };
-        assert_eq!(judge(&released, Duration::ZERO, "b"), Move::Take);
-        assert_eq!(judge(&held("a"), Duration::ZERO, "a"), Move::Take);
+        assert_eq!(judge(Some(&released), Duration::ZERO, "b"), Move::Take);
+        assert_eq!(judge(Some(&held("a")), Duration::ZERO, "a"), Move::Take);
+    }
+
+    /// An API server that keeps one Lease, or none.
+    fn one_lease(kept: &Arc<Mutex<Option<Lease>>>) -> Client {
+        let kept = kept.clone();
+        let server = tower::util::service_fn(move |request: http::Request<Body>| {
+            let kept = kept.clone();
+            async move {
+                let reads = request.method() == http::Method::GET;
+                let sent = request.into_body().collect_bytes().await.unwrap();
+                let mut kept = kept.lock().unwrap();
+                let status = |code: u16, reason| (code, json!({"code": code, "reason": reason}));
+                let (code, answer) = if reads {
+                    kept.as_ref().map_or(status(404, "NotFound"), |lease| (200, json!(lease)))
+                } else {
+                    let mut sent: Lease = serde_json::from_slice(&sent).unwrap();
+                    let current = kept.as_ref().and_then(ResourceExt::resource_version);
+                    if sent.resource_version() == current {
+                        sent.metadata.resource_version = Some(rand::random::<u64>().to_string());
+                        *kept = Some(sent.clone());
+                        (200, json!(sent))
+                    } else {
+                        status(409, "Conflict")
+                    }
+                };
+                let answer =
+                    http::Response::builder().status(code).body(Body::from(answer.to_string().into_bytes()));
+                Ok::<_, std::convert::Infallible>(answer.unwrap())
+            }
+        });
+        Client::new(server, "warren")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_was_deleted_is_its_holder_s_to_make_again_before_a_standby_may() {
+        let kept = Arc::default();
+        let elector =
+            |who: &str| Elector::new(one_lease(&kept), "warren", who.to_owned(), Leadership::none());
+        let (holder, standby, mut seen) = (elector("a"), elector("b"), None);
+        let lease = holder.try_acquire(&mut None).await.unwrap().unwrap();
+        assert_eq!(standby.try_acquire(&mut seen).await.unwrap(), None);
+        *kept.lock().unwrap() = None;
+        assert_eq!(standby.try_acquire(&mut seen).await.unwrap(), None, "the holder does not know yet");
+        let lease = holder.renew(&lease).await.unwrap().unwrap();
+        assert_eq!(kept.lock().unwrap().as_ref(), Some(&lease));
+        assert_eq!(standby.try_acquire(&mut seen).await.unwrap(), None);
+        *kept.lock().unwrap() = None;
+        assert_eq!(standby.try_acquire(&mut seen).await.unwrap(), None);
+        tokio::time::advance(DURATION).await;
+        assert!(standby.try_acquire(&mut seen).await.unwrap().is_some(), "the holder is gone");
+        assert_eq!(holder.renew(&lease).await.unwrap(), None);
     }
 
     #[test]
@@ -371,7 +438,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_leader_whose_api_server_hangs_has_given_up_by_its_deadline() {
+    async fn a_leader_whose_api_server_hangs_has_given_up_and_may_end_by_its_deadline() {
         let hangs = tower::util::service_fn(|_: http::Request<Body>| async {
             std::future::pending::<Result<http::Response<Body>, std::convert::Infallible>>().await
         });
@@ -381,6 +448,7 @@ mod tests {
         leadership.extend(Instant::now());
         let start = Instant::now();
         elector.keep(Lease::default()).await;
+        elector.release().await;
         assert!(start.elapsed() <= DEADLINE + Duration::from_millis(10), "{:?}", start.elapsed());
         assert!(!leadership.may_write());
     }

@@ -539,3 +539,28 @@ async fn a_standby_leads_within_15_s_of_a_crash_and_2_s_of_a_graceful_end() -> R
     room.queue("last", json!({})).await?;
     room.ready("last").await
 }
+
+#[tokio::test]
+async fn a_lease_that_somebody_deletes_is_made_again_by_its_holder_who_goes_on() -> Result<()> {
+    let room = Room::new("lease").await?;
+    let leader = "warren_operator_leader";
+    let mut first = room.operator("first").await?;
+    first.until(leader, 1.0).await?;
+    let second = room.operator("second").await?;
+    eventually(PATIENCE, "the second stands by", async || second.metric(leader).await.map(drop)).await?;
+    // By then the second has seen the Lease.
+    room.queue("before", json!({})).await?;
+    room.ready("before").await?;
+    room.kubectl(&["delete", "lease", "warren-operator"]).await?;
+    eventually(PATIENCE, "the Lease is there again", async || {
+        let lease: Value = room.cluster.get(&["-n", &room.name, "lease", "warren-operator"]).await?;
+        ensure!(lease["spec"]["holderIdentity"] == "first", "{}", lease["spec"]);
+        Ok(())
+    })
+    .await?;
+    room.queue("after", json!({})).await?;
+    room.ready("after").await?;
+    ensure!(first.runs()?, "it ended");
+    assert_eq!(second.metric(leader).await?, 0.0, "one leads");
+    Ok(())
+}
