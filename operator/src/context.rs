@@ -161,7 +161,7 @@ impl Context {
     {
         let Some(patch) = status_patch(former, status)? else { return Ok(false) };
         let objects: Api<K> = Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default());
-        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let params = PatchParams::apply(FIELD_MANAGER);
         match objects.patch_status(&object.name_any(), &params, &Patch::Merge(patch)).await {
             Ok(_) => Ok(true),
             // Deleted meanwhile.

@@ -45,7 +45,7 @@ pub async fn remove(queue: &Queue, context: &Context) -> Result<(), Error> {
 async fn write(queue: &Queue, finalizers: Vec<String>, context: &Context) -> Result<(), Error> {
     let queues: Api<Queue> = Api::namespaced(context.client.clone(), &queue.namespace().unwrap_or_default());
     let metadata = json!({"finalizers": finalizers, "resourceVersion": queue.resource_version()});
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let params = PatchParams::apply(FIELD_MANAGER);
     match queues.patch(&queue.name_any(), &params, &Patch::Merge(json!({"metadata": metadata}))).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(()),

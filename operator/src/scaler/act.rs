@@ -49,7 +49,7 @@ pub async fn scale(
 ) -> kube::Result<()> {
     let deployments: Api<Deployment> = Api::namespaced(context.client.clone(), &worker.namespace);
     let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let params = PatchParams::apply(FIELD_MANAGER);
     let patching = async {
         // A reconcile that applies the Deployment meanwhile waits, and then applies these replicas too.
         let _writing = entry.writing.lock().await;

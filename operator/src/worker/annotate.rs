@@ -11,7 +11,7 @@ use crate::context::{Context, FIELD_MANAGER};
 pub async fn annotate(context: &Context, pod: &Pod, annotation: &str, value: &str) -> bool {
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), &pod.namespace().unwrap_or_default());
     let patch = Patch::Merge(json!({"metadata": {"annotations": {annotation: value}}}));
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let params = PatchParams::apply(FIELD_MANAGER);
     let set = pods.patch_metadata(&pod.name_any(), &params, &patch).await;
     if let Err(error) = &set {
         tracing::debug!(pod = %pod.name_any(), annotation, %error, "not annotated");

@@ -90,7 +90,7 @@ async fn change_strategy(
     if !recreates || live.object()["spec"]["strategy"]["rollingUpdate"].is_null() {
         return Ok(());
     }
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let params = PatchParams::apply(FIELD_MANAGER);
     let strategy = json!({"spec": {"strategy": {"type": "Recreate", "rollingUpdate": null}}});
     match api.patch(&live.name_any(), &params, &Patch::Merge(strategy)).await {
         Ok(_) => Ok(()),
