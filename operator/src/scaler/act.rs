@@ -47,17 +47,20 @@ pub async fn scale(
     view: View,
     replicas: u32,
 ) -> kube::Result<()> {
-    let deployments: Api<Deployment> = Api::namespaced(context.client.clone(), &worker.namespace);
-    let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
-    let params = PatchParams::apply(FIELD_MANAGER);
     let patching = async {
         // A reconcile that applies the Deployment meanwhile waits, and then applies these replicas too.
         let _writing = entry.writing.lock().await;
         entry.replace(view);
-        deployments.patch_scale(&worker.name, &params, &patch).await
+        write_replicas(context, worker, replicas).await
     };
-    let patched = tokio::time::timeout(PATCHING, patching).await;
-    patched.map_err(|late| kube::Error::Service(late.into()))?.map(drop)
+    tokio::time::timeout(PATCHING, patching).await.map_err(|late| kube::Error::Service(late.into()))?
+}
+
+/// Writes the Deployment's replicas alone, under the lock [`Entry::writing`].
+pub async fn write_replicas(context: &Context, worker: &Key, replicas: u32) -> kube::Result<()> {
+    let deployments: Api<Deployment> = Api::namespaced(context.client.clone(), &worker.namespace);
+    let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+    deployments.patch_scale(&worker.name, &PatchParams::apply(FIELD_MANAGER), &patch).await.map(drop)
 }
 
 /// Marks how much each pod has to do, so that a scale-in takes the idlest; gives whether all are marked. `work`: what a pod has by its

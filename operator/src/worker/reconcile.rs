@@ -20,7 +20,7 @@ use super::build::build;
 use super::dereference::{Surroundings, dereference};
 use super::live::LiveDeployment;
 use super::status::status;
-use super::validate::{DISORDER, validate};
+use super::validate::{DISORDER, disorder, validate};
 use crate::condition::find;
 use crate::context::Context;
 use crate::error::Error;
@@ -36,7 +36,7 @@ const CONCURRENCY: u16 = 16;
 const RESYNC: Duration = Duration::from_secs(600);
 /// Nobody tells of the end of another Worker's pods.
 const OTHERS_PODS: Duration = Duration::from_secs(5);
-/// What the API server refused may pass later, such as a quota.
+/// What the API server refused may pass later, such as a quota, and nobody tells of the end of what is not Warren's.
 const REFUSED_RETRY: Duration = Duration::from_secs(20);
 
 /// Runs the controller until `context.shutdown`.
@@ -72,16 +72,24 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     let entry = context.board.entry(&worker_key(&worker));
     let around = dereference(&worker, &context).await?;
     let (problem, image) = converge(&worker, &around, &entry, &context).await?;
+    let applied = image.is_some();
     let view = entry.view();
     let said = status(&worker, problem.as_ref(), image, &around, &view, &Time(Timestamp::now()));
     write(&worker, said, &context).await?;
+    if !applied {
+        obey(&worker, &around, &entry, &context).await?;
+    }
     context.retries.succeeded(&ObjectRef::from_obj(&*worker).erase());
-    let next = match problem.map(|problem| problem.reason) {
-        Some("Refused") => REFUSED_RETRY,
+    Ok(Action::requeue(pause(problem.as_ref()).mul_f64(rand::random_range(0.7..1.0))))
+}
+
+/// The time until a Worker is looked at again, whatever else brings it here.
+fn pause(problem: Option<&Problem>) -> Duration {
+    match problem.map(|problem| problem.reason) {
+        Some("Refused" | "NameTaken") => REFUSED_RETRY,
         Some(DISORDER) => OTHERS_PODS,
         _ => RESYNC,
-    };
-    Ok(Action::requeue(next.mul_f64(rand::random_range(0.7..1.0))))
+    }
 }
 
 /// Validates, builds and applies; gives what is wrong, and the sidecar image that the pods were rolled with.
@@ -98,11 +106,7 @@ async fn converge(
     let _writing = entry.writing.lock().await;
     let view = entry.view();
     let replicas = replicas(worker, around, &view);
-    // In mode Builtin the scaler has done so.
-    let others = worker.spec.scaling.mode != ScalingMode::Builtin;
-    if others && live(around).is_some_and(|live| live.unsigned_abs() > replicas) && entry.may_mark(replicas) {
-        act::mark_idlest(context, &around.pods).await;
-    }
+    mark(worker, around, entry, replicas, context).await;
     let built = build(
         &valid,
         &around.deployment.as_deref().map(LiveDeployment::rolled).unwrap_or_default(),
@@ -121,6 +125,38 @@ async fn converge(
         }
         Err(problem) => Ok((Some(problem), None)),
     }
+}
+
+/// Marks the idlest pods before there are fewer; in mode Builtin the scaler has done so.
+async fn mark(worker: &Worker, around: &Surroundings, entry: &Entry, replicas: u32, context: &Context) {
+    let others = worker.spec.scaling.mode != ScalingMode::Builtin;
+    if others && live(around).is_some_and(|live| live.unsigned_abs() > replicas) && entry.may_mark(replicas) {
+        act::mark_idlest(context, &around.pods).await;
+    }
+}
+
+/// Writes the number that somebody else decides, where nothing else of the Worker could be applied.
+async fn obey(worker: &Worker, around: &Surroundings, entry: &Entry, context: &Context) -> Result<(), Error> {
+    let Some(replicas) = owed(worker, around) else { return Ok(()) };
+    let _writing = entry.writing.lock().await;
+    mark(worker, around, entry, replicas, context).await;
+    act::write_replicas(context, &worker_key(worker), replicas).await?;
+    tracing::info!(namespace = worker.namespace(), worker = %worker.name_any(), replicas, "scaled as spec.replicas says");
+    Ok(())
+}
+
+/// The number that somebody else decides, where the Worker's Deployment asks for another one. More pods must not break an
+/// order: the sidecars could not be told that consuming is held.
+fn owed(worker: &Worker, around: &Surroundings) -> Option<u32> {
+    let others = worker.spec.scaling.mode != ScalingMode::Builtin;
+    let deployment = around.deployment.as_deref().filter(|live| others && live.is_owned_by(worker))?;
+    let (live, wanted) = (deployment.facts.desired?, worker.spec.replicas.max(0));
+    let in_order = || {
+        let queue = around.queue.as_deref();
+        worker.spec.consumer.ordering_key.is_none()
+            || queue.is_some_and(|queue| disorder(worker, queue, around.beside.as_deref()).is_none())
+    };
+    (wanted < live || wanted > live && in_order()).then_some(wanted.unsigned_abs())
 }
 
 /// In mode Builtin the scaler's number, and until it has one the number that is there.
@@ -161,4 +197,56 @@ async fn write(worker: &Worker, status: WorkerStatus, context: &Context) -> Resu
 #[expect(clippy::needless_pass_by_value, reason = "the controller's signature")]
 fn error_policy(worker: Arc<Worker>, error: &Error, context: Arc<Context>) -> Action {
     context.failed("worker", &ObjectRef::from_obj(&*worker).erase(), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use warren_api::conditions::worker::TEMPLATE_VALID;
+
+    use super::super::validate::tests::{surroundings, worker};
+    use super::*;
+
+    /// What surrounds a Worker whose Deployment has so many replicas.
+    fn around(replicas: i32, owner: &str) -> Surroundings {
+        let metadata = json!({"name": "invoices", "namespace": "shop", "ownerReferences": [{"uid": owner}]});
+        let deployment = json!({"metadata": metadata, "spec": {"replicas": replicas}});
+        let live: LiveDeployment = serde_json::from_value(deployment).unwrap();
+        Surroundings { deployment: Some(Arc::new(live)), ..surroundings() }
+    }
+
+    fn scaled(mode: &str, replicas: i32, fields: Value) -> Worker {
+        let mut spec = json!({"scaling": {"mode": mode}, "replicas": replicas});
+        spec.as_object_mut().unwrap().extend(fields.as_object().cloned().unwrap());
+        worker(spec)
+    }
+
+    #[test]
+    fn a_worker_that_cannot_be_applied_still_owes_the_replicas_that_somebody_else_decides() {
+        for mode in ["Manual", "External"] {
+            assert_eq!(owed(&scaled(mode, 0, json!({})), &around(2, "u-1")), Some(0));
+            assert_eq!(owed(&scaled(mode, 3, json!({})), &around(2, "u-1")), Some(3));
+            assert_eq!(owed(&scaled(mode, 2, json!({})), &around(2, "u-1")), None);
+            assert_eq!(owed(&scaled(mode, 0, json!({})), &around(2, "another")), None, "not its own");
+            assert_eq!(owed(&scaled(mode, 0, json!({})), &surroundings()), None, "there is none");
+        }
+        assert_eq!(owed(&scaled("Builtin", 0, json!({})), &around(2, "u-1")), None);
+    }
+
+    #[test]
+    fn no_pod_is_owed_that_would_break_an_order() {
+        let ordered =
+            |replicas| scaled("Manual", replicas, json!({"consumer": {"orderingKey": "x-customer"}}));
+        assert_eq!(owed(&ordered(1), &around(2, "u-1")), Some(1));
+        assert_eq!(owed(&ordered(2), &around(1, "u-1")), None);
+        assert_eq!(owed(&ordered(1), &around(0, "u-1")), Some(1));
+        let unknown = Surroundings { queue: None, ..around(0, "u-1") };
+        assert_eq!(owed(&ordered(1), &unknown), None, "another Worker may consume");
+    }
+
+    #[test]
+    fn a_name_that_somebody_else_has_is_asked_for_again_soon() {
+        let taken = Problem::new(TEMPLATE_VALID, "NameTaken", "rename it");
+        assert_eq!(pause(Some(&taken)), REFUSED_RETRY);
+    }
 }

@@ -262,6 +262,50 @@ async fn replicas_that_a_policy_refuses_are_told_and_come_when_it_is_gone() -> R
 }
 
 #[tokio::test]
+async fn in_mode_manual_the_replicas_count_also_while_the_queue_is_gone() -> Result<()> {
+    let room = Room::new("obeyed").await?;
+    let _operator = room.operator("one").await?;
+    room.queue("orders", json!({})).await?;
+    room.worker("invoices", "orders", json!({"scaling": {"mode": "Manual"}, "replicas": 2})).await?;
+    let replicas = async |count: u64| {
+        eventually(PATIENCE, &format!("{count} replicas are asked for"), async || {
+            let deployment: Value = room.cluster.get(&["-n", &room.name, "deployment", "invoices"]).await?;
+            ensure!(deployment["spec"]["replicas"] == count, "{}", deployment["spec"]["replicas"]);
+            Ok(())
+        })
+        .await
+    };
+    replicas(2).await?;
+    room.kubectl(&["delete", "wq", "orders"]).await?;
+    let gone = ("False", "QueueNotFound", "\"orders\"");
+    room.condition_of("wk", "invoices", "QueueReady", gone).await?;
+    for count in [0, 3] {
+        room.kubectl(&["scale", "wk/invoices", &format!("--replicas={count}")]).await?;
+        replicas(count).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_worker_is_made_soon_after_somebody_else_s_deployment_of_its_name_is_gone() -> Result<()> {
+    let room = Room::new("taken").await?;
+    let _operator = room.operator("one").await?;
+    room.queue("orders", json!({})).await?;
+    let metadata = json!({"name": "invoices", "namespace": room.name});
+    let labels = json!({"app": "other"});
+    let template =
+        json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "app", "image": "app"}]}});
+    let spec = json!({"replicas": 0, "selector": {"matchLabels": labels}, "template": template});
+    let other = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec});
+    room.cluster.apply(&other.to_string()).await?;
+    room.worker("invoices", "orders", json!({})).await?;
+    let taken = ("False", "NameTaken", "Deployment \"invoices\"");
+    room.condition_of("wk", "invoices", "TemplateValid", taken).await?;
+    room.kubectl(&["delete", "deployment", "invoices"]).await?;
+    room.condition_of("wk", "invoices", "TemplateValid", ("True", "Accepted", "")).await
+}
+
+#[tokio::test]
 async fn a_deletion_that_is_blocked_says_why_and_retain_lets_go() -> Result<()> {
     let room = Room::new("blocked").await?;
     let _operator = room.operator("one").await?;
