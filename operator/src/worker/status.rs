@@ -11,7 +11,7 @@ use warren_api::worker::{ScalingMode, ScalingStatus};
 use warren_api::{Worker, WorkerStatus};
 
 use super::dereference::Surroundings;
-use super::pods::{ready, trouble};
+use super::pods::{ending, ready, trouble};
 use super::validate::{DISORDER, port};
 use crate::condition::{Statement, Status, conditions, find};
 use crate::problem::Problem;
@@ -170,9 +170,9 @@ fn available(
     if desired == 0 {
         return Statement::new(AVAILABLE, true, "ScaledToZero", "no pod is wanted");
     }
-    let running = around.pods.iter().filter(|pod| ready(pod)).count();
-    if running == 0 {
-        return Statement::new(AVAILABLE, false, "PodsStarting", "no pod is ready yet");
+    if !around.pods.iter().any(|pod| ready(pod) && !ending(pod)) {
+        // On the way from zero nothing is wrong; what is, has been named above.
+        return Statement::new(AVAILABLE, Status::Unknown, "PodsStarting", "no pod is ready yet");
     }
     let handlers = &view.handlers;
     if handlers.disconnected() {
@@ -265,9 +265,13 @@ fn summary(worker: &Worker, all: &[Statement]) -> Statement {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::jiff::Timestamp;
-    use serde_json::json;
+    use std::sync::Arc;
 
+    use k8s_openapi::api::core::v1::Pod;
+    use k8s_openapi::jiff::Timestamp;
+    use serde_json::{from_value, json};
+
+    use super::super::live::LiveDeployment;
     use super::super::validate::tests::{surroundings, worker};
     use super::*;
     use crate::scaler::board::Handlers;
@@ -293,6 +297,29 @@ mod tests {
         let ready = find(&status.conditions, READY).unwrap();
         assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "PortTaken"));
         assert_eq!(status.conditions[0].type_, READY);
+    }
+
+    #[test]
+    fn pods_on_their_way_are_no_failure_and_pods_that_end_are_not_counted() {
+        let pod = |ends: Option<&str>, ready: &str| {
+            let status = json!({"conditions": [{"type": "Ready", "status": ready}]});
+            let pod = json!({"metadata": {"deletionTimestamp": ends}, "status": status});
+            Arc::new(from_value::<Pod>(pod).unwrap())
+        };
+        let deployment = from_value::<LiveDeployment>(json!({"spec": {"replicas": 1}})).unwrap();
+        let deployment = Some(Arc::new(deployment));
+        let said = |pods: Vec<Arc<Pod>>| {
+            let around = Surroundings { deployment: deployment.clone(), pods, ..surroundings() };
+            let view = decided(Reason::ScaledOut, "one waits");
+            let status = status(&worker(json!({})), None, None, &around, &view, &now());
+            let available = find(&status.conditions, AVAILABLE).unwrap();
+            (available.status.clone(), available.reason.clone())
+        };
+        let starting = ("Unknown".to_owned(), "PodsStarting".to_owned());
+        let ends = pod(Some("2026-01-01T00:00:00Z"), "True");
+        assert_eq!(said(vec![]), starting);
+        assert_eq!(said(vec![ends.clone(), pod(None, "False")]), starting);
+        assert_eq!(said(vec![ends, pod(None, "True")]), ("True".to_owned(), "PodsReady".to_owned()));
     }
 
     #[test]
