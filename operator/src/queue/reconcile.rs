@@ -180,7 +180,7 @@ pub(super) fn patience(key: &Key, context: &Context) -> Duration {
 
 async fn write(queue: &Queue, status: QueueStatus, context: &Context) -> Result<(), Error> {
     context.metrics.queue_ready(&key(queue), is_true(&status.conditions, READY));
-    if !context.write_status(queue, queue.status.as_ref(), &status).await? {
+    if !context.write_status(queue, queue.status.as_ref(), &status, &context.queue_changed).await? {
         return Ok(());
     }
     for kind in [READY, DEAD_LETTER_AVAILABLE] {
