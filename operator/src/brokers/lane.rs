@@ -326,6 +326,8 @@ async fn run(shared: Arc<Shared>) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::super::Brokers;
     use super::*;
     use crate::queue::plan;
@@ -354,6 +356,24 @@ mod tests {
         assert_eq!(brokers.access_of(&key), Some(access));
         brokers.release(&key, &changed);
         assert_eq!(brokers.access_of(&key), None);
+    }
+
+    #[tokio::test]
+    async fn a_lane_that_is_probed_when_its_last_queue_leaves_goes_with_the_next_sweep() {
+        let (changed, _receiver) = futures::channel::mpsc::unbounded();
+        let brokers = brokers();
+        let key = Key { namespace: "shop".to_owned(), name: "orders".to_owned() };
+        let [old, new] =
+            ["old", "new"].map(|user| BrokerAccess::from_uri(&format!("amqp://{user}:p@127.0.0.1:1/")).unwrap());
+        let order = || plan::keep(&warren_api::Queue::new("orders", Default::default()), &old.address());
+        brokers.assign(&key, &old, order(), &changed);
+        let probed = brokers.lane_of(&key).unwrap();
+        brokers.assign(&key, &new, order(), &changed);
+        brokers.retain(None, &BTreeSet::from([key.clone()]), &changed);
+        assert_eq!(brokers.connected(), (0, 2), "it must not go under a probe");
+        drop(probed);
+        brokers.retain(None, &BTreeSet::from([key]), &changed);
+        assert_eq!(brokers.connected(), (0, 1));
     }
 
     #[tokio::test]

@@ -298,6 +298,8 @@ impl Brokers {
             self.forget(key);
             self.release(key, changed);
         }
+        // A lane that was probed when its last Queue left it would connect again and again, for nobody.
+        self.drop_unused();
     }
 
     /// The lane that keeps a Queue.
@@ -329,7 +331,7 @@ impl Brokers {
     }
 
     fn drop_unused(&self) {
-        // The map's own reference is the only one left; a lane that is being probed goes with the next.
+        // The map's own reference is the only one left; a lane that is being probed goes with the next sweep.
         self.state().lanes.retain(|_, lane| Arc::strong_count(lane) > 1);
     }
 }
