@@ -11,6 +11,7 @@ use warren_api::Queue;
 use warren_broker::Category;
 use warren_broker::declare::DeclareError;
 
+use super::host::Host;
 use super::rest::Rest;
 use super::schedule::{Last, next_check};
 use super::{Key, Observation, Order, Outcome};
@@ -30,10 +31,13 @@ pub(super) struct Entries {
     /// Queues whose order is being carried out, those that were forgotten meanwhile included: the next order waits for its
     /// end, as what the older one still does would undo it.
     running: HashSet<Key>,
+    /// Whose checks share a ceiling.
+    host: Arc<Host>,
 }
 
 #[derive(Debug)]
 struct Entry {
+    _place: Arc<()>,
     order: Arc<Order>,
     /// When the order was first carried out, after which sidecars learn of it.
     declared: Option<Instant>,
@@ -59,8 +63,9 @@ pub(super) struct Due {
 }
 
 impl Entries {
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
+    /// None yet, of a lane of this broker.
+    pub(super) fn on(host: Arc<Host>) -> Self {
+        Self { host, ..Self::default() }
     }
 
     /// Takes an order in; gives what is known of it. `down` is why nothing can be known.
@@ -81,6 +86,7 @@ impl Entries {
                 entry
             }
             None => self.entries.entry(key.clone()).or_insert(Entry {
+                _place: self.host.queue(),
                 order: Arc::new(order),
                 declared: None,
                 rest: Rest::default(),
@@ -180,7 +186,6 @@ impl Entries {
         drift_check: Duration,
         now: Instant,
     ) {
-        let queues = self.entries.len();
         self.running.remove(key);
         let Some(entry) = self.entries.get_mut(key) else { return };
         if Arc::ptr_eq(order, &entry.order) {
@@ -214,7 +219,7 @@ impl Entries {
         };
         let wait = match std::mem::take(&mut entry.again) {
             true => Duration::ZERO,
-            false => next_check(last, drift_check, queues, rand::random()),
+            false => next_check(last, drift_check, self.host.queues(), rand::random()),
         };
         // What is removed is not looked for again.
         if !entry.removed() {

@@ -20,7 +20,8 @@ use warren_broker::{BrokerAccess, BrokerError, Category};
 
 use super::channels::{Channels, Pooled};
 use super::entries::{Due, Entries};
-use super::pace::{Pace, Turns, patience};
+use super::host::{Host, Prober};
+use super::pace::{Pace, patience};
 use super::schedule::interval;
 use super::work::{Patience, carry_out, of_main};
 use super::{Key, LaneOptions, Observation, Order, Outcome};
@@ -56,33 +57,8 @@ struct Shared {
     channels: Mutex<Channels<Channel>>,
     release: tokio::sync::Mutex<Option<(u64, Option<Release>)>>,
     probes: Semaphore,
-    probing: Arc<Probing>,
+    host: Arc<Host>,
     probe_channels: Mutex<Channels<Channel>>,
-}
-
-/// What the probes of all lanes of one broker share: each vhost or user is a lane of its own.
-#[derive(Debug)]
-pub(super) struct Probing {
-    turns: Mutex<Turns>,
-    probers: Arc<()>,
-}
-
-impl Default for Probing {
-    fn default() -> Self {
-        Self { turns: Mutex::new(Turns::from(tick::before(Instant::now()))), probers: Arc::default() }
-    }
-}
-
-/// A Worker's place among those whose queues are probed on a broker, until it is dropped.
-#[derive(Debug)]
-pub struct Prober(Arc<()>);
-
-impl Prober {
-    /// How many there are on its broker.
-    pub fn all(&self) -> usize {
-        // What the lanes share has one of its own.
-        Arc::strong_count(&self.0).saturating_sub(1)
-    }
 }
 
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -92,7 +68,7 @@ pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Lane {
     /// Starts connecting.
-    pub(super) fn spawn(access: BrokerAccess, options: &LaneOptions, probing: Arc<Probing>) -> Self {
+    pub(super) fn spawn(access: BrokerAccess, options: &LaneOptions, host: Arc<Host>) -> Self {
         let address = access.address();
         // Another access is another lane: this one never changes.
         let (_, fixed) = watch::channel(Arc::new(access.clone()));
@@ -106,12 +82,12 @@ impl Lane {
             sidecars_learn: options.sidecars_learn,
             held_back: options.held_back,
             leadership: options.leadership.clone(),
-            entries: Mutex::default(),
+            entries: Mutex::new(Entries::on(host.clone())),
             changed: Notify::new(),
             channels: Mutex::default(),
             release: tokio::sync::Mutex::default(),
             probes: Semaphore::new(PROBES_AT_ONCE),
-            probing,
+            host,
             probe_channels: Mutex::default(),
         });
         let task = tokio::spawn(run(shared.clone()));
@@ -152,15 +128,14 @@ impl Lane {
         locked(&self.shared.entries).forget(key);
     }
 
-    /// Takes a place among those that probe this lane; `former` is kept where it is one.
+    /// Takes a place among those that probe this lane's broker; `former` is kept where it is one.
     pub fn prober(&self, former: Option<Prober>) -> Prober {
-        let probers = &self.shared.probing.probers;
-        former.filter(|former| Arc::ptr_eq(&former.0, probers)).unwrap_or_else(|| Prober(probers.clone()))
+        self.shared.host.prober(former)
     }
 
-    /// How many Workers' queues are probed on this lane.
+    /// How many Workers' queues are probed on this lane's broker.
     pub(super) fn probers(&self) -> usize {
-        Prober(self.shared.probing.probers.clone()).all().saturating_sub(1)
+        self.shared.host.probers()
     }
 
     /// How many ready messages a queue has. One that is missing, and was there, is declared again a second later.
@@ -180,7 +155,7 @@ impl Lane {
 
     /// The time between two drift checks of a Queue, before jitter.
     pub(super) fn drift_check(&self) -> Duration {
-        interval(self.shared.drift_check, locked(&self.shared.entries).len())
+        interval(self.shared.drift_check, self.shared.host.queues())
     }
 }
 
@@ -207,7 +182,7 @@ impl Shared {
         // One that is down takes no turn from the others.
         self.link()?;
         let now = Instant::now();
-        let turn = locked(&self.probing.turns).next(tick::before(now));
+        let turn = locked(&self.host.turns).next(tick::before(now));
         if turn > now {
             tokio::time::sleep_until(turn).await;
         }
@@ -315,6 +290,8 @@ async fn run(shared: Arc<Shared>) {
                 if let Some(mut due) = due {
                     let shared = shared.clone();
                     running.push(async move {
+                        // The semaphore is never closed.
+                        let _permit = shared.host.declaring.acquire().await;
                         let result = shared.carry_out(&link, &mut due).await;
                         (due, result)
                     });
@@ -374,6 +351,27 @@ mod tests {
         drop(probed);
         brokers.retain(None, &BTreeSet::from([key]), &changed);
         assert_eq!(brokers.connected(), (0, 1));
+    }
+
+    #[tokio::test]
+    async fn vhosts_of_one_broker_share_what_it_gets_of_checks_and_declarations() {
+        let (changed, _receiver) = futures::channel::mpsc::unbounded();
+        let brokers = brokers();
+        let keep = |vhost: &str, number: usize| {
+            let access = BrokerAccess::from_uri(&format!("amqp://u:p@127.0.0.1:1/{vhost}")).unwrap();
+            let key = Key { namespace: vhost.to_owned(), name: format!("orders-{number}") };
+            let order =
+                plan::keep(&warren_api::Queue::new(&key.name, Default::default()), &access.address());
+            brokers.assign(&key, &access, order, &changed);
+            key
+        };
+        let keys: Vec<_> = (0..6_000).map(|number| keep(["a", "b"][number % 2], number)).collect();
+        assert_eq!(brokers.drift_check(), Duration::from_secs(60), "6,000 at 100 a second");
+        let [a, b] = [&keys[0], &keys[1]].map(|key| brokers.lane_of(key).unwrap());
+        assert!(!Arc::ptr_eq(&a, &b) && Arc::ptr_eq(&a.shared.host, &b.shared.host));
+        drop((a, b));
+        keys.iter().skip(1).step_by(2).for_each(|key| brokers.forget(key));
+        assert_eq!((brokers.connected(), brokers.drift_check()), ((0, 1), Duration::from_secs(30)));
     }
 
     #[tokio::test]

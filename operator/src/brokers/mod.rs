@@ -7,6 +7,7 @@ mod channels;
 mod claims;
 mod counted;
 mod entries;
+mod host;
 mod lane;
 mod pace;
 mod remove;
@@ -28,8 +29,9 @@ use warren_broker::release::Release;
 use warren_broker::topology::{BindingPlan, Topology};
 
 use claims::Claims;
-use lane::Probing;
-pub use lane::{Lane, Prober};
+use host::Host;
+pub use host::Prober;
+pub use lane::Lane;
 
 use crate::leader::Leadership;
 use crate::problem::Problem;
@@ -172,7 +174,7 @@ struct State {
     claims: Claims,
     lanes: HashMap<BrokerAccess, Arc<Lane>>,
     /// By host and port.
-    probing: HashMap<String, Weak<Probing>>,
+    hosts: HashMap<String, Weak<Host>>,
     assigned: HashMap<Key, Arc<Lane>>,
     /// How Queues were reached whose Secret is gone.
     lapsed: HashMap<Key, BrokerAccess>,
@@ -212,17 +214,17 @@ impl Brokers {
         lane.order(key, order, changed)
     }
 
-    /// The lane of these credentials, which shares its probes' turns with the others of the same broker.
+    /// The lane of these credentials, which shares what its broker stands with the others there.
     fn lane(&self, access: &BrokerAccess) -> Arc<Lane> {
         let mut state = self.state();
         if let Some(lane) = state.lanes.get(access) {
             return lane.clone();
         }
-        state.probing.retain(|_, probing| probing.strong_count() > 0);
+        state.hosts.retain(|_, host| host.strong_count() > 0);
         let hosts = access.hosts();
-        let probing = state.probing.get(&hosts).and_then(Weak::upgrade).unwrap_or_default();
-        state.probing.insert(hosts, Arc::downgrade(&probing));
-        let lane = Arc::new(Lane::spawn(access.clone(), &self.options, probing));
+        let host = state.hosts.get(&hosts).and_then(Weak::upgrade).unwrap_or_default();
+        state.hosts.insert(hosts, Arc::downgrade(&host));
+        let lane = Arc::new(Lane::spawn(access.clone(), &self.options, host));
         state.lanes.insert(access.clone(), lane.clone());
         lane
     }

@@ -1,7 +1,7 @@
 //! How much of a broker's work goes on at once, and how long a lost connection is no news. Pure.
 //!
 //! A broker that is slow forms quorum queues badly (3.10 closes the connection with INTERNAL_ERROR, and its dead-letter
-//! supervisor may die of many at once): after a loss the lane begins again with one declaration and widens while they succeed.
+//! supervisor may die of many at once): after a loss a lane begins again with one declaration and widens while they succeed.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use warren_broker::{BrokerError, Category};
 
 use crate::tick::TICK;
 
-/// Queues of a broker that are declared at once, at most.
-const WIDEST: usize = 4;
+/// Queues of a broker that are declared at once, at most, by all its lanes together.
+pub(super) const WIDEST: usize = 4;
 /// Successes in a row that allow one more at once.
 const SUCCESSES: u32 = 16;
 /// How long a connection that was lost may take to come back before the Queues say so.
