@@ -98,8 +98,8 @@ pub struct Context {
     pub shutdown: Shutdown,
     /// When this process began to look.
     pub since: Timestamp,
-    /// When Queues were first seen, by uid.
-    pub seen: Mutex<HashMap<String, Instant>>,
+    /// Since when Queues are known as they are.
+    pub seen: Mutex<Seen>,
     /// Which Workers consume which Queue, those that are gone included while they have pods.
     pub consumers: Mutex<Consumers>,
 }
@@ -142,15 +142,15 @@ impl Context {
         locked(&self.consumers).retain(|worker| known.contains(worker));
     }
 
-    /// How long this process has known a Queue.
+    /// How long this process has known a Queue with its present spec.
     pub fn seen_for(&self, queue: &Queue) -> Duration {
-        let uid = queue.uid().unwrap_or_default();
-        locked(&self.seen).entry(uid).or_insert_with(Instant::now).elapsed()
+        let now = Instant::now();
+        now - locked(&self.seen).since(queue.uid().unwrap_or_default(), queue.metadata.generation, now)
     }
 
     /// Forgets when Queues other than `living`, by uid, were seen.
     pub fn forget_seen(&self, living: &HashSet<String>) {
-        locked(&self.seen).retain(|uid, _| living.contains(uid));
+        locked(&self.seen).0.retain(|uid, _| living.contains(uid));
     }
 
     /// Writes an object's status where it differs from the former one; gives whether it was written. Through `changed` the object
@@ -254,6 +254,20 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// When each Queue, by uid, was first seen with its present generation.
+#[derive(Debug, Default)]
+pub struct Seen(HashMap<String, (Option<i64>, Instant)>);
+
+impl Seen {
+    fn since(&mut self, uid: String, generation: Option<i64>, now: Instant) -> Instant {
+        let (of, since) = self.0.entry(uid).or_insert((generation, now));
+        if *of != generation {
+            (*of, *since) = (generation, now);
+        }
+        *since
+    }
+}
+
 /// Counts failed reconciles in a row.
 #[derive(Debug, Default)]
 pub struct Retries(Mutex<HashMap<ObjectRef<DynamicObject>, u32>>);
@@ -311,6 +325,19 @@ mod tests {
         later(object.clone(), &changed);
         assert_eq!(triggers.next().await, Some(object));
         assert_eq!(written.elapsed(), ECHO);
+    }
+
+    #[test]
+    fn what_a_queue_waits_for_is_counted_from_the_change_that_it_waits_for() {
+        let (mut seen, start) = (Seen::default(), Instant::now());
+        let at = |minutes: u64| start + Duration::from_secs(minutes * 60);
+        let mut waits = |generation, minutes| {
+            at(minutes) - seen.since("uid".to_owned(), Some(generation), at(minutes))
+        };
+        assert_eq!(waits(1, 0), Duration::ZERO);
+        assert_eq!(waits(1, 10), Duration::from_secs(600));
+        assert_eq!(waits(2, 10), Duration::ZERO);
+        assert_eq!(waits(2, 11), Duration::from_secs(60));
     }
 
     #[test]
