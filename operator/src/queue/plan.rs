@@ -61,6 +61,13 @@ pub fn remove(queue: &Queue) -> Option<Order> {
     Some(order(queue, topology, Goal::Remove { only_if_empty, unbind }))
 }
 
+/// Whether what its policy leaves may have lost its bindings to an attempt at a removal, under the policy before.
+pub fn may_be_unbound(queue: &Queue) -> bool {
+    queue.spec.deletion_policy == DeletionPolicy::Retain
+        && !queue.spec.bindings.is_empty()
+        && claim(queue, queue.status.as_ref()) == Claim::Declare
+}
+
 fn order(queue: &Queue, topology: Topology, goal: Goal) -> Order {
     Order { main: queue.broker_name().to_owned(), queue_type: queue.spec.queue_type, topology, goal }
 }
@@ -308,6 +315,22 @@ pub(super) mod tests {
             ..QueueSpec::default()
         };
         assert_eq!(remove(&queue(spec, QueueStatus::default())), None);
+    }
+
+    #[test]
+    fn a_queue_that_stays_may_have_lost_its_bindings_where_warren_makes_them() {
+        let spec = |adoption_policy, exchanges: &[&str]| QueueSpec {
+            bindings: exchanges.iter().map(|exchange| binding(exchange)).collect(),
+            adoption_policy,
+            ..QueueSpec::default()
+        };
+        let may = |spec| may_be_unbound(&queue(spec, QueueStatus::default()));
+        assert!(may(spec(AdoptionPolicy::Adopt, &["shop"])));
+        assert!(!may(spec(AdoptionPolicy::Adopt, &[])));
+        assert!(!may(spec(AdoptionPolicy::AsIs, &["shop"])), "they are others' to make");
+        assert!(!may(spec(AdoptionPolicy::FailIfExists, &["shop"])), "it was never made");
+        let deletion_policy = DeletionPolicy::DeleteIfEmpty;
+        assert!(!may(QueueSpec { deletion_policy, ..spec(AdoptionPolicy::Adopt, &["shop"]) }));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
+use kube::Resource;
+use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
 use tokio::time::Instant;
 use warren_api::Queue;
@@ -32,10 +34,12 @@ pub(super) enum End {
 /// Ends a Queue as its policy says.
 pub(super) async fn end(queue: &Queue, context: &Context) -> Result<End, Error> {
     let key = key(queue);
-    let order =
-        plan::remove(queue).filter(|_| finalizer::is_set(queue) && !is_another_s(queue, &key, context));
-    let end = match order {
+    let ours = finalizer::is_set(queue) && !is_another_s(queue, &key, context);
+    let end = match plan::remove(queue).filter(|_| ours) {
         None => {
+            if ours && !is_bound_again(queue, &key, context).await? {
+                return Ok(End::Underway);
+            }
             // What an earlier policy has ordered must not go on.
             context.brokers.forget(&key);
             End::Gone
@@ -66,14 +70,64 @@ fn in_conflict(queue: &Queue) -> bool {
     declared.is_some_and(|declared| declared.status == "False" && declared.reason == CONFLICT)
 }
 
-/// Has the broker's queues removed.
-async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> Result<End, Error> {
+/// How the broker of a Queue that is deleted is reached.
+async fn access(
+    queue: &Queue,
+    key: &Key,
+    context: &Context,
+) -> Result<Result<BrokerAccess, Problem>, Error> {
     let secret = dereference::secret(queue, context).await?;
-    let access = match (validate(queue, &secret), secret) {
+    Ok(match (validate(queue, &secret), secret) {
         // A namespace that is deleted loses its Secrets first.
         (Err(wrong), SecretState::Missing) => context.brokers.access_of(key).ok_or(wrong),
         (access, _) => access,
+    })
+}
+
+/// Has what stays bound again: an attempt under an earlier policy has taken the bindings to count, and may have ended before it
+/// put them back. Says whether that is done, as far as can be: a broker that cannot be used holds nothing up.
+async fn is_bound_again(queue: &Queue, key: &Key, context: &Context) -> Result<bool, Error> {
+    if !plan::may_be_unbound(queue) {
+        return Ok(true);
+    }
+    let why = match access(queue, key, context).await? {
+        Err(wrong) => wrong.message,
+        Ok(access) => {
+            let address = access.address();
+            let order = plan::keep_under(queue, &address, &context.workers_of(queue));
+            if conflict(queue, key, &address, &order, context).is_some()
+                || plan::made_elsewhere(queue, &address)
+            {
+                return Ok(true);
+            }
+            match outcome(key, &access, &order, context) {
+                Some(Outcome::Declared(_)) => return Ok(true),
+                Some(Outcome::Refused(problem) | Outcome::Unreachable(problem)) => problem.message,
+                None if waited(queue, context) < patience(key, context) => return Ok(false),
+                None | Some(Outcome::Absent | Outcome::Removed) => "the broker has not answered".to_owned(),
+            }
+        }
     };
+    let bindings = queue.spec.bindings.iter();
+    let bindings = bindings.map(|binding| format!("\"{}\" by \"{}\"", binding.exchange, binding.routing_key));
+    let note = format!(
+        "queue \"{}\" stays, and may lack bindings that an attempt to delete it has taken: {why}. See that it is bound to {}",
+        queue.broker_name(),
+        bindings.collect::<Vec<_>>().join(", ")
+    );
+    context.event(&queue.object_ref(&()), EventType::Warning, "BindingsUnknown", &note, "Delete");
+    Ok(true)
+}
+
+/// Places an order; gives what has become of it.
+fn outcome(key: &Key, access: &BrokerAccess, order: &Order, context: &Context) -> Option<Outcome> {
+    let observation = context.brokers.assign(key, access, order.clone(), &context.queue_changed);
+    observation.filter(|observation| *observation.order == *order).map(|observation| observation.outcome)
+}
+
+/// Has the broker's queues removed.
+async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> Result<End, Error> {
+    let access = access(queue, key, context).await?;
     if let Ok(access) = &access {
         let address = access.address();
         // What an older Queue keeps is not this one's to delete, nor is what must not have existed and was not made here.
@@ -107,9 +161,7 @@ async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> R
         );
         return Ok(blocked(CONFLICT, message));
     }
-    let observation = context.brokers.assign(key, &access, order.clone(), &context.queue_changed);
-    match observation.filter(|observation| *observation.order == order).map(|observation| observation.outcome)
-    {
+    match outcome(key, &access, &order, context) {
         Some(Outcome::Removed) => Ok(End::Gone),
         Some(Outcome::Refused(refused)) => Ok(blocked(refused.reason, refused.message)),
         Some(Outcome::Unreachable(down)) => Ok(blocked(

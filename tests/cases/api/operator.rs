@@ -35,12 +35,12 @@ impl Room {
         Ok(room)
     }
 
-    async fn operator(&self, identity: &str) -> Result<Operator> {
+    pub async fn operator(&self, identity: &str) -> Result<Operator> {
         let binary = static_binaries(&["warren-operator"]).await?.remove(0);
         Operator::start(&binary, self.cluster, &self.name, identity).await
     }
 
-    async fn secret(&self, name: &str, uri: &str) -> Result<()> {
+    pub async fn secret(&self, name: &str, uri: &str) -> Result<()> {
         let metadata = json!({"name": name, "namespace": self.name});
         let secret =
             json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {"uri": uri}});
@@ -77,11 +77,11 @@ impl Room {
         self.cluster.apply(&role.to_string()).await.map(drop)
     }
 
-    async fn kubectl(&self, args: &[&str]) -> Result<String> {
+    pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
         self.cluster.kubectl(&[&["-n", &self.name], args].concat()).await
     }
 
-    async fn condition(&self, name: &str, kind: &str, status: &str, reason: &str, word: &str) -> Result<()> {
+    pub async fn condition(&self, name: &str, kind: &str, status: &str, reason: &str, word: &str) -> Result<()> {
         self.condition_of("wq", name, kind, (status, reason, word)).await
     }
 
@@ -120,7 +120,7 @@ impl Room {
         self.condition(name, "Ready", "True", "Declared", "").await
     }
 
-    async fn gone(&self, name: &str) -> Result<()> {
+    pub async fn gone(&self, name: &str) -> Result<()> {
         eventually(PATIENCE, &format!("{name} is gone"), async || {
             let left = self.kubectl(&["get", "wq", name, "--ignore-not-found", "-o", "name"]).await?;
             ensure!(left.trim().is_empty(), "{left}");
