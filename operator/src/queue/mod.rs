@@ -5,6 +5,7 @@ mod dereference;
 mod finalizer;
 pub mod plan;
 pub mod reconcile;
+mod record;
 mod removal;
 pub mod status;
 pub mod validate;

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use kube::ResourceExt;
+use serde_json::{Value, json};
 use warren_api::conditions::worker::{QUEUE_READY, TEMPLATE_VALID};
 use warren_api::queue::{AdoptionPolicy, Declared, DeclaredBinding, DeletionPolicy};
 use warren_api::{Queue, QueueStatus, Worker};
@@ -148,6 +150,17 @@ pub fn begun(queue: &Queue, address: &str) -> Option<Declared> {
     Some(declared)
 }
 
+/// The patch of a status that records what an order may bind, before it is placed: what binds and is then dropped at once could
+/// not be taken back otherwise. None where all of it is recorded. It holds for the Queue as it was read alone: that of another
+/// spec may have been recorded since.
+pub fn record(queue: &Queue, address: &str) -> Option<Value> {
+    let begun = begun(queue, address)?;
+    let recorded = queue.status.as_ref().and_then(|status| status.declared.as_ref());
+    (recorded != Some(&begun)).then(|| {
+        json!({"metadata": {"resourceVersion": queue.resource_version()}, "status": {"declared": begun}})
+    })
+}
+
 fn wanted_bindings(queue: &Queue) -> impl Iterator<Item = DeclaredBinding> + '_ {
     queue.spec.bindings.iter().map(|binding| DeclaredBinding {
         exchange: binding.exchange.clone(),
@@ -163,7 +176,6 @@ fn binding_plan(binding: &DeclaredBinding) -> BindingPlan {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use serde_json::json;
     use warren_api::QueueSpec;
     use warren_api::queue::{Binding, Retry};
 
@@ -227,6 +239,21 @@ pub(super) mod tests {
         // Before its absence is known, nothing is made.
         let new = QueueSpec { adoption_policy: AdoptionPolicy::FailIfExists, ..bound(&["a"], &[5]) };
         assert_eq!(begun(&queue(new, QueueStatus::default()), ADDRESS), None);
+    }
+
+    #[test]
+    fn what_may_be_bound_is_recorded_once_and_for_the_queue_as_it_was_read() {
+        let spec = QueueSpec { bindings: vec![binding("b")], ..QueueSpec::default() };
+        let mut queue = queue(spec, QueueStatus::default());
+        queue.metadata.resource_version = Some("7".to_owned());
+        let patch = record(&queue, ADDRESS).unwrap();
+        assert_eq!(patch["metadata"]["resourceVersion"], "7");
+        assert_eq!(patch["status"]["declared"]["bindings"][0]["exchange"], "b");
+        let declared = begun(&queue, ADDRESS);
+        queue.status = Some(QueueStatus { declared, ..QueueStatus::default() });
+        assert_eq!(record(&queue, ADDRESS), None);
+        queue.spec.bindings.clear();
+        assert_eq!(record(&queue, ADDRESS), None, "nothing more is bound");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use warren_api::conditions::READY;
 use warren_api::conditions::queue::{DEAD_LETTER_AVAILABLE, DECLARED};
 use warren_api::queue::QueueStatus;
 
+use super::record::record;
 use super::removal::{End, end};
 use super::status::{Progress, status};
 use super::validate::{key, validate};
@@ -131,6 +132,9 @@ async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, 
     if let Some(problem) = conflict(queue, &key, &address, &order, context) {
         context.brokers.forget(&key);
         return Ok(Some(Progress::Invalid(problem)));
+    }
+    if !record(queue, &address, context).await? {
+        return Ok(None);
     }
     let observation = context.brokers.assign(&key, &access, order.clone(), &context.queue_changed);
     match observation.filter(|observation| *observation.order == order) {

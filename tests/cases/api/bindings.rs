@@ -1,11 +1,15 @@
 //! Bindings that an end cuts short: none is lost, and none is left.
 
-use anyhow::{Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use warren_broker::lapin::types::FieldTable;
 use warren_tests::amqp::Client;
+use warren_tests::wait::eventually;
+use warren_tests::way::Way;
 
-use crate::operator::Room;
+use crate::operator::{PATIENCE, Room};
 
 fn bound_to(exchange: &str, policy: &str) -> Value {
     let binding = json!({"exchange": exchange, "declare": {"type": "Fanout"}});
@@ -41,5 +45,42 @@ async fn a_queue_that_an_attempt_to_delete_it_left_unbound_is_bound_again_before
     room.gone("orders").await?;
     ensure!(is_bound(&room, "shop").await?, "messages do not come any more");
     assert_eq!(client.ready("orders").await?, Some(1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_binding_is_recorded_before_it_is_made_so_that_another_change_takes_it_back() -> Result<()> {
+    let room = Room::new("recorded").await?;
+    let port = room.vhost.broker.ports().amqp;
+    let way = Way::to(([127, 0, 0, 1], port).into()).await?;
+    let uri = room.vhost.uri().replace(&format!(":{port}/"), &format!(":{}/", way.address().port()));
+    room.secret("rabbitmq", &uri).await?;
+    let _operator = room.operator("one").await?;
+    room.queue("orders", bound_to("a", "Retain")).await?;
+    room.ready("orders").await?;
+    // The broker never answers to the second.
+    way.cut();
+    room.queue("orders", bound_to("b", "Retain")).await?;
+    let recorded = async || {
+        let queue: Value = room.cluster.get(&["-n", &room.name, "wq", "orders"]).await?;
+        let bindings = queue["status"]["declared"]["bindings"].as_array().context("none")?;
+        anyhow::Ok(bindings.iter().filter_map(|one| Some(one["exchange"].as_str()?.to_owned())).collect::<Vec<_>>())
+    };
+    // Long before it is noticed that the broker is silent.
+    eventually(Duration::from_secs(10), "both are recorded", async || {
+        let recorded = recorded().await?;
+        ensure!(recorded == ["a", "b"], "{recorded:?}");
+        Ok(())
+    })
+    .await?;
+    room.queue("orders", bound_to("c", "Retain")).await?;
+    way.mend();
+    eventually(PATIENCE, "only the last is left", async || {
+        let recorded = recorded().await?;
+        ensure!(recorded == ["c"], "{recorded:?}");
+        Ok(())
+    })
+    .await?;
+    ensure!(is_bound(&room, "c").await? && !is_bound(&room, "a").await?, "the first is bound still");
     Ok(())
 }
