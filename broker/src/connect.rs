@@ -1,5 +1,6 @@
 //! One connection to a broker, bounded in time.
 
+use std::io;
 use std::time::Duration;
 
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
@@ -92,15 +93,36 @@ fn classify(access: &BrokerAccess, error: &lapin::Error) -> BrokerError {
                 BrokerError::Unreachable { address, detail }
             }
         }
-        ErrorKind::IOError(io) => {
-            let detail = io.to_string();
+        ErrorKind::IOError(error) => {
+            let detail = error.to_string();
             let lower = detail.to_lowercase();
-            if ["certificate", "tls", "handshake", "fatal alert"].iter().any(|word| lower.contains(word)) {
+            // A broker that ends, or a load balancer with none behind it, says nothing about certificates.
+            let broken_off = matches!(
+                error.kind(),
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+            );
+            if !broken_off && ["certificate", "tls", "handshake", "fatal alert"].iter().any(|word| lower.contains(word)) {
                 BrokerError::Tls { address, detail }
             } else {
                 BrokerError::Unreachable { address, detail }
             }
         }
         _ => BrokerError::Unreachable { address, detail: error.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_handshake_that_is_refused_is_told_as_tls_and_one_that_breaks_off_passes_by_itself() {
+        let access = BrokerAccess::from_uri("amqps://u:p@h/").unwrap();
+        let label = |kind, text: &str| classify(&access, &io::Error::new(kind, text).into()).label();
+        assert_eq!(label(io::ErrorKind::InvalidData, "invalid peer certificate: Expired"), "TlsFailed");
+        assert_eq!(label(io::ErrorKind::InvalidData, "received fatal alert: BadCertificate"), "TlsFailed");
+        assert_eq!(label(io::ErrorKind::UnexpectedEof, "tls handshake eof"), "BrokerUnreachable");
+        assert_eq!(label(io::ErrorKind::ConnectionReset, "reset during the handshake"), "BrokerUnreachable");
+        assert_eq!(label(io::ErrorKind::ConnectionRefused, "Connection refused"), "BrokerUnreachable");
     }
 }
