@@ -18,6 +18,7 @@ use warren_broker::release::{self, Release};
 use warren_broker::supervisor::{Link, LinkState, Supervisor};
 use warren_broker::{BrokerAccess, BrokerError, Category};
 
+use super::aside::Aside;
 use super::channels::{Channels, Pooled};
 use super::entries::{Due, Entries};
 use super::host::{Host, Prober};
@@ -55,7 +56,7 @@ struct Shared {
     entries: Mutex<Entries>,
     changed: Notify,
     channels: Mutex<Channels<Channel>>,
-    release: tokio::sync::Mutex<Option<(u64, Option<Release>)>>,
+    release: Aside<Release>,
     probes: Semaphore,
     host: Arc<Host>,
     probe_channels: Mutex<Channels<Channel>>,
@@ -85,7 +86,7 @@ impl Lane {
             entries: Mutex::new(Entries::on(host.clone())),
             changed: Notify::new(),
             channels: Mutex::default(),
-            release: tokio::sync::Mutex::default(),
+            release: Aside::default(),
             probes: Semaphore::new(PROBES_AT_ONCE),
             host,
             probe_channels: Mutex::default(),
@@ -199,13 +200,12 @@ impl Shared {
         Ok(depth)
     }
 
-    /// The broker's release, asked for once a connection.
-    async fn release(&self, generation: u64) -> Option<Release> {
-        let mut known = self.release.lock().await;
-        match &*known {
-            Some((of, release)) if *of == generation => release.clone(),
-            _ => known.insert((generation, release::ask(&self.access, RELEASE_TIMEOUT).await)).1.clone(),
-        }
+    /// The broker's release, once that is known: the next check tells it.
+    fn release(&self, generation: u64) -> Option<Release> {
+        self.release.answer(generation, || {
+            let access = self.access.clone();
+            async move { release::ask(&access, RELEASE_TIMEOUT).await }
+        })
     }
 
     /// Carries out what is due, for as long as this process may write.
@@ -220,7 +220,7 @@ impl Shared {
         if let Outcome::Declared(seen) = &mut outcome
             && order.topology.main().is_some_and(|main| main.arguments.contains_key("x-consumer-timeout"))
         {
-            seen.release = self.release(link.generation).await;
+            seen.release = self.release(link.generation);
         }
         Ok(outcome)
     }

@@ -3,6 +3,7 @@
 //! **Invariant**: nobody waits for a broker. A reconcile hands its order to a lane and reads what the lane last observed; a
 //! lane that is down, black-holed or slow delays no other lane.
 
+mod aside;
 mod channels;
 mod claims;
 mod counted;
