@@ -39,6 +39,8 @@ use crate::worker::validate::drain_seconds;
 pub const FIELD_MANAGER: &str = "warren";
 /// How long sidecars may take to read a changed configuration: the kubelet's two minutes, and some.
 pub const SIDECARS_LEARN: Duration = Duration::from_secs(150);
+/// What has failed is tried again far sooner, if it is there.
+const GONE: Duration = Duration::from_secs(600);
 
 /// How long a status that was written may take to come back in the cache.
 const ECHO: Duration = Duration::from_secs(5);
@@ -148,8 +150,9 @@ impl Context {
         now - locked(&self.seen).since(queue.uid().unwrap_or_default(), queue.metadata.generation, now)
     }
 
-    /// Forgets when Queues other than `living`, by uid, were seen.
+    /// Forgets when Queues other than `living`, by uid, were seen, and the failures of what is gone.
     pub fn forget_seen(&self, living: &HashSet<String>) {
+        self.retries.forget_gone(Instant::now());
         locked(&self.seen).0.retain(|uid, _| living.contains(uid));
     }
 
@@ -217,7 +220,7 @@ impl Context {
 
     /// What to do after a failed reconcile.
     pub fn failed(&self, kind: &'static str, object: &ObjectRef<DynamicObject>, error: &Error) -> Action {
-        let attempt = self.retries.failed(object);
+        let attempt = self.retries.failed(object, Instant::now());
         self.metrics.reconcile_failed(kind, error.category());
         tracing::warn!(%kind, name = %object.name, namespace = object.namespace, attempt, %error, "reconcile failed");
         Action::requeue(retry_delay(attempt, rand::random()))
@@ -268,23 +271,32 @@ impl Seen {
     }
 }
 
-/// Counts failed reconciles in a row.
+/// Counts failed reconciles in a row, by uid: an object that has the name of another begins anew.
 #[derive(Debug, Default)]
-pub struct Retries(Mutex<HashMap<ObjectRef<DynamicObject>, u32>>);
+pub struct Retries(Mutex<HashMap<String, (u32, Instant)>>);
 
 impl Retries {
     /// Counts one more; gives the number of those before.
-    fn failed(&self, object: &ObjectRef<DynamicObject>) -> u32 {
+    fn failed(&self, object: &ObjectRef<DynamicObject>, now: Instant) -> u32 {
         let mut counts = locked(&self.0);
-        let count = counts.entry(object.clone()).or_default();
-        *count = count.saturating_add(1);
+        let (count, last) = counts.entry(uid(object)).or_insert((0, now));
+        (*count, *last) = (count.saturating_add(1), now);
         *count - 1
     }
 
     /// Forgets the failures.
     pub fn succeeded(&self, object: &ObjectRef<DynamicObject>) {
-        locked(&self.0).remove(object);
+        locked(&self.0).remove(&uid(object));
     }
+
+    /// Forgets those of objects that are not tried again: they are gone.
+    fn forget_gone(&self, now: Instant) {
+        locked(&self.0).retain(|_, (_, last)| now - *last < GONE);
+    }
+}
+
+fn uid(object: &ObjectRef<DynamicObject>) -> String {
+    object.extra.uid.clone().unwrap_or_default()
 }
 
 /// Tells every part of the process to end.
@@ -338,6 +350,23 @@ mod tests {
         assert_eq!(waits(1, 10), Duration::from_secs(600));
         assert_eq!(waits(2, 10), Duration::ZERO);
         assert_eq!(waits(2, 11), Duration::from_secs(60));
+    }
+
+    #[test]
+    fn failures_are_those_of_one_object_and_end_with_it() {
+        let (retries, now) = (Retries::default(), Instant::now());
+        let queue = |uid: &str| {
+            let mut queue = Queue::new("orders", Default::default());
+            queue.metadata.uid = Some(uid.to_owned());
+            ObjectRef::from_obj(&queue).erase()
+        };
+        assert_eq!((retries.failed(&queue("a"), now), retries.failed(&queue("a"), now)), (0, 1));
+        assert_eq!(retries.failed(&queue("b"), now), 0, "another one of that name");
+        retries.succeeded(&queue("b"));
+        assert_eq!((retries.failed(&queue("b"), now), retries.failed(&queue("a"), now)), (0, 2));
+        retries.failed(&queue("b"), now + GONE);
+        retries.forget_gone(now + GONE);
+        assert_eq!(locked(&retries.0).keys().collect::<Vec<_>>(), ["b"]);
     }
 
     #[test]

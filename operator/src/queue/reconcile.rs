@@ -72,6 +72,12 @@ pub async fn run(
 }
 
 async fn reconcile(queue: Arc<Queue>, context: Arc<Context>) -> Result<Action, Error> {
+    let action = step(queue.clone(), context.clone()).await?;
+    context.retries.succeeded(&ObjectRef::from_obj(&*queue).erase());
+    Ok(action)
+}
+
+async fn step(queue: Arc<Queue>, context: Arc<Context>) -> Result<Action, Error> {
     context.caches_filled().await;
     let _timer = context.metrics.reconciling("queue");
     let progress = if queue.metadata.deletion_timestamp.is_some() {
@@ -100,7 +106,6 @@ async fn reconcile(queue: Arc<Queue>, context: Arc<Context>) -> Result<Action, E
     };
     let durability = durability(&queue, &context);
     write(&queue, status(&queue, progress, durability, &Time(Timestamp::now())), &context).await?;
-    context.retries.succeeded(&ObjectRef::from_obj(&*queue).erase());
     Ok(Action::requeue(pause.mul_f64(rand::random_range(0.7..1.0))))
 }
 
@@ -108,7 +113,7 @@ async fn reconcile(queue: Arc<Queue>, context: Arc<Context>) -> Result<Action, E
 fn durability(queue: &Queue, context: &Context) -> Durability {
     let workers = context.workers_of(queue);
     workers.iter().fold(Durability::default(), |sum, worker| {
-        sum + context.board.entry(&worker_key(worker)).view().durability
+        sum + context.board.view(&worker_key(worker)).durability
     })
 }
 

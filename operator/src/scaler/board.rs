@@ -142,8 +142,14 @@ impl Board {
     /// A Worker's part of its Queue's backlog, from 0 to 1: as much as it settled lately of what all did.
     pub fn part(&self, worker: &Key) -> f64 {
         let Some(all) = self.sharing().get(worker).cloned() else { return 1.0 };
-        let lately = |key: &Key| self.entry(key).view().settled_lately;
+        let lately = |key: &Key| self.view(key).settled_lately;
         part(lately(worker), all.iter().map(lately).sum(), all.len())
+    }
+
+    /// What is known of a Worker: nothing where it has no entry.
+    pub fn view(&self, worker: &Key) -> View {
+        let entry = self.locked().get(worker).cloned();
+        entry.map(|entry| entry.view()).unwrap_or_default()
     }
 
     /// A Worker's entry, made at first need.
@@ -165,6 +171,18 @@ fn part(own: f64, all: f64, workers: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_worker_that_is_gone_has_settled_nothing_and_gets_no_entry() {
+        let board = Board::default();
+        let [here, gone] =
+            ["here", "gone"].map(|name| Key { namespace: "shop".to_owned(), name: name.to_owned() });
+        board.entry(&here).replace(View { settled_lately: 8.0, ..View::default() });
+        let all: Arc<[Key]> = [here.clone(), gone.clone()].into();
+        board.share([(here.clone(), all.clone()), (gone, all)].into());
+        assert_eq!(board.part(&here), 0.9);
+        assert_eq!(board.locked().len(), 1);
+    }
 
     #[test]
     fn workers_share_a_backlog_by_what_each_settled_and_the_parts_make_a_whole() {

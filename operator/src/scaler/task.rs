@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 use tokio::task::JoinHandle;
@@ -30,17 +31,15 @@ pub async fn run(context: Arc<Context>) {
         let all = context.stores.workers.state();
         context.board.share(sharing(&all, &context));
         let living: HashMap<Key, Option<String>> = all.iter().map(|w| (worker_key(w), w.uid())).collect();
-        loops.retain(|key, (uid, task)| {
-            // One that has the place of another begins anew.
-            let same = living.get(key) == Some(uid);
-            if !same {
-                task.abort();
-                context.board.forget(key);
-                context.records.forget(key);
-                context.metrics.forget_worker(key);
-            }
-            same && !task.is_finished()
-        });
+        // One that has the place of another begins anew.
+        let gone = loops.extract_if(|key, (uid, task)| living.get(key) != Some(uid) || task.is_finished());
+        let (gone, tasks): (Vec<Key>, Vec<_>) = gone.map(|(key, (_, task))| (key, task)).unzip();
+        end(tasks).await;
+        for key in &gone {
+            context.board.forget(key);
+            context.records.forget(key);
+            context.metrics.forget_worker(key);
+        }
         for (key, uid) in living {
             let spawn = || (uid, tokio::spawn(follow(key.clone(), context.clone())));
             loops.entry(key.clone()).or_insert_with(spawn);
@@ -55,6 +54,12 @@ pub async fn run(context: Arc<Context>) {
             }
         }
     }
+}
+
+/// Ends loops, and waits until they have: what one says after its Worker is forgotten would stay.
+async fn end(tasks: Vec<JoinHandle<()>>) {
+    tasks.iter().for_each(JoinHandle::abort);
+    join_all(tasks).await;
 }
 
 /// A Worker's namespace and name.
@@ -90,4 +95,23 @@ fn sharing(workers: &[Arc<Worker>], context: &Context) -> HashMap<Key, Arc<[Key]
 pub(super) fn fleet_pause(workers: usize) -> Duration {
     let probes = workers as f64 * (1.0 + 1.0 / f64::from(side::LOOKS));
     Duration::from_secs_f64(probes / PROBES_A_SECOND)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_loop_that_is_ended_says_nothing_more() {
+        let own = Arc::new(());
+        let held = own.clone();
+        let task = tokio::spawn(async move {
+            let _held = held;
+            std::future::pending::<()>().await;
+        });
+        tokio::task::yield_now().await;
+        assert_eq!(Arc::strong_count(&own), 2);
+        end(vec![task]).await;
+        assert_eq!(Arc::strong_count(&own), 1);
+    }
 }
