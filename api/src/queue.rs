@@ -443,6 +443,13 @@ pub struct DeclaredBinding {
     pub arguments: BTreeMap<String, String>,
 }
 
+impl From<&Binding> for DeclaredBinding {
+    fn from(binding: &Binding) -> Self {
+        let Binding { exchange, routing_key, arguments, declare: _ } = binding.clone();
+        Self { exchange, routing_key, arguments }
+    }
+}
+
 impl Queue {
     /// The queue's name on the broker: `spec.queueName`, else `metadata.name`.
     pub fn broker_name(&self) -> &str {

@@ -12,10 +12,10 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind};
-use warren_api::queue::ExchangeType;
+use warren_api::queue::{DeclaredBinding, ExchangeType};
 
 use crate::error::BrokerError;
-use crate::topology::{Argument, BindingPlan, ExchangePlan, QueuePlan, Topology};
+use crate::topology::{Argument, ExchangePlan, QueuePlan, Topology};
 
 /// What was being declared when the broker refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +78,7 @@ pub async fn declare(channel: &Channel, topology: &Topology) -> Result<Vec<Queue
         declare_exchange(channel, exchange).await.map_err(|e| refused(object(), &e))?;
     }
     let answers = join_all(bindings.iter().map(|binding| bind(channel, main, binding))).await;
-    for (BindingPlan { exchange, routing_key, .. }, answer) in bindings.iter().zip(answers) {
+    for (DeclaredBinding { exchange, routing_key, .. }, answer) in bindings.iter().zip(answers) {
         answer.map_err(|error| refused(Object::Binding(exchange.clone(), routing_key.clone()), &error))?;
     }
     Ok(depths)
@@ -113,8 +113,8 @@ fn depth_of(answer: lapin::Queue) -> QueueDepth {
     QueueDepth { ready: answer.message_count(), consumers: answer.consumer_count() }
 }
 
-async fn bind(channel: &Channel, queue: &str, plan: &BindingPlan) -> lapin::Result<()> {
-    let BindingPlan { exchange, routing_key, arguments } = plan;
+async fn bind(channel: &Channel, queue: &str, plan: &DeclaredBinding) -> lapin::Result<()> {
+    let DeclaredBinding { exchange, routing_key, arguments } = plan;
     channel
         .queue_bind(
             queue.into(),
@@ -130,8 +130,8 @@ async fn bind(channel: &Channel, queue: &str, plan: &BindingPlan) -> lapin::Resu
 ///
 /// # Errors
 /// Why the broker refused; `channel` is closed then.
-pub async fn unbind(channel: &Channel, queue: &str, plan: &BindingPlan) -> Result<(), BrokerError> {
-    let BindingPlan { exchange, routing_key, arguments } = plan;
+pub async fn unbind(channel: &Channel, queue: &str, plan: &DeclaredBinding) -> Result<(), BrokerError> {
+    let DeclaredBinding { exchange, routing_key, arguments } = plan;
     channel
         .queue_unbind(
             queue.into(),

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use warren_api::names;
 use warren_api::queue::{
-    DEFAULT_DELIVERY_LIMIT, DeadLetter, ExchangeType, Limits, Overflow, QueueSpec, QueueType,
+    DEFAULT_DELIVERY_LIMIT, DeadLetter, DeclaredBinding, ExchangeType, Limits, Overflow, QueueSpec, QueueType,
 };
 
 /// High enough that looking at dead messages, which counts as a delivery, never drops one.
@@ -21,10 +21,15 @@ pub struct Topology {
     /// The dead-letter queue, then the retry queues, then the main queue: no queue ever dead-letters into a missing one.
     pub queues: Vec<QueuePlan>,
     /// Routes into the main queue.
-    pub bindings: Vec<BindingPlan>,
+    pub bindings: Vec<DeclaredBinding>,
 }
 
 impl Topology {
+    /// Queues without exchanges and bindings.
+    pub const fn of(queues: Vec<QueuePlan>) -> Self {
+        Self { exchanges: Vec::new(), queues, bindings: Vec::new() }
+    }
+
     /// The main queue.
     pub fn main(&self) -> Option<&QueuePlan> {
         self.queues.iter().find(|queue| queue.role == Role::Main)
@@ -85,17 +90,6 @@ impl From<i64> for Argument {
     }
 }
 
-/// A route into the main queue.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BindingPlan {
-    /// From this exchange.
-    pub exchange: String,
-    /// By this key or pattern.
-    pub routing_key: String,
-    /// With these arguments, as text.
-    pub arguments: BTreeMap<String, String>,
-}
-
 /// What `spec` asks of the broker for the queue `name`.
 pub fn plan(name: &str, spec: &QueueSpec) -> Topology {
     let mut queues = vec![dead_letter_queue(name, spec.queue_type, &spec.dead_letter)];
@@ -104,15 +98,7 @@ pub fn plan(name: &str, spec: &QueueSpec) -> Topology {
     Topology {
         exchanges: exchanges(spec),
         queues,
-        bindings: spec
-            .bindings
-            .iter()
-            .map(|b| BindingPlan {
-                exchange: b.exchange.clone(),
-                routing_key: b.routing_key.clone(),
-                arguments: b.arguments.clone(),
-            })
-            .collect(),
+        bindings: spec.bindings.iter().map(DeclaredBinding::from).collect(),
     }
 }
 
@@ -192,7 +178,8 @@ fn main_queue(name: &str, spec: &QueueSpec) -> QueuePlan {
     QueuePlan { name: name.to_owned(), role: Role::Main, arguments }
 }
 
-fn retry_queue(name: &str, queue_type: QueueType, delay_seconds: u32) -> QueuePlan {
+/// The queue where failed messages of the queue `name` wait for so many seconds.
+pub fn retry_queue(name: &str, queue_type: QueueType, delay_seconds: u32) -> QueuePlan {
     let mut arguments = of_type(queue_type);
     dead_letter_to(&mut arguments, name);
     arguments.insert("x-message-ttl", Argument::Number(i64::from(delay_seconds) * 1000));

@@ -7,7 +7,6 @@ use warren_api::QueueType;
 use warren_broker::BrokerError;
 use warren_broker::declare::{self, QueueDepth};
 use warren_broker::supervisor::Link;
-use warren_broker::topology::{QueuePlan, Topology};
 
 use super::lane::open;
 
@@ -74,9 +73,4 @@ async fn of_leader(link: &Link, queue: &str) -> Result<QueueDepth, BrokerError> 
 pub(super) async fn close(channel: &Channel) {
     // One that does not close goes with the connection.
     let _ = channel.close(200, "done".into()).await;
-}
-
-/// A queue without exchanges and bindings.
-pub(super) fn alone(queue: &QueuePlan) -> Topology {
-    Topology { exchanges: Vec::new(), queues: vec![queue.clone()], bindings: Vec::new() }
 }

@@ -258,7 +258,7 @@ mod tests {
     const DRIFT: Duration = Duration::from_secs(60);
 
     fn order(goal: Goal) -> Order {
-        let topology = Topology { exchanges: vec![], queues: vec![], bindings: vec![] };
+        let topology = Topology::of(vec![]);
         Order { main: "orders".to_owned(), queue_type: QueueType::Quorum, topology, goal }
     }
 

@@ -47,7 +47,6 @@ pub struct Lane {
 struct Shared {
     supervisor: Supervisor,
     link: watch::Receiver<LinkState>,
-    address: String,
     access: BrokerAccess,
     drift_check: Duration,
     sidecars_learn: Duration,
@@ -70,14 +69,12 @@ pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Lane {
     /// Starts connecting.
     pub(super) fn spawn(access: BrokerAccess, options: &LaneOptions, host: Arc<Host>) -> Self {
-        let address = access.address();
         // Another access is another lane: this one never changes.
         let (_, fixed) = watch::channel(Arc::new(access.clone()));
         let supervisor = Supervisor::spawn(fixed, ConnectOptions::named(&options.connection_name));
         let shared = Arc::new(Shared {
             link: supervisor.state(),
             supervisor,
-            address,
             access,
             drift_check: options.drift_check,
             sidecars_learn: options.sidecars_learn,
@@ -93,11 +90,6 @@ impl Lane {
         });
         let task = tokio::spawn(run(shared.clone()));
         Self { shared, task }
-    }
-
-    /// The broker's address, without credentials.
-    pub fn address(&self) -> &str {
-        &self.shared.address
     }
 
     /// How the broker is reached.

@@ -24,10 +24,11 @@ use std::time::Duration;
 use futures::channel::mpsc::UnboundedSender;
 use kube::runtime::reflector::ObjectRef;
 use warren_api::names::retry_queue;
+use warren_api::queue::DeclaredBinding;
 use warren_api::{Queue, QueueType};
 use warren_broker::BrokerAccess;
 use warren_broker::release::Release;
-use warren_broker::topology::{BindingPlan, Topology};
+use warren_broker::topology::Topology;
 
 use claims::Claims;
 use host::Host;
@@ -87,7 +88,7 @@ pub enum Goal {
         /// What of the main queue is Warren's business.
         claim: Claim,
         /// Bindings to be taken back afterwards.
-        unbind: Vec<BindingPlan>,
+        unbind: Vec<DeclaredBinding>,
         /// Rungs to be deleted afterwards, once they are empty and unused, by their delays in seconds.
         retire: Vec<u32>,
         /// Whether sidecars go on with these rungs, as they cannot be told of others: none is deleted.
@@ -98,7 +99,7 @@ pub enum Goal {
         /// Only without messages and consumers.
         only_if_empty: bool,
         /// Bindings that the spec has dropped and that may be there still.
-        unbind: Vec<BindingPlan>,
+        unbind: Vec<DeclaredBinding>,
     },
 }
 

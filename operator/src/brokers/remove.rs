@@ -6,12 +6,13 @@ use lapin::Channel;
 use tokio::time::Instant;
 use warren_api::QueueType;
 use warren_api::conditions::queue::DELETION_BLOCKED;
+use warren_api::queue::DeclaredBinding;
 use warren_broker::declare::{self, DeclareError, QueueDepth};
 use warren_broker::supervisor::Link;
-use warren_broker::topology::{BindingPlan, QueuePlan, Role, Topology};
+use warren_broker::topology::{QueuePlan, Role, Topology};
 use warren_broker::{BrokerError, Category};
 
-use super::counted::{alone, close, count};
+use super::counted::{close, count};
 use super::lane::open;
 use super::rest::Rest;
 use super::work::{Patience, of_main, refuses_when_full};
@@ -24,7 +25,7 @@ pub(super) async fn remove(
     link: &Link,
     channel: &mut Channel,
     order: &Order,
-    (only_if_empty, unbind): (bool, &[BindingPlan]),
+    (only_if_empty, unbind): (bool, &[DeclaredBinding]),
     patience: Patience,
     rest: &mut Rest,
 ) -> Result<Outcome, DeclareError> {
@@ -54,7 +55,7 @@ async fn kept(
     channel: &Channel,
     order: &Order,
     ours: &[(&QueuePlan, QueueDepth)],
-    unbind: &[BindingPlan],
+    unbind: &[DeclaredBinding],
     held_back: Duration,
     rest: &mut Rest,
 ) -> Result<Option<Problem>, DeclareError> {
@@ -93,7 +94,7 @@ async fn ours<'a>(
 ) -> Result<Vec<(&'a QueuePlan, QueueDepth)>, DeclareError> {
     let mut ours = Vec::new();
     for queue in &order.topology.queues {
-        match declare::declare(channel, &alone(queue)).await {
+        match declare::declare(channel, &Topology::of(vec![queue.clone()])).await {
             Ok(depths) => ours.extend(depths.into_iter().map(|depth| (queue, depth))),
             Err(DeclareError {
                 error: BrokerError::Precondition { .. } | BrokerError::Locked { .. },
@@ -113,7 +114,7 @@ async fn count_unbound(
     channel: &Channel,
     order: &Order,
     ours: &[(&QueuePlan, QueueDepth)],
-    unbind: &[BindingPlan],
+    unbind: &[DeclaredBinding],
 ) -> Result<Vec<String>, DeclareError> {
     let failed = |error| of_main(order, error);
     if ours.iter().any(|(queue, _)| queue.role == Role::Main) {

@@ -7,17 +7,18 @@ use lapin::Channel;
 use tokio::time::Instant;
 use warren_api::QueueType;
 use warren_api::conditions::queue::DECLARED;
+use warren_api::queue::DeclaredBinding;
 use warren_broker::BrokerError;
 use warren_broker::declare::{self, DeclareError, Object, QueueDepth};
 use warren_broker::supervisor::Link;
-use warren_broker::topology::{Argument, BindingPlan, QueuePlan, Role, Topology};
+use warren_broker::topology::{Argument, QueuePlan, Role, Topology, retry_queue};
 
 use super::channels::{Channels, Pooled};
 use super::counted::{close, depth_of};
 use super::lane::{locked, open};
 use super::remove::{bind_again, remove};
 use super::rest::Rest;
-use super::rungs::{retired, rung};
+use super::rungs::retired;
 use super::{Claim, Goal, Order, Outcome, Seen};
 use crate::problem::Problem;
 
@@ -97,7 +98,7 @@ async fn keep(
     link: &Link,
     channel: &Channel,
     order: &Order,
-    (claim, unbind, retire): (Claim, &[BindingPlan], &[u32]),
+    (claim, unbind, retire): (Claim, &[DeclaredBinding], &[u32]),
     patience: Patience,
     rest: &mut Rest,
 ) -> Result<Outcome, DeclareError> {
@@ -133,7 +134,7 @@ async fn keep(
     }
     let mut leftover = Vec::new();
     for delay in retire {
-        let Some(rung) = rung(order, *delay) else { continue };
+        let rung = retry_queue(main, order.queue_type, *delay);
         let mut may_go =
             |empty| match (rest.seen(&rung.name, empty && room, Instant::now()), order.queue_type) {
                 (Some(waited), QueueType::Quorum) => waited >= patience.held_back,
@@ -153,7 +154,7 @@ async fn keep(
 }
 
 /// Takes a binding back that may have been made, on a channel of its own, as a refusal closes it.
-async fn take_back(link: &Link, main: &str, binding: &BindingPlan) -> Result<(), BrokerError> {
+async fn take_back(link: &Link, main: &str, binding: &DeclaredBinding) -> Result<(), BrokerError> {
     let channel = open(link).await?;
     match declare::unbind(&channel, main, binding).await {
         // The right that is missing is needed to bind too: most likely there is nothing to take back, and the spec, which asks
@@ -202,8 +203,7 @@ pub(super) fn refuses_when_full(queue: &QueuePlan) -> bool {
 
 /// The topology without the main queue, which belongs to others.
 fn beside(topology: &Topology) -> Topology {
-    let queues = topology.queues.iter().filter(|queue| queue.role != Role::Main).cloned().collect();
-    Topology { exchanges: Vec::new(), queues, bindings: Vec::new() }
+    Topology::of(topology.queues.iter().filter(|queue| queue.role != Role::Main).cloned().collect())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use warren_api::conditions::worker::{QUEUE_READY, TEMPLATE_VALID};
 use warren_api::queue::{AdoptionPolicy, Declared, DeclaredBinding, DeletionPolicy};
 use warren_api::{Queue, QueueStatus, Worker};
-use warren_broker::topology::{self, BindingPlan, Topology};
+use warren_broker::topology::{self, Topology};
 
 use crate::brokers::{Claim, Goal, Order};
 use crate::condition::find;
@@ -82,9 +82,9 @@ fn dropped_rungs(queue: &Queue) -> impl Iterator<Item = i32> + '_ {
 }
 
 /// Bindings that were made and that `topology` has no more.
-fn dropped_bindings(queue: &Queue, topology: &Topology) -> Vec<BindingPlan> {
+fn dropped_bindings(queue: &Queue, topology: &Topology) -> Vec<DeclaredBinding> {
     let before = queue.status.as_ref().and_then(|status| status.declared.as_ref());
-    let bindings = before.into_iter().flat_map(|declared| declared.bindings.iter().map(binding_plan));
+    let bindings = before.into_iter().flat_map(|declared| declared.bindings.iter().cloned());
     bindings.filter(|binding| !topology.bindings.contains(binding)).collect()
 }
 
@@ -129,7 +129,7 @@ pub fn declared(queue: &Queue, leftover: &[u32]) -> Declared {
     let leftover = leftover.iter().filter_map(|delay| i32::try_from(*delay).ok());
     Declared {
         retry_delays_seconds: rungs.iter().copied().chain(leftover).collect(),
-        bindings: wanted_bindings(queue).collect(),
+        bindings: queue.spec.bindings.iter().map(DeclaredBinding::from).collect(),
     }
 }
 
@@ -145,7 +145,8 @@ pub fn begun(queue: &Queue, address: &str) -> Option<Declared> {
     let rungs = || queue.spec.retry.delays_seconds.clone();
     let mut declared =
         former.unwrap_or_else(|| Declared { retry_delays_seconds: rungs(), ..Declared::default() });
-    let new: Vec<_> = wanted_bindings(queue).filter(|one| !declared.bindings.contains(one)).collect();
+    let wanted = queue.spec.bindings.iter().map(DeclaredBinding::from);
+    let new: Vec<_> = wanted.filter(|one| !declared.bindings.contains(one)).collect();
     declared.bindings.extend(new);
     Some(declared)
 }
@@ -159,19 +160,6 @@ pub fn record(queue: &Queue, address: &str) -> Option<Value> {
     (recorded != Some(&begun)).then(|| {
         json!({"metadata": {"resourceVersion": queue.resource_version()}, "status": {"declared": begun}})
     })
-}
-
-fn wanted_bindings(queue: &Queue) -> impl Iterator<Item = DeclaredBinding> + '_ {
-    queue.spec.bindings.iter().map(|binding| DeclaredBinding {
-        exchange: binding.exchange.clone(),
-        routing_key: binding.routing_key.clone(),
-        arguments: binding.arguments.clone(),
-    })
-}
-
-fn binding_plan(binding: &DeclaredBinding) -> BindingPlan {
-    let DeclaredBinding { exchange, routing_key, arguments } = binding.clone();
-    BindingPlan { exchange, routing_key, arguments }
 }
 
 #[cfg(test)]

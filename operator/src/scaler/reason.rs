@@ -38,26 +38,6 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// Every reason.
-    pub const ALL: [Self; 16] = [
-        Self::ScaledOut,
-        Self::ScaledIn,
-        Self::Steady,
-        Self::Stabilizing,
-        Self::Scheduled,
-        Self::AtMaximum,
-        Self::Idle,
-        Self::Paused,
-        Self::DepthUnknown,
-        Self::SidecarsUnreachable,
-        Self::MetricsUnreachable,
-        Self::HandlerFailing,
-        Self::Stalled,
-        Self::ZeroUnconfirmed,
-        Self::InFlight,
-        Self::RollingOut,
-    ];
-
     /// The reason as conditions, events and metric labels show it.
     pub const fn as_str(self) -> &'static str {
         match self {
