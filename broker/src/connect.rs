@@ -101,7 +101,9 @@ fn classify(access: &BrokerAccess, error: &lapin::Error) -> BrokerError {
                 error.kind(),
                 io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
             );
-            if !broken_off && ["certificate", "tls", "handshake", "fatal alert"].iter().any(|word| lower.contains(word)) {
+            if !broken_off
+                && ["certificate", "tls", "handshake", "fatal alert"].iter().any(|word| lower.contains(word))
+            {
                 BrokerError::Tls { address, detail }
             } else {
                 BrokerError::Unreachable { address, detail }

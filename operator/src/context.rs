@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::channel::mpsc::UnboundedSender;
@@ -24,6 +24,7 @@ use warren_api::{Queue, Worker};
 use crate::brokers::{Brokers, Key};
 use crate::condition::status_patch;
 use crate::error::{Error, retry_delay};
+use crate::locked::locked;
 use crate::metrics::Metrics;
 use crate::queue::consumers::Consumers;
 use crate::scaler::board::Board;
@@ -252,11 +253,6 @@ fn shortened(text: &str) -> String {
     text.chars().take(1000).collect()
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Single inserts and removes: a panic leaves nothing half done.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// When each Queue, by uid, was first seen with its present generation.
 #[derive(Debug, Default)]
 pub struct Seen(HashMap<String, (Option<i64>, Instant)>);
@@ -343,9 +339,8 @@ mod tests {
     fn what_a_queue_waits_for_is_counted_from_the_change_that_it_waits_for() {
         let (mut seen, start) = (Seen::default(), Instant::now());
         let at = |minutes: u64| start + Duration::from_secs(minutes * 60);
-        let mut waits = |generation, minutes| {
-            at(minutes) - seen.since("uid".to_owned(), Some(generation), at(minutes))
-        };
+        let mut waits =
+            |generation, minutes| at(minutes) - seen.since("uid".to_owned(), Some(generation), at(minutes));
         assert_eq!(waits(1, 0), Duration::ZERO);
         assert_eq!(waits(1, 10), Duration::from_secs(600));
         assert_eq!(waits(2, 10), Duration::ZERO);

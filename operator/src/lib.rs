@@ -14,6 +14,7 @@ pub mod condition;
 pub mod context;
 pub mod error;
 pub mod leader;
+mod locked;
 pub mod metrics;
 pub mod problem;
 pub mod queue;

@@ -4,7 +4,7 @@
 //! serves all who use the same Secret.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::channel::mpsc::UnboundedSender;
@@ -13,6 +13,8 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Client};
 use tokio::time::Instant;
 use warren_api::{Queue, Worker};
+
+use crate::locked::locked;
 
 /// How old a read may be when a resource is reconciled.
 const FRESH: Duration = Duration::from_secs(2);
@@ -82,11 +84,6 @@ impl Secrets {
         Self { client, slots: Mutex::default() }
     }
 
-    fn slots(&self) -> MutexGuard<'_, HashMap<Name, Slot>> {
-        // Single inserts and removes: a panic leaves nothing half done.
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Reads a Secret, and has `user` reconciled when it changes.
     ///
     /// # Errors
@@ -94,7 +91,7 @@ impl Secrets {
     pub async fn get(&self, namespace: &str, name: &str, user: User) -> Result<SecretState, kube::Error> {
         let key = (namespace.to_owned(), name.to_owned());
         let reading = {
-            let mut slots = self.slots();
+            let mut slots = locked(&self.slots);
             let slot = slots.entry(key.clone()).or_default();
             slot.users.insert(user.key(), (user, Instant::now()));
             if let Some(state) = slot.fresh() {
@@ -103,7 +100,7 @@ impl Secrets {
             slot.reading.clone()
         };
         let _one_at_a_time = reading.lock().await;
-        if let Some(state) = self.slots().get(&key).and_then(Slot::fresh) {
+        if let Some(state) = locked(&self.slots).get(&key).and_then(Slot::fresh) {
             return Ok(state);
         }
         self.read(&key).await
@@ -121,7 +118,7 @@ impl Secrets {
             Err(kube::Error::Api(status)) if status.code == 403 => SecretState::Forbidden,
             Err(error) => return Err(error),
         };
-        let mut slots = self.slots();
+        let mut slots = locked(&self.slots);
         if let Some(slot) = slots.get_mut(key) {
             let before = slot.state.replace((state.clone(), Instant::now()));
             if before.is_some_and(|(before, _)| before != state) {
@@ -145,7 +142,7 @@ impl Secrets {
     }
 
     fn in_use(&self) -> Vec<Name> {
-        let mut slots = self.slots();
+        let mut slots = locked(&self.slots);
         slots.retain(|_, slot| {
             slot.users.retain(|_, (_, seen)| seen.elapsed() < FORGET_USER);
             !slot.users.is_empty()

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::lane::locked;
+use crate::locked::locked;
 
 /// An answer that each connection is asked for once, and again while there was none.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! One broker: a connection, the Queues that are kept on it, and probes of their depth.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -27,9 +27,10 @@ use super::schedule::interval;
 use super::work::{Patience, carry_out, of_main};
 use super::{Key, LaneOptions, Observation, Order, Outcome};
 use crate::leader::Leadership;
+use crate::locked::locked;
 use crate::{problem, tick};
 
-/// Depth probes of a broker at once, those that wait for their turn included.
+/// Depth probes of a lane at once, those that wait for their turn included.
 const PROBES_AT_ONCE: usize = 24;
 /// How long a broker may take to say which release it is.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,11 +60,6 @@ struct Shared {
     probes: Semaphore,
     host: Arc<Host>,
     probe_channels: Mutex<Channels<Channel>>,
-}
-
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is guarded is changed by single inserts and removes, which a panic cannot leave half done.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Lane {
@@ -332,8 +328,8 @@ mod tests {
         let (changed, _receiver) = futures::channel::mpsc::unbounded();
         let brokers = brokers();
         let key = Key { namespace: "shop".to_owned(), name: "orders".to_owned() };
-        let [old, new] =
-            ["old", "new"].map(|user| BrokerAccess::from_uri(&format!("amqp://{user}:p@127.0.0.1:1/")).unwrap());
+        let [old, new] = ["old", "new"]
+            .map(|user| BrokerAccess::from_uri(&format!("amqp://{user}:p@127.0.0.1:1/")).unwrap());
         let order = || plan::keep(&warren_api::Queue::new("orders", Default::default()), &old.address());
         brokers.assign(&key, &old, order(), &changed);
         let probed = brokers.lane_of(&key).unwrap();
@@ -352,8 +348,7 @@ mod tests {
         let keep = |vhost: &str, number: usize| {
             let access = BrokerAccess::from_uri(&format!("amqp://u:p@127.0.0.1:1/{vhost}")).unwrap();
             let key = Key { namespace: vhost.to_owned(), name: format!("orders-{number}") };
-            let order =
-                plan::keep(&warren_api::Queue::new(&key.name, Default::default()), &access.address());
+            let order = plan::keep(&warren_api::Queue::new(&key.name, Default::default()), &access.address());
             brokers.assign(&key, &access, order, &changed);
             key
         };

@@ -18,7 +18,7 @@ mod schedule;
 mod work;
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use futures::channel::mpsc::UnboundedSender;
@@ -36,6 +36,7 @@ pub use host::Prober;
 pub use lane::Lane;
 
 use crate::leader::Leadership;
+use crate::locked::locked;
 use crate::problem::Problem;
 
 /// A Queue's namespace and name.
@@ -188,11 +189,6 @@ impl Brokers {
         Self { options, state: Mutex::default() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // A panic cannot leave the maps in a bad state: each change is one insert or remove.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Has `order` kept on the broker of `access`; whenever the observation changes, the Queue is sent to `changed`.
     pub fn assign(
         &self,
@@ -203,7 +199,7 @@ impl Brokers {
     ) -> Option<Observation> {
         let (lane, former) = {
             let lane = self.lane(access);
-            let mut state = self.state();
+            let mut state = locked(&self.state);
             state.lapsed.remove(key);
             let former = state.assigned.insert(key.clone(), lane.clone());
             (lane, former)
@@ -218,7 +214,7 @@ impl Brokers {
 
     /// The lane of these credentials, which shares what its broker stands with the others there.
     fn lane(&self, access: &BrokerAccess) -> Arc<Lane> {
-        let mut state = self.state();
+        let mut state = locked(&self.state);
         if let Some(lane) = state.lanes.get(access) {
             return lane.clone();
         }
@@ -241,7 +237,7 @@ impl Brokers {
         names: Vec<String>,
         changed: &UnboundedSender<ObjectRef<Queue>>,
     ) -> Option<(String, Key)> {
-        let (holder, others) = self.state().claims.claim(key, age, address, names);
+        let (holder, others) = locked(&self.state).claims.claim(key, age, address, names);
         for other in &others {
             // The receiver ends only with the process.
             let _ = changed.unbounded_send(other.into());
@@ -251,12 +247,12 @@ impl Brokers {
 
     /// Whether a Queue has claimed its names, with success or not.
     pub fn has_claimed(&self, key: &Key) -> bool {
-        self.state().claims.has_claimed(key)
+        locked(&self.state).claims.has_claimed(key)
     }
 
     /// Stops keeping a Queue.
     pub fn forget(&self, key: &Key) {
-        let lane = self.state().assigned.remove(key);
+        let lane = locked(&self.state).assigned.remove(key);
         if let Some(lane) = lane {
             lane.forget(key);
             drop(lane);
@@ -267,14 +263,14 @@ impl Brokers {
     /// Stops keeping a Queue whose Secret is gone, and remembers how it was reached, for its deletion.
     pub fn lapse(&self, key: &Key) {
         if let Some(access) = self.access_of(key) {
-            self.state().lapsed.insert(key.clone(), access);
+            locked(&self.state).lapsed.insert(key.clone(), access);
         }
         self.forget(key);
     }
 
     /// Gives up the names of a Queue; others that want them are sent to `changed`.
     pub fn release(&self, key: &Key, changed: &UnboundedSender<ObjectRef<Queue>>) {
-        let mut state = self.state();
+        let mut state = locked(&self.state);
         state.lapsed.remove(key);
         let others = state.claims.release(key);
         drop(state);
@@ -291,7 +287,7 @@ impl Brokers {
         living: &BTreeSet<Key>,
         changed: &UnboundedSender<ObjectRef<Queue>>,
     ) {
-        let state = self.state();
+        let state = locked(&self.state);
         let known = state.assigned.keys().chain(state.claims.claimants());
         let gone: BTreeSet<Key> = known
             .filter(|key| namespace.is_none_or(|n| n == key.namespace) && !living.contains(*key))
@@ -308,34 +304,39 @@ impl Brokers {
 
     /// The lane that keeps a Queue.
     pub fn lane_of(&self, key: &Key) -> Option<Arc<Lane>> {
-        self.state().assigned.get(key).cloned()
+        locked(&self.state).assigned.get(key).cloned()
     }
 
     /// How a Queue is reached, or was when its Secret was last there.
     pub fn access_of(&self, key: &Key) -> Option<BrokerAccess> {
         let assigned = self.lane_of(key).map(|lane| lane.access().clone());
-        assigned.or_else(|| self.state().lapsed.get(key).cloned())
+        assigned.or_else(|| locked(&self.state).lapsed.get(key).cloned())
     }
 
     /// How many brokers are connected and how many are not.
     pub fn connected(&self) -> (usize, usize) {
-        let state = self.state();
+        let state = locked(&self.state);
         let up = state.lanes.values().filter(|lane| lane.is_up()).count();
         (up, state.lanes.len() - up)
     }
 
     /// The longest time between two drift checks of a Queue, before jitter: it grows with the Queues of a broker.
     pub fn drift_check(&self) -> Duration {
-        self.state().lanes.values().map(|lane| lane.drift_check()).max().unwrap_or(self.options.drift_check)
+        locked(&self.state)
+            .lanes
+            .values()
+            .map(|lane| lane.drift_check())
+            .max()
+            .unwrap_or(self.options.drift_check)
     }
 
     /// How many Workers the most probed broker has.
     pub fn most_probers(&self) -> usize {
-        self.state().lanes.values().map(|lane| lane.probers()).max().unwrap_or(0)
+        locked(&self.state).lanes.values().map(|lane| lane.probers()).max().unwrap_or(0)
     }
 
     fn drop_unused(&self) {
         // The map's own reference is the only one left; a lane that is being probed goes with the next sweep.
-        self.state().lanes.retain(|_, lane| Arc::strong_count(lane) > 1);
+        locked(&self.state).lanes.retain(|_, lane| Arc::strong_count(lane) > 1);
     }
 }

@@ -23,7 +23,8 @@ pub(super) async fn retired(
         Err(error) => return Err(error),
     }
     let channel = open(link).await?;
-    match declare::declare(&channel, &Topology::of(vec![rung.clone()])).await.map_err(|refused| refused.error) {
+    match declare::declare(&channel, &Topology::of(vec![rung.clone()])).await.map_err(|refused| refused.error)
+    {
         Ok(_) => {}
         // Somebody's own, which happens to have the name: an order that never ended is recorded with all its rungs.
         Err(BrokerError::Precondition { .. } | BrokerError::Locked { .. }) => return Ok(true),

@@ -15,11 +15,12 @@ use warren_broker::topology::{Argument, QueuePlan, Role, Topology, retry_queue};
 
 use super::channels::{Channels, Pooled};
 use super::counted::{close, depth_of};
-use super::lane::{locked, open};
+use super::lane::open;
 use super::remove::{bind_again, remove};
 use super::rest::Rest;
 use super::rungs::retired;
 use super::{Claim, Goal, Order, Outcome, Seen};
+use crate::locked::locked;
 use crate::problem::Problem;
 
 /// How long an attempt at an order may take, and what is bound again after it.

@@ -157,9 +157,9 @@ pub fn begun(queue: &Queue, address: &str) -> Option<Declared> {
 pub fn record(queue: &Queue, address: &str) -> Option<Value> {
     let begun = begun(queue, address)?;
     let recorded = queue.status.as_ref().and_then(|status| status.declared.as_ref());
-    (recorded != Some(&begun)).then(|| {
-        json!({"metadata": {"resourceVersion": queue.resource_version()}, "status": {"declared": begun}})
-    })
+    (recorded != Some(&begun)).then(
+        || json!({"metadata": {"resourceVersion": queue.resource_version()}, "status": {"declared": begun}}),
+    )
 }
 
 #[cfg(test)]

@@ -112,9 +112,9 @@ async fn step(queue: Arc<Queue>, context: Arc<Context>) -> Result<Action, Error>
 /// What the sidecars of the Queue's Workers have counted.
 fn durability(queue: &Queue, context: &Context) -> Durability {
     let workers = context.workers_of(queue);
-    workers.iter().fold(Durability::default(), |sum, worker| {
-        sum + context.board.view(&worker_key(worker)).durability
-    })
+    workers
+        .iter()
+        .fold(Durability::default(), |sum, worker| sum + context.board.view(&worker_key(worker)).durability)
 }
 
 /// Has the Queue kept on its broker; none while there is nothing to say.

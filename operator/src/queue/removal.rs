@@ -71,11 +71,7 @@ fn in_conflict(queue: &Queue) -> bool {
 }
 
 /// How the broker of a Queue that is deleted is reached.
-async fn access(
-    queue: &Queue,
-    key: &Key,
-    context: &Context,
-) -> Result<Result<BrokerAccess, Problem>, Error> {
+async fn access(queue: &Queue, key: &Key, context: &Context) -> Result<Result<BrokerAccess, Problem>, Error> {
     let secret = dereference::secret(queue, context).await?;
     Ok(match (validate(queue, &secret), secret) {
         // A namespace that is deleted loses its Secrets first.

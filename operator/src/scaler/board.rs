@@ -1,13 +1,15 @@
 //! What the scaler last decided and saw of each Worker: written by its task, read by the Worker's reconcile.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::decide::Decision;
+use super::share::share;
 use crate::brokers::Key;
+use crate::locked::locked;
 
 /// Pods are marked for the same replicas at most so often.
 const MARKED_AGAIN: Duration = Duration::from_secs(20);
@@ -87,21 +89,15 @@ pub struct Entry {
 }
 
 impl Entry {
-    fn locked(&self) -> MutexGuard<'_, View> {
-        // One assignment: a panic leaves nothing half done.
-        self.view.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// What is known.
     pub fn view(&self) -> View {
-        self.locked().clone()
+        locked(&self.view).clone()
     }
 
     /// Whether pods are to be marked before replicas become so many. Not again and again where that is refused: a mark changes
     /// the pod, which brings the Worker to its reconcile.
     pub fn may_mark(&self, replicas: u32) -> bool {
-        // One assignment: a panic leaves nothing half done.
-        let mut marked = self.marked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut marked = locked(&self.marked);
         let now = Instant::now();
         let before = marked.filter(|(former, at)| *former == replicas && now - *at < MARKED_AGAIN);
         if before.is_none() {
@@ -112,7 +108,7 @@ impl Entry {
 
     /// Replaces what is known; gives what was.
     pub fn replace(&self, view: View) -> View {
-        std::mem::replace(&mut self.locked(), view)
+        std::mem::replace(&mut locked(&self.view), view)
     }
 }
 
@@ -124,48 +120,33 @@ pub struct Board {
 }
 
 impl Board {
-    fn locked(&self) -> MutexGuard<'_, HashMap<Key, Arc<Entry>>> {
-        // Single inserts and removes: a panic leaves nothing half done.
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn sharing(&self) -> MutexGuard<'_, HashMap<Key, Arc<[Key]>>> {
-        // One assignment: a panic leaves nothing half done.
-        self.sharing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Says which Workers share a Queue, each with all that do.
     pub fn share(&self, sharing: HashMap<Key, Arc<[Key]>>) {
-        *self.sharing() = sharing;
+        *locked(&self.sharing) = sharing;
     }
 
     /// A Worker's part of its Queue's backlog, from 0 to 1: as much as it settled lately of what all did.
     pub fn part(&self, worker: &Key) -> f64 {
-        let Some(all) = self.sharing().get(worker).cloned() else { return 1.0 };
+        let Some(all) = locked(&self.sharing).get(worker).cloned() else { return 1.0 };
         let lately = |key: &Key| self.view(key).settled_lately;
-        part(lately(worker), all.iter().map(lately).sum(), all.len())
+        share(lately(worker), all.iter().map(lately).sum(), all.len())
     }
 
     /// What is known of a Worker: nothing where it has no entry.
     pub fn view(&self, worker: &Key) -> View {
-        let entry = self.locked().get(worker).cloned();
+        let entry = locked(&self.entries).get(worker).cloned();
         entry.map(|entry| entry.view()).unwrap_or_default()
     }
 
     /// A Worker's entry, made at first need.
     pub fn entry(&self, worker: &Key) -> Arc<Entry> {
-        self.locked().entry(worker.clone()).or_default().clone()
+        locked(&self.entries).entry(worker.clone()).or_default().clone()
     }
 
     /// Forgets a Worker.
     pub fn forget(&self, worker: &Key) {
-        self.locked().remove(worker);
+        locked(&self.entries).remove(worker);
     }
-}
-
-/// Nobody's part is zero: who handled nothing yet would never begin.
-fn part(own: f64, all: f64, workers: usize) -> f64 {
-    if workers < 2 { 1.0 } else { (own + 1.0) / (all + workers as f64) }
 }
 
 #[cfg(test)]
@@ -181,14 +162,6 @@ mod tests {
         let all: Arc<[Key]> = [here.clone(), gone.clone()].into();
         board.share([(here.clone(), all.clone()), (gone, all)].into());
         assert_eq!(board.part(&here), 0.9);
-        assert_eq!(board.locked().len(), 1);
-    }
-
-    #[test]
-    fn workers_share_a_backlog_by_what_each_settled_and_the_parts_make_a_whole() {
-        assert_eq!(part(0.0, 0.0, 1), 1.0);
-        assert_eq!(part(0.0, 0.0, 2), 0.5);
-        assert!(part(98.0, 98.0, 2) > 0.9);
-        assert!((part(98.0, 98.0, 2) + part(0.0, 98.0, 2) - 1.0).abs() < 1e-9);
+        assert_eq!(locked(&board.entries).len(), 1);
     }
 }

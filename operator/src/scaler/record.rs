@@ -1,7 +1,7 @@
 //! The last decisions of each Worker with what they were made from, for `/decisions/NAMESPACE/NAME`.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::decide::Decision;
 use super::inputs::Inputs;
 use crate::brokers::Key;
+use crate::locked::locked;
 
 /// Decisions that are kept of a Worker.
 const KEPT: usize = 10;
@@ -77,15 +78,10 @@ struct Record {
 pub struct Records(Mutex<HashMap<Key, Record>>);
 
 impl Records {
-    fn locked(&self) -> MutexGuard<'_, HashMap<Key, Record>> {
-        // Single inserts and removes: a panic leaves nothing half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Notes a decision and what it was made from.
     pub fn note(&self, worker: &Key, inputs: Inputs, decision: &Decision) {
         let looked = Instant::now();
-        let mut records = self.locked();
+        let mut records = locked(&self.0);
         let record = records.entry(worker.clone()).or_insert_with(|| Record {
             looked,
             inputs: Inputs::default(),
@@ -103,12 +99,12 @@ impl Records {
 
     /// A Worker is gone, or not Warren's to scale any more.
     pub fn forget(&self, worker: &Key) {
-        self.locked().remove(worker);
+        locked(&self.0).remove(worker);
     }
 
     /// What is told of a Worker; none where Warren does not scale it.
     pub fn told(&self, worker: &Key) -> Option<Told> {
-        let records = self.locked();
+        let records = locked(&self.0);
         let Record { looked, inputs: Inputs { ready, workload, sidecars, floor, .. }, message, decisions } =
             records.get(worker)?;
         let decisions = decisions.iter().map(|(at, decision)| ToldDecision {

@@ -25,7 +25,8 @@ async fn is_bound(room: &Room, exchange: &str) -> Result<bool> {
 }
 
 #[tokio::test]
-async fn a_queue_that_an_attempt_to_delete_it_left_unbound_is_bound_again_before_retain_lets_go() -> Result<()> {
+async fn a_queue_that_an_attempt_to_delete_it_left_unbound_is_bound_again_before_retain_lets_go() -> Result<()>
+{
     let room = Room::new("unbound").await?;
     let first = room.operator("one").await?;
     room.queue("orders", bound_to("shop", "DeleteIfEmpty")).await?;
@@ -64,7 +65,9 @@ async fn a_binding_is_recorded_before_it_is_made_so_that_another_change_takes_it
     let recorded = async || {
         let queue: Value = room.cluster.get(&["-n", &room.name, "wq", "orders"]).await?;
         let bindings = queue["status"]["declared"]["bindings"].as_array().context("none")?;
-        anyhow::Ok(bindings.iter().filter_map(|one| Some(one["exchange"].as_str()?.to_owned())).collect::<Vec<_>>())
+        anyhow::Ok(
+            bindings.iter().filter_map(|one| Some(one["exchange"].as_str()?.to_owned())).collect::<Vec<_>>(),
+        )
     };
     // Long before it is noticed that the broker is silent.
     eventually(Duration::from_secs(10), "both are recorded", async || {

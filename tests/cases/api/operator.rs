@@ -81,7 +81,14 @@ impl Room {
         self.cluster.kubectl(&[&["-n", &self.name], args].concat()).await
     }
 
-    pub async fn condition(&self, name: &str, kind: &str, status: &str, reason: &str, word: &str) -> Result<()> {
+    pub async fn condition(
+        &self,
+        name: &str,
+        kind: &str,
+        status: &str,
+        reason: &str,
+        word: &str,
+    ) -> Result<()> {
         self.condition_of("wq", name, kind, (status, reason, word)).await
     }
 
