@@ -8,6 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
+use url::{Host, Url};
 
 const AMQP_PORT: u16 = 5672;
 const AMQPS_PORT: u16 = 5671;
@@ -22,11 +23,18 @@ pub struct BrokerAccess {
     tls: Option<Tls>,
 }
 
-/// One address of a broker.
+/// One address of a broker. An IPv6 address has no brackets here.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Endpoint {
     host: String,
     port: u16,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
 }
 
 /// What TLS needs beyond the system's root certificates, in PEM.
@@ -91,10 +99,14 @@ impl BrokerAccess {
         let mut access: Option<Self> = None;
         for (key, uri) in uris {
             let invalid = |problem: &str| SecretError::Invalid { key, problem: problem.to_owned() };
-            let parsed = AMQPUri::from_str(uri)
+            let mut parsed = AMQPUri::from_str(uri)
                 .map_err(|_| invalid("expected amqp://user:password@host:5672/vhost"))?;
-            if parsed.authority.host.is_empty() {
-                return Err(invalid("it names no host"));
+            // The library takes "localhost" where it finds no domain: also in the place of an IPv6 address.
+            match Url::parse(uri).ok().as_ref().and_then(Url::host) {
+                Some(Host::Domain(_)) => {}
+                Some(Host::Ipv4(address)) => parsed.authority.host = address.to_string(),
+                Some(Host::Ipv6(address)) => parsed.authority.host = address.to_string(),
+                None => return Err(invalid("it names no host")),
             }
             let tls = match (tls.cloned(), &parsed.scheme) {
                 (None, AMQPScheme::AMQPS) => Some(Tls::default()),
@@ -128,6 +140,7 @@ impl BrokerAccess {
 
     fn from_parts(keys: &Keys<'_>, tls: Option<Tls>) -> Result<Self, SecretError> {
         let host = keys.text("host")?.ok_or(SecretError::NoAddress)?;
+        let host = host.trim_matches(['[', ']']).to_owned();
         let port = match keys.text("port")? {
             None if tls.is_some() => AMQPS_PORT,
             None => AMQP_PORT,
@@ -162,7 +175,7 @@ impl BrokerAccess {
 
     /// Hosts and ports alone, which tell one broker from another.
     pub fn hosts(&self) -> String {
-        let hosts: Vec<_> = self.endpoints.iter().map(|e| format!("{}:{}", e.host, e.port)).collect();
+        let hosts: Vec<_> = self.endpoints.iter().map(Endpoint::to_string).collect();
         hosts.join(",")
     }
 
@@ -341,11 +354,24 @@ mod tests {
     }
 
     #[test]
+    fn an_ipv6_address_is_the_broker_s_in_every_layout() {
+        let access = parse(&[("uris", "amqp://u:p@[fd00:0::5]:5673/v\namqp://u:p@[::1]/v")]).unwrap();
+        assert_eq!(access.address(), "amqp://[::1]:5672,[fd00::5]:5673/v");
+        assert_eq!(access.uri(1, AMQPQueryString::default()).authority.host, "fd00::5");
+        for host in ["fd00::5", "[fd00::5]"] {
+            let access = parse(&[("host", host), ("username", "u"), ("password", "p")]).unwrap();
+            assert_eq!(access.address(), "amqp://[fd00::5]:5672/%2F");
+        }
+        assert_eq!(parse(&[("uri", "amqp://u:p@10.0.0.5/v")]).unwrap().address(), "amqp://10.0.0.5:5672/v");
+    }
+
+    #[test]
     fn every_bad_secret_names_the_key_and_not_its_value() {
         for (keys, expected) in [
             (vec![], "no broker address"),
             (vec![("uri", "http://secret")], "\"uri\" is not usable"),
             (vec![("uri", "secret nonsense")], "\"uri\" is not usable"),
+            (vec![("uri", "amqp:///secret")], "names no host"),
             (vec![("host", "h"), ("username", "u")], "lacks the key \"password\""),
             (vec![("host", "h"), ("port", "secret"), ("username", "u"), ("password", "p")], "\"port\""),
             (vec![("uri", "amqp://h"), ("ca.crt", "secret")], "expected PEM"),
