@@ -7,8 +7,10 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use percent_encoding::percent_decode_str;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
+use serde_json::value::RawValue;
 use warren_api::headers as names;
 use warren_broker::lapin::BasicProperties;
 use warren_broker::lapin::types::{AMQPValue, FieldTable, ShortString};
@@ -52,7 +54,7 @@ fn short(field: &str, value: &str) -> Result<ShortString, Invalid> {
 /// # Errors
 /// What cannot be sent.
 pub fn single(query: &str, headers: &HeaderMap, body: Bytes) -> Result<Letter, Invalid> {
-    let (mut exchange, mut routing_key) = (String::new(), String::new());
+    let mut given = Given::default();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let value = percent_decode_str(&value.replace('+', " "))
@@ -60,12 +62,11 @@ pub fn single(query: &str, headers: &HeaderMap, body: Bytes) -> Result<Letter, I
             .map_err(|_| invalid(name, "is not UTF-8"))?
             .into_owned();
         match name {
-            "exchange" => exchange = value,
-            "routingKey" => routing_key = value,
+            "exchange" => given.exchange = value,
+            "routingKey" => given.routing_key = value,
             other => return Err(invalid(other, "is no parameter: here are exchange and routingKey")),
         }
     }
-    let mut given = Given::default();
     for (name, value) in headers {
         let name = name.as_str();
         let text = || -> Result<String, Invalid> {
@@ -84,18 +85,18 @@ pub fn single(query: &str, headers: &HeaderMap, body: Bytes) -> Result<Letter, I
                     Some(text()?.parse().map_err(|_| invalid(name, "is no number from 0 to 255"))?);
             }
             trace::TRACEPARENT | trace::TRACESTATE => {
-                given.headers.insert(name.to_owned(), Value::from(text()?));
+                given.headers.insert(name.to_owned(), AMQPValue::LongString(text()?.into()));
             }
             _ if name == CONTENT_TYPE.as_str() => given.content_type = Some(text()?),
             _ if name == CONTENT_ENCODING.as_str() => given.content_encoding = Some(text()?),
             _ => {
                 if let Some(own) = name.strip_prefix(names::HEADER_PREFIX) {
-                    given.headers.insert(own.to_owned(), Value::from(text()?));
+                    given.headers.insert(own.to_owned(), AMQPValue::LongString(text()?.into()));
                 }
             }
         }
     }
-    given.outgoing(&exchange, &routing_key, body)
+    given.outgoing(body)
 }
 
 /// A line of `POST /publish/batch`.
@@ -103,43 +104,36 @@ pub fn single(query: &str, headers: &HeaderMap, body: Bytes) -> Result<Letter, I
 /// # Errors
 /// What cannot be read or sent.
 pub fn line(line: &[u8]) -> Result<Letter, Invalid> {
-    let Line { exchange, routing_key, text, base64, json, given } =
+    let mut given: Given<'_> =
         serde_json::from_slice(line).map_err(|error| Invalid::Line(error.to_string()))?;
-    let (body, default_type) = match (text, base64, json) {
-        (Some(text), None, None) => (text.into_bytes(), None),
+    let body = match (given.text.take(), given.base64.take(), given.json.take()) {
+        (Some(text), None, None) => text.into_bytes(),
         (None, Some(base64), None) => {
-            (STANDARD.decode(base64).map_err(|_| invalid("base64", "is not Base64"))?, None)
+            STANDARD.decode(base64).map_err(|_| invalid("base64", "is not Base64"))?
         }
-        (None, None, Some(json)) => (json.to_string().into_bytes(), Some("application/json")),
-        (None, None, None) => (Vec::new(), None),
+        (None, None, Some(json)) => {
+            given.content_type.get_or_insert_with(|| "application/json".to_owned());
+            json.get().as_bytes().to_vec()
+        }
+        (None, None, None) => {
+            return Err(invalid("the body", "is missing: give one of text, base64 and json"));
+        }
         _ => return Err(invalid("the body", "is given twice: use one of text, base64 and json")),
     };
-    let mut given = given;
-    if given.content_type.is_none() {
-        given.content_type = default_type.map(str::to_owned);
-    }
-    given.outgoing(&exchange, &routing_key, body.into())
+    given.outgoing(body.into())
 }
 
-/// A line of a batch.
-#[derive(Deserialize, Debug)]
-#[serde(rename_all = "camelCase")]
-struct Line {
-    #[serde(default)]
+/// A message as given: by a line of a batch, or by query and headers, which have its body elsewhere.
+#[derive(Deserialize, Debug, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Given<'a> {
     exchange: String,
-    #[serde(default)]
     routing_key: String,
     text: Option<String>,
     base64: Option<String>,
-    json: Option<Value>,
-    #[serde(flatten)]
-    given: Given,
-}
-
-/// Properties and headers as given.
-#[derive(Deserialize, Debug, Default)]
-#[serde(rename_all = "camelCase")]
-struct Given {
+    /// As it is written: parsed, it would lose digits, the order of its fields and what is there twice. `null` is a body too.
+    #[serde(borrow, deserialize_with = "also_null")]
+    json: Option<&'a RawValue>,
     message_id: Option<String>,
     correlation_id: Option<String>,
     reply_to: Option<String>,
@@ -147,33 +141,52 @@ struct Given {
     priority: Option<u8>,
     content_type: Option<String>,
     content_encoding: Option<String>,
-    #[serde(default)]
-    headers: BTreeMap<String, Value>,
+    #[serde(deserialize_with = "own_headers")]
+    headers: BTreeMap<String, AMQPValue>,
 }
 
-impl Given {
-    fn outgoing(self, exchange: &str, routing_key: &str, body: Bytes) -> Result<Letter, Invalid> {
+fn also_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    Deserialize::deserialize(deserializer).map(Some)
+}
+
+fn own_headers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, AMQPValue>, D::Error> {
+    let written = BTreeMap::<String, &RawValue>::deserialize(deserializer)?;
+    let own = written.into_iter().map(|(name, value)| match own_header(&name, value) {
+        Ok(value) => Ok((name, value)),
+        Err(error) => Err(D::Error::custom(error)),
+    });
+    own.collect()
+}
+
+/// A header of a line: text, a number or a boolean.
+fn own_header(name: &str, written: &RawValue) -> Result<AMQPValue, Invalid> {
+    let written = written.get();
+    match serde_json::from_str(written) {
+        Ok(Value::String(text)) => Ok(AMQPValue::LongString(text.into())),
+        Ok(Value::Bool(value)) => Ok(AMQPValue::Boolean(value)),
+        Ok(Value::Number(number)) => match (written.parse(), number.as_f64()) {
+            (Ok(integer), _) => Ok(AMQPValue::LongLongInt(integer)),
+            (Err(_), Some(float)) if written.contains(['.', 'e', 'E']) => Ok(AMQPValue::Double(float)),
+            (Err(_), _) => Err(invalid(name, "is an integer of more than 64 bits: give it as text")),
+        },
+        Ok(Value::Null | Value::Array(_) | Value::Object(_)) | Err(_) => {
+            Err(invalid(name, "is no header value: use text, a number or a boolean"))
+        }
+    }
+}
+
+impl Given<'_> {
+    fn outgoing(self, body: Bytes) -> Result<Letter, Invalid> {
         let mut size = 0;
         let mut table = FieldTable::default();
-        for (name, value) in &self.headers {
-            let value = match value {
-                Value::String(text) => AMQPValue::LongString(text.as_str().into()),
-                Value::Bool(value) => AMQPValue::Boolean(*value),
-                Value::Number(number) => match (number.as_i64(), number.as_f64()) {
-                    (Some(integer), _) => AMQPValue::LongLongInt(integer),
-                    (None, Some(float)) => AMQPValue::Double(float),
-                    (None, None) => return Err(invalid(name, "is a number that AMQP cannot say")),
-                },
-                Value::Null | Value::Array(_) | Value::Object(_) => {
-                    return Err(invalid(name, "is no header value: use text, a number or a boolean"));
-                }
-            };
+        for (name, value) in self.headers {
+            let name = name.as_str();
             size += name.len() + if let AMQPValue::LongString(text) = &value { text.len() } else { 8 } + 8;
             if name.starts_with("warren-") {
                 return Err(invalid(name, "is Warren's own"));
             }
             // The broker routes by these two, spelled so. Given anything but a list it closes the channel under everybody.
-            if matches!(name.as_str(), "CC" | "BCC") {
+            if matches!(name, "CC" | "BCC") {
                 return Err(invalid(
                     name,
                     "names further queues to the broker: publish to each of them, or to an exchange",
@@ -212,8 +225,8 @@ impl Given {
             properties = properties.with_content_encoding(short("content-encoding", value)?);
         }
         Ok(Letter {
-            exchange: short("exchange", exchange)?,
-            routing_key: short("routingKey", routing_key)?,
+            exchange: short("exchange", &self.exchange)?,
+            routing_key: short("routingKey", &self.routing_key)?,
             properties,
             body,
         })
@@ -290,16 +303,62 @@ mod tests {
         assert_eq!(body(br#"{"routingKey":"q","base64":"/w=="}"#), [0xFF][..]);
         assert_eq!(body(br#"{"routingKey":"q","json":{"a":1}}"#), r#"{"a":1}"#);
         assert!(line(br#"{"routingKey":"q","text":"a","json":1}"#).is_err());
-        assert!(line(br#"{"headers":{"a":[1]}}"#).is_err());
+    }
+
+    #[test]
+    fn a_line_without_a_body_or_with_a_field_that_is_none_is_refused_by_name() {
+        for (bad, named) in [
+            (r#"{"routingKey":"q"}"#, "text, base64 and json"),
+            (r#"{"routingKey":"q","text":null}"#, "text, base64 and json"),
+            (r#"{"routingKey":"q","body":{"a":1}}"#, "`body`"),
+            (r#"{"routingKey":"q","text":"a","messageid":"1"}"#, "`messageid`"),
+        ] {
+            let refused = line(bad.as_bytes()).unwrap_err().to_string();
+            assert!(refused.contains(named), "{refused}");
+        }
+        assert_eq!(line(br#"{"routingKey":"q","text":""}"#).unwrap().body, "");
+    }
+
+    #[test]
+    fn the_json_of_a_line_is_published_as_it_is_written() {
+        for json in [
+            "12345678901234567890123",
+            "0.10000000000000000555",
+            r#"{ "z": 1.0, "a": 1, "a": 2 }"#,
+            r#""\u00e9""#,
+            "null",
+        ] {
+            let letter = line(format!(r#"{{"routingKey":"q","json": {json} }}"#).as_bytes()).unwrap();
+            assert_eq!(letter.body, json);
+            assert_eq!(letter.properties.content_type().as_ref().unwrap().as_str(), "application/json");
+        }
+        let other = line(br#"{"routingKey":"q","json":1,"contentType":"application/ld+json"}"#).unwrap();
+        assert_eq!(other.properties.content_type().as_ref().unwrap().as_str(), "application/ld+json");
+    }
+
+    #[test]
+    fn a_header_of_a_line_keeps_its_type_and_an_integer_that_would_lose_digits_is_refused() {
+        let header = |value: &str| {
+            let letter = line(format!(r#"{{"text":"","headers":{{"own": {value}}}}}"#).as_bytes())?;
+            Ok::<_, Invalid>(letter.properties.headers().as_ref().unwrap().inner()["own"].clone())
+        };
+        assert_eq!(header("9223372036854775807").unwrap(), AMQPValue::LongLongInt(i64::MAX));
+        assert_eq!(header("-0").unwrap(), AMQPValue::LongLongInt(0));
+        assert_eq!(header("1e3").unwrap(), AMQPValue::Double(1000.0));
+        assert_eq!(header("true").unwrap(), AMQPValue::Boolean(true));
+        assert_eq!(header(r#""a""#).unwrap(), AMQPValue::LongString("a".into()));
+        for bad in ["9223372036854775808", "12345678901234567890123", "1e400", "[1]", "{}", "null"] {
+            assert!(header(bad).unwrap_err().to_string().contains("own"), "{bad}");
+        }
     }
 
     #[test]
     fn headers_that_the_broker_routes_by_are_refused_and_what_only_looks_like_them_is_not() {
         for name in ["CC", "BCC"] {
-            let refused = line(format!(r#"{{"headers":{{"{name}":"a"}}}}"#).as_bytes()).unwrap_err();
+            let refused = line(format!(r#"{{"text":"","headers":{{"{name}":"a"}}}}"#).as_bytes()).unwrap_err();
             assert!(refused.to_string().contains(name), "{refused}");
         }
-        assert!(line(br#"{"headers":{"cc":"a@example.com"}}"#).is_ok());
+        assert!(line(br#"{"text":"","headers":{"cc":"a@example.com"}}"#).is_ok());
     }
 
     proptest! {
