@@ -65,17 +65,17 @@ pub fn head(
         headers.insert(HeaderName::from_static(names::MESSAGE_ID), id.clone());
         headers.insert(HeaderName::from_static(names::IDEMPOTENCY_KEY), id);
     }
-    let mut text = |name: HeaderName, value: Option<&str>| {
+    let ours = HeaderName::from_static;
+    for (name, value, say) in [
+        (CONTENT_TYPE, properties.content_type(), standard as fn(&str) -> HeaderValue),
+        (CONTENT_ENCODING, properties.content_encoding(), standard),
+        (ours(names::CORRELATION_ID), properties.correlation_id(), encoded),
+        (ours(names::REPLY_TO), properties.reply_to(), encoded),
+    ] {
         if let Some(value) = value {
-            headers.insert(name, encoded(value));
+            headers.insert(name, say(value.as_str()));
         }
-    };
-    text(CONTENT_TYPE, properties.content_type().as_ref().map(|value| value.as_str()));
-    text(CONTENT_ENCODING, properties.content_encoding().as_ref().map(|value| value.as_str()));
-    let correlation = properties.correlation_id().as_ref().map(|value| value.as_str());
-    text(HeaderName::from_static(names::CORRELATION_ID), correlation);
-    let reply_to = properties.reply_to().as_ref().map(|value| value.as_str());
-    text(HeaderName::from_static(names::REPLY_TO), reply_to);
+    }
     if let Some(timestamp) = properties.timestamp() {
         headers.insert(HeaderName::from_static(names::TIMESTAMP), HeaderValue::from(*timestamp));
     }
@@ -111,7 +111,7 @@ fn own_headers(message: &Message, context: &Context, headers: &mut HeaderMap) ->
         } else {
             HeaderName::from_bytes(format!("{}{name}", names::HEADER_PREFIX).as_bytes()).ok()
         };
-        let value = plain(value);
+        let value = if name == trace::TRACESTATE { message.header(name).map(standard) } else { plain(value) };
         match (target, value) {
             (Some(target), Some(value)) if target.as_str().len() + value.len() <= room => {
                 room -= target.as_str().len() + value.len();
@@ -167,6 +167,11 @@ fn plain(value: &AMQPValue) -> Option<HeaderValue> {
         | AMQPValue::ByteArray(_)
         | AMQPValue::Void => None,
     }
+}
+
+/// The value of a header that HTTP or another standard defines: as it is, where HTTP allows that.
+fn standard(value: &str) -> HeaderValue {
+    HeaderValue::from_str(value).unwrap_or_else(|_| encoded(value))
 }
 
 /// A value as HTTP allows it: percent-encoded UTF-8, which plain ASCII text is already.
@@ -284,6 +289,16 @@ mod tests {
     }
 
     #[test]
+    fn what_another_standard_defines_goes_along_as_it_is_where_http_allows_it() {
+        let sent = |content_type: &str| {
+            let properties = BasicProperties::default().with_content_type(content_type.into());
+            headers_of(&message(properties)).0["content-type"].clone()
+        };
+        assert_eq!(sent("text/plain; title=50%"), "text/plain; title=50%");
+        assert_eq!(sent("text/\u{e9}\n"), "text/%C3%A9%0A");
+    }
+
+    #[test]
     fn blanks_at_either_end_of_a_value_arrive() {
         for (value, sent) in [(" a b  ", "%20a b%20%20"), ("  ", "%20%20"), ("a b", "a b")] {
             assert_eq!(encoded(value), sent, "{value:?}");
@@ -316,7 +331,8 @@ mod tests {
             assert_eq!(head.omitted, 0);
             head.headers.get("tracestate").cloned()
         };
-        assert_eq!(state_of(&[trace, state.clone()]).unwrap(), "vendor=1");
+        assert_eq!(state_of(&[trace.clone(), state.clone()]).unwrap(), "vendor=1");
+        assert_eq!(state_of(&[trace, ("tracestate", long("v=50%"))]).unwrap(), "v=50%");
         assert_eq!(state_of(std::slice::from_ref(&state)), None);
         assert_eq!(state_of(&[("traceparent", long("00-no-trace-01")), state]), None);
     }

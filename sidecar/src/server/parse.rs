@@ -69,10 +69,13 @@ pub fn single(query: &str, headers: &HeaderMap, body: Bytes) -> Result<Letter, I
     }
     for (name, value) in headers {
         let name = name.as_str();
+        let plain = |problem| value.to_str().map(str::to_owned).map_err(|_| invalid(name, problem));
+        // What HTTP itself or another standard defines is meant as it is written.
+        let standard = || plain("is not ASCII");
         let text = || -> Result<String, Invalid> {
-            let value = value.to_str().map_err(|_| invalid(name, "is not ASCII: percent-encode it"))?;
+            let value = plain("is not ASCII: percent-encode it")?;
             let decoded =
-                percent_decode_str(value).decode_utf8().map_err(|_| invalid(name, "is not UTF-8"))?;
+                percent_decode_str(&value).decode_utf8().map_err(|_| invalid(name, "is not UTF-8"))?;
             Ok(decoded.into_owned())
         };
         match name {
@@ -85,10 +88,10 @@ pub fn single(query: &str, headers: &HeaderMap, body: Bytes) -> Result<Letter, I
                     Some(text()?.parse().map_err(|_| invalid(name, "is no number from 0 to 255"))?);
             }
             trace::TRACEPARENT | trace::TRACESTATE => {
-                given.headers.insert(name.to_owned(), AMQPValue::LongString(text()?.into()));
+                given.headers.insert(name.to_owned(), AMQPValue::LongString(standard()?.into()));
             }
-            _ if name == CONTENT_TYPE.as_str() => given.content_type = Some(text()?),
-            _ if name == CONTENT_ENCODING.as_str() => given.content_encoding = Some(text()?),
+            _ if name == CONTENT_TYPE.as_str() => given.content_type = Some(standard()?),
+            _ if name == CONTENT_ENCODING.as_str() => given.content_encoding = Some(standard()?),
             _ => {
                 if let Some(own) = name.strip_prefix(names::HEADER_PREFIX) {
                     given.headers.insert(own.to_owned(), AMQPValue::LongString(text()?.into()));
@@ -269,6 +272,20 @@ mod tests {
     }
 
     #[test]
+    fn what_another_standard_defines_is_published_as_it_is_written() {
+        let headers = headers(&[
+            ("content-type", "text/plain; title=%41"),
+            ("tracestate", "v=%41%"),
+            ("warren-header-own", "%41"),
+        ]);
+        let out = single("routingKey=q", &headers, Bytes::new()).unwrap();
+        assert_eq!(out.properties.content_type().as_ref().unwrap().as_str(), "text/plain; title=%41");
+        let table = out.properties.headers().as_ref().unwrap();
+        assert_eq!(crate::message::text(table, "tracestate"), Some("v=%41%"));
+        assert_eq!(crate::message::text(table, "own"), Some("A"));
+    }
+
+    #[test]
     fn a_message_without_an_id_gets_a_random_one() {
         let first = single("routingKey=q", &HeaderMap::new(), Bytes::new()).unwrap();
         let second = single("routingKey=q", &HeaderMap::new(), Bytes::new()).unwrap();
@@ -355,7 +372,8 @@ mod tests {
     #[test]
     fn headers_that_the_broker_routes_by_are_refused_and_what_only_looks_like_them_is_not() {
         for name in ["CC", "BCC"] {
-            let refused = line(format!(r#"{{"text":"","headers":{{"{name}":"a"}}}}"#).as_bytes()).unwrap_err();
+            let refused =
+                line(format!(r#"{{"text":"","headers":{{"{name}":"a"}}}}"#).as_bytes()).unwrap_err();
             assert!(refused.to_string().contains(name), "{refused}");
         }
         assert!(line(br#"{"text":"","headers":{"cc":"a@example.com"}}"#).is_ok());
