@@ -56,8 +56,8 @@ impl Sidecar {
     /// # Errors
     /// If a port is taken.
     pub async fn bind(live: Live, fixed: Fixed, endpoint: Endpoint, ports: Ports) -> std::io::Result<Self> {
-        let (admin, local) = (listen(ports.admin).await?, listen(ports.local).await?);
-        let ports = Ports { admin: admin.local_addr()?, local: local.local_addr()? };
+        let (admin, local) = (listen(ports.admin).await?, listen_locally(ports.local).await?);
+        let ports = Ports { admin: admin.local_addr()?, local: local.0.local_addr()? };
         let (sender, inbox) = mpsc::unbounded_channel();
         let labels = {
             let config = live.config.borrow();
@@ -136,7 +136,7 @@ pub async fn publish_only(
     instance: &str,
     ports: Ports,
 ) -> std::io::Result<()> {
-    let (admin, local) = (listen(ports.admin).await?, listen(ports.local).await?);
+    let (admin, local) = (listen(ports.admin).await?, listen_locally(ports.local).await?);
     let (sender, mut inbox) = mpsc::unbounded_channel();
     forward_signals(sender)?;
     let labels = Labels { namespace: String::new(), worker: String::new(), queue: String::new() };
@@ -168,10 +168,28 @@ pub async fn publish_only(
     }
 }
 
-fn spawn_servers(admin_port: TcpListener, admin: Admin, local_port: TcpListener, local: Local) -> Closing {
+/// Listeners of the application's port: at the address that was asked for, and at the IPv6 loopback beside that of IPv4.
+type LocalPort = (TcpListener, Option<TcpListener>);
+
+/// `localhost` may be either loopback address, and some clients try only the first that the resolver gives.
+async fn listen_locally(address: SocketAddr) -> std::io::Result<LocalPort> {
+    let first = listen(address).await?;
+    if address.ip() != Ipv4Addr::LOCALHOST {
+        return Ok((first, None));
+    }
+    let second = listen((Ipv6Addr::LOCALHOST, first.local_addr()?.port()).into()).await;
+    // A machine need not have IPv6.
+    Ok((first, second.inspect_err(|error| tracing::info!(%error, "served on 127.0.0.1 alone")).ok()))
+}
+
+fn spawn_servers(admin_port: TcpListener, admin: Admin, local_port: LocalPort, local: Local) -> Closing {
     let closing = Closing::default();
     tokio::spawn(serve(admin_port, closing.subscribe(), move |request| admin.clone().handle(request)));
-    tokio::spawn(serve(local_port, closing.subscribe(), move |request| local.clone().handle(request)));
+    let (first, second) = local_port;
+    let local = move |request| local.clone().handle(request);
+    for port in [Some(first), second].into_iter().flatten() {
+        tokio::spawn(serve(port, closing.subscribe(), local.clone()));
+    }
     closing
 }
 
@@ -195,4 +213,22 @@ fn forward_signals(sender: mpsc::UnboundedSender<Inbox>) -> std::io::Result<()> 
         }
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_applications_port_is_on_both_loopback_addresses_or_on_that_of_ipv4_alone() {
+        let (first, second) = listen_locally((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
+        let port = first.local_addr().unwrap().port();
+        let has_ipv6 = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.is_ok();
+        let address = second.as_ref().map(|second| second.local_addr().unwrap());
+        assert_eq!(address, has_ipv6.then(|| (Ipv6Addr::LOCALHOST, port).into()));
+        drop(first);
+        // Who has the other address already keeps it.
+        let (_, third) = listen_locally((Ipv4Addr::LOCALHOST, port).into()).await.unwrap();
+        assert!(third.is_none() || !has_ipv6);
+    }
 }
