@@ -147,33 +147,46 @@ pub fn read_access(folder: &Path, vhost: Option<&str>) -> Result<BrokerAccess, C
 }
 
 impl Files {
-    fn read(&self) -> Result<(SidecarConfig, BrokerAccess), ConfigError> {
+    fn read_config(&self) -> Result<SidecarConfig, ConfigError> {
         let mut config = read_config(&self.config)?;
         config.handler.timeout_seconds = config.handler.timeout_seconds.min(self.longest_call_seconds);
-        let access = read_access(&self.broker, config.queue.vhost.as_deref())?;
-        Ok((config, access))
+        Ok(config)
     }
 
-    /// Reads the files once, and again whenever they change. A change that cannot be used is logged and the last good state
-    /// stays.
+    /// Reads the files once, and again whenever they change. What cannot be used of a change is logged and the last good state
+    /// of it stays.
     ///
     /// # Errors
     /// If they cannot be used at the start.
     pub fn watch(self) -> Result<Live, ConfigError> {
-        let (config, access) = self.read()?;
-        let (send_config, config) = watch::channel(Arc::new(config));
-        let (send_access, access) = watch::channel(Arc::new(access));
-        keep_looking("the changed configuration cannot be used: the last good one stays", move || {
-            let (config, access) = self.read()?;
-            if replace_if_changed(&send_config, config) {
-                tracing::info!("the configuration has changed");
-            }
-            if replace_if_changed(&send_access, access) {
-                tracing::info!("the broker's Secret has changed");
-            }
-            Ok(())
+        let config = self.read_config()?;
+        let (accesses, access) =
+            watch::channel(Arc::new(read_access(&self.broker, config.queue.vhost.as_deref())?));
+        let (configs, config) = watch::channel(Arc::new(config));
+        keep_looking("a changed file cannot be used: its last good state stays", move || {
+            self.look(&configs, &accesses)
         });
         Ok(Live { config, access })
+    }
+
+    /// Takes over what has changed, from the configuration and from the Secret each by itself.
+    fn look(
+        &self,
+        configs: &watch::Sender<Arc<SidecarConfig>>,
+        accesses: &watch::Sender<Arc<BrokerAccess>>,
+    ) -> Vec<ConfigError> {
+        let config = self.read_config();
+        let last = configs.borrow().queue.vhost.clone();
+        let vhost = config.as_ref().map_or_else(|_| last.clone(), |config| config.queue.vhost.clone());
+        let access = read_access(&self.broker, vhost.as_deref());
+        // Another virtual host comes with its access or not at all: the last one may have a queue of the same name.
+        let together = vhost == last || access.is_ok();
+        let config = config.map(|config| {
+            if together && replace_if_changed(configs, config) {
+                tracing::info!("the configuration has changed");
+            }
+        });
+        [config.err(), access.map(|access| take_over(accesses, access)).err()].into_iter().flatten().collect()
     }
 }
 
@@ -193,29 +206,31 @@ pub fn watch_access(
 ) -> Result<watch::Receiver<Arc<BrokerAccess>>, ConfigError> {
     let (sender, receiver) = watch::channel(Arc::new(read_access(&folder, vhost.as_deref())?));
     keep_looking("the broker's Secret cannot be used: the last good one stays", move || {
-        if replace_if_changed(&sender, read_access(&folder, vhost.as_deref())?) {
-            tracing::info!("the broker's Secret has changed");
-        }
-        Ok(())
+        let access = read_access(&folder, vhost.as_deref());
+        access.map(|access| take_over(&sender, access)).err().into_iter().collect()
     });
     Ok(receiver)
 }
 
-/// Looks again and again for as long as the process lives. A problem is logged when it is news.
-fn keep_looking(unusable: &'static str, mut look: impl FnMut() -> Result<(), ConfigError> + Send + 'static) {
+fn take_over(sender: &watch::Sender<Arc<BrokerAccess>>, access: BrokerAccess) {
+    if replace_if_changed(sender, access) {
+        tracing::info!("the broker's Secret has changed");
+    }
+}
+
+/// Looks again and again for as long as the process lives. Problems are logged when they are news.
+fn keep_looking(unusable: &'static str, mut look: impl FnMut() -> Vec<ConfigError> + Send + 'static) {
     tokio::spawn(async move {
         let mut looks = tokio::time::interval(LOOK);
-        let mut problem = String::new();
+        let mut told = String::new();
         loop {
             looks.tick().await;
-            match look() {
-                Ok(()) => problem.clear(),
-                Err(error) if error.to_string() != problem => {
-                    problem = error.to_string();
-                    tracing::warn!(%error, "{unusable}");
-                }
-                Err(_) => {}
+            let problems: Vec<String> = look().iter().map(ToString::to_string).collect();
+            let problems = problems.join("; ");
+            if !problems.is_empty() && problems != told {
+                tracing::warn!(error = %problems, "{unusable}");
             }
+            told = problems;
         }
     });
 }
@@ -236,5 +251,68 @@ impl Live {
         // A dropped sender means: no change will come.
         let (_, config) = watch::channel(Arc::new(config));
         Self { config, access: fixed_access(access) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pod's files, and what was last taken over from them.
+    struct Pod {
+        files: Files,
+        configs: watch::Sender<Arc<SidecarConfig>>,
+        accesses: watch::Sender<Arc<BrokerAccess>>,
+        _folder: tempfile::TempDir,
+    }
+
+    fn config(prefetch: u16, vhost: &str) -> String {
+        serde_json::json!({
+            "namespace": "shop", "worker": "invoices",
+            "queue": {"name": "orders", "type": "Quorum", "vhost": vhost, "retryDelaysSeconds": [5], "maxAttempts": 3},
+            "handler": {"path": "/", "timeoutSeconds": 30},
+            "consumer": {"prefetch": prefetch, "concurrency": 1},
+        })
+        .to_string()
+    }
+
+    impl Pod {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let files = Files {
+                config: folder.path().join("config.json"),
+                broker: folder.path().to_owned(),
+                longest_call_seconds: 60,
+            };
+            std::fs::write(&files.config, config(1, "a")).unwrap();
+            std::fs::write(files.broker.join("uri"), "amqp://u:p@first").unwrap();
+            let configs = watch::Sender::new(Arc::new(files.read_config().unwrap()));
+            let accesses = watch::Sender::new(Arc::new(read_access(&files.broker, Some("a")).unwrap()));
+            Self { files, configs, accesses, _folder: folder }
+        }
+
+        /// Prefetch and address after a look at these contents, and how many problems it found.
+        fn look(&self, config: &str, uri: &str) -> (u16, String, usize) {
+            std::fs::write(&self.files.config, config).unwrap();
+            std::fs::write(self.files.broker.join("uri"), uri).unwrap();
+            let problems = self.files.look(&self.configs, &self.accesses);
+            (self.configs.borrow().consumer.prefetch, self.accesses.borrow().address(), problems.len())
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_keeps_no_change_of_the_other_back() {
+        let pod = Pod::new();
+        assert_eq!(pod.look(&config(2, "a"), "nonsense"), (2, "amqp://first:5672/a".to_owned(), 1));
+        assert_eq!(pod.look("nonsense", "amqp://u:p@second"), (2, "amqp://second:5672/a".to_owned(), 1));
+        assert_eq!(pod.look("nonsense", "nonsense"), (2, "amqp://second:5672/a".to_owned(), 2));
+        assert_eq!(pod.look(&config(3, "b"), "amqp://u:p@third"), (3, "amqp://third:5672/b".to_owned(), 0));
+    }
+
+    #[test]
+    fn another_virtual_host_comes_together_with_its_access() {
+        let pod = Pod::new();
+        assert_eq!(pod.look(&config(2, "b"), "nonsense"), (1, "amqp://first:5672/a".to_owned(), 1));
+        assert_eq!(pod.look(&config(2, "b"), "amqp://u:p@first"), (2, "amqp://first:5672/b".to_owned(), 0));
     }
 }
