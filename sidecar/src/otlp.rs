@@ -43,7 +43,7 @@ pub struct Config {
 
 /// Which traces are exported.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Sampler {
+pub struct Sampler {
     /// Obey the message's own trace, if it has one.
     parent: bool,
     /// The share of the others.
@@ -107,7 +107,11 @@ fn pairs(text: &str) -> Vec<(String, String)> {
 }
 
 impl Sampler {
-    fn parse(name: Option<&str>, argument: Option<&str>) -> Result<Self, BadConfig> {
+    /// Reads `OTEL_TRACES_SAMPLER` and its argument.
+    ///
+    /// # Errors
+    /// If the sampler is not known.
+    pub fn parse(name: Option<&str>, argument: Option<&str>) -> Result<Self, BadConfig> {
         let ratio = argument.and_then(|text| text.parse::<f64>().ok()).unwrap_or(1.0).clamp(0.0, 1.0);
         match name {
             None | Some("parentbased_always_on") => Ok(Self { parent: true, ratio: 1.0 }),
@@ -118,6 +122,12 @@ impl Sampler {
             Some("traceidratio") => Ok(Self { parent: false, ratio }),
             Some(other) => Err(BadConfig::Sampler(other.to_owned())),
         }
+    }
+
+    /// The trace that goes on, or a new one, with the decision about it: the calls that follow are told.
+    pub fn decide(self, own: Option<Context>) -> Context {
+        let context = own.unwrap_or_else(Context::fresh);
+        Context { sampled: self.takes(&context), ..context }
     }
 
     fn takes(self, context: &Context) -> bool {
@@ -171,9 +181,9 @@ impl Spans {
         let _ = tokio::time::timeout(LAST, exporter).await;
     }
 
-    /// Whether a trace is exported.
-    pub fn takes(&self, context: &Context) -> bool {
-        self.sampler.takes(context)
+    /// Which traces are exported.
+    pub fn sampler(&self) -> Sampler {
+        self.sampler
     }
 
     /// A span has ended: with a status of HTTP, or without an answer.
@@ -317,12 +327,15 @@ mod tests {
             sampled,
         };
         let default = Sampler::parse(None, None).unwrap();
-        assert!(default.takes(&context(false, true, "1")) && !default.takes(&context(true, false, "1")));
+        assert!(default.takes(&context(false, false, "1")) && !default.takes(&context(true, false, "1")));
         let half = Sampler::parse(Some("traceidratio"), Some("0.5")).unwrap();
         assert!(
             half.takes(&context(true, false, "1")) && !half.takes(&context(true, true, "ffffffffffffff"))
         );
         assert!(Sampler::parse(Some("often"), None).is_err());
+        let off = Sampler::parse(Some("always_off"), None).unwrap();
+        assert!(!off.decide(None).sampled && !off.decide(Some(context(true, true, "1"))).sampled);
+        assert!(default.decide(None).sampled);
     }
 
     #[test]

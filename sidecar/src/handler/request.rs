@@ -41,14 +41,13 @@ pub struct Head {
     pub omitted: usize,
 }
 
-/// The headers for one message. `delivery` names it for an answer that comes later; `context` is its trace, `span` the id of the span that the call is.
+/// The headers for one message. `delivery` names it for an answer that comes later; `traceparent` the trace that the call belongs to.
 pub fn head(
     message: &Message,
     delivery: &str,
     attempt: u32,
     constant: &Constant,
-    context: &Context,
-    span: &str,
+    traceparent: Option<&str>,
 ) -> Head {
     let properties = &message.properties;
     let mut headers = HeaderMap::with_capacity(24);
@@ -85,13 +84,15 @@ pub fn head(
     if let Some(count) = message.delivery_count() {
         headers.insert(HeaderName::from_static(names::DELIVERY_COUNT), HeaderValue::from(count));
     }
-    headers.insert(HeaderName::from_static(trace::TRACEPARENT), encoded(&context.header(span)));
-    let omitted = own_headers(message, context, &mut headers);
+    if let Some(traceparent) = traceparent {
+        headers.insert(HeaderName::from_static(trace::TRACEPARENT), standard(traceparent));
+    }
+    let omitted = own_headers(message, &mut headers);
     Head { headers, omitted }
 }
 
 /// The message's own headers: those that are text, numbers or booleans, under names that HTTP allows, while they fit.
-fn own_headers(message: &Message, context: &Context, headers: &mut HeaderMap) -> usize {
+fn own_headers(message: &Message, headers: &mut HeaderMap) -> usize {
     let Some(table) = message.headers() else { return 0 };
     let mut room = ROOM;
     let mut omitted = Vec::new();
@@ -100,7 +101,7 @@ fn own_headers(message: &Message, context: &Context, headers: &mut HeaderMap) ->
         if name.starts_with("warren-") || name == trace::TRACEPARENT || name == "x-delivery-count" {
             continue;
         }
-        if name == trace::TRACESTATE && context.parent_id.is_none() {
+        if name == trace::TRACESTATE && Context::of(message).is_none() {
             // It belongs to a trace that is not there: the standard has it discarded.
             continue;
         }
@@ -201,14 +202,14 @@ mod tests {
     use warren_broker::lapin::BasicProperties;
     use warren_broker::lapin::types::FieldTable;
 
+    const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
     fn message(properties: BasicProperties) -> Message {
         Message::new("shop.events".into(), "order.new".into(), true, properties, Bytes::new())
     }
 
     fn headers_of(message: &Message) -> (HeaderMap, usize) {
-        let context =
-            Context { trace_id: "0af7651916cd43dd8448eb211c80319c".into(), parent_id: None, sampled: true };
-        let head = head(message, "0-1-1", 2, &Constant::new("orders", 24), &context, "b7ad6b7169203331");
+        let head = head(message, "0-1-1", 2, &Constant::new("orders", 24), Some(TRACE));
         (head.headers, head.omitted)
     }
 
@@ -252,7 +253,7 @@ mod tests {
             ("warren-priority", "3"),
             ("content-type", "application/json"),
             ("content-encoding", "gzip"),
-            ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            ("traceparent", TRACE),
         ] {
             assert_eq!(headers.get(name).unwrap(), value, "{name}");
         }
@@ -322,13 +323,13 @@ mod tests {
 
     #[test]
     fn tracestate_goes_along_with_its_trace_and_not_with_a_new_one() {
-        let trace = ("traceparent", long("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
+        let trace = ("traceparent", long(TRACE));
         let state = ("tracestate", long("vendor=1"));
         let state_of = |pairs: &[(&str, AMQPValue)]| {
             let message = message(table(pairs));
             let constant = Constant::new("orders", 24);
-            let head = head(&message, "0-1-1", 1, &constant, &Context::of(&message), "b7ad6b7169203331");
-            assert_eq!(head.omitted, 0);
+            let head = head(&message, "0-1-1", 1, &constant, None);
+            assert_eq!((head.omitted, head.headers.get("traceparent")), (0, None));
             head.headers.get("tracestate").cloned()
         };
         assert_eq!(state_of(&[trace.clone(), state.clone()]).unwrap(), "vendor=1");

@@ -37,14 +37,14 @@ impl Context {
         Some(Self { trace_id: trace.to_owned(), parent_id: Some(parent.to_owned()), sampled })
     }
 
-    /// The message's context, or a new one.
-    pub fn of(message: &Message) -> Self {
-        message.header(TRACEPARENT).and_then(Self::parse).unwrap_or_else(Self::fresh)
+    /// The message's context, if it has one.
+    pub fn of(message: &Message) -> Option<Self> {
+        message.header(TRACEPARENT).and_then(Self::parse)
     }
 
-    /// A new trace.
+    /// A new trace, of which nobody has said yet that it is recorded.
     pub fn fresh() -> Self {
-        Self { trace_id: format!("{:032x}", rand::random::<u128>().max(1)), parent_id: None, sampled: true }
+        Self { trace_id: format!("{:032x}", rand::random::<u128>().max(1)), parent_id: None, sampled: false }
     }
 
     /// The `traceparent` that names `span_id` as the parent.

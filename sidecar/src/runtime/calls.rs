@@ -15,8 +15,9 @@ use crate::handler::pool::{Answer, CallError, Done, Job};
 use crate::handler::trace::{self, Context};
 use crate::handler::{answer, request};
 use crate::inbox::ReplyBody;
+use crate::message::Message;
 use crate::metrics::AnswerClass;
-use crate::otlp::Begun;
+use crate::otlp::{Begun, Sampler, Spans};
 
 /// How much of an answer's body is read.
 const ANSWER_LIMIT: usize = 64 * 1024;
@@ -66,17 +67,16 @@ impl Runtime {
 
     fn single_request(&self, called: Called) -> (Request<Full<Bytes>>, Option<Begun>) {
         let Some(message) = self.messages.get(&called.id) else { return Default::default() };
-        let context = Context::of(message);
+        let (traceparent, traced) = traced(message, self.spans.as_ref().map(Spans::sampler));
         let delivery = delivery_id::format(called.id);
-        let span_id = trace::span_id();
-        let head = request::head(message, &delivery, called.attempt, &self.constant, &context, &span_id);
+        let head =
+            request::head(message, &delivery, called.attempt, &self.constant, traceparent.as_deref());
         if head.omitted > 0 {
             self.metrics.headers_omitted.inc_by(head.omitted as u64);
         }
-        tracing::debug!(id = message.id(), attempt = called.attempt, trace = %context.trace_id, "calling the handler");
+        tracing::debug!(id = message.id(), attempt = called.attempt, traceparent, "calling the handler");
         let request = self.pool.endpoint().request(head.headers, message.body.clone());
-        let wanted = self.spans.as_ref().is_some_and(|spans| spans.takes(&context));
-        let span = wanted.then(|| {
+        let span = traced.map(|(context, span_id)| {
             let destination =
                 format!("{}:{}:{}", message.exchange, message.routing_key, self.config.queue.name);
             let mut attributes = vec![
@@ -109,12 +109,9 @@ impl Runtime {
     fn batch_span(&self, deliveries: &[Called]) -> Option<Begun> {
         let spans = self.spans.as_ref()?;
         let messages = deliveries.iter().filter_map(|called| self.messages.get(&called.id));
-        let links: Vec<Context> = messages
-            .map(|message| Context::of(message))
-            .filter(|context| context.parent_id.is_some())
-            .collect();
-        let context = Context::fresh();
-        spans.takes(&context).then(|| Begun {
+        let links: Vec<Context> = messages.filter_map(|message| Context::of(message)).collect();
+        let context = spans.sampler().decide(None);
+        context.sampled.then(|| Begun {
             context,
             span_id: trace::span_id(),
             links,
@@ -192,6 +189,17 @@ impl Runtime {
     }
 }
 
+/// The `traceparent` of a message's call, and the trace and the id of the span that the call is, if that is exported.
+fn traced(message: &Message, sampler: Option<Sampler>) -> (Option<String>, Option<(Context, String)>) {
+    let (own, span_id) = (Context::of(message), trace::span_id());
+    let Some(sampler) = sampler else {
+        let context = own.unwrap_or_else(|| Context { sampled: true, ..Context::fresh() });
+        return (Some(context.header(&span_id)), None);
+    };
+    let context = sampler.decide(own);
+    (Some(context.header(&span_id)), context.sampled.then_some((context, span_id)))
+}
+
 /// An answer, read as its call was made.
 #[derive(Debug, PartialEq)]
 enum Read {
@@ -224,6 +232,8 @@ fn read(form: Form, size: usize, answer: Answer, wall: SystemTime) -> Read {
 #[cfg(test)]
 mod tests {
     use http::{HeaderMap, HeaderValue};
+    use warren_broker::lapin::BasicProperties;
+    use warren_broker::lapin::types::{AMQPValue, FieldTable};
 
     use super::*;
     use crate::core::DeadReason;
@@ -258,6 +268,26 @@ mod tests {
         };
         let Read::Answers(Answers::Each(verdicts)) = read(Form::Batch, 2, cut) else { panic!("no lines") };
         assert!(matches!(verdicts.as_slice(), [Verdict::Ack, Verdict::Retry(_)]), "{verdicts:?}");
+    }
+
+    #[test]
+    fn the_sampler_s_decision_is_what_the_application_is_told_and_a_call_that_is_exported_is_a_span_of_its_own() {
+        let sampled = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let mut table = FieldTable::default();
+        table.insert(trace::TRACEPARENT.into(), AMQPValue::LongString(sampled.into()));
+        let properties = [BasicProperties::default(), BasicProperties::default().with_headers(table)];
+        let [without, with] = properties.map(|properties| {
+            Message::new(String::new(), "orders".to_owned(), false, properties, Bytes::new())
+        });
+        let off = Sampler::parse(Some("always_off"), None).unwrap();
+        for message in [&without, &with] {
+            let (traceparent, span) = traced(message, Some(off));
+            assert!(traceparent.unwrap().ends_with("-00") && span.is_none());
+        }
+        let (traceparent, span) = traced(&with, Some(Sampler::parse(None, None).unwrap()));
+        let (context, span_id) = span.unwrap();
+        assert_eq!(context.parent_id.as_deref(), Some("b7ad6b7169203331"));
+        assert_eq!(traceparent.unwrap(), format!("00-0af7651916cd43dd8448eb211c80319c-{span_id}-01"));
     }
 
     #[test]
