@@ -69,8 +69,7 @@ impl Runtime {
         let Some(message) = self.messages.get(&called.id) else { return Default::default() };
         let (traceparent, traced) = traced(message, self.spans.as_ref().map(Spans::sampler));
         let delivery = delivery_id::format(called.id);
-        let head =
-            request::head(message, &delivery, called.attempt, &self.constant, traceparent.as_deref());
+        let head = request::head(message, &delivery, called.attempt, &self.constant, traceparent.as_deref());
         if head.omitted > 0 {
             self.metrics.headers_omitted.inc_by(head.omitted as u64);
         }
@@ -190,13 +189,15 @@ impl Runtime {
 }
 
 /// The `traceparent` of a message's call, and the trace and the id of the span that the call is, if that is exported.
+///
+/// Who exports no spans hands the message's trace on and begins none: whatever a new one said of sampling, the application's own
+/// sampler would obey.
 fn traced(message: &Message, sampler: Option<Sampler>) -> (Option<String>, Option<(Context, String)>) {
-    let (own, span_id) = (Context::of(message), trace::span_id());
+    let own = Context::of(message);
     let Some(sampler) = sampler else {
-        let context = own.unwrap_or_else(|| Context { sampled: true, ..Context::fresh() });
-        return (Some(context.header(&span_id)), None);
+        return (own.and(message.header(trace::TRACEPARENT)).map(|own| own.trim().to_owned()), None);
     };
-    let context = sampler.decide(own);
+    let (context, span_id) = (sampler.decide(own), trace::span_id());
     (Some(context.header(&span_id)), context.sampled.then_some((context, span_id)))
 }
 
@@ -271,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sampler_s_decision_is_what_the_application_is_told_and_a_call_that_is_exported_is_a_span_of_its_own() {
+    fn what_the_sampler_decides_is_told_and_what_is_exported_is_a_span_of_its_own() {
         let sampled = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let mut table = FieldTable::default();
         table.insert(trace::TRACEPARENT.into(), AMQPValue::LongString(sampled.into()));
@@ -288,6 +289,8 @@ mod tests {
         let (context, span_id) = span.unwrap();
         assert_eq!(context.parent_id.as_deref(), Some("b7ad6b7169203331"));
         assert_eq!(traceparent.unwrap(), format!("00-0af7651916cd43dd8448eb211c80319c-{span_id}-01"));
+        assert_eq!(traced(&with, None), (Some(sampled.to_owned()), None));
+        assert_eq!(traced(&without, None), (None, None));
     }
 
     #[test]

@@ -323,9 +323,12 @@ async fn a_span_a_message_goes_to_the_collector_in_the_messages_own_trace(place:
     let mut table = FieldTable::default();
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     table.insert("traceparent".into(), AMQPValue::LongString(trace.into()));
-    place.client().await?.publish_with(QUEUE, b"x", persistent().with_headers(table)).await?;
+    let client = place.client().await?;
+    client.publish_with(QUEUE, b"x", persistent().with_headers(table)).await?;
     sidecar.settled("ack", 1).await?;
-    // The span waits for others when the process ends.
+    client.publish(QUEUE, b"without a trace").await?;
+    sidecar.settled("ack", 2).await?;
+    // The spans wait for others when the process ends.
     sidecar.terminate().await?;
     let export = collector.calls().pop().ok_or_else(|| anyhow::anyhow!("the span is lost"))?;
     let json: serde_json::Value = serde_json::from_slice(&export.body)?;
@@ -338,6 +341,11 @@ async fn a_span_a_message_goes_to_the_collector_in_the_messages_own_trace(place:
     ensure!(
         handed.contains(span["spanId"].as_str().unwrap_or("none")),
         "the call is a child of the span: {handed}"
+    );
+    let fresh = app.calls()[1].header("traceparent").to_owned();
+    ensure!(
+        fresh.len() == 55 && fresh.ends_with("-01") && !fresh.contains("0af7"),
+        "a trace of its own: {fresh}"
     );
     Ok(())
 }

@@ -34,7 +34,7 @@ async fn a_2xx_acks(place: Place) -> Result<()> {
     sidecar.settled("ack", 4).await?;
     let call = app.calls().pop().context("a call")?;
     ensure!(call.header("warren-queue") == QUEUE && call.header("warren-attempt") == "1");
-    ensure!(call.header("warren-max-attempts") == "2" && !call.header("traceparent").is_empty());
+    ensure!(call.header("warren-max-attempts") == "2" && !call.header("warren-delivery-id").is_empty());
     ensure!(call.header("warren-message-id").is_empty(), "no id was given, so none is made up");
     sidecar.until("warren_sidecar_messages_without_id_total", "", 4.0).await?;
     sidecar.terminate().await?;
