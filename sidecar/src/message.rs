@@ -1,5 +1,6 @@
 //! A delivered message, with what Warren's own headers on it say.
 
+use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use bytes::Bytes;
@@ -96,10 +97,64 @@ impl Message {
         let table = self.headers()?.inner();
         // HTTP knows no capitals in names: what came through the publish API has none.
         let other_case = || table.iter().find(|(own, _)| own.as_str().eq_ignore_ascii_case(name));
-        match table.get(name).or_else(|| other_case().map(|(_, value)| value))? {
-            AMQPValue::LongString(value) => Some(hash(value.as_bytes())),
-            AMQPValue::ShortString(value) => Some(hash(value.as_str().as_bytes())),
-            other => as_integer(other).map(|value| hash(&value.to_be_bytes())),
+        match Scalar::of(table.get(name).or_else(|| other_case().map(|(_, value)| value))?)? {
+            Scalar::Bytes(bytes) => Some(hash(bytes)),
+            plain => plain.text().map(|text| hash(text.as_bytes())),
+        }
+    }
+}
+
+/// What a header's value says, where that is one plain thing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Scalar<'a> {
+    /// A boolean.
+    Flag(bool),
+    /// An integer of any size, or a time in seconds since 1970.
+    Integer(i64),
+    /// A number that is finite.
+    Float(f64),
+    /// Text.
+    Text(&'a str),
+    /// Bytes that are no text.
+    Bytes(&'a [u8]),
+}
+
+impl<'a> Scalar<'a> {
+    /// A value's; none for lists, tables, decimals, nothing, and what is no finite number.
+    pub fn of(value: &'a AMQPValue) -> Option<Self> {
+        let bytes = |bytes| std::str::from_utf8(bytes).map_or(Self::Bytes(bytes), Self::Text);
+        let float = |float: f64| float.is_finite().then_some(Self::Float(float));
+        match value {
+            AMQPValue::Boolean(flag) => Some(Self::Flag(*flag)),
+            AMQPValue::ShortShortInt(n) => Some(Self::Integer(i64::from(*n))),
+            AMQPValue::ShortShortUInt(n) => Some(Self::Integer(i64::from(*n))),
+            AMQPValue::ShortInt(n) => Some(Self::Integer(i64::from(*n))),
+            AMQPValue::ShortUInt(n) => Some(Self::Integer(i64::from(*n))),
+            AMQPValue::LongInt(n) => Some(Self::Integer(i64::from(*n))),
+            AMQPValue::LongUInt(n) => Some(Self::Integer(i64::from(*n))),
+            AMQPValue::LongLongInt(n) => Some(Self::Integer(*n)),
+            AMQPValue::Timestamp(seconds) => i64::try_from(*seconds).ok().map(Self::Integer),
+            // By way of its digits: 0.1 stays 0.1.
+            AMQPValue::Float(value) => value.to_string().parse().ok().and_then(float),
+            AMQPValue::Double(value) => float(*value),
+            AMQPValue::ShortString(text) => Some(Self::Text(text.as_str())),
+            AMQPValue::LongString(text) => Some(bytes(text.as_bytes())),
+            AMQPValue::ByteArray(array) => Some(Self::Bytes(array.as_slice())),
+            AMQPValue::DecimalValue(_)
+            | AMQPValue::FieldArray(_)
+            | AMQPValue::FieldTable(_)
+            | AMQPValue::Void => None,
+        }
+    }
+
+    /// As text, which bytes are not.
+    pub fn text(self) -> Option<Cow<'a, str>> {
+        match self {
+            Self::Flag(flag) => Some(if flag { "true" } else { "false" }.into()),
+            Self::Integer(integer) => Some(integer.to_string().into()),
+            Self::Float(float) => Some(float.to_string().into()),
+            Self::Text(text) => Some(text.into()),
+            Self::Bytes(_) => None,
         }
     }
 }
@@ -112,38 +167,17 @@ fn hash(bytes: &[u8]) -> u64 {
 
 /// A header as text, if it is UTF-8 text.
 pub fn text<'a>(table: &'a FieldTable, name: &str) -> Option<&'a str> {
-    match table.inner().get(name)? {
-        AMQPValue::LongString(value) => std::str::from_utf8(value.as_bytes()).ok(),
-        AMQPValue::ShortString(value) => Some(value.as_str()),
-        _ => None,
+    match Scalar::of(table.inner().get(name)?)? {
+        Scalar::Text(text) => Some(text),
+        Scalar::Flag(_) | Scalar::Integer(_) | Scalar::Float(_) | Scalar::Bytes(_) => None,
     }
 }
 
 /// A header as a number, if it is an integer of any size.
 pub fn integer(table: &FieldTable, name: &str) -> Option<i64> {
-    as_integer(table.inner().get(name)?)
-}
-
-fn as_integer(value: &AMQPValue) -> Option<i64> {
-    match value {
-        AMQPValue::ShortShortInt(n) => Some(i64::from(*n)),
-        AMQPValue::ShortShortUInt(n) => Some(i64::from(*n)),
-        AMQPValue::ShortInt(n) => Some(i64::from(*n)),
-        AMQPValue::ShortUInt(n) => Some(i64::from(*n)),
-        AMQPValue::LongInt(n) => Some(i64::from(*n)),
-        AMQPValue::LongUInt(n) => Some(i64::from(*n)),
-        AMQPValue::LongLongInt(n) => Some(*n),
-        AMQPValue::Boolean(_)
-        | AMQPValue::Float(_)
-        | AMQPValue::Double(_)
-        | AMQPValue::DecimalValue(_)
-        | AMQPValue::ShortString(_)
-        | AMQPValue::LongString(_)
-        | AMQPValue::FieldArray(_)
-        | AMQPValue::Timestamp(_)
-        | AMQPValue::FieldTable(_)
-        | AMQPValue::ByteArray(_)
-        | AMQPValue::Void => None,
+    match Scalar::of(table.inner().get(name)?)? {
+        Scalar::Integer(integer) => Some(integer),
+        Scalar::Flag(_) | Scalar::Float(_) | Scalar::Text(_) | Scalar::Bytes(_) => None,
     }
 }
 
@@ -207,5 +241,24 @@ mod tests {
         assert_eq!(message.ordering_key("X-Customer"), message.ordering_key("x-customer"));
         let both = with(&[("Key", long("1")), ("key", long("2"))]);
         assert_ne!(both.ordering_key("Key"), both.ordering_key("key"), "the exact name comes first");
+    }
+
+    #[test]
+    fn every_plain_value_is_an_ordering_key_and_the_same_value_of_another_type_the_same_one() {
+        let key = |value: AMQPValue| with(&[("key", value)]).ordering_key("key");
+        assert!(key(AMQPValue::Boolean(true)).is_some_and(|key| Some(key) != key_of("false")));
+        assert_eq!(key(AMQPValue::Timestamp(1_700_000_000)), key_of("1700000000"));
+        assert_eq!(key(AMQPValue::LongLongInt(-7)), key_of("-7"));
+        assert_eq!(key(AMQPValue::Float(0.1)), key(AMQPValue::Double(0.1)));
+        assert_eq!(
+            key(AMQPValue::ByteArray(vec![0xFF].into())),
+            key(AMQPValue::LongString(vec![0xFF].into()))
+        );
+        assert_eq!(key(AMQPValue::Double(f64::NAN)), None);
+        assert_eq!(key(AMQPValue::Void), None);
+    }
+
+    fn key_of(text: &str) -> Option<u64> {
+        with(&[("key", long(text))]).ordering_key("key")
     }
 }

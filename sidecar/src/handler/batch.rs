@@ -20,7 +20,7 @@ use super::answer::EXCERPT;
 use super::trace;
 use crate::copy::cut;
 use crate::core::{Answers, DeadReason, Failure, Verdict};
-use crate::message::Message;
+use crate::message::{Message, Scalar};
 
 /// The content type of JSON lines.
 pub const JSON_LINES: &str = "application/x-ndjson";
@@ -117,26 +117,12 @@ impl Line<'_> {
 }
 
 fn json(value: &AMQPValue) -> Option<Value> {
-    match value {
-        AMQPValue::Boolean(value) => Some((*value).into()),
-        AMQPValue::ShortShortInt(value) => Some((*value).into()),
-        AMQPValue::ShortShortUInt(value) => Some((*value).into()),
-        AMQPValue::ShortInt(value) => Some((*value).into()),
-        AMQPValue::ShortUInt(value) => Some((*value).into()),
-        AMQPValue::LongInt(value) => Some((*value).into()),
-        AMQPValue::LongUInt(value) => Some((*value).into()),
-        AMQPValue::LongLongInt(value) => Some((*value).into()),
-        AMQPValue::Timestamp(value) => Some((*value).into()),
-        // Not a number and the infinities are no JSON.
-        AMQPValue::Float(value) => Some(Value::from(*value)).filter(Value::is_number),
-        AMQPValue::Double(value) => Some(Value::from(*value)).filter(Value::is_number),
-        AMQPValue::ShortString(value) => Some(value.as_str().into()),
-        AMQPValue::LongString(value) => std::str::from_utf8(value.as_bytes()).ok().map(Into::into),
-        AMQPValue::DecimalValue(_)
-        | AMQPValue::FieldArray(_)
-        | AMQPValue::FieldTable(_)
-        | AMQPValue::ByteArray(_)
-        | AMQPValue::Void => None,
+    match Scalar::of(value)? {
+        Scalar::Flag(flag) => Some(flag.into()),
+        Scalar::Integer(integer) => Some(integer.into()),
+        Scalar::Float(float) => Some(float.into()),
+        Scalar::Text(text) => Some(text.into()),
+        Scalar::Bytes(_) => None,
     }
 }
 
@@ -280,6 +266,7 @@ mod tests {
         table.insert("latin".into(), AMQPValue::LongString(vec![0xE9].into()));
         table.insert("ratio".into(), AMQPValue::Double(f64::NAN));
         table.insert("small".into(), AMQPValue::LongInt(1));
+        table.insert("tenth".into(), AMQPValue::Float(0.1));
         table.insert("warren-attempts".into(), AMQPValue::FieldTable(FieldTable::default()));
         let properties = BasicProperties::default().with_headers(table);
         let message = Message::new("e".into(), "k".into(), false, properties, Bytes::new());
@@ -287,7 +274,7 @@ mod tests {
         assert_eq!(line.omitted(), 3);
         let line = serde_json::to_value(&line).unwrap();
         assert_eq!(line["headersOmitted"], serde_json::json!(["bytes", "latin", "ratio"]));
-        assert_eq!(line["headers"], serde_json::json!({"small": 1}));
+        assert_eq!(line["headers"], serde_json::json!({"small": 1, "tenth": 0.1}));
     }
 
     #[test]

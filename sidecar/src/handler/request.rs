@@ -6,7 +6,7 @@ use warren_api::headers as names;
 use warren_broker::lapin::types::AMQPValue;
 
 use super::trace::{self, Context};
-use crate::message::Message;
+use crate::message::{Message, Scalar};
 
 /// Room for the message's own headers, in bytes.
 const ROOM: usize = 8 * 1024;
@@ -147,27 +147,7 @@ fn cloud_event(name: &str) -> Option<&str> {
 }
 
 fn plain(value: &AMQPValue) -> Option<HeaderValue> {
-    let number = |number: String| HeaderValue::try_from(number).ok();
-    match value {
-        AMQPValue::Boolean(value) => Some(HeaderValue::from_static(if *value { "true" } else { "false" })),
-        AMQPValue::ShortShortInt(value) => Some(HeaderValue::from(i16::from(*value))),
-        AMQPValue::ShortShortUInt(value) => Some(HeaderValue::from(u16::from(*value))),
-        AMQPValue::ShortInt(value) => Some(HeaderValue::from(*value)),
-        AMQPValue::ShortUInt(value) => Some(HeaderValue::from(*value)),
-        AMQPValue::LongInt(value) => Some(HeaderValue::from(*value)),
-        AMQPValue::LongUInt(value) => Some(HeaderValue::from(*value)),
-        AMQPValue::LongLongInt(value) => Some(HeaderValue::from(*value)),
-        AMQPValue::Timestamp(value) => Some(HeaderValue::from(*value)),
-        AMQPValue::Float(value) => number(value.to_string()),
-        AMQPValue::Double(value) => number(value.to_string()),
-        AMQPValue::ShortString(value) => Some(encoded(value.as_str())),
-        AMQPValue::LongString(value) => std::str::from_utf8(value.as_bytes()).ok().map(encoded),
-        AMQPValue::DecimalValue(_)
-        | AMQPValue::FieldArray(_)
-        | AMQPValue::FieldTable(_)
-        | AMQPValue::ByteArray(_)
-        | AMQPValue::Void => None,
-    }
+    Scalar::of(value)?.text().map(|text| encoded(&text))
 }
 
 /// The value of a header that HTTP or another standard defines: as it is, where HTTP allows that.
@@ -280,9 +260,11 @@ mod tests {
             ("x-customer", long("Zoë 100%")),
             ("count", AMQPValue::LongInt(-3)),
             ("ratio", AMQPValue::Double(0.5)),
+            ("tenth", AMQPValue::Float(0.1)),
             ("vip", AMQPValue::Boolean(true)),
         ]);
         let (headers, _) = headers_of(&message(properties));
+        assert_eq!(headers.get("warren-header-tenth").unwrap(), "0.1");
         assert_eq!(headers.get("warren-header-x-customer").unwrap(), "Zo%C3%AB 100%25");
         assert_eq!(headers.get("warren-header-count").unwrap(), "-3");
         assert_eq!(headers.get("warren-header-ratio").unwrap(), "0.5");
@@ -313,11 +295,12 @@ mod tests {
             ("bytes", AMQPValue::ByteArray(vec![1].into())),
             ("huge", long(&"x".repeat(60_000))),
             ("latin", AMQPValue::LongString(vec![0xE9].into())),
+            ("ratio", AMQPValue::Double(f64::NAN)),
             ("small", long("fits")),
         ]);
         let (headers, omitted) = headers_of(&message(properties));
-        assert_eq!(omitted, 4);
-        assert_eq!(headers.get("warren-headers-omitted").unwrap(), "a%20b,bytes,huge,latin");
+        assert_eq!(omitted, 5);
+        assert_eq!(headers.get("warren-headers-omitted").unwrap(), "a%20b,bytes,huge,latin,ratio");
         assert_eq!(headers.get("warren-header-small").unwrap(), "fits");
     }
 
