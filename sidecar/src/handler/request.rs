@@ -10,6 +10,9 @@ use crate::message::{Message, Scalar};
 
 /// Room for the message's own headers, in bytes.
 const ROOM: usize = 8 * 1024;
+/// How many of them there may be. Many servers take 100 headers in all and answer more with a 431 or 400, and up to 20 are ours
+/// and HTTP's.
+const OWN: usize = 64;
 /// Room for the names of those that did not fit.
 const OMITTED_ROOM: usize = 1024;
 
@@ -94,7 +97,7 @@ pub fn head(
 /// The message's own headers: those that are text, numbers or booleans, under names that HTTP allows, while they fit.
 fn own_headers(message: &Message, headers: &mut HeaderMap) -> usize {
     let Some(table) = message.headers() else { return 0 };
-    let mut room = ROOM;
+    let (mut room, mut places) = (ROOM, OWN);
     let mut omitted = Vec::new();
     for (name, value) in table.inner() {
         let name = name.as_str();
@@ -114,8 +117,9 @@ fn own_headers(message: &Message, headers: &mut HeaderMap) -> usize {
         };
         let value = if name == trace::TRACESTATE { message.header(name).map(standard) } else { plain(value) };
         match (target, value) {
-            (Some(target), Some(value)) if target.as_str().len() + value.len() <= room => {
+            (Some(target), Some(value)) if places > 0 && target.as_str().len() + value.len() <= room => {
                 room -= target.as_str().len() + value.len();
+                places -= 1;
                 headers.append(target, value);
             }
             (Some(_) | None, _) => omitted.push(name),
@@ -327,6 +331,18 @@ mod tests {
         let (headers, _) = headers_of(&message(properties));
         assert_eq!(headers.get("ce-id").unwrap(), "1");
         assert_eq!(headers.get("ce-source").unwrap(), "/s");
+    }
+
+    #[test]
+    fn a_server_that_takes_a_hundred_headers_takes_every_message() {
+        let many: Vec<(String, AMQPValue)> = (10..99).map(|n| (format!("h{n}"), long("x"))).collect();
+        let many: Vec<_> = many.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
+        let (headers, omitted) = headers_of(&message(table(&many)));
+        assert_eq!(omitted, many.len() - OWN);
+        let named = headers.get("warren-headers-omitted").unwrap().to_str().unwrap();
+        assert!(named.starts_with("h74,h75,") && named.ends_with(",h98"), "{named}");
+        // With every property there are nine more, and `host` and `content-length`.
+        assert!(headers.len() + 11 < 100, "{}", headers.len());
     }
 
     proptest! {
