@@ -14,7 +14,6 @@ pub const EXCERPT: usize = 512;
 /// The verdict of an answer. `body` is the beginning of its body; `wall` the wall clock, for a `Retry-After` that is a date.
 pub fn classify(status: u16, headers: &HeaderMap, body: &[u8], wall: SystemTime) -> Verdict {
     let after = retry_after_of(headers, wall);
-    let reason = headers.get(names::REASON).and_then(|value| value.to_str().ok());
     let said = match headers.get(names::OUTCOME).map(|value| value.to_str().unwrap_or("not text")) {
         None => by_status(status),
         Some(outcome) => match (outcome.trim(), status) {
@@ -32,7 +31,7 @@ pub fn classify(status: u16, headers: &HeaderMap, body: &[u8], wall: SystemTime)
             }
         },
     };
-    let detail = || reason.map_or_else(|| describe(status, body), |reason| cut(reason, EXCERPT).to_owned());
+    let detail = || reason_of(headers).unwrap_or_else(|| describe(status, body));
     match said {
         Said::Ack => Verdict::Ack,
         Said::Later => Verdict::Later,
@@ -69,6 +68,14 @@ fn describe(status: u16, body: &[u8]) -> String {
     } else {
         format!("the handler answered {status}: {body}")
     }
+}
+
+/// The `warren-reason` of an answer or request: UTF-8, or Latin-1, which is what many servers make of text in headers.
+pub fn reason_of(headers: &HeaderMap) -> Option<String> {
+    let bytes = headers.get(names::REASON)?.as_bytes();
+    let latin = || bytes.iter().copied().map(char::from).collect();
+    let reason = std::str::from_utf8(bytes).map_or_else(|_| latin(), str::to_owned);
+    Some(cut(&reason, EXCERPT).to_owned())
 }
 
 /// The `Retry-After` of an answer or request.
@@ -148,6 +155,21 @@ mod tests {
             Verdict::DeadLetter { reason: DeadReason::Rejected, detail: "no such customer".to_owned() }
         );
         assert_eq!(answer(202, &[("warren-outcome", "later")]), Verdict::Later);
+    }
+
+    #[test]
+    fn a_reason_beyond_ascii_is_kept_in_utf_8_and_in_latin_1() {
+        let euro = "5 \u{20ac}";
+        for (sent, kept) in [(euro.as_bytes(), euro), (&b"f\xfcr 5%"[..], "f\u{fc}r 5%")] {
+            let headers = HeaderMap::from_iter([(
+                http::HeaderName::from_static(names::REASON),
+                HeaderValue::from_bytes(sent).unwrap(),
+            )]);
+            assert_eq!(reason_of(&headers).as_deref(), Some(kept));
+            let detail = kept.to_owned();
+            let verdict = classify(422, &headers, b"", SystemTime::UNIX_EPOCH);
+            assert_eq!(verdict, Verdict::DeadLetter { reason: DeadReason::Rejected, detail });
+        }
     }
 
     #[test]

@@ -6,7 +6,6 @@ use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use tokio::sync::{mpsc, oneshot};
-use warren_api::headers;
 
 use super::publish::{LARGEST, Publish};
 use super::{Reply, reply};
@@ -118,10 +117,7 @@ async fn ask(
     body: ReplyBody,
 ) -> Option<LateReply> {
     let (reply, wait) = oneshot::channel();
-    let reason = || {
-        let reason = headers.get(headers::REASON).and_then(|value| value.to_str().ok());
-        reason.unwrap_or("the application said so later").to_owned()
-    };
+    let reason = || answer::reason_of(headers).unwrap_or_else(|| "the application said so later".to_owned());
     let message = match said {
         Said::Extend => Inbox::Extend { id, reply },
         Said::Ack => Inbox::LateAnswer { id, verdict: Verdict::Ack, body, reply },
