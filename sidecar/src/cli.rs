@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use warren_api::queue::{QueueSpec, QueueType, Retry};
 use warren_api::sidecar::{BatchConfig, ConsumerConfig, HandlerConfig, QueueConfig, SidecarConfig};
 use warren_api::worker::{DRAIN_MARGIN_SECONDS, PrefetchMode};
 use warren_broker::connect::{ConnectOptions, connect};
-use warren_broker::{BrokerAccess, declare, topology};
+use warren_broker::{BrokerAccess, SecretError, declare, topology};
 
 use crate::app::{self, Ports};
 use crate::config::{self, Files, Fixed, Live};
@@ -47,7 +48,7 @@ struct PublishArgs {
     /// The folder of the broker Secret.
     #[arg(long, default_value_os_t = Files::default().broker)]
     broker: PathBuf,
-    /// Virtual host; default: the Secret's.
+    /// Virtual host; default: the address's or the Secret's.
     #[arg(long)]
     vhost: Option<String>,
     /// error, warn, info, debug or trace.
@@ -205,7 +206,7 @@ fn grace_period(said: Option<u64>, drain: u64) -> Duration {
 async fn local(args: LocalArgs) -> Result<(), Failure> {
     crate::logging::start(&args.log_level);
     let config = local_config(&args)?;
-    let access = BrokerAccess::from_uri(&args.amqp)?;
+    let access = access(&args.amqp, config.queue.vhost.as_deref())?;
     let mut endpoint = Endpoint::parse(&args.handler)?;
     if args.config.is_some() {
         endpoint = endpoint.with_path(&config.handler.path)?;
@@ -235,10 +236,15 @@ fn spans() -> Option<otlp::Config> {
     })
 }
 
+/// A URI of the command line; `vhost` wins over its own, as in a pod over the Secret's.
+fn access(uri: &str, vhost: Option<&str>) -> Result<BrokerAccess, SecretError> {
+    BrokerAccess::parse(&BTreeMap::from([("uri".to_owned(), uri.as_bytes().to_vec())]), vhost)
+}
+
 async fn publish(args: PublishArgs) -> Result<(), Failure> {
     crate::logging::start(&args.log_level);
     let access = match &args.amqp {
-        Some(uri) => config::fixed_access(BrokerAccess::from_uri(uri)?),
+        Some(uri) => config::fixed_access(access(uri, args.vhost.as_deref())?),
         None => config::watch_access(args.broker, args.vhost)?,
     };
     let mut ports = Ports::pod();
@@ -307,4 +313,15 @@ pub async fn declare_queue(access: &BrokerAccess, config: &SidecarConfig) -> Res
     declare::declare(&channel, &topology::plan(&config.queue.name, &spec)).await?;
     connection.close(200, "declared".into()).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_virtual_host_wins_over_that_of_the_uri() {
+        assert_eq!(access("amqp://u:p@h/a", Some("b")).unwrap().vhost(), "b");
+        assert_eq!(access("amqp://u:p@h/a", None).unwrap().vhost(), "a");
+    }
 }
