@@ -112,9 +112,9 @@ struct LocalArgs {
     /// With --declare: a classic queue instead of a quorum queue.
     #[arg(long)]
     classic: bool,
-    /// Messages held unacknowledged at most.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=2000))]
-    prefetch: u16,
+    /// Messages held unacknowledged at most; default 1, or as many as --batch.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=2000))]
+    prefetch: Option<u16>,
     /// Handler calls at once; default prefetch.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=2000))]
     concurrency: Option<u16>,
@@ -257,6 +257,10 @@ fn local_config(args: &LocalArgs) -> Result<SidecarConfig, Failure> {
     if let Some(path) = &args.config {
         return Ok(config::read_config(path)?);
     }
+    let prefetch = args.prefetch.or(args.batch).unwrap_or(1);
+    if args.batch.is_some_and(|batch| batch > prefetch) {
+        return Err("--batch cannot exceed --prefetch: no more messages are held at once. Raise --prefetch or lower --batch".into());
+    }
     let endpoint: http::Uri = args.handler.parse().map_err(|_| {
         Endpoint::parse(&args.handler).err().map_or_else(|| "no handler".to_owned(), |e| e.to_string())
     })?;
@@ -278,13 +282,13 @@ fn local_config(args: &LocalArgs) -> Result<SidecarConfig, Failure> {
             reply: args.reply,
             max_body_bytes: args.max_body_bytes,
             batch: args.batch.map(|max_messages| BatchConfig {
-                max_messages: max_messages.min(args.prefetch),
+                max_messages,
                 max_wait_milliseconds: args.batch_wait_milliseconds,
             }),
         },
         consumer: ConsumerConfig {
-            prefetch: args.prefetch,
-            concurrency: args.concurrency.unwrap_or(args.prefetch).min(args.prefetch),
+            prefetch,
+            concurrency: args.concurrency.unwrap_or(prefetch).min(prefetch),
             paused: false,
             prefetch_mode: if args.auto_prefetch { PrefetchMode::Auto } else { PrefetchMode::Fixed },
             ordering_key: args.ordering_key.clone(),
@@ -318,6 +322,30 @@ pub async fn declare_queue(access: &BrokerAccess, config: &SidecarConfig) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn config_of(flags: &[&str]) -> Result<SidecarConfig, Failure> {
+        let line =
+            ["warren-sidecar", "local", "--amqp", "amqp://h", "--queue", "q", "--handler", "http://h/"];
+        match Cli::try_parse_from(line.iter().chain(flags))?.command {
+            Command::Local(args) => local_config(&args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_prefetch_has_room_for_a_batch_or_the_batch_is_refused() {
+        for (flags, prefetch, batch) in [
+            (&[][..], 1, None),
+            (&["--batch", "100"], 100, Some(100)),
+            (&["--batch", "100", "--prefetch", "200"], 200, Some(100)),
+        ] {
+            let config = config_of(flags).unwrap();
+            assert_eq!(config.consumer.prefetch, prefetch);
+            assert_eq!(config.handler.batch.map(|batch| batch.max_messages), batch);
+        }
+        let refused = config_of(&["--batch", "100", "--prefetch", "10"]).unwrap_err();
+        assert!(refused.to_string().contains("--prefetch"), "{refused}");
+    }
 
     #[test]
     fn a_virtual_host_wins_over_that_of_the_uri() {
