@@ -12,7 +12,7 @@ use crate::harness::{Place, QUEUE, Running, config, headers_of, message_of, requ
 on_each_release!(
     a_202_means_that_the_broker_has_it_with_all_that_was_given,
     a_missing_exchange_and_a_missing_route_are_404_and_harm_no_other,
-    what_may_not_is_403_and_what_cannot_is_400_or_413,
+    what_may_not_is_403_and_what_cannot_is_400_413_or_431,
     a_batch_has_a_result_a_line,
     each_of_many_callers_at_once_learns_what_became_of_its_own_message,
     a_forbidden_exchange_is_403_for_its_callers_and_harms_no_other_at_the_same_time,
@@ -71,7 +71,7 @@ async fn a_missing_exchange_and_a_missing_route_are_404_and_harm_no_other(place:
     Ok(())
 }
 
-async fn what_may_not_is_403_and_what_cannot_is_400_or_413(place: Place) -> Result<()> {
+async fn what_may_not_is_403_and_what_cannot_is_400_413_or_431(place: Place) -> Result<()> {
     let (_app, sidecar) = paused(&place).await?;
     for (path, headers) in [
         ("/publish?routingkey=orders", &[][..]),
@@ -85,6 +85,8 @@ async fn what_may_not_is_403_and_what_cannot_is_400_or_413(place: Place) -> Resu
     }
     let large = vec![b'x'; 16 * 1024 * 1024 + 1];
     ensure!(request(sidecar.local, "POST", "/publish?routingKey=orders", &[], &large).await?.status == 413);
+    let many = [("warren-header-own", "x"); 101];
+    ensure!(request(sidecar.local, "POST", "/publish?routingKey=orders", &many, b"x").await?.status == 431);
     let lines = "{}\n".repeat(16 * 1024 + 1);
     let many = request(sidecar.local, "POST", "/publish/batch", &[], lines.as_bytes()).await?;
     ensure!(many.status == 413, "a line takes room beside its bytes: {}", many.head);
@@ -107,6 +109,7 @@ nonsense
 
 {"routingKey":"orders","base64":"/w==","headers":{"a":1}}
 {"routingKey":"orders","text":"x","headers":{"BCC":"nowhere"}}
+{"routingKey":"orders","body":{"n":1}}
 {"routingKey":"orders","text":"the channel lives"}"#;
     let answer = request(sidecar.local, "POST", "/publish/batch", &[], lines.as_bytes()).await?;
     let text = answer.text();
@@ -114,7 +117,7 @@ nonsense
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()?["status"].as_u64())
         .collect();
-    ensure!(statuses == [202, 404, 400, 202, 400, 202], "{text}");
+    ensure!(statuses == [202, 404, 400, 202, 400, 400, 202], "{text}");
     let client = place.client().await?;
     let (body, properties) = message_of(&client, QUEUE).await?;
     ensure!(
