@@ -9,9 +9,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 /// The delivery limit of a quorum queue whose spec names none.
 pub const DEFAULT_DELIVERY_LIMIT: i32 = 100;
+
+/// CEL: text that AMQP can say; `maxLength` counts characters.
+const BYTES: &str = "size(bytes(self)) <= 255";
 
 /// The message of each field that RabbitMQ cannot change.
 macro_rules! immutable {
@@ -213,6 +217,8 @@ pub struct BrokerRef {
     /// Virtual host; default: the Secret's, else "/".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255))]
+    #[x_kube(validation = Rule::new(BYTES)
+        .message("vhost may have at most 255 bytes, as AMQP takes no more: use a shorter one"))]
     pub vhost: Option<String>,
 }
 
@@ -267,14 +273,19 @@ pub struct Binding {
     #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9._:-]+$"))]
     pub exchange: String,
 
-    /// The routing key or pattern; default empty.
+    /// The routing key or pattern; default empty. At most 255 bytes.
     #[serde(default)]
     #[schemars(length(max = 255))]
+    #[x_kube(validation = Rule::new(BYTES)
+        .message("routingKey may have at most 255 bytes, as AMQP takes no more: use a shorter one"))]
     pub routing_key: String,
 
-    /// Arguments of a binding to a headers exchange (such as `x-match`), as text.
+    /// Arguments of a binding to a headers exchange (such as `x-match`), as text: names of at most 63 characters, values of at
+    /// most 255, 3 KiB in all.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 32))]
+    #[schemars(extend("maxProperties" = 32, "additionalProperties" = json!({"type": "string", "maxLength": 255})))]
+    #[x_kube(validation = Rule::new("self.all(name, size(name) <= 63)")
+        .message("an argument's name may have at most 63 characters: use a shorter one"))]
     pub arguments: BTreeMap<String, String>,
 
     /// Declare the exchange, durable; without it the exchange must exist.

@@ -12,6 +12,8 @@ use url::{Host, Url};
 
 const AMQP_PORT: u16 = 5672;
 const AMQPS_PORT: u16 = 5671;
+/// In bytes. The AMQP library panics over a longer one before it connects.
+const LONGEST_VHOST: usize = 255;
 
 /// A broker's addresses (sorted), the identity to present and the virtual host. Equal values may share a connection.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -63,6 +65,9 @@ pub enum SecretError {
         /// What is wrong with its value, without the value.
         problem: String,
     },
+    /// AMQP cannot say the virtual host.
+    #[error("the virtual host has {0} bytes, and AMQP takes at most {LONGEST_VHOST}: name another")]
+    VhostTooLong(usize),
 }
 
 impl BrokerAccess {
@@ -80,7 +85,7 @@ impl BrokerAccess {
         if let Some(vhost) = vhost {
             vhost.clone_into(&mut access.vhost);
         }
-        Ok(access)
+        access.sayable()
     }
 
     /// Parses one URI, as a command line gives it.
@@ -88,7 +93,12 @@ impl BrokerAccess {
     /// # Errors
     /// What is wrong with the URI.
     pub fn from_uri(uri: &str) -> Result<Self, SecretError> {
-        Self::from_uris(&[("uri", uri.to_owned())], None, None)
+        Self::from_uris(&[("uri", uri.to_owned())], None, None)?.sayable()
+    }
+
+    fn sayable(self) -> Result<Self, SecretError> {
+        let bytes = self.vhost.len();
+        if bytes > LONGEST_VHOST { Err(SecretError::VhostTooLong(bytes)) } else { Ok(self) }
     }
 
     fn from_uris(
@@ -326,6 +336,20 @@ mod tests {
         let keys = secret(&[("host", "h"), ("username", "u"), ("password", "p"), ("vhost", "a")]);
         assert_eq!(BrokerAccess::parse(&keys, None).unwrap().vhost(), "a");
         assert_eq!(BrokerAccess::parse(&keys, Some("b")).unwrap().vhost(), "b");
+    }
+
+    #[test]
+    fn a_vhost_that_amqp_cannot_say_is_refused_wherever_it_comes_from() {
+        let (most, over) = ("x".repeat(255), "ж".repeat(128));
+        let parts = |vhost| secret(&[("host", "h"), ("username", "u"), ("password", "p"), ("vhost", vhost)]);
+        let uri = |vhost: &str| format!("amqp://u:p@h/{vhost}");
+        assert_eq!(BrokerAccess::parse(&parts(&over), Some(&most)).unwrap().vhost(), most);
+        let refused = Some(SecretError::VhostTooLong(256));
+        assert_eq!(BrokerAccess::parse(&parts(&over), None).err(), refused);
+        assert_eq!(BrokerAccess::parse(&parts(&most), Some(&over)).err(), refused);
+        assert_eq!(parse(&[("uri", &uri(&over))]).err(), refused);
+        assert_eq!(parse(&[("uri", &uri("")), ("vhost", &over)]).err(), refused);
+        assert_eq!(BrokerAccess::from_uri(&uri(&over)).err(), refused);
     }
 
     #[test]

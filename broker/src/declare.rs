@@ -17,6 +17,12 @@ use warren_api::queue::{DeclaredBinding, ExchangeType};
 use crate::error::BrokerError;
 use crate::topology::{Argument, ExchangePlan, QueuePlan, Topology};
 
+/// What the arguments of a binding may take on the wire, in bytes: with its names they fit the smallest frame that a broker may
+/// insist on, 4096 bytes. A larger frame ends the connection, and with it the work of every other Queue there.
+const LARGEST_ARGUMENTS: usize = 3 * 1024;
+/// What an argument takes beside its name and value: their lengths, and its type.
+const ARGUMENT_OVERHEAD: usize = 6;
+
 /// What was being declared when the broker refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Object {
@@ -71,24 +77,46 @@ pub async fn declare(channel: &Channel, topology: &Topology) -> Result<Vec<Queue
     let depths = queues
         .iter()
         .zip(answers)
-        .map(|(queue, answer)| answer.map_err(|error| refused(Object::Queue(queue.name.clone()), &error)));
+        .map(|(queue, answer)| answer.map_err(|error| refused(Object::Queue(queue.name.clone()), error)));
     let depths = depths.collect::<Result<_, _>>()?;
     for exchange in exchanges {
         let object = || Object::Exchange(exchange.name.clone());
-        declare_exchange(channel, exchange).await.map_err(|e| refused(object(), &e))?;
+        declare_exchange(channel, exchange).await.map_err(|e| refused(object(), e))?;
     }
     let answers = join_all(bindings.iter().map(|binding| bind(channel, main, binding))).await;
     for (DeclaredBinding { exchange, routing_key, .. }, answer) in bindings.iter().zip(answers) {
-        answer.map_err(|error| refused(Object::Binding(exchange.clone(), routing_key.clone()), &error))?;
+        answer.map_err(|error| refused(Object::Binding(exchange.clone(), routing_key.clone()), error))?;
     }
     Ok(depths)
 }
 
-fn refused(object: Object, error: &lapin::Error) -> DeclareError {
-    DeclareError { object, error: BrokerError::from_lapin(error) }
+fn refused(object: Object, error: BrokerError) -> DeclareError {
+    DeclareError { object, error }
 }
 
-async fn declare_exchange(channel: &Channel, plan: &ExchangePlan) -> lapin::Result<()> {
+/// Text for a field of AMQP that takes at most 255 bytes; the library's own conversion panics over a longer one.
+///
+/// # Errors
+/// [`BrokerError::Precondition`] where it is longer, with `what` it is.
+pub fn short(what: &str, text: &str) -> Result<ShortString, BrokerError> {
+    ShortString::try_new(text).map_err(|_| BrokerError::Precondition {
+        detail: format!("{what} has {} bytes, and AMQP takes at most 255", text.len()),
+    })
+}
+
+/// A queue's name, as [`short`].
+///
+/// # Errors
+/// See [`short`].
+pub fn queue_name(name: &str) -> Result<ShortString, BrokerError> {
+    short("the queue's name", name)
+}
+
+fn exchange_name(name: &str) -> Result<ShortString, BrokerError> {
+    short("the exchange's name", name)
+}
+
+async fn declare_exchange(channel: &Channel, plan: &ExchangePlan) -> Result<(), BrokerError> {
     let kind = match plan.declare {
         None | Some(ExchangeType::Direct) => ExchangeKind::Direct,
         Some(ExchangeType::Fanout) => ExchangeKind::Fanout,
@@ -100,12 +128,13 @@ async fn declare_exchange(channel: &Channel, plan: &ExchangePlan) -> lapin::Resu
         passive: plan.declare.is_none(),
         ..ExchangeDeclareOptions::default()
     };
-    channel.exchange_declare(plan.name.as_str().into(), kind, options, FieldTable::default()).await
+    let name = exchange_name(&plan.name)?;
+    Ok(channel.exchange_declare(name, kind, options, FieldTable::default()).await?)
 }
 
-async fn declare_queue(channel: &Channel, plan: &QueuePlan) -> lapin::Result<QueueDepth> {
+async fn declare_queue(channel: &Channel, plan: &QueuePlan) -> Result<QueueDepth, BrokerError> {
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    channel.queue_declare(plan.name.as_str().into(), options, table(&plan.arguments)).await.map(depth_of)
+    Ok(depth_of(channel.queue_declare(queue_name(&plan.name)?, options, table(&plan.arguments)).await?))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "what a declaration answers")]
@@ -113,17 +142,29 @@ fn depth_of(answer: lapin::Queue) -> QueueDepth {
     QueueDepth { ready: answer.message_count(), consumers: answer.consumer_count() }
 }
 
-async fn bind(channel: &Channel, queue: &str, plan: &DeclaredBinding) -> lapin::Result<()> {
-    let DeclaredBinding { exchange, routing_key, arguments } = plan;
-    channel
-        .queue_bind(
-            queue.into(),
-            exchange.as_str().into(),
-            routing_key.as_str().into(),
-            QueueBindOptions::default(),
-            text_table(arguments),
-        )
-        .await
+/// A binding as AMQP says it.
+struct Route {
+    queue: ShortString,
+    exchange: ShortString,
+    routing_key: ShortString,
+    arguments: FieldTable,
+}
+
+impl Route {
+    fn parse(queue: &str, plan: &DeclaredBinding) -> Result<Self, BrokerError> {
+        let DeclaredBinding { exchange, routing_key, arguments } = plan;
+        Ok(Self {
+            queue: queue_name(queue)?,
+            exchange: exchange_name(exchange)?,
+            routing_key: short("the routing key", routing_key)?,
+            arguments: text_table(arguments)?,
+        })
+    }
+}
+
+async fn bind(channel: &Channel, queue: &str, plan: &DeclaredBinding) -> Result<(), BrokerError> {
+    let Route { queue, exchange, routing_key, arguments } = Route::parse(queue, plan)?;
+    Ok(channel.queue_bind(queue, exchange, routing_key, QueueBindOptions::default(), arguments).await?)
 }
 
 /// Takes back a binding of `queue`; one that is not there is no error.
@@ -131,16 +172,11 @@ async fn bind(channel: &Channel, queue: &str, plan: &DeclaredBinding) -> lapin::
 /// # Errors
 /// Why the broker refused; `channel` is closed then.
 pub async fn unbind(channel: &Channel, queue: &str, plan: &DeclaredBinding) -> Result<(), BrokerError> {
-    let DeclaredBinding { exchange, routing_key, arguments } = plan;
-    channel
-        .queue_unbind(
-            queue.into(),
-            exchange.as_str().into(),
-            routing_key.as_str().into(),
-            text_table(arguments),
-        )
-        .await
-        .map_err(|error| BrokerError::from_lapin(&error))
+    // What cannot be said was never made.
+    let Ok(Route { queue, exchange, routing_key, arguments }) = Route::parse(queue, plan) else {
+        return Ok(());
+    };
+    Ok(channel.queue_unbind(queue, exchange, routing_key, arguments).await?)
 }
 
 /// Asks for a queue's depth without changing anything.
@@ -149,8 +185,7 @@ pub async fn unbind(channel: &Channel, queue: &str, plan: &DeclaredBinding) -> R
 /// [`BrokerError::NotFound`] where the queue is missing; `channel` is closed by any error.
 pub async fn depth(channel: &Channel, queue: &str) -> Result<QueueDepth, BrokerError> {
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let answer = channel.queue_declare(queue.into(), options, FieldTable::default()).await;
-    answer.map(depth_of).map_err(|error| BrokerError::from_lapin(&error))
+    Ok(depth_of(channel.queue_declare(queue_name(queue)?, options, FieldTable::default()).await?))
 }
 
 /// Whether a queue gives no message, which a quorum queue without a leader cannot answer; a message that it gives is put
@@ -159,13 +194,10 @@ pub async fn depth(channel: &Channel, queue: &str) -> Result<QueueDepth, BrokerE
 /// # Errors
 /// Why the broker refused; `channel` is closed then.
 pub async fn gives_nothing(channel: &Channel, queue: &str) -> Result<bool, BrokerError> {
-    let got = channel
-        .basic_get(queue.into(), BasicGetOptions::default())
-        .await
-        .map_err(|error| BrokerError::from_lapin(&error))?;
+    let got = channel.basic_get(queue_name(queue)?, BasicGetOptions::default()).await?;
     let Some(message) = got else { return Ok(true) };
     let put_back = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-    message.delivery.acker.nack(put_back).await.map_err(|error| BrokerError::from_lapin(&error))?;
+    message.delivery.acker.nack(put_back).await?;
     Ok(false)
 }
 
@@ -177,8 +209,8 @@ pub async fn gives_nothing(channel: &Channel, queue: &str) -> Result<bool, Broke
 pub async fn delete(channel: &Channel, queue: &str, only_unused: bool) -> Result<(), BrokerError> {
     let options =
         QueueDeleteOptions { if_empty: only_unused, if_unused: only_unused, ..QueueDeleteOptions::default() };
-    let deleted = channel.queue_delete(queue.into(), options).await;
-    deleted.map(drop).map_err(|error| BrokerError::from_lapin(&error))
+    channel.queue_delete(queue_name(queue)?, options).await?;
+    Ok(())
 }
 
 fn table(arguments: &BTreeMap<&'static str, Argument>) -> FieldTable {
@@ -194,10 +226,70 @@ fn table(arguments: &BTreeMap<&'static str, Argument>) -> FieldTable {
     table
 }
 
-fn text_table(arguments: &BTreeMap<String, String>) -> FieldTable {
+fn text_table(arguments: &BTreeMap<String, String>) -> Result<FieldTable, BrokerError> {
+    let size: usize =
+        arguments.iter().map(|(name, value)| name.len() + value.len() + ARGUMENT_OVERHEAD).sum();
+    if size > LARGEST_ARGUMENTS {
+        let detail = format!("its arguments take {size} bytes, and at most {LARGEST_ARGUMENTS} can be sent");
+        return Err(BrokerError::Precondition { detail });
+    }
     let mut table = FieldTable::default();
     for (name, value) in arguments {
-        table.insert(name.as_str().into(), AMQPValue::LongString(value.as_str().into()));
+        table.insert(short("an argument's name", name)?, AMQPValue::LongString(value.as_str().into()));
     }
-    table
+    Ok(table)
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::types::generation::gen_field_table;
+    use warren_api::QueueSpec;
+    use warren_api::queue::Binding;
+
+    use super::*;
+    use crate::error::Category;
+    use crate::topology::plan;
+
+    /// The binding of a Queue that no API server has looked at, or what keeps it from being sent.
+    fn route(exchange: &str, routing_key: &str, arguments: &[(&str, &str)]) -> Result<Route, String> {
+        let arguments = arguments.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let binding = Binding {
+            exchange: exchange.to_owned(),
+            routing_key: routing_key.to_owned(),
+            arguments: arguments.collect(),
+            declare: None,
+        };
+        let topology = plan("orders", &QueueSpec { bindings: vec![binding], ..QueueSpec::default() });
+        Route::parse("orders", &topology.bindings[0]).map_err(|error| {
+            assert_eq!(error.category(), Category::Terminal);
+            error.to_string()
+        })
+    }
+
+    #[test]
+    fn what_amqp_cannot_say_is_refused_by_its_bytes_and_not_its_characters() {
+        let (most, over) = ("x".repeat(255), "ж".repeat(128));
+        assert!(route(&most, &most, &[("x-match", "all"), (&most, "")]).is_ok());
+        for (route, what) in [
+            (route(&over, "", &[]), "the exchange's name has 256 bytes"),
+            (route("shop", &over, &[]), "the routing key has 256 bytes"),
+            (route("shop", "", &[(&over, "")]), "an argument's name has 256 bytes"),
+            (route("shop", "", &[("kind", &"x".repeat(4000))]), "its arguments take 4010 bytes"),
+        ] {
+            let refused = route.err();
+            assert!(refused.as_ref().is_some_and(|refused| refused.contains(what)), "{what}: {refused:?}");
+        }
+        assert!(queue_name(&over).is_err());
+    }
+
+    #[test]
+    fn a_binding_of_the_longest_names_and_arguments_fits_the_smallest_frame() {
+        let most = "x".repeat(255);
+        let names: Vec<_> = (0..LARGEST_ARGUMENTS / 256).map(|number| format!("{number:0>250}")).collect();
+        let arguments: Vec<_> = names.iter().map(|name| (name.as_str(), "")).collect();
+        let route = route(&most, &most, &arguments).unwrap();
+        let table = gen_field_table(&route.arguments)(Vec::new().into()).unwrap().into_inner().0;
+        // The frame's head and end, class and method, a reserved number, three names, and a flag.
+        assert!(table.len() + 8 + 4 + 2 + 3 * 256 + 1 <= 4096);
+    }
 }

@@ -155,6 +155,12 @@ impl BrokerError {
     }
 }
 
+impl From<Error> for BrokerError {
+    fn from(error: Error) -> Self {
+        Self::from_lapin(&error)
+    }
+}
+
 /// What a 406 says of one argument that differs: a declaration stops at the first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::{FutureExt, Stream};
 use warren_broker::BrokerError;
+use warren_broker::declare::queue_name;
 use warren_broker::lapin::message::Delivery;
 use warren_broker::lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
@@ -49,10 +50,11 @@ pub enum Arrival {
 /// # Errors
 /// Why there is no channel; [`BrokerError::NotFound`] if the queue is missing.
 pub async fn open(connection: &Connection, queue: &str) -> Result<Channel, BrokerError> {
+    let queue = queue_name(queue)?;
     let opening = async {
         let channel = connection.create_channel().await?;
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
+        channel.queue_declare(queue, options, FieldTable::default()).await?;
         Ok(channel)
     };
     patiently("the queue", opening).await
@@ -63,10 +65,11 @@ pub async fn open(connection: &Connection, queue: &str) -> Result<Channel, Broke
 /// # Errors
 /// Why the broker refused; the channel is closed then.
 pub async fn consume(channel: Channel, queue: String, prefetch: u16) -> Result<Consumer, BrokerError> {
+    let queue = queue_name(&queue)?;
     let consuming = async {
         channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
         let options = BasicConsumeOptions::default();
-        channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default()).await
+        channel.basic_consume(queue, "".into(), options, FieldTable::default()).await
     };
     patiently("consuming", consuming).await
 }

@@ -1,9 +1,10 @@
 //! Each refusal is an error of its own, which says what to do.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 
 use anyhow::Result;
-use warren_api::queue::{QueueSpec, QueueType};
+use warren_api::queue::{Binding, QueueSpec, QueueType};
 use warren_broker::connect::{ConnectOptions, connect};
 use warren_broker::error::Difference;
 use warren_broker::lapin::options::QueueDeclareOptions;
@@ -86,6 +87,32 @@ async fn a_missing_right_names_the_queue() -> Result<()> {
         matches!(&error, BrokerError::AccessRefused { detail } if detail.contains("work.dlq")),
         "{error:?}"
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_binding_that_amqp_cannot_say_is_refused_and_its_connection_lives_on() -> Result<()> {
+    let vhost = Vhost::new("long").await?;
+    let connection = connection(&vhost.uri()).await?;
+    let binding = |routing_key: String, value: String| Binding {
+        exchange: "amq.headers".to_owned(),
+        routing_key,
+        arguments: BTreeMap::from([("kind".to_owned(), value)]),
+        declare: None,
+    };
+    for (binding, word) in [
+        (binding("ж".repeat(128), String::new()), "routing key has 256 bytes"),
+        (binding(String::new(), "x".repeat(200_000)), "arguments take"),
+    ] {
+        let topology = plan("work", &QueueSpec { bindings: vec![binding], ..QueueSpec::default() });
+        let channel = connection.create_channel().await?;
+        let error = declare::declare(&channel, &topology).await.unwrap_err().error;
+        assert_eq!(error.category(), Category::Terminal);
+        assert!(error.to_string().contains(word), "{error}");
+        // It was never made: there is nothing to take back.
+        declare::unbind(&channel, "work", &topology.bindings[0]).await?;
+        assert!(declare::depth(&channel, "work").await.is_ok());
+    }
     Ok(())
 }
 

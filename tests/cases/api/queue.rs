@@ -83,6 +83,29 @@ async fn declaring_an_exchange_of_the_broker_s_own_is_refused() {
 }
 
 #[tokio::test]
+async fn what_amqp_cannot_say_is_refused_by_its_bytes_and_not_its_characters() {
+    let (most, over) = ("x".repeat(255), "ж".repeat(128));
+    let key = |key: &str| queue(&format!("{{bindings: [{{exchange: shop, routingKey: {key}}}]}}"));
+    refused(&key(&over), "routingKey may have at most 255 bytes").await;
+    let vhost = |vhost: &str| queue(&format!("{{broker: {{vhost: {vhost}}}}}"));
+    refused(&vhost(&over), "vhost may have at most 255 bytes").await;
+    for allowed in [key(&most), vhost(&most)] {
+        assert!(send(&allowed).await.is_ok(), "{allowed}");
+    }
+}
+
+#[tokio::test]
+async fn arguments_of_a_binding_that_no_frame_holds_are_refused() {
+    let arguments = |name: usize, value: usize| {
+        let (name, value) = ("n".repeat(name), "v".repeat(value));
+        queue(&format!("{{bindings: [{{exchange: shop, arguments: {{{name}: {value}}}}}]}}"))
+    };
+    refused(&arguments(64, 1), "an argument's name may have at most 63 characters").await;
+    refused(&arguments(1, 256), "may not be more than 255").await;
+    assert!(send(&arguments(63, 255)).await.is_ok());
+}
+
+#[tokio::test]
 async fn what_the_broker_cannot_change_is_immutable_and_points_to_the_way_around() {
     for (index, patch) in [
         r#"{"queueName":"other"}"#,
