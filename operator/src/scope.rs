@@ -252,7 +252,10 @@ async fn sweep(context: Arc<Context>) {
         let mut known: HashSet<Key> = workers.iter().map(|worker| worker_key(worker)).collect();
         known.extend(context.pods.all_workers());
         context.forget_consumers(&known);
-        context.metrics.retain_queues(&living, &watched.filter(|queue| living.contains(queue)).collect());
-        context.brokers.retain(context.namespace.as_deref(), &living, &context.queue_changed);
+        let watched = watched.filter(|queue| living.contains(queue)).collect();
+        // Metrics and brokers are the process's, and other scopes have theirs there.
+        let scope = context.namespace.as_deref();
+        context.metrics.retain_queues(scope, &living, &watched);
+        context.brokers.retain(scope, &living, &context.queue_changed);
     }
 }

@@ -150,14 +150,15 @@ impl Metrics {
         self.of_queues.forget(queue);
     }
 
-    /// Only these Queues are left, and only the messages of those that are `watched` are still read.
-    pub fn retain_queues(&self, living: &BTreeSet<Key>, watched: &BTreeSet<Key>) {
+    /// Only these Queues of `namespace` (none: of all) are left, and only the messages of those that are `watched` are still read.
+    pub fn retain_queues(&self, namespace: Option<&str>, living: &BTreeSet<Key>, watched: &BTreeSet<Key>) {
+        let elsewhere = |queue: &Key| namespace.is_some_and(|namespace| namespace != queue.namespace);
         let mut states = self.queue_states();
-        states.ready.retain(|queue| living.contains(queue));
-        states.not_ready.retain(|queue| living.contains(queue));
+        states.ready.retain(|queue| elsewhere(queue) || living.contains(queue));
+        states.not_ready.retain(|queue| elsewhere(queue) || living.contains(queue));
         self.count_queues(&states);
         drop(states);
-        self.of_queues.retain(watched);
+        self.of_queues.retain(|queue| elsewhere(queue) || watched.contains(queue));
     }
 
     fn count_queues(&self, states: &QueueStates) {
@@ -299,18 +300,25 @@ mod tests {
     }
 
     #[test]
-    fn queues_that_went_unseen_and_those_that_nobody_reads_are_forgotten() {
+    fn queues_of_a_namespace_that_went_unseen_and_those_that_nobody_reads_are_forgotten() {
         let metrics = Metrics::new().unwrap();
-        let [gone, alone, consumed] = ["gone", "alone", "consumed"]
-            .map(|name| Key { namespace: "n".to_owned(), name: name.to_owned() });
-        for queue in [&gone, &alone, &consumed] {
+        let key =
+            |namespace: &str, name: &str| Key { namespace: namespace.to_owned(), name: name.to_owned() };
+        let [gone, alone, consumed] = ["gone", "alone", "consumed"].map(|name| key("n", name));
+        let elsewhere = key("other", "elsewhere");
+        for queue in [&gone, &alone, &consumed, &elsewhere] {
             metrics.queue_ready(queue, true);
             metrics.queue_messages(queue, Some(1), None, None);
         }
-        metrics.retain_queues(&[alone, consumed.clone()].into(), &[consumed].into());
+        let (living, watched) = (BTreeSet::from([alone, consumed.clone()]), BTreeSet::from([consumed]));
+        metrics.retain_queues(Some("n"), &living, &watched);
+        let text = metrics.text().unwrap();
+        assert!(text.contains("warren_operator_queues{ready=\"true\"} 3"), "{text}");
+        assert!(!text.contains("queue=\"gone\"") && !text.contains("queue=\"alone\""), "{text}");
+        assert!(text.contains("queue=\"consumed\"") && text.contains("queue=\"elsewhere\""), "{text}");
+        metrics.retain_queues(None, &living, &watched);
         let text = metrics.text().unwrap();
         assert!(text.contains("warren_operator_queues{ready=\"true\"} 2"), "{text}");
-        assert!(!text.contains("queue=\"gone\"") && !text.contains("queue=\"alone\""), "{text}");
-        assert!(text.contains("queue=\"consumed\""), "{text}");
+        assert!(!text.contains("queue=\"elsewhere\"") && text.contains("queue=\"consumed\""), "{text}");
     }
 }

@@ -3,7 +3,7 @@
 //! A vector of the metrics library keeps name, help and labels once more for every series: about a kB each, of which a Worker
 //! has eight.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -75,9 +75,9 @@ impl Series {
         self.rows().remove(key);
     }
 
-    /// Only these resources are left.
-    pub(super) fn retain(&self, living: &BTreeSet<Key>) {
-        self.rows().retain(|key, _| living.contains(key));
+    /// Only resources of which `lives` says so are left.
+    pub(super) fn retain(&self, lives: impl Fn(&Key) -> bool) {
+        self.rows().retain(|key, _| lives(key));
     }
 
     /// Appends the Prometheus text format.
