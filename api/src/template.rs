@@ -1,8 +1,9 @@
 //! A pod template inside a custom resource.
 //!
-//! It is kept as the JSON that the user wrote, so that fields newer than this build's `k8s-openapi` survive, and it carries
-//! the real pod schema without descriptions, so that the API server refuses misspelt fields and the CRD stays small enough
-//! for client-side `kubectl apply` (256 KiB, <https://kubernetes.io/docs/reference/kubectl/>).
+//! It is kept as the JSON that the user wrote, which goes into the Deployment as it is, and it carries the real pod schema
+//! without descriptions, so that the API server refuses misspelt fields and the CRD stays small enough for client-side
+//! `kubectl apply` (256 KiB, <https://kubernetes.io/docs/reference/kubectl/>). Fields that are newer than the release of
+//! Kubernetes that `k8s-openapi` is built for are not in that schema: they are refused, or dropped, as misspelt ones are.
 
 use std::borrow::Cow;
 
@@ -42,7 +43,6 @@ impl JsonSchema for Template {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         let mut schema = kubernetes_schema::<PodTemplateSpec>();
         bound_containers(&mut schema);
-        schema.insert("description".to_owned(), "The pod template, as in a Deployment.".into());
         schema.insert("required".to_owned(), json!(["spec"]));
         Schema::from(schema)
     }

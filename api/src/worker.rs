@@ -96,7 +96,7 @@ pub struct WorkerSpec {
     #[serde(default)]
     pub sidecar: Sidecar,
 
-    /// The pod template, as in a Deployment.
+    /// The pod template, as in a Deployment of Kubernetes 1.33.
     pub template: Template,
 }
 
@@ -160,10 +160,10 @@ pub struct HttpHandler {
         .message("ports 9400 and 9401 are the sidecar's: let the application listen on another one"))]
     pub port: Option<i32>,
 
-    /// The path of the POST; default "/".
+    /// The path of the POST, with a query if it has one; default "/".
     #[serde(default = "default_path")]
     #[schemars(length(min = 1, max = 1024))]
-    #[x_kube(validation = Rule::new("self.startsWith('/')").message("path must start with \"/\""))]
+    #[x_kube(validation = Rule::new(format!("self.matches(\"^/[A-Za-z0-9{PATH_MARKS}]*$\")")).message(PATH_MESSAGE))]
     pub path: String,
 
     /// Seconds after which a call counts as failed; default 30.
@@ -179,6 +179,20 @@ pub struct HttpHandler {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 134_217_728))]
     pub max_body_bytes: Option<i32>,
+}
+
+/// What a path may have beside letters and digits: what is left of a URI's path and query, as a class of a pattern has it.
+const PATH_MARKS: &str = "._~!$&'()*+,;=:@%/?-";
+
+/// What is wrong with a path that is none.
+pub const PATH_MESSAGE: &str = "path must start with \"/\" and have a URI's characters only: percent-encode others, such as a space as %20";
+
+impl HttpHandler {
+    /// Whether the path is one that a handler can be asked by: objects from before the definitions said so may have another.
+    pub fn path_is_valid(&self) -> bool {
+        let valid = |c: char| c.is_ascii_alphanumeric() || PATH_MARKS.contains(c);
+        self.path.starts_with('/') && self.path.chars().all(valid)
+    }
 }
 
 impl Default for HttpHandler {

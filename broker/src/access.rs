@@ -183,6 +183,12 @@ impl BrokerAccess {
         format!("{scheme}://{}/{vhost}", self.hosts())
     }
 
+    /// The virtual host of an [`address`](Self::address); none where that is no address.
+    pub fn vhost_of(address: &str) -> Option<String> {
+        let (_, vhost) = address.rsplit_once('/')?;
+        Some(percent_encoding::percent_decode_str(vhost).decode_utf8().ok()?.into_owned())
+    }
+
     /// Hosts and ports alone, which tell one broker from another.
     pub fn hosts(&self) -> String {
         let hosts: Vec<_> = self.endpoints.iter().map(Endpoint::to_string).collect();
@@ -329,6 +335,7 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(access.address(), "amqp://rabbit.shop.svc:5672/%2F");
+        assert_eq!(BrokerAccess::vhost_of(&access.address()).as_deref(), Some("/"));
     }
 
     #[test]

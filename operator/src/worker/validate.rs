@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{Container, PodSpec};
 use kube::ResourceExt;
 use warren_api::conditions::worker::{QUEUE_READY, TEMPLATE_VALID};
 use warren_api::names::{PUBLISH_PORT, SIDECAR_CONTAINER, SIDECAR_PORT};
-use warren_api::worker::{DRAIN_MARGIN_SECONDS, ScalingMode};
+use warren_api::worker::{DRAIN_MARGIN_SECONDS, PATH_MESSAGE, ScalingMode};
 use warren_api::{Queue, Worker};
 use warren_broker::BrokerAccess;
 
@@ -109,6 +109,9 @@ pub fn validate<'a>(worker: &'a Worker, around: &'a Surroundings) -> Result<Vali
     let pod = parsed.spec.unwrap_or_default();
     let container = handler_container(worker, &pod)?;
     let port = handler_port(worker, container)?;
+    if !worker.spec.handler.http.path_is_valid() {
+        return Err(template("PathInvalid", format!("spec.handler.http.{PATH_MESSAGE}")));
+    }
     reserved(&pod)?;
 
     let queue = around.queue.as_deref().ok_or_else(|| {
@@ -142,7 +145,16 @@ fn secret_is_usable(queue: &Queue, secret: &str, state: Option<&SecretState>) ->
     let problem = |reason, wrong: String| Err(Problem::new(QUEUE_READY, reason, format!("{needed}{wrong}")));
     match state {
         Some(SecretState::Found(keys)) => match BrokerAccess::parse(keys, queue.spec.broker.vhost.as_deref()) {
-            Ok(_) => Ok(()),
+            Ok(access) => match other_vhost(queue, secret) {
+                Some(vhost) if vhost != access.vhost() => problem(
+                    "SecretInvalid",
+                    format!(
+                        ": its virtual host is \"{}\", and the Queue is in \"{vhost}\". Name that one in the Secret, or one for both in the Queue's spec.broker.vhost",
+                        access.vhost()
+                    ),
+                ),
+                Some(_) | None => Ok(()),
+            },
             Err(error) => problem("SecretInvalid", format!(": {error}")),
         },
         Some(SecretState::Forbidden) => problem(
@@ -155,6 +167,12 @@ fn secret_is_usable(queue: &Queue, secret: &str, state: Option<&SecretState>) ->
             ", and there is none: create it with the key \"uri\" (amqp://user:password@host:5672/vhost)".to_owned(),
         ),
     }
+}
+
+/// The virtual host that the Queue was last seen in, where sidecars learn of theirs from another Secret than the operator.
+fn other_vhost(queue: &Queue, secret: &str) -> Option<String> {
+    let address = queue.status.as_ref()?.broker_address.as_deref()?;
+    if secret == queue.spec.broker.secret_ref.name { None } else { BrokerAccess::vhost_of(address) }
 }
 
 fn handler_container<'p>(worker: &Worker, pod: &'p PodSpec) -> Result<&'p Container, Problem> {
@@ -199,6 +217,12 @@ fn handler_port(worker: &Worker, container: &Container) -> Result<u16, Problem> 
 
 /// What the sidecar needs for itself.
 fn reserved(pod: &PodSpec) -> Result<(), Problem> {
+    if pod.host_network == Some(true) {
+        let message = format!(
+            "spec.template has hostNetwork: true, with which everything on the node could publish through the sidecar's port {PUBLISH_PORT}, which is for the pod alone: leave it out"
+        );
+        return Err(Problem::new(TEMPLATE_VALID, "TemplateInvalid", message));
+    }
     let all = || pod.containers.iter().chain(pod.init_containers.iter().flatten());
     for container in all() {
         if container.name == SIDECAR_CONTAINER {
@@ -234,7 +258,7 @@ pub(crate) mod tests {
     use std::sync::Arc;
 
     use serde_json::{Value, json};
-    use warren_api::QueueSpec;
+    use warren_api::{QueueSpec, QueueStatus};
 
     use super::*;
 
@@ -309,6 +333,14 @@ pub(crate) mod tests {
                 "rename",
             ),
             (json!({"template": containers(json!("x"))}), "TemplateInvalid", "not a pod template"),
+            (
+                json!({"template": {"spec": {"hostNetwork": true, "containers": [{"name": "app", "ports": [{"containerPort": 80}]}]}}}),
+                "TemplateInvalid",
+                "hostNetwork: true",
+            ),
+            (json!({"handler": {"http": {"path": "/my orders"}}}), "PathInvalid", "percent-encode"),
+            (json!({"handler": {"http": {"path": "/a#b"}}}), "PathInvalid", "handler.http.path"),
+            (json!({"handler": {"http": {"path": "a"}}}), "PathInvalid", "start with \"/\""),
         ] {
             let problem = problem(spec);
             assert_eq!((problem.condition, problem.reason), (TEMPLATE_VALID, reason));
@@ -362,6 +394,36 @@ pub(crate) mod tests {
                 problem.message.contains("\"rabbitmq\"") && problem.message.contains(text),
                 "{problem:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_secret_of_the_workers_own_must_name_the_queue_s_virtual_host() {
+        let worker = worker(json!({}));
+        let around = |address: Option<&str>, uri: &str, spec: Value| {
+            let mut queue = Queue::new("orders", serde_json::from_value(spec).unwrap());
+            let status = QueueStatus { broker_address: address.map(str::to_owned), ..QueueStatus::default() };
+            queue.status = Some(status);
+            let secret = Some(found(&[("uri", uri)]));
+            Surroundings { queue: Some(Arc::new(queue)), secret, ..Surroundings::default() }
+        };
+        let other = || json!({"broker": {"workerSecretRef": {"name": "other"}}});
+        let of_both = json!({"broker": {"workerSecretRef": {"name": "other"}, "vhost": "shop"}});
+        let (address, wrong) = (Some("amqp://in:5672/shop"), "amqp://u:p@out/mail");
+        let problem = validate(&worker, &around(address, wrong, other())).unwrap_err();
+        assert_eq!((problem.condition, problem.reason), (QUEUE_READY, "SecretInvalid"));
+        for word in ["\"other\"", "\"mail\"", "\"shop\""] {
+            assert!(problem.message.contains(word), "{}", problem.message);
+        }
+        for fine in [
+            around(address, "amqp://u:p@out/shop", other()),
+            around(Some("amqp://in:5672/%2F"), "amqp://u:p@out", other()),
+            around(address, wrong, of_both),
+            around(None, wrong, other()),
+            // The Queue's own Secret, which it has yet to read again.
+            around(address, wrong, json!({})),
+        ] {
+            assert!(validate(&worker, &fine).is_ok(), "{:?}", fine.secret);
         }
     }
 }

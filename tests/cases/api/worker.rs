@@ -52,6 +52,17 @@ async fn a_relative_path_is_refused() {
 }
 
 #[tokio::test]
+async fn a_path_that_no_uri_has_is_refused() {
+    let path = |path: &str| worker(&format!("handler: {{http: {{path: \"{path}\"}}}},"));
+    for wrong in ["/my orders", "/a#b", "/größe", "/{id}"] {
+        refused(&path(wrong), "percent-encode others").await;
+    }
+    for right in ["/", "/my%20orders/(v1)/it's?a=b&c=~d", "/a-b_c.d:e@f!g$h*i+j,k;l"] {
+        assert!(send(&path(right)).await.is_ok(), "{right}");
+    }
+}
+
+#[tokio::test]
 async fn a_misspelt_field_of_the_template_is_refused() {
     let template = "{spec: {containers: [{name: app, imag: app}]}}";
     refused(&named("invoices", "", template), "unknown field \"spec.template.spec.containers[0].imag\"")
