@@ -15,11 +15,11 @@ fn rule(group: &str, resources: &[&str], verbs: &[&str]) -> PolicyRule {
 /// Every rule.
 pub fn rules() -> Vec<PolicyRule> {
     vec![
-        // Resources of the Warren API: read; "patch" is for finalizers.
-        rule("warren.dev", &["queues", "workers"], &["get", "list", "watch", "patch"]),
+        // Resources of the Warren API.
+        rule("warren.dev", &["queues", "workers"], &["get", "list", "watch"]),
+        // For finalizers.
+        rule("warren.dev", &["queues"], &["patch"]),
         rule("warren.dev", &["queues/status", "workers/status"], &["patch"]),
-        // For owner references with blockOwnerDeletion where the API server checks them.
-        rule("warren.dev", &["queues/finalizers", "workers/finalizers"], &["update"]),
         // What a Worker becomes; the garbage collector deletes it.
         rule("apps", &["deployments"], &["get", "list", "watch", "create", "patch"]),
         rule("apps", &["deployments/scale"], &["patch"]),
@@ -37,6 +37,14 @@ pub fn rules() -> Vec<PolicyRule> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_worker_can_be_changed_in_its_status_alone() {
+        let workers =
+            |rule: &PolicyRule| rule.resources.iter().flatten().any(|resource| resource == "workers");
+        let verbs: Vec<_> = rules().into_iter().filter(workers).flat_map(|rule| rule.verbs).collect();
+        assert_eq!(verbs, ["get", "list", "watch"]);
+    }
 
     #[test]
     fn secrets_can_only_be_read_by_name() {
