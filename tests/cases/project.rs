@@ -3,6 +3,7 @@
 
 #![allow(clippy::expect_used, reason = "tests")]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Set by `cargo xtask generate`: write the files instead of comparing them.
@@ -151,6 +152,58 @@ fn the_charts_readme_names_exactly_the_chart_s_values() {
     let named: Vec<String> =
         table.filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned())).collect();
     assert_eq!(named, given);
+}
+
+#[test]
+fn the_chart_s_schema_knows_exactly_its_values_and_what_helm_hands_to_a_dependency() {
+    let chart = root().join("charts/warren");
+    let read = |name: &str| -> serde_yaml::Value {
+        let text = std::fs::read_to_string(chart.join(name)).expect("read");
+        serde_yaml::from_str(&text).expect("YAML")
+    };
+    let names = |map: &serde_yaml::Value| -> BTreeSet<String> {
+        map.as_mapping().expect("a map").keys().map(|key| key.as_str().expect("a name").to_owned()).collect()
+    };
+    let mut expected = names(&read("values.yaml"));
+    expected.extend(["enabled", "global"].map(str::to_owned));
+    assert_eq!(names(&read("values.schema.json")["properties"]), expected);
+}
+
+/// A namespace may be named 123, and a release, too.
+#[test]
+fn templates_of_the_chart_quote_what_may_look_like_a_number() {
+    const NUMBERS: [&str; 3] = ["replicas", "port", "terminationGracePeriodSeconds"];
+    let folder = root().join("charts/warren/templates");
+    let (mut quoted, mut bare) = (0, Vec::new());
+    for entry in std::fs::read_dir(folder).expect("folder") {
+        let text = std::fs::read_to_string(entry.expect("entry").path()).expect("read");
+        for line in text.lines() {
+            let value =
+                line.split_once(": {{ ").and_then(|(key, rest)| Some((key, rest.strip_suffix(" }}")?)));
+            match value {
+                Some((_, value)) if value.ends_with("| quote") => quoted += 1,
+                Some((key, _)) if !NUMBERS.contains(&key.trim()) => bare.push(line.to_owned()),
+                Some(_) | None => {}
+            }
+        }
+    }
+    assert!(quoted > 20, "only {quoted} values found: they are looked for in the wrong place");
+    assert!(bare.is_empty(), "not quoted:\n{}", bare.join("\n"));
+}
+
+#[test]
+fn the_command_in_the_chart_s_notes_can_be_pasted() {
+    let notes = std::fs::read_to_string(root().join("charts/warren/templates/NOTES.txt")).expect("read");
+    let (_, rest) = notes.split_once("apply -f - <<EOF\n").expect("a command");
+    let (manifests, _) = rest.split_once("\nEOF\n").expect("its end stands alone on a line");
+    let kinds: Vec<String> = manifests
+        .split("\n---\n")
+        .map(|manifest| {
+            let manifest: serde_yaml::Value = serde_yaml::from_str(manifest).expect("YAML");
+            manifest["kind"].as_str().expect("a kind").to_owned()
+        })
+        .collect();
+    assert_eq!(kinds, ["Queue", "Worker"]);
 }
 
 /// The names in a text that begin as Warren's own metrics do, without a histogram's suffixes.

@@ -18,8 +18,8 @@
 {{- end -}}
 
 {{- define "warren.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "warren.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "warren.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: operator
 {{- end -}}
 
@@ -27,8 +27,8 @@ app.kubernetes.io/component: operator
 {{ include "warren.selectorLabels" . }}
 app.kubernetes.io/part-of: warren
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" | quote }}
 {{- end -}}
 
 {{- define "warren.serviceAccountName" -}}
@@ -50,6 +50,6 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 
 {{- define "warren.subject" -}}
 - kind: ServiceAccount
-  name: {{ include "warren.serviceAccountName" . }}
-  namespace: {{ .Release.Namespace }}
+  name: {{ include "warren.serviceAccountName" . | quote }}
+  namespace: {{ .Release.Namespace | quote }}
 {{- end -}}
