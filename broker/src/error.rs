@@ -83,6 +83,14 @@ pub enum BrokerError {
         /// What the broker says.
         detail: String,
     },
+    /// The library cannot read what the broker sent: text that is no UTF-8, where a broker and other clients take any bytes.
+    #[error(
+        "the broker sent what cannot be read ({detail}): most likely a message with a property, a routing key or a header's name that is no UTF-8"
+    )]
+    Unreadable {
+        /// What the library says.
+        detail: String,
+    },
     /// The connection or channel is gone.
     #[error("the connection to the broker was lost: {detail}")]
     Closed {
@@ -106,7 +114,8 @@ impl BrokerError {
             Self::Unreachable { .. }
             | Self::Closed { .. }
             | Self::TimedOut { .. }
-            | Self::FrameTooLarge { .. } => Category::Retryable,
+            | Self::FrameTooLarge { .. }
+            | Self::Unreadable { .. } => Category::Retryable,
             Self::NotFound { .. } => Category::Waiting,
             Self::Tls { .. }
             | Self::AuthRefused { .. }
@@ -129,6 +138,7 @@ impl BrokerError {
             Self::Locked { .. } => "Locked",
             Self::Precondition { .. } => "ArgumentsDiffer",
             Self::FrameTooLarge { .. } => "FrameTooLarge",
+            Self::Unreadable { .. } => "Unreadable",
             Self::Closed { .. } => "ConnectionLost",
             Self::TimedOut { .. } => "TimedOut",
         }
@@ -136,8 +146,10 @@ impl BrokerError {
 
     /// What a library error on an open connection means.
     pub fn from_lapin(error: &Error) -> Self {
-        let ErrorKind::ProtocolError(protocol) = error.kind() else {
-            return Self::Closed { detail: error.to_string() };
+        let protocol = match error.kind() {
+            ErrorKind::ProtocolError(protocol) => protocol,
+            ErrorKind::ParsingError(error) => return Self::Unreadable { detail: error.to_string() },
+            _ => return Self::Closed { detail: error.to_string() },
         };
         let detail = protocol.get_message().to_string();
         match protocol.kind() {
@@ -196,6 +208,13 @@ fn plain(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn text_that_is_no_utf_8_is_told_from_a_connection_that_was_lost() {
+        let error = lapin::types::parsing::parse_short_string(&[1, 0xE9][..]).unwrap_err();
+        let error = BrokerError::from_lapin(&ErrorKind::ParsingError(error).into());
+        assert!(matches!(error, BrokerError::Unreadable { .. }), "{error}");
+    }
 
     #[test]
     fn a_406_names_the_field_and_both_values() {

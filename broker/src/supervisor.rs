@@ -165,9 +165,8 @@ impl Keeper {
         let mut pulse = tokio::time::interval(PULSE);
         loop {
             tokio::select! {
-                _ = pulse.tick() => if !connection.status().connected() {
-                    return BrokerError::Closed { detail: "the connection ended".to_owned() };
-                },
+                // What the library says of an end comes before the look that only sees one.
+                biased;
                 event = events.next() => match event {
                     Some(Event::ConnectionBlocked(reason)) => {
                         tracing::warn!(name = %self.options.name, %reason, "the broker blocks publishing");
@@ -187,6 +186,9 @@ impl Keeper {
                     // Flow is the library's business; later kinds of event change nothing here.
                     Some(_) => {}
                     None => return BrokerError::Closed { detail: "the connection ended".to_owned() },
+                },
+                _ = pulse.tick() => if !connection.status().connected() {
+                    return BrokerError::Closed { detail: "the connection ended".to_owned() };
                 },
                 Some(reported) = self.reports.recv() => {
                     if reported == generation {

@@ -34,6 +34,7 @@ pub fn unreachable(error: &BrokerError) -> Problem {
         | BrokerError::Locked { .. }
         | BrokerError::Precondition { .. }
         | BrokerError::FrameTooLarge { .. }
+        | BrokerError::Unreadable { .. }
         | BrokerError::Closed { .. }
         | BrokerError::TimedOut { .. } => "BrokerUnreachable",
     };
@@ -79,6 +80,7 @@ pub fn refused(error: &DeclareError) -> Problem {
         | BrokerError::AuthRefused { .. }
         | BrokerError::VhostRefused { .. }
         | BrokerError::FrameTooLarge { .. }
+        | BrokerError::Unreadable { .. }
         | BrokerError::Closed { .. } => {
             ("BrokerUnreachable", format!("{object}: {error}. It is tried again by itself"))
         }

@@ -46,6 +46,7 @@ pub struct Metrics {
     pub(crate) stale: IntCounter,
     pub(crate) stale_acks: IntCounter,
     pub(crate) undrained: IntCounter,
+    pub(crate) unreadable: IntCounter,
     pub(crate) replies_dropped: IntCounter,
     pub(crate) held_long: IntCounter,
     pub(crate) spans_dropped: IntCounter,
@@ -253,6 +254,7 @@ impl Metrics {
             stale: make.counter("warren_sidecar_stale_answers_total", "Handler answers for deliveries whose connection was gone: the broker delivers those again")?,
             stale_acks: make.counter("warren_sidecar_stale_acks_total", "Acknowledgements that were dropped because their channel was gone")?,
             undrained: make.counter("warren_sidecar_undrained_terminations_total", "SIGTERMs without a drain before them")?,
+            unreadable: make.counter("warren_sidecar_unreadable_total", "Times that the consuming connection ended over a message that cannot be read, as a property, the routing key or a header's name is no UTF-8")?,
             replies_dropped: make.counter("warren_sidecar_replies_dropped_total", "Replies that were given up since their reply_to queue was gone, full or not to be published to; their messages are acknowledged, since the work is done")?,
             held_long: make.counter("warren_sidecar_deliveries_held_long_total", "Deliveries held for most of the broker's delivery acknowledgement time-out")?,
             spans_dropped: make.counter("warren_sidecar_spans_dropped_total", "Trace spans that the collector did not get")?,
@@ -314,6 +316,7 @@ impl Metrics {
                 }
             }
             Observation::ReplyDropped { .. } => self.replies_dropped.inc(),
+            Observation::Unreadable => self.unreadable.inc(),
             Observation::LateEnded { took } => self.handler_seconds.observe(took.as_secs_f64()),
             Observation::DrainEnded { took, .. } => self.drain_seconds.observe(took.as_secs_f64()),
             Observation::TerminatedUndrained => self.undrained.inc(),

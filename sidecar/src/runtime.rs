@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use warren_api::sidecar::SidecarConfig;
-use warren_broker::BrokerAccess;
+use warren_broker::{BrokerAccess, BrokerError};
 use warren_broker::connect::ConnectOptions;
 use warren_broker::supervisor::{LinkState, Supervisor};
 
@@ -287,7 +287,12 @@ impl Runtime {
         match state {
             LinkState::Up(link) => self.link_up(link),
             LinkState::Connecting => {}
-            LinkState::Down { .. } => self.link_down("the connection was lost"),
+            LinkState::Down { error, .. } => {
+                self.link_down("the connection was lost");
+                if let BrokerError::Unreadable { .. } = **error {
+                    self.step(Event::Unreadable);
+                }
+            }
         }
     }
 

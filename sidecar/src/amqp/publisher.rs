@@ -175,7 +175,7 @@ async fn ended(outcome: oneshot::Receiver<Outcome>) -> Outcome {
 
 pub(super) fn broken(error: &Error) -> PublishError {
     match BrokerError::from_lapin(error) {
-        BrokerError::Closed { .. } => PublishError::Disconnected,
+        BrokerError::Closed { .. } | BrokerError::Unreadable { .. } => PublishError::Disconnected,
         other => PublishError::Broker(other),
     }
 }

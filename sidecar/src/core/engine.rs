@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::backoff::{Backoff, mix};
 use super::breaker::Breaker;
+use super::caution::Caution;
 use super::drain::Drain;
 use super::event::{
     CallId, Called, Copy, DeadReason, DeliveryId, Effect, Event, Incoming, LateReply, Observation, Time,
@@ -52,6 +53,7 @@ pub struct Engine {
     pub(super) breaker: Breaker,
     pub(super) throttle: Throttle,
     pub(super) auto: AutoPrefetch,
+    pub(super) caution: Caution,
     /// When to look again at single deliveries; entries may be stale.
     pub(super) timers: BinaryHeap<Reverse<(Time, DeliveryId)>>,
     /// Failed attempts of messages that went back to the broker and were tried in place, by message id.
@@ -104,6 +106,7 @@ impl Engine {
             handler: Handler::new(seed),
             breaker: Breaker::new(),
             auto: AutoPrefetch::default(),
+            caution: Caution::default(),
             timers: BinaryHeap::new(),
             remembered: HashMap::new(),
             drain: Drain::No,
@@ -120,6 +123,10 @@ impl Engine {
             Event::Configured(settings) => self.configured(*settings),
             Event::Opened { generation } => self.opened(generation),
             Event::Lost { generation } => self.lost(generation, effects),
+            Event::Unreadable => {
+                self.caution.begin(self.settings.prefetch, now);
+                effects.push(Effect::Observe(Observation::Unreadable));
+            }
             Event::Subscribed { generation } => self.subscribed(generation, now),
             Event::Unsubscribed { generation } => self.unsubscribed(generation),
             Event::Delivered(incoming) => self.delivered(incoming, now, effects),
@@ -209,6 +216,7 @@ impl Engine {
         if self.generation != Some(id.generation) || !self.window.push(incoming, now) {
             return;
         }
+        self.caution.passed();
         if let Some(earlier) = again.and_then(|identity| self.remembered.remove(&identity))
             && let Some(slot) = self.window.get_mut(id)
         {

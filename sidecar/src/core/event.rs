@@ -52,6 +52,8 @@ pub enum Event {
         /// The channel.
         generation: u64,
     },
+    /// The connection has ended over a message that cannot be read; its end itself is [`Event::Lost`].
+    Unreadable,
     /// The broker confirmed the consumer.
     Subscribed {
         /// The channel.
@@ -356,6 +358,8 @@ pub enum Observation {
         /// Where it was for.
         target: Target,
     },
+    /// The connection has ended over a message that cannot be read: one at a time is taken for a while.
+    Unreadable,
     /// A delivery that the application had gone on with has ended, or its time was over.
     LateEnded {
         /// How long it took, from the begin of its call.

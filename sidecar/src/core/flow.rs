@@ -129,7 +129,8 @@ impl Engine {
                 if self.settings.auto_prefetch {
                     self.wake_at(Some(self.auto.next_look()));
                 }
-                Some(target)
+                self.wake_at(self.caution.until(now));
+                Some(if self.caution.is_on(now) { 1 } else { target })
             }
         }
     }

@@ -9,6 +9,7 @@
 mod answers;
 pub mod backoff;
 mod breaker;
+mod caution;
 mod drain;
 mod engine;
 mod event;

@@ -11,6 +11,7 @@ use super::*;
 
 mod order;
 mod outage;
+mod unreadable;
 
 fn settings() -> Settings {
     Settings {
@@ -1446,6 +1447,7 @@ enum Op {
     Publish(usize, PublishResult),
     Connect,
     Disconnect,
+    Unreadable,
     Reply,
     Port(Seen),
     Drain,
@@ -1483,6 +1485,7 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (any::<usize>(), result).prop_map(|(index, result)| Op::Publish(index, result)),
         3 => Just(Op::Connect),
         1 => Just(Op::Disconnect),
+        1 => Just(Op::Unreadable),
         6 => Just(Op::Reply),
         3 => prop_oneof![8 => Just(Seen::Accepting), 1 => Just(Seen::Refusing), 1 => Just(Seen::Silent)]
             .prop_map(Op::Port),
@@ -1515,6 +1518,10 @@ fn apply(world: &mut World, op: Op, settings: &mut Settings) {
         }
         Op::Connect => world.connect(),
         Op::Disconnect => world.disconnect(),
+        Op::Unreadable => {
+            world.disconnect();
+            world.step(Event::Unreadable);
+        }
         Op::Reply => {
             if !world.pending.is_empty() {
                 let event = world.pending.remove(0);

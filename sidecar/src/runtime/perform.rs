@@ -223,6 +223,10 @@ impl Runtime {
                 ?result,
                 "a reply was given up: its reply_to queue is gone, full or not to be published to. The message is acknowledged, since its work is done"
             ),
+            Observation::Unreadable => tracing::error!(
+                queue = %self.config.queue.name,
+                "the connection has ended over a message that cannot be read: most likely a property, the routing key or a header's name is no UTF-8. One message at a time is taken for a while, so that the queue's delivery limit takes out that one alone. A classic queue has no such limit: take it out by hand"
+            ),
             Observation::HandlerDown => {
                 tracing::warn!(url, "the handler does not accept connections: consuming is held");
             }

@@ -6,12 +6,15 @@ use anyhow::{Result, ensure};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use warren_broker::BrokerAccess;
+use warren_broker::lapin::options::QueueDeclareOptions;
 use warren_broker::lapin::types::{AMQPValue, FieldTable};
-use warren_tests::amqp::persistent;
+use warren_tests::amqp::{Client, persistent, queue_type_argument};
 use warren_tests::app::App;
+use warren_tests::wait::eventually;
 
-use crate::harness::{Place, QUEUE, config, headers_of, message_of};
+use crate::harness::{PATIENCE, Place, QUEUE, Running, config, headers_of, message_of};
 
 on_each_release!(
     a_time_out_a_1xx_a_broken_answer_and_none_at_all_climb_the_ladder,
@@ -19,6 +22,7 @@ on_each_release!(
     bodies_of_any_kind_and_up_to_the_brokers_maximum_are_handed_over_as_they_are,
     a_body_above_max_body_bytes_is_dead_lettered_without_a_call,
     properties_that_contradict_or_are_missing_harm_nothing,
+    an_id_that_is_no_utf_8_is_dead_lettered_by_the_delivery_limit_and_takes_no_other_message_with_it,
 );
 
 /// An application below HTTP: reads something, and says these bytes; `None` says nothing for ever.
@@ -146,4 +150,57 @@ async fn properties_that_contradict_or_are_missing_harm_nothing(place: Place) ->
     let call = &app.calls()[0];
     ensure!(call.header("warren-attempt") == "1" && !call.headers.contains_key("traceparent"), "{call:?}");
     sidecar.until("warren_sidecar_transient_messages_total", "", 1.0).await
+}
+
+/// A producer whose library checks nothing: what it writes as `~` is a letter of Latin-1.
+async fn latin_1(place: &Place) -> Result<Client> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+    let (near, far) = (listener.local_addr()?.port(), place.broker.ports().amqp);
+    tokio::spawn(async move {
+        let (client, _) = listener.accept().await?;
+        let (mut reads, mut writes) = client.into_split();
+        let (mut answers, mut asks) = TcpStream::connect(("127.0.0.1", far)).await?.into_split();
+        let there = async {
+            let mut some = [0; 4096];
+            loop {
+                let read = reads.read(&mut some).await?;
+                if read == 0 {
+                    return std::io::Result::Ok(());
+                }
+                some.iter_mut().filter(|byte| **byte == b'~').for_each(|byte| *byte = 0xE9);
+                asks.write_all(&some[..read]).await?;
+            }
+        };
+        tokio::try_join!(there, tokio::io::copy(&mut answers, &mut writes))
+    });
+    Client::connect(&place.uri().replace(&format!(":{far}/"), &format!(":{near}/"))).await
+}
+
+async fn an_id_that_is_no_utf_8_is_dead_lettered_by_the_delivery_limit_and_takes_no_other_message_with_it(
+    place: Place,
+) -> Result<()> {
+    let client = place.client().await?;
+    client.declare_durable("orders.dlq", "quorum").await?;
+    let mut arguments = queue_type_argument("quorum");
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(3));
+    arguments.insert("x-dead-letter-exchange".into(), AMQPValue::LongString("".into()));
+    arguments.insert("x-dead-letter-routing-key".into(), AMQPValue::LongString("orders.dlq".into()));
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    client.declare(QUEUE, options, arguments).await?;
+    client.publish_all(QUEUE, vec![b"before".to_vec(); 4]).await?;
+    latin_1(&place).await?.publish_with(QUEUE, b"bad", persistent().with_message_id("caf~".into())).await?;
+    client.publish_all(QUEUE, vec![b"after".to_vec(); 4]).await?;
+    let app = App::start().await?;
+    let mut config = config();
+    (config.consumer.prefetch, config.consumer.concurrency) = (10, 10);
+    let sidecar = Running::start(config, BrokerAccess::from_uri(&place.uri())?, app.port()).await?;
+    sidecar.settled("ack", 8).await?;
+    // No client of this library could take it.
+    eventually(PATIENCE, "the bad one is dead-lettered", async || {
+        ensure!(client.ready("orders.dlq").await? == Some(1) && client.ready(QUEUE).await? == Some(0));
+        Ok(())
+    })
+    .await?;
+    ensure!(sidecar.metric("warren_sidecar_unreadable_total", "").await? > 2.5, "once for each delivery");
+    Ok(())
 }
