@@ -60,6 +60,8 @@ pub struct Link {
     pub generation: u64,
     /// The connection.
     pub connection: Arc<Connection>,
+    /// The largest frame that was asked for, in bytes; none: the broker's maximum.
+    pub frame_asked: Option<u32>,
     /// Why the broker reads no publishes (`connection.blocked`), while it does not.
     pub blocked: Option<Arc<str>>,
 }
@@ -158,7 +160,8 @@ impl Keeper {
         let generation = self.generation;
         let mut events = std::pin::pin!(connection.events_listener());
         let connection = Arc::new(connection);
-        let mut link = Link { generation, connection: Arc::clone(&connection), blocked: None };
+        let frame_asked = self.options.frame_max;
+        let mut link = Link { generation, connection: Arc::clone(&connection), frame_asked, blocked: None };
         tracing::info!(name = %self.options.name, generation, "connected to the broker");
         self.publish.send_replace(LinkState::Up(link.clone()));
         let mut access_open = true;

@@ -1,13 +1,17 @@
 //! One channel in confirm mode, and the task that sends on it and sorts out what becomes of each message.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use bytes::Bytes;
+use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
-use tokio::sync::{mpsc, oneshot};
-use warren_broker::connect::ConnectOptions;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use warren_broker::lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use warren_broker::lapin::types::ShortString;
-use warren_broker::lapin::{BasicProperties, Channel, Confirmation, Connection, Error};
+use warren_broker::lapin::{BasicProperties, Channel, Confirmation, Error};
+use warren_broker::supervisor::Link;
 
 use super::publisher::{PublishError, broken};
 use super::returns::{Identity, Ledger, Strange, Verdict};
@@ -33,11 +37,21 @@ impl Letter {
     }
 }
 
+/// What a message takes of its sender's room, whether anybody still waits for it or not.
+#[derive(Debug, Default)]
+pub struct Room {
+    /// For its bytes, until they are written.
+    pub bytes: Option<Arc<OwnedSemaphorePermit>>,
+    /// For the message itself, until its fate is known: a queue may confirm nothing for days.
+    pub place: Option<OwnedSemaphorePermit>,
+}
+
 /// How a publish ended.
 pub type Outcome = Result<(), PublishError>;
 
 struct Job {
     letter: Letter,
+    room: Room,
     done: oneshot::Sender<Outcome>,
 }
 
@@ -53,14 +67,12 @@ impl Line {
     ///
     /// # Errors
     /// Why there is no channel.
-    pub async fn open(connection: &Connection) -> Result<Self, Error> {
-        let channel = connection.create_channel().await?;
+    pub async fn open(link: &Link) -> Result<Self, Error> {
+        let channel = link.connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         let (jobs, inbox) = mpsc::unbounded_channel();
-        // Over a small frame the broker ends the connection, and the next one has the largest that the broker takes.
-        let largest =
-            Some(connection.configuration().frame_max()).filter(|frame| *frame > ConnectOptions::SMALL_FRAME);
-        tokio::spawn(work(channel.clone(), inbox, largest.and_then(|frame| usize::try_from(frame).ok())));
+        let largest = largest(link.connection.configuration().frame_max(), link.frame_asked);
+        tokio::spawn(work(channel.clone(), inbox, largest));
         Ok(Self { channel, jobs })
     }
 
@@ -70,19 +82,32 @@ impl Line {
     }
 
     /// Sends a message after all that were sent before; the receiver gets its outcome, or nothing if the channel ends.
-    pub fn send(&self, letter: Letter) -> oneshot::Receiver<Outcome> {
+    pub fn send(&self, letter: Letter, room: Room) -> oneshot::Receiver<Outcome> {
         let (done, outcome) = oneshot::channel();
         // A task that has ended drops the job, and its sender with it.
-        let _ = self.jobs.send(Job { letter, done });
+        let _ = self.jobs.send(Job { letter, room, done });
         outcome
     }
+}
+
+/// The frame that properties must be made to fit, in bytes. Over one that was asked for the broker ends the connection, and the
+/// next one has the largest that the broker takes.
+fn largest(negotiated: u32, asked: Option<u32>) -> Option<usize> {
+    let brokers_own = Some(negotiated).filter(|frame| *frame > 0 && Some(*frame) != asked);
+    brokers_own.and_then(|frame| usize::try_from(frame).ok())
+}
+
+/// Who waits for a message, and the place that it takes.
+struct Waiting {
+    done: oneshot::Sender<Outcome>,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 /// The messages in flight, and who waits for each.
 #[derive(Default)]
 struct Flight {
     ledger: Ledger,
-    waiting: std::collections::HashMap<u64, oneshot::Sender<Outcome>>,
+    waiting: HashMap<u64, Waiting>,
 }
 
 impl Flight {
@@ -100,11 +125,9 @@ impl Flight {
                 });
             }
         };
-        let returned = returned.map(|message| Identity {
-            exchange: message.delivery.exchange,
-            routing_key: message.delivery.routing_key,
-            message_id: message.delivery.properties.message_id().clone(),
-            body: message.delivery.data.into(),
+        let returned = returned.map(|message| {
+            let id = message.delivery.properties.message_id().clone();
+            Identity::of(message.delivery.exchange, message.delivery.routing_key, id, &message.delivery.data)
         });
         self.ledger.confirmed(number, acked, returned.as_ref()).map_err(|Strange| {
             tracing::error!(
@@ -130,29 +153,32 @@ impl Flight {
     }
 
     fn end(&mut self, number: u64, outcome: Outcome) {
-        if let Some(done) = self.waiting.remove(&number) {
+        if let Some(waiting) = self.waiting.remove(&number) {
             // Whoever asked may have given up.
-            let _ = done.send(outcome);
+            let _ = waiting.done.send(outcome);
         }
+    }
+
+    /// Ends when nobody waits for any message any more.
+    async fn abandoned(&mut self) {
+        join_all(self.waiting.values_mut().map(|waiting| waiting.done.closed())).await;
     }
 }
 
-/// `largest`: bytes of the largest frame, where properties must be made to fit.
+/// `largest`: the frame in bytes, where properties must be made to fit.
 async fn work(channel: Channel, mut inbox: mpsc::UnboundedReceiver<Job>, largest: Option<usize>) {
     let (mut flight, mut sending) = (Flight::default(), FuturesUnordered::new());
     let mut open = true;
     while open || !sending.is_empty() {
         tokio::select! {
             job = inbox.recv(), if open => match job {
-                Some(Job { letter, done }) => {
+                Some(Job { letter, room, done }) => {
                     let Letter { exchange, routing_key, properties, body } = letter;
-                    let number = flight.ledger.sent(Identity {
-                        exchange: exchange.clone(),
-                        routing_key: routing_key.clone(),
-                        message_id: properties.message_id().clone(),
-                        body: body.clone(),
-                    });
-                    flight.waiting.insert(number, done);
+                    let Room { bytes, place } = room;
+                    let id = properties.message_id().clone();
+                    let identity = Identity::of(exchange.clone(), routing_key.clone(), id, &body);
+                    let number = flight.ledger.sent(identity);
+                    flight.waiting.insert(number, Waiting { done, _place: place });
                     let properties = match largest {
                         Some(frame) => fitting(properties, frame),
                         None => properties,
@@ -160,8 +186,10 @@ async fn work(channel: Channel, mut inbox: mpsc::UnboundedReceiver<Job>, largest
                     let channel = &channel;
                     let mut publishing = Box::pin(async move {
                         let options = BasicPublishOptions { mandatory: true, immediate: false };
-                        let confirm = channel.basic_publish(exchange, routing_key, options, &body, properties).await;
-                        (number, match confirm {
+                        let sent = channel.basic_publish(exchange, routing_key, options, &body, properties).await;
+                        // Written: nothing of it is needed for the confirm.
+                        drop((body, bytes));
+                        (number, match sent {
                             Ok(confirm) => confirm.await,
                             Err(error) => Err(error),
                         })
@@ -174,6 +202,8 @@ async fn work(channel: Channel, mut inbox: mpsc::UnboundedReceiver<Job>, largest
                 }
                 None => open = false,
             },
+            // A channel of one message that is not confirmed ends with whoever waits for it.
+            () = flight.abandoned(), if !open => break,
             Some((number, result)) = sending.next() => {
                 let mut noted = flight.note(number, result);
                 // Confirms that came before this one may not have had their turn yet: those that are ready are all taken in,
@@ -188,8 +218,8 @@ async fn work(channel: Channel, mut inbox: mpsc::UnboundedReceiver<Job>, largest
                     flight.tell();
                 }
                 if let Err(error) = noted {
-                    for (_, done) in flight.waiting.drain() {
-                        let _ = done.send(Err(error.clone()));
+                    for (_, waiting) in flight.waiting.drain() {
+                        let _ = waiting.done.send(Err(error.clone()));
                     }
                     // A channel that is gone already needs no closing.
                     let _ = channel.close(200, "done".into()).now_or_never();
@@ -198,6 +228,21 @@ async fn work(channel: Channel, mut inbox: mpsc::UnboundedReceiver<Job>, largest
             }
         }
     }
-    // Nobody publishes here any more, and nothing is in flight.
+    // Nobody publishes here any more, and nobody waits for what is in flight.
     let _ = channel.close(200, "done".into()).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn properties_are_made_to_fit_every_frame_that_is_the_brokers_own() {
+        let small = 32 * 1024;
+        assert_eq!(largest(small, Some(small)), None, "the broker may take larger ones");
+        assert_eq!(largest(8192, Some(small)), Some(8192));
+        assert_eq!(largest(small, None), Some(32 * 1024));
+        assert_eq!(largest(131_072, None), Some(131_072));
+        assert_eq!(largest(0, None), None, "no limit");
+    }
 }

@@ -9,7 +9,7 @@ use warren_broker::lapin::Error;
 use warren_broker::supervisor::{Link, LinkState, Supervisor};
 use warren_broker::{BrokerAccess, BrokerError};
 
-use super::line::{Letter, Line, Outcome};
+use super::line::{Letter, Line, Outcome, Room};
 
 /// How long a confirm may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -113,9 +113,15 @@ impl Publisher {
         {
             return Ok(Arc::clone(line));
         }
-        let line = Arc::new(Line::open(&link.connection).await.map_err(|error| broken(&error))?);
+        let line = Arc::new(Line::open(&link).await.map_err(|error| broken(&error))?);
         *held = Some((link.generation, Arc::clone(&line)));
         Ok(line)
+    }
+
+    /// A channel that nothing else is sent on.
+    async fn own_line(&self) -> Result<Line, PublishError> {
+        let link = self.connection().await?;
+        Line::open(&link).await.map_err(|error| broken(&error))
     }
 
     /// Publishes one message and waits for the broker's confirm for as long as the channel lives, and for an hour at most: the
@@ -124,41 +130,45 @@ impl Publisher {
     /// # Errors
     /// Why the broker does not have it, or may not have it.
     pub async fn publish_once(&self, letter: Letter) -> Outcome {
-        let outcome = self.in_time(self.line()).await?.send(letter);
-        tokio::time::timeout(LONGEST_CONFIRM, ended(outcome)).await.unwrap_or(Err(PublishError::TimedOut))
+        let outcome = self.in_time(self.line()).await?.send(letter, Room::default());
+        confirmed(outcome, LONGEST_CONFIRM).await
     }
 
-    /// Publishes one message and waits for the broker's confirm.
+    /// As [`publish_once`](Self::publish_once), on a channel of its own: if the broker closes that over the message, it harms no
+    /// other, and it is this message that is wrong.
     ///
     /// # Errors
     /// Why the broker does not have it, or may not have it.
-    pub async fn publish(&self, letter: Letter) -> Outcome {
-        self.send(letter).await?.await
+    pub async fn publish_alone(&self, letter: Letter) -> Outcome {
+        let outcome = self.in_time(self.own_line()).await?.send(letter, Room::default());
+        confirmed(outcome, LONGEST_CONFIRM).await
     }
 
     /// Sends one message and gives what waits for the broker's confirm. Messages sent one after another arrive in that order.
     ///
     /// # Errors
-    /// Why the message was not sent; the future's are those of [`publish`](Self::publish).
-    pub async fn send(&self, letter: Letter) -> Result<impl Future<Output = Outcome> + use<>, PublishError> {
-        let outcome = self.in_time(self.line()).await?.send(letter);
-        let publisher = self.clone();
-        Ok(async move { publisher.in_time(ended(outcome)).await })
+    /// Why the message was not sent; the future's are those after that.
+    pub async fn send(
+        &self,
+        letter: Letter,
+        room: Room,
+    ) -> Result<impl Future<Output = Outcome> + use<>, PublishError> {
+        Ok(confirmed(self.in_time(self.line()).await?.send(letter, room), PATIENCE))
     }
 
-    /// Publishes one message on a channel of its own: if the broker closes the channel over it, that harms no other.
+    /// As [`send`](Self::send), on a channel of its own, which ends with the future.
     ///
     /// # Errors
-    /// Why the broker does not have it, or may not have it.
-    pub async fn publish_alone(&self, letter: Letter) -> Outcome {
-        let link = self.connection().await?;
-        let publishing = async {
-            let line = Line::open(&link.connection).await.map_err(|error| broken(&error))?;
-            ended(line.send(letter)).await
-        };
-        self.in_time(publishing).await
+    /// As there.
+    pub async fn send_alone(
+        &self,
+        letter: Letter,
+        room: Room,
+    ) -> Result<impl Future<Output = Outcome> + use<>, PublishError> {
+        Ok(confirmed(self.in_time(self.own_line()).await?.send(letter, room), PATIENCE))
     }
 
+    /// A step before anything is sent: if it takes too long, nothing has been.
     async fn in_time<T>(
         &self,
         step: impl Future<Output = Result<T, PublishError>>,
@@ -166,6 +176,12 @@ impl Publisher {
         let timed_out = || self.blocked().map_or(PublishError::TimedOut, PublishError::Blocked);
         tokio::time::timeout(PATIENCE, step).await.unwrap_or_else(|_| Err(timed_out()))
     }
+}
+
+/// Waits for the outcome of what was sent. Whatever the broker says meanwhile, what was given to the connection is not taken
+/// back: it may arrive later.
+async fn confirmed(outcome: oneshot::Receiver<Outcome>, patience: Duration) -> Outcome {
+    tokio::time::timeout(patience, ended(outcome)).await.unwrap_or(Err(PublishError::TimedOut))
 }
 
 /// A line that ends without a word took the message with it, or never sent it.

@@ -8,9 +8,9 @@
 //! (<https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed>), and each confirm takes one return if there is any.
 //! So a confirm is that of a stored message as soon as every earlier return is known to have been taken by somebody else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hasher};
 
-use bytes::Bytes;
 use warren_broker::lapin::types::ShortString;
 
 /// What tells a message from others. Two that are equal in all of it may stand for one another.
@@ -22,8 +22,24 @@ pub struct Identity {
     pub routing_key: ShortString,
     /// The message's id.
     pub message_id: Option<ShortString>,
-    /// The payload.
-    pub body: Bytes,
+    /// The payload's length in bytes.
+    pub length: usize,
+    /// A hash of the payload, which itself need not be kept until the confirm.
+    pub digest: u64,
+}
+
+impl Identity {
+    /// That of a message.
+    pub fn of(
+        exchange: ShortString,
+        routing_key: ShortString,
+        message_id: Option<ShortString>,
+        body: &[u8],
+    ) -> Self {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(body);
+        Self { exchange, routing_key, message_id, length: body.len(), digest: hasher.finish() }
+    }
 }
 
 /// What became of a message.
@@ -61,6 +77,9 @@ struct Confirm {
 #[derive(Debug, Default)]
 pub struct Ledger {
     entries: BTreeMap<u64, Entry>,
+    /// Of these, the ones that are confirmed and wait until their fate is certain. A queue that confirms nothing may hold many
+    /// others for long, which are not looked at.
+    confirmed: BTreeSet<u64>,
     sent: u64,
     /// Messages before this one are not given back any more: a later one was.
     returned_up_to: u64,
@@ -93,6 +112,7 @@ impl Ledger {
     pub fn confirmed(&mut self, number: u64, acked: bool, took: Option<&Identity>) -> Result<(), Strange> {
         if let Some(entry) = self.entries.get_mut(&number) {
             entry.confirm = Some(Confirm { acked, took: took.is_some(), old: false });
+            self.confirmed.insert(number);
         }
         let Some(identity) = took else {
             self.none_waited = true;
@@ -107,9 +127,10 @@ impl Ledger {
 
     /// What is certain by now. Called when every confirm that came before any noted one is noted too.
     pub fn decide(&mut self) -> Vec<(u64, Verdict)> {
-        let all_confirmed = self.entries.values().all(|entry| entry.confirm.is_some());
+        let all_confirmed = self.confirmed.len() == self.entries.len();
         let mut certain = Vec::new();
-        for (number, entry) in &mut self.entries {
+        for number in &self.confirmed {
+            let Some(entry) = self.entries.get_mut(number) else { continue };
             let Some(confirm) = &mut entry.confirm else { continue };
             let own_would_be_known = !confirm.took
                 || *number < self.returned_up_to
@@ -126,6 +147,7 @@ impl Ledger {
         self.none_waited = false;
         for (number, _) in &certain {
             self.entries.remove(number);
+            self.confirmed.remove(number);
         }
         certain
     }
@@ -140,11 +162,29 @@ mod tests {
     use super::*;
 
     fn identity(name: u64) -> Identity {
-        Identity {
-            exchange: ShortString::default(),
-            routing_key: "orders".into(),
-            message_id: ShortString::try_new(name.to_string()).ok(),
-            body: Bytes::new(),
+        let id = ShortString::try_new(name.to_string()).ok();
+        Identity::of(ShortString::default(), "orders".into(), id, b"body")
+    }
+
+    #[test]
+    fn messages_that_differ_in_their_payload_alone_are_told_apart() {
+        let of = |body: &[u8]| Identity::of("".into(), "orders".into(), None, body);
+        assert!(of(b"one") == of(b"one") && of(b"one") != of(b"two") && of(b"") != of(b"\0"));
+    }
+
+    #[test]
+    fn what_a_queue_does_not_confirm_holds_up_no_verdict_on_others() {
+        let mut ledger = Ledger::default();
+        let stuck: Vec<u64> = (1..=3).map(|name| ledger.sent(identity(name))).collect();
+        for name in 4..9 {
+            let number = ledger.sent(identity(name));
+            ledger.confirmed(number, true, None).unwrap();
+            assert_eq!(ledger.decide(), [(number, Verdict::Stored)]);
+        }
+        assert_eq!(ledger.len(), stuck.len());
+        for number in stuck {
+            ledger.confirmed(number, false, None).unwrap();
+            assert_eq!(ledger.decide(), [(number, Verdict::Refused)]);
         }
     }
 

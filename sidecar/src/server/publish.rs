@@ -18,14 +18,14 @@ use warren_broker::lapin::types::ShortString;
 
 use super::parse::{self, Invalid};
 use super::{Reply, reply};
-use crate::amqp::line::{Letter, Outcome};
+use crate::amqp::line::{Letter, Outcome, Room};
 use crate::amqp::publisher::{PublishError, Publisher};
 use crate::handler::batch::JSON_LINES;
 use crate::metrics::{Metrics, PublishClass};
 
 /// The largest body of a message, and of a batch: what a broker takes since RabbitMQ 4.0.
 pub const LARGEST: usize = 16 * 1024 * 1024;
-/// How much may be on its way at once; a further caller is asked to come again.
+/// How much may be on its way at once, unconfirmed messages at [`LEAST`] each included; a further caller is asked to come again.
 const IN_FLIGHT: usize = 32 * 1024 * 1024;
 /// What a message costs at least.
 const LEAST: usize = 1024;
@@ -33,6 +33,8 @@ const LEAST: usize = 1024;
 const LINES: usize = LARGEST / LEAST;
 /// How long a message waits for its turn to be the first to an exchange.
 const TURN: Duration = Duration::from_secs(30);
+/// Within this the broker says what is wrong with an exchange: one that is slow to confirm is there.
+const SAID_AT_ONCE: Duration = Duration::from_secs(1);
 /// How long an exchange that took a message is taken to be there still.
 const EXCHANGE_KNOWN: Duration = Duration::from_secs(60);
 /// Exchanges remembered at most.
@@ -75,17 +77,19 @@ impl Publish {
     /// One message.
     pub async fn single(&self, request: Request<Incoming>) -> Reply {
         let (head, body) = request.into_parts();
-        let (_permit, body) = match self.read(body).await {
+        let (mut permit, body) = match self.read(body).await {
             Ok(read) => read,
             Err(refusal) => return self.answer(refusal, None),
         };
+        let place = permit.split(1);
+        let room = Room { bytes: Some(Arc::new(permit)), place };
         let parsed = parse::single(head.uri.query().unwrap_or_default(), &head.headers, body);
         // What the connection read it into is free for the next request.
         drop(head);
         match parsed {
             Ok(letter) => {
                 let id = letter.message_id().to_owned();
-                let sent = self.send(letter).await;
+                let sent = self.send(letter, room).await;
                 self.answer(Ended::wait(sent).await, Some(&id))
             }
             Err(invalid) => self.answer(Ended::invalid(&invalid), None),
@@ -100,16 +104,21 @@ impl Publish {
         };
         let lines = || body.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
         // A message takes memory beside its bytes, and a line of a few bytes is one too.
-        match self.room_for(lines().count(), permit.num_permits()) {
+        let count = lines().count();
+        match self.room_for(count, permit.num_permits()) {
             Ok(Some(more)) => permit.merge(more),
             Ok(None) => {}
             Err(refusal) => return self.answer(refusal, None),
         }
+        let mut places = permit.split(count);
+        let bytes = Arc::new(permit);
         let mut results = FuturesOrdered::new();
         for line in lines() {
             // Sent one after another, so that a queue has them in the order of the lines; confirmed together.
+            let place = places.as_mut().and_then(|places| places.split(1));
+            let room = Room { bytes: Some(Arc::clone(&bytes)), place };
             let (id, sent) = match parse::line(line) {
-                Ok(letter) => (Some(letter.message_id().to_owned()), self.send(letter).await),
+                Ok(letter) => (Some(letter.message_id().to_owned()), self.send(letter, room).await),
                 Err(invalid) => (None, Err(Ended::invalid(&invalid))),
             };
             results.push_back(async move { (Ended::wait(sent).await, id) });
@@ -191,17 +200,11 @@ impl Publish {
 
     /// Sends a message; the future waits for its confirm. The first message to an exchange goes alone: the broker closes the
     /// channel under everybody's messages over an exchange that is missing or forbidden.
-    async fn send(&self, letter: Letter) -> Result<impl Future<Output = Outcome> + use<>, Ended> {
+    async fn send(&self, letter: Letter, room: Room) -> Result<impl Future<Output = Outcome> + use<>, Ended> {
         let exchange = letter.exchange.clone();
-        if !self.knows(&exchange) {
-            let introduced = self.introduce(letter.clone()).await.map_err(|error| Ended::failed(&error))?;
-            if introduced {
-                return Ok(futures::future::ready(Ok(())).left_future());
-            }
-        }
-        let sent = self.publisher.send(letter).await.map_err(|error| Ended::failed(&error))?;
+        let sent = self.hand_over(letter, room).await.map_err(|error| Ended::failed(&error))?;
         let exchanges = Arc::clone(&self.exchanges);
-        let ended = async move {
+        Ok(async move {
             let outcome = sent.await;
             match &outcome {
                 Ok(()) => {
@@ -214,34 +217,52 @@ impl Publish {
                 Err(_) => {}
             }
             outcome
-        };
-        Ok(ended.right_future())
+        })
+    }
+
+    async fn hand_over(
+        &self,
+        letter: Letter,
+        room: Room,
+    ) -> Result<impl Future<Output = Outcome> + use<>, PublishError> {
+        if !self.knows(&letter.exchange) {
+            let turn = tokio::time::timeout(TURN, self.introducing.lock()).await;
+            let _turn = turn.map_err(|_| PublishError::TimedOut)?;
+            // Meanwhile somebody else's may have been the first.
+            if !self.knows(&letter.exchange) {
+                return Ok(self.introduce(letter, room).await?.left_future());
+            }
+        }
+        Ok(self.publisher.send(letter, room).await?.right_future())
     }
 
     fn knows(&self, exchange: &ShortString) -> bool {
         locked(&self.exchanges).get(exchange).is_some_and(|at| at.elapsed() < EXCHANGE_KNOWN)
     }
 
-    /// Publishes the first message to an exchange on a channel of its own. False if somebody else's was the first.
-    async fn introduce(&self, letter: Letter) -> Result<bool, PublishError> {
+    /// Sends the first message to an exchange on a channel of its own, and waits until the broker would have said what is wrong
+    /// with that.
+    async fn introduce(
+        &self,
+        letter: Letter,
+        room: Room,
+    ) -> Result<impl Future<Output = Outcome> + use<>, PublishError> {
         let exchange = letter.exchange.clone();
-        let turn = tokio::time::timeout(TURN, self.introducing.lock()).await;
-        let _turn = turn.map_err(|_| PublishError::TimedOut)?;
-        if self.knows(&exchange) {
-            return Ok(false);
-        }
-        let outcome = self.publisher.publish_alone(letter).await;
-        // The broker says at once what is wrong with an exchange: one that is slow to confirm is there.
-        if let Ok(()) | Err(PublishError::Unroutable | PublishError::Refused | PublishError::TimedOut) =
-            outcome
-        {
-            let mut known = locked(&self.exchanges);
-            if known.len() >= EXCHANGES {
-                known.clear();
+        let mut confirm = Box::pin(self.publisher.send_alone(letter, room).await?);
+        let said = tokio::time::timeout(SAID_AT_ONCE, &mut confirm).await;
+        let sent = match said {
+            Ok(outcome @ (Ok(()) | Err(PublishError::Unroutable | PublishError::Refused))) => {
+                futures::future::ready(outcome).left_future()
             }
-            known.insert(exchange, Instant::now());
+            Ok(Err(error)) => return Err(error),
+            Err(_) => confirm.right_future(),
+        };
+        let mut known = locked(&self.exchanges);
+        if known.len() >= EXCHANGES {
+            known.clear();
         }
-        outcome.map(|()| true)
+        known.insert(exchange, Instant::now());
+        Ok(sent)
     }
 
     fn answer(&self, ended: Ended, id: Option<&str>) -> Reply {

@@ -5,6 +5,8 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use warren_broker::BrokerAccess;
+use warren_broker::lapin::options::QueueBindOptions;
+use warren_broker::lapin::types::FieldTable;
 use warren_tests::app::App;
 
 use crate::harness::{Place, QUEUE, Running, config, headers_of, message_of, request};
@@ -209,8 +211,21 @@ async fn without_a_confirm_in_time_it_is_504(place: Place) -> Result<()> {
     place.suspend("stuck").await?;
     let answer = request(sidecar.local, "POST", "/publish?routingKey=stuck", &[], b"x").await?;
     ensure!(answer.status == 504, "{answer:?}");
-    // The queues beside it are not held up.
-    place.client().await?.declare_durable("well", "classic").await?;
+    // The queues beside it are not held up, nor is the first message to an exchange by the first one to another.
+    let client = place.client().await?;
+    client.declare_durable("well", "classic").await?;
+    for (queue, exchange) in [("stuck", "amq.direct"), ("well", "amq.fanout")] {
+        let options = QueueBindOptions::default();
+        let channel = client.channel().await?;
+        channel.queue_bind(queue.into(), exchange.into(), "".into(), options, FieldTable::default()).await?;
+    }
+    let stuck = request(sidecar.local, "POST", "/publish?exchange=amq.direct", &[], b"x");
+    let well = request(sidecar.local, "POST", "/publish?exchange=amq.fanout", &[], b"x");
+    tokio::select! {
+        biased;
+        answer = stuck => anyhow::bail!("the exchange that is stuck answered first: {answer:?}"),
+        answer = well => ensure!(answer?.status == 202, "beside an exchange that is stuck"),
+    }
     let stuck = request(sidecar.local, "POST", "/publish?routingKey=stuck", &[], b"x");
     let well = request(sidecar.local, "POST", "/publish?routingKey=well", &[], b"x");
     tokio::select! {
