@@ -11,6 +11,7 @@ use warren_broker::lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use crate::core::Copy;
 use crate::handler::trace::TRACEPARENT;
+use crate::inbox::ReplyBody;
 use crate::message::Message;
 
 /// The longest text of why a message is dead: header frames have a size limit.
@@ -123,13 +124,17 @@ fn value_size(value: &AMQPValue) -> usize {
 }
 
 /// The properties of a reply to a message's `reply_to`.
-pub fn reply_properties(message: &Message, content_type: Option<&HeaderValue>, id: &str) -> BasicProperties {
+pub fn reply_properties(message: &Message, reply: &ReplyBody, id: &str) -> BasicProperties {
+    let text = |value: Option<&HeaderValue>| value.and_then(|value| value.to_str().ok()).map(short);
     let mut properties = BasicProperties::default().with_delivery_mode(2).with_message_id(short(id));
     if let Some(correlation) = message.properties.correlation_id() {
         properties = properties.with_correlation_id(correlation.clone());
     }
-    if let Some(content_type) = content_type.and_then(|value| value.to_str().ok()) {
-        properties = properties.with_content_type(short(content_type));
+    if let Some(content_type) = text(reply.content_type.as_ref()) {
+        properties = properties.with_content_type(content_type);
+    }
+    if let Some(content_encoding) = text(reply.content_encoding.as_ref()) {
+        properties = properties.with_content_encoding(content_encoding);
     }
     if let Some(trace) = message.header(TRACEPARENT) {
         let mut table = FieldTable::default();
@@ -295,6 +300,25 @@ mod tests {
         assert_eq!(get(&small, headers::HEADERS_DROPPED).as_deref(), Some("longer"));
         assert!(get(&small, "long").is_some() && get(&small, headers::DEAD_REASON).is_some());
         assert!(size(&small) + FRAME_OVERHEAD <= whole - 600);
+    }
+
+    #[test]
+    fn a_reply_says_how_its_body_is_to_be_read_and_whose_it_is() {
+        let request = message(BasicProperties::default().with_correlation_id("c-1".into()));
+        let value = |text| Some(HeaderValue::from_static(text));
+        let reply = ReplyBody {
+            content_type: value("application/json"),
+            content_encoding: value("gzip"),
+            body: Bytes::new(),
+        };
+        let properties = reply_properties(&request, &reply, "r-1");
+        let wanted = BasicProperties::default()
+            .with_delivery_mode(2)
+            .with_message_id("r-1".into())
+            .with_correlation_id("c-1".into())
+            .with_content_type("application/json".into())
+            .with_content_encoding("gzip".into());
+        assert_eq!(properties, wanted);
     }
 
     #[test]

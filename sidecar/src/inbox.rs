@@ -14,6 +14,8 @@ use crate::handler::pool::Done;
 pub struct ReplyBody {
     /// Its content type.
     pub content_type: Option<HeaderValue>,
+    /// Its content encoding.
+    pub content_encoding: Option<HeaderValue>,
     /// Its body.
     pub body: Bytes,
 }

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use warren_api::sidecar::SidecarConfig;
-use warren_broker::{BrokerAccess, BrokerError};
 use warren_broker::connect::ConnectOptions;
 use warren_broker::supervisor::{LinkState, Supervisor};
+use warren_broker::{BrokerAccess, BrokerError};
 
 use crate::amqp::publisher::Publisher;
 use crate::amqp::session::{Arrival, Session};
@@ -86,6 +86,8 @@ struct Runtime {
     pool: Pool<Inbox>,
     sender: mpsc::UnboundedSender<Inbox>,
     publisher: Publisher,
+    /// Publishes replies: what closes its channel, such as a reply that is too large, leaves copies alone.
+    replier: Publisher,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
     supervisor: Supervisor,
@@ -126,6 +128,7 @@ pub async fn run(parts: Parts) {
         leaving: None,
         fixed,
         sender,
+        replier: publisher.on_own_channel(),
         publisher,
         metrics,
         health,

@@ -222,9 +222,13 @@ impl Engine {
     }
 
     pub(super) fn publish(&mut self, id: DeliveryId, copy: Copy, tries: u32, effects: &mut Vec<Effect>) {
+        let held_long = self.held_long();
         if let Some(slot) = self.window.get_mut(id) {
             slot.state = State::Publishing { copy: copy.clone(), tries };
-            effects.push(Effect::Publish { id, copy });
+            if copy == Copy::Reply {
+                self.timers.push(Reverse((slot.since + held_long, id)));
+            }
+            effects.push(Effect::Publish { id, copy, again: tries > 0 });
         }
     }
 
@@ -336,9 +340,14 @@ impl Engine {
 
     /// A timer of a delivery has run out; it may have been set for a state that is over.
     pub(super) fn expired(&mut self, id: DeliveryId, now: Time, effects: &mut Vec<Effect>) {
+        let held_long = self.held_long();
         let Some(slot) = self.window.get_mut(id) else { return };
         match &slot.state {
             State::Waiting { until } if now >= *until => self.call_again(id, false),
+            // Its queue confirms nothing, and the broker would soon take the message back.
+            State::Publishing { copy: Copy::Reply, .. } if now >= slot.since + held_long => {
+                self.drop_reply(id, PublishResult::Failed, now, effects);
+            }
             State::Unpublished { copy, tries, until } if now >= *until => {
                 let (copy, tries) = (copy.clone(), *tries);
                 self.publish(id, copy, tries, effects);

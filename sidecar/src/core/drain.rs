@@ -113,15 +113,20 @@ impl Engine {
         }
     }
 
-    /// Ends what only waits for another try of its reply when no time is left for one: given back, its work would be done again.
+    /// Ends what only waits for its reply's confirm, or for another try, when no time is left for that: given back, its work would
+    /// be done again. What ends after that has its reply sent all the same, and the confirm may still come.
     pub(super) fn drop_replies(&mut self, now: Time, effects: &mut Vec<Effect>) {
         if !self.is_drain_over(now) {
             return;
         }
+        let ends_now = matches!(self.drain, Drain::Active { .. });
         let replies: Vec<DeliveryId> = self
             .window
             .open_slots()
-            .filter(|slot| matches!(slot.state, State::Unpublished { copy: Copy::Reply, .. }))
+            .filter(|slot| {
+                matches!(slot.state, State::Unpublished { copy: Copy::Reply, .. })
+                    || (ends_now && matches!(slot.state, State::Publishing { copy: Copy::Reply, .. }))
+            })
             .map(|slot| slot.incoming.id)
             .collect();
         if replies.is_empty() {

@@ -280,6 +280,8 @@ pub enum Effect {
         id: DeliveryId,
         /// Where it goes and what it carries.
         copy: Copy,
+        /// Whether an earlier try failed: it may be what the broker closes a channel over.
+        again: bool,
     },
     /// The message itself is not needed any more.
     Forget {

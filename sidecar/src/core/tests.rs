@@ -63,6 +63,8 @@ struct World {
     early: HashSet<DeliveryId>,
     finished: HashSet<DeliveryId>,
     publishes: Vec<(DeliveryId, Copy)>,
+    /// Deliveries whose last copy failed.
+    unpublished: HashSet<DeliveryId>,
     /// What becomes of copies by themselves.
     copies: PublishResult,
     pending: Vec<Event>,
@@ -105,6 +107,7 @@ impl World {
             early: Default::default(),
             finished: Default::default(),
             publishes: vec![],
+            unpublished: Default::default(),
             copies: PublishResult::Confirmed,
             pending: vec![],
             probe_at: None,
@@ -257,7 +260,10 @@ impl World {
                 self.connection_ends();
                 self.reopens = true;
             }
-            Effect::Publish { id, copy } => self.publishes.push((id, copy)),
+            Effect::Publish { id, copy, again } => {
+                assert_eq!(again, self.unpublished.remove(&id), "what failed is tried again by itself");
+                self.publishes.push((id, copy));
+            }
             Effect::Forget { .. } | Effect::ForgetAll { .. } => {}
             Effect::ProbeHandler { after } => {
                 assert_eq!(self.probe_at, None, "one try of the port at a time");
@@ -320,6 +326,7 @@ impl World {
         self.early.clear();
         self.replying.clear();
         self.publishes.clear();
+        self.unpublished.clear();
         self.pending.clear();
         self.probe_at = None;
     }
@@ -418,6 +425,9 @@ impl World {
                     self.handled.push(message.number);
                 }
             }
+        }
+        if result != PublishResult::Confirmed {
+            self.unpublished.insert(id);
         }
         self.step(Event::Published { id, result });
     }
@@ -575,6 +585,18 @@ fn replying(world: &mut World, result: PublishResult, time: Duration) {
     }
 }
 
+/// Has the broker confirm nothing for a while.
+fn replying_nothing(world: &mut World, time: Duration) {
+    let end = world.now + time;
+    while world.now < end {
+        for event in std::mem::take(&mut world.pending) {
+            world.step(event);
+        }
+        world.now += Duration::from_millis(100);
+        world.step(Event::Tick);
+    }
+}
+
 #[test]
 fn a_reply_that_is_refused_is_given_up_after_a_few_tries_since_the_work_is_done() {
     let mut world = World::running(settings(), 2);
@@ -616,6 +638,28 @@ fn a_drain_gives_up_a_reply_rather_than_have_the_work_done_again() {
     replying(&mut world, PublishResult::Failed, Duration::from_secs(57));
     assert_eq!(world.drained, [] as [bool; 0], "it is tried again for as long as there is time");
     replying(&mut world, PublishResult::Failed, Duration::from_secs(30));
+    assert_eq!((world.handled.as_slice(), world.drained.as_slice()), ([0].as_slice(), [true].as_slice()));
+    assert!(world.queue.is_empty() && world.unacked.is_empty());
+}
+
+#[test]
+fn a_reply_that_is_never_confirmed_is_sent_once_and_given_up_before_the_broker_takes_the_message_back() {
+    let mut world = World::running(settings(), 1);
+    world.answer_all(Verdict::Reply);
+    replying_nothing(&mut world, Duration::from_secs(1400));
+    assert_eq!((world.acks.len(), world.publishes.len()), (0, 1));
+    replying_nothing(&mut world, Duration::from_secs(100));
+    assert_eq!((world.acks.as_slice(), world.publishes.len()), ([(1, false, 1)].as_slice(), 1));
+}
+
+#[test]
+fn a_drain_ends_in_time_and_acknowledges_what_waits_for_the_confirm_of_its_reply() {
+    let mut world = World::running(settings(), 1);
+    world.answer_all(Verdict::Reply);
+    world.step(Event::Drain);
+    replying_nothing(&mut world, Duration::from_secs(59));
+    assert_eq!(world.drained, [] as [bool; 0]);
+    replying_nothing(&mut world, Duration::from_secs(2));
     assert_eq!((world.handled.as_slice(), world.drained.as_slice()), ([0].as_slice(), [true].as_slice()));
     assert!(world.queue.is_empty() && world.unacked.is_empty());
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::Request;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http_body_util::Full;
 
 use super::Runtime;
@@ -223,7 +223,9 @@ fn read(form: Form, size: usize, answer: Answer, wall: SystemTime) -> Read {
                 Read::Answers(Answers::All(Verdict::Retry(Failure { detail, ..Failure::default() })))
             }
             Verdict::Ack if reply => {
-                Read::Reply(ReplyBody { content_type: headers.get(CONTENT_TYPE).cloned(), body })
+                let [content_type, content_encoding] =
+                    [CONTENT_TYPE, CONTENT_ENCODING].map(|name| headers.get(name).cloned());
+                Read::Reply(ReplyBody { content_type, content_encoding, body })
             }
             verdict => Read::Answers(Answers::All(verdict)),
         },
@@ -305,6 +307,10 @@ mod tests {
             panic!("no reply")
         };
         assert_eq!(reply.body, line);
+        let mut packed = answer("text/plain", "x");
+        packed.headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        let Read::Reply(reply) = read(Form::Single { reply: true }, 1, packed) else { panic!("no reply") };
+        assert_eq!(reply.content_encoding, Some(HeaderValue::from_static("gzip")));
     }
 
     #[test]

@@ -33,7 +33,7 @@ impl Runtime {
             }
             Effect::Nack { id } => self.settle(id, |session| session.nack(id.tag)),
             Effect::HandBack { generation } => self.hand_back(generation),
-            Effect::Publish { id, copy } => self.publish(id, &copy),
+            Effect::Publish { id, copy, again } => self.publish(id, &copy, again),
             Effect::Forget { id } => {
                 self.messages.remove(&id);
                 self.replies.remove(&id);
@@ -123,8 +123,9 @@ impl Runtime {
         }
     }
 
-    /// Publishes a copy; its confirm comes back through the inbox.
-    fn publish(&mut self, id: DeliveryId, copy: &Copy) {
+    /// Publishes a copy; its confirm comes back through the inbox. One that was not taken goes alone: the broker may close the
+    /// channel over it, and so under others.
+    fn publish(&mut self, id: DeliveryId, copy: &Copy, again: bool) {
         let Some(message) = self.messages.get(&id).cloned() else { return };
         let queue = &self.config.queue.name;
         let target = match copy {
@@ -147,7 +148,7 @@ impl Runtime {
             Copy::Reply => {
                 let reply = self.replies.get(&id).cloned().unwrap_or_default();
                 let reply_id = self.ids.entry(id).or_insert_with(fresh_id);
-                (copy::reply_properties(&message, reply.content_type.as_ref(), reply_id), reply.body)
+                (copy::reply_properties(&message, &reply, reply_id), reply.body)
             }
             Copy::Retry { .. } | Copy::Dead { .. } => {
                 let copy_id = || self.ids.entry(id).or_insert_with(fresh_id).clone();
@@ -155,11 +156,17 @@ impl Runtime {
             }
         };
         let letter = Letter { exchange: "".into(), routing_key: copy::short(&target), properties, body };
-        let (publisher, sender) = (self.publisher.clone(), self.sender.clone());
-        let reply = matches!(copy, Copy::Reply);
+        let publisher = match copy {
+            Copy::Reply => self.replier.clone(),
+            Copy::Retry { .. } | Copy::Dead { .. } => self.publisher.clone(),
+        };
+        let sender = self.sender.clone();
         tokio::spawn(async move {
-            let outcome =
-                if reply { publisher.publish(letter).await } else { publisher.publish_once(letter).await };
+            let outcome = if again {
+                publisher.publish_alone(letter).await
+            } else {
+                publisher.publish_once(letter).await
+            };
             let result = result_of(outcome, &target);
             // Without a loop there is nobody to tell.
             let _ = sender.send(Inbox::Published { id, result });
@@ -274,8 +281,7 @@ fn result_of(outcome: Outcome, queue: &str) -> PublishResult {
     match error {
         PublishError::Unroutable => PublishResult::Unroutable,
         PublishError::Refused
-        | PublishError::Broker(BrokerError::AccessRefused { .. } | BrokerError::Precondition { .. })
-        | PublishError::OfAnother(BrokerError::AccessRefused { .. } | BrokerError::Precondition { .. }) => {
+        | PublishError::Broker(BrokerError::AccessRefused { .. } | BrokerError::Precondition { .. }) => {
             PublishResult::Refused
         }
         PublishError::Disconnected
@@ -283,5 +289,17 @@ fn result_of(outcome: Outcome, queue: &str) -> PublishResult {
         | PublishError::TimedOut
         | PublishError::Broker(_)
         | PublishError::OfAnother(_) => PublishResult::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_broker_may_have_closed_the_channel_over_is_not_refused_until_it_was_alone() {
+        let error = || BrokerError::Precondition { detail: "message size 2 is larger than 1".to_owned() };
+        assert_eq!(result_of(Err(PublishError::OfAnother(error())), "answers"), PublishResult::Failed);
+        assert_eq!(result_of(Err(PublishError::Broker(error())), "answers"), PublishResult::Refused);
     }
 }

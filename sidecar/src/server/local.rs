@@ -73,7 +73,8 @@ impl Local {
             }
         };
         let content_type = head.headers.get(http::header::CONTENT_TYPE).cloned();
-        let body = ReplyBody { content_type, body };
+        let content_encoding = head.headers.get(http::header::CONTENT_ENCODING).cloned();
+        let body = ReplyBody { content_type, content_encoding, body };
         match ask(engine, id, said, &head.headers, body).await {
             Some(LateReply::Accepted) => reply(StatusCode::OK, ""),
             Some(LateReply::Unknown) => reply(StatusCode::NOT_FOUND, "there is no such delivery\n"),
