@@ -5,8 +5,21 @@ use std::process::ExitCode;
 use clap::Parser;
 use warren_sidecar::cli::Cli;
 
+/// Bytes of stack, of which only what is used takes memory. A message's headers may be nested as deep as a frame is long, and
+/// what reads or copies them calls itself for each level: 26,000 levels in the largest frame of a broker take 32 MiB to read and
+/// 8 MiB to copy. The AMQP library's own thread has as much by `RUST_MIN_STACK`, which the image sets.
+const STACK: usize = 64 * 1024 * 1024;
+
+fn main() -> ExitCode {
+    match std::thread::Builder::new().name("main".to_owned()).stack_size(STACK).spawn(run) {
+        Ok(running) => running.join().unwrap_or(ExitCode::FAILURE),
+        // Without so much room it does for all but such messages.
+        Err(_) => run(),
+    }
+}
+
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+async fn run() -> ExitCode {
     warren_broker::install_crypto_provider();
     match Cli::parse().run().await {
         Ok(()) => ExitCode::SUCCESS,
