@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"unicode/utf8"
 )
 
 const (
@@ -30,6 +31,9 @@ type Line struct {
 // them.
 func ParseOrder(body []byte) (Order, error) {
 	var order Order
+	if !utf8.Valid(body) { // the decoder would put U+FFFD into the order
+		return Order{}, fmt.Errorf("the body is not UTF-8")
+	}
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	if err := decoder.Decode(&order); err != nil {
 		return Order{}, fmt.Errorf("the body is not an order: %w", err)

@@ -89,12 +89,13 @@ func TestAnUnknownArticleOrCountryIsNamed(t *testing.T) {
 
 func TestABadOrderIsRefusedWithAReason(t *testing.T) {
 	for body, reason := range map[string]string{
-		``:                                "not an order",
-		`[]`:                              "not an order",
-		`{"id": 7}`:                       "not an order",
-		`{"customer":"c","country":"DE"}`: "no id",
-		`{"id":"o","country":"DE"}`:       "no customer",
-		`{"id":"o","customer":"c"}`:       "no country",
+		``:          "not an order",
+		`[]`:        "not an order",
+		`{"id": 7}`: "not an order",
+		"{\"id\": \"o\", \"customer\": \"\xff\"}":                                              "not UTF-8",
+		`{"customer":"c","country":"DE"}`:                                                      "no id",
+		`{"id":"o","country":"DE"}`:                                                            "no customer",
+		`{"id":"o","customer":"c"}`:                                                            "no country",
 		`{"id":"o","customer":"c","country":"DE"}`:                                             "no lines",
 		`{"id":"o","customer":"c","country":"DE","lines":[{"sku":"MUG-ACK"}]}`:                 "quantity",
 		`{"id":"o","customer":"c","country":"DE","lines":[{"sku":"MUG-ACK","quantity":-1}]}`:   "quantity",
