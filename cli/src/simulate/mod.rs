@@ -6,6 +6,7 @@
 pub mod book;
 pub mod figures;
 pub mod keda;
+pub mod manifest;
 pub mod picture;
 pub mod setting;
 pub mod shapes;
@@ -40,7 +41,7 @@ pub struct Simulate {
     worker: Option<String>,
 
     /// CSV of the load, a line an interval: the second at which it starts, the messages that arrive in it, and optionally the
-    /// seconds of a handler call
+    /// seconds of a handler call. An interval lasts until the next one starts: write empty ones, too
     #[arg(long, value_name = "FILE")]
     trace: PathBuf,
 

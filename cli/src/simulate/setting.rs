@@ -1,28 +1,19 @@
 //! What is simulated: a Worker from a manifest, with how its pods behave. Parsed once.
 
-use serde::Deserialize;
 use thiserror::Error;
-use warren_api::worker::ScalingMode;
-use warren_api::{Queue, Worker};
+use warren_api::worker::{PrefetchMode, ScalingMode};
 use warren_operator::scaler::inputs::Spec;
 
+use super::manifest::{self, ManifestError};
+use super::trace::SERVICE_SECONDS;
 use super::world::Pods;
 
 /// What is wrong with the manifest or the numbers.
 #[derive(Debug, Error)]
 pub enum SettingError {
-    /// It is no YAML, or not the YAML of a Worker.
-    #[error("the manifest cannot be read: {0}")]
-    Manifest(#[from] serde_yaml::Error),
-    /// There is no Worker in it.
-    #[error("the manifest has no Worker (kind: Worker, apiVersion: warren.dev/v1alpha1)")]
-    NoWorker,
-    /// There is more than one.
-    #[error("the manifest has {0} Workers: give one of them with --worker NAME")]
-    ManyWorkers(usize),
-    /// The one that was asked for is not there.
-    #[error("the manifest has no Worker \"{0}\"")]
-    NotFound(String),
+    /// It cannot be read, or has no Worker to simulate.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
     /// Warren does not scale it.
     #[error(
         "the Worker's scaling.mode is {0:?}, in which Warren does not choose the replicas: simulate one with mode Builtin"
@@ -55,8 +46,8 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// Reads the Worker `wanted`, or the only one, of a manifest with one or more documents. A Queue in it says whether the
-    /// Worker's queue is a quorum queue, which is the default.
+    /// Reads the Worker `wanted`, or the only one, of a manifest. Its Queue there says whether the queue is a quorum queue, which
+    /// is the default, and whether one consumer at a time gets messages.
     ///
     /// # Errors
     /// See [`SettingError`].
@@ -73,7 +64,7 @@ impl Setting {
             "--service-seconds",
             "between 0.001 and 86400",
             service_seconds,
-            (0.001..=86_400.0).contains(&service_seconds),
+            SERVICE_SECONDS.contains(&service_seconds),
         )?;
         number(
             "--startup-seconds",
@@ -81,10 +72,7 @@ impl Setting {
             startup_seconds,
             (0.0..=3600.0).contains(&startup_seconds),
         )?;
-        let (workers, queues) = read(manifest)?;
-        let worker = choose(&workers, wanted)?;
-        let queue =
-            queues.iter().find(|queue| queue.metadata.name.as_ref() == Some(&worker.spec.queue_ref.name));
+        let (worker, queue) = manifest::parse(manifest, wanted)?;
         let (scaling, consumer) = (&worker.spec.scaling, &worker.spec.consumer);
         if scaling.mode != ScalingMode::Builtin {
             return Err(SettingError::NotBuiltin(scaling.mode));
@@ -114,45 +102,33 @@ impl Setting {
                 "consumer.concurrency must be between 1 and consumer.prefetch",
             ));
         }
-        let spec = warren_operator::scaler::asked::spec(worker, queue, None);
+        let spec = warren_operator::scaler::asked::spec(&worker, Some(&queue), None);
         if spec.paused {
             return Err(SettingError::Refused(
-                "nothing would be consumed: consumer.paused is set, or consumer.orderingKey without singleActiveConsumer asks for more than one pod",
+                "nothing would be consumed: consumer.paused is set, or consumer.orderingKey asks for more than one pod without a Queue in the manifest that has singleActiveConsumer",
             ));
         }
-        let pods = Pods {
-            service_seconds,
-            startup_seconds,
-            prefetch: consumer.prefetch.unsigned_abs(),
-            concurrency: spec.concurrency,
-            min: spec.min,
-        };
-        Ok(Self { name: worker.metadata.name.clone().unwrap_or_default(), spec, pods })
-    }
-}
-
-fn read(manifest: &str) -> Result<(Vec<Worker>, Vec<Queue>), SettingError> {
-    let (mut workers, mut queues) = (Vec::new(), Vec::new());
-    for document in serde_yaml::Deserializer::from_str(manifest) {
-        let value = serde_yaml::Value::deserialize(document)?;
-        match value.get("kind").and_then(serde_yaml::Value::as_str) {
-            Some("Worker") => workers.push(serde_yaml::from_value(value)?),
-            Some("Queue") => queues.push(serde_yaml::from_value(value)?),
-            _ => {}
+        if spec.single && spec.min > 1 {
+            return Err(SettingError::Refused(
+                "with the Queue's singleActiveConsumer one pod gets messages, and scaling.minReplicas above 1 is the pods that there are at all times: nothing is scaled. Set it to 0 or 1 to simulate that one pod",
+            ));
         }
-    }
-    Ok((workers, queues))
-}
-
-fn choose<'a>(workers: &'a [Worker], wanted: Option<&str>) -> Result<&'a Worker, SettingError> {
-    match (wanted, workers) {
-        (Some(name), _) => workers
-            .iter()
-            .find(|worker| worker.metadata.name.as_deref() == Some(name))
-            .ok_or_else(|| SettingError::NotFound(name.to_owned())),
-        (None, [worker]) => Ok(worker),
-        (None, []) => Err(SettingError::NoWorker),
-        (None, many) => Err(SettingError::ManyWorkers(many.len())),
+        let ordered = consumer.ordering_key.is_some();
+        if ordered && spec.concurrency > 1 {
+            return Err(SettingError::Refused(
+                "consumer.orderingKey is not simulated, since a trace does not say which messages have the same value: leave it out, and let consumer.concurrency be as many calls as run at once for different values",
+            ));
+        }
+        let prefetch = consumer.prefetch.unsigned_abs();
+        // With an order the window stays, and it is never smaller than what calls take.
+        if consumer.prefetch_mode == PrefetchMode::Auto && !ordered && spec.concurrency < prefetch {
+            return Err(SettingError::Refused(
+                "consumer.prefetchMode: Auto is not simulated, since its window follows the broker's round trips: leave it out, and let consumer.prefetch be the window",
+            ));
+        }
+        let pods =
+            Pods { service_seconds, startup_seconds, prefetch, concurrency: spec.concurrency, min: spec.min };
+        Ok(Self { name: worker.metadata.name.clone().unwrap_or_default(), spec, pods })
     }
 }
 
@@ -184,8 +160,6 @@ spec:
 
     #[test]
     fn what_cannot_be_simulated_is_refused_with_what_to_do() {
-        assert!(refused("kind: Deployment", 1.0).contains("no Worker"));
-        assert!(refused(&format!("{WORKER}---{WORKER}"), 1.0).contains("--worker"));
         assert!(refused(WORKER, 0.0).contains("--service-seconds"));
         assert!(refused(WORKER, f64::NAN).contains("--service-seconds"));
         let manual = WORKER.replace("queueRef", "scaling: {mode: Manual}\n  queueRef");
@@ -199,5 +173,32 @@ spec:
         let paused = WORKER.replace("queueRef", "consumer: {paused: true}\n  queueRef");
         assert!(refused(&paused, 1.0).contains("consumer.paused"));
         assert!(refused("kind: [", 1.0).contains("cannot be read"));
+        assert!(refused("kind: Deployment", 1.0).contains("no Worker"));
+    }
+
+    const ONE_CONSUMER: &str = "apiVersion: warren.dev/v1alpha1\nkind: Queue\nmetadata: {name: orders}\nspec: {singleActiveConsumer: true}\n---";
+
+    #[test]
+    fn of_a_single_active_consumer_one_pod_is_simulated_and_no_standby() {
+        let one = format!("{ONE_CONSUMER}{WORKER}");
+        assert_eq!(Setting::parse(&one, None, 1.0, 5.0).unwrap().spec.max, 1);
+        let standby = one.replace("queueRef", "scaling: {minReplicas: 3}\n  queueRef");
+        assert!(refused(&standby, 1.0).contains("minReplicas"));
+    }
+
+    #[test]
+    fn an_order_is_simulated_one_call_at_a_time_and_a_window_only_where_it_is_fixed() {
+        let with = |consumer: &str| {
+            let manifest = format!("{ONE_CONSUMER}{WORKER}");
+            manifest.replace("queueRef", &format!("consumer: {{{consumer}}}\n  queueRef"))
+        };
+        let order = "orderingKey: x-customer, prefetch: 20";
+        assert!(refused(&with(order), 1.0).contains("orderingKey"));
+        let one_at_a_time = with(&format!("{order}, concurrency: 1, prefetchMode: Auto"));
+        assert!(Setting::parse(&one_at_a_time, None, 1.0, 5.0).is_ok());
+        let elsewhere = one_at_a_time.replace("name: orders}\nspec", "name: other}\nspec");
+        assert!(refused(&elsewhere, 1.0).contains("singleActiveConsumer"));
+        assert!(refused(&with("prefetch: 20, concurrency: 5, prefetchMode: Auto"), 1.0).contains("Auto"));
+        assert!(Setting::parse(&with("prefetch: 20, prefetchMode: Auto"), None, 1.0, 5.0).is_ok());
     }
 }

@@ -1,7 +1,11 @@
 //! A recorded load: `seconds,arrivals[,service_seconds]`, parsed once.
 
+use std::ops::RangeInclusive;
+
 use thiserror::Error;
 
+/// Seconds that a handler call may take.
+pub const SERVICE_SECONDS: RangeInclusive<f64> = 0.001..=86_400.0;
 /// Longest trace, in seconds: a year.
 const LONGEST: f64 = 366.0 * 86_400.0;
 /// Most messages in all: what fits in memory with room to spare.
@@ -39,13 +43,20 @@ pub struct Interval {
     pub service: Option<f64>,
 }
 
+impl Interval {
+    /// Seconds of a handler call that begins in it; `otherwise` where the trace does not say.
+    pub fn service_or(&self, otherwise: f64) -> f64 {
+        self.service.unwrap_or(otherwise)
+    }
+}
+
 /// Intervals that follow each other without a gap; at least one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Trace(Vec<Interval>);
 
 impl Trace {
-    /// Parses CSV. A header line, blank lines and lines that start with `#` are passed over. The last interval is as long as
-    /// the one before it, or a second.
+    /// Parses CSV, its cells quoted or not. A header line, blank lines and lines that start with `#` are passed over. The last
+    /// interval is as long as the one before it, or a second.
     ///
     /// # Errors
     /// The first line that is not a number of seconds, larger than the one before, and a count of messages.
@@ -54,11 +65,14 @@ impl Trace {
         let mut total = 0_u64;
         for (index, line) in text.lines().enumerate() {
             let line = line.trim().trim_start_matches('\u{feff}');
-            let is_header = rows.is_empty() && line.starts_with(|c: char| c.is_ascii_alphabetic());
-            if line.is_empty() || line.starts_with('#') || is_header {
+            if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            let row = Row::parse(line).map_err(|problem| TraceError::Line { line: index + 1, problem })?;
+            let cells: Vec<&str> = line.split(',').map(|cell| cell.trim().trim_matches('"').trim()).collect();
+            if rows.is_empty() && cells.first().is_some_and(|cell| is_name(cell)) {
+                continue;
+            }
+            let row = Row::parse(&cells).map_err(|problem| TraceError::Line { line: index + 1, problem })?;
             if rows.last().is_some_and(|last| last.start >= row.start) {
                 let problem = "seconds must rise from line to line".to_owned();
                 return Err(TraceError::Line { line: index + 1, problem });
@@ -104,6 +118,20 @@ impl Trace {
         self.0.iter().map(|interval| interval.arrivals).sum()
     }
 
+    /// Seconds of a handler call on average over the messages; `otherwise` where the trace does not say.
+    pub fn mean_service(&self, otherwise: f64) -> f64 {
+        let seconds = |interval: &Interval| interval.service_or(otherwise) * interval.arrivals as f64;
+        match self.arrivals() {
+            0 => otherwise,
+            arrivals => self.0.iter().map(seconds).sum::<f64>() / arrivals as f64,
+        }
+    }
+
+    /// Seconds of the longest handler call; `otherwise` where the trace does not say.
+    pub fn longest_service(&self, otherwise: f64) -> f64 {
+        self.0.iter().map(|interval| interval.service_or(otherwise)).fold(0.0, f64::max)
+    }
+
     /// When each message arrives, in order.
     pub fn times(&self) -> impl Iterator<Item = f64> + '_ {
         self.0.iter().flat_map(|interval| {
@@ -113,6 +141,11 @@ impl Trace {
     }
 }
 
+/// Whether a cell is a column's name. "NaN" and "inf" are numbers, if useless ones.
+fn is_name(cell: &str) -> bool {
+    cell.starts_with(|c: char| c.is_ascii_alphabetic()) && cell.parse::<f64>().is_err()
+}
+
 struct Row {
     start: f64,
     arrivals: u64,
@@ -120,9 +153,8 @@ struct Row {
 }
 
 impl Row {
-    fn parse(line: &str) -> Result<Self, String> {
-        let cells: Vec<&str> = line.split(',').map(str::trim).collect();
-        let (start, arrivals, service) = match cells[..] {
+    fn parse(cells: &[&str]) -> Result<Self, String> {
+        let (start, arrivals, service) = match *cells {
             [start, arrivals] => (start, arrivals, None),
             [start, arrivals, service] => (start, arrivals, Some(service).filter(|text| !text.is_empty())),
             _ => return Err("write \"seconds,arrivals\", such as \"30,12\"".to_owned()),
@@ -130,15 +162,17 @@ impl Row {
         let number = |text: &str| text.parse::<f64>().ok().filter(|number| number.is_finite());
         let start = number(start)
             .filter(|start| (0.0..=LONGEST).contains(start))
-            .ok_or_else(|| format!("\"{start}\" is no number of seconds between 0 and {LONGEST}"))?;
+            .ok_or_else(|| {
+                format!("\"{start}\" is no number of seconds between 0 and {LONGEST}: of times since 1970, subtract the first")
+            })?;
         let whole = number(arrivals).filter(|n| (0.0..=MOST_ARRIVALS as f64).contains(n) && n.fract() == 0.0);
         let arrivals = whole
             .ok_or_else(|| format!("\"{arrivals}\" is no count of messages between 0 and {MOST_ARRIVALS}"))?;
         let service = service
             .map(|text| {
-                number(text)
-                    .filter(|seconds| *seconds > 0.0)
-                    .ok_or_else(|| format!("\"{text}\" is no number of seconds above 0 for a handler call"))
+                number(text).filter(|seconds| SERVICE_SECONDS.contains(seconds)).ok_or_else(|| {
+                    format!("\"{text}\" is no number of seconds of a handler call, between 0.001 and 86400")
+                })
             })
             .transpose()?;
         // Checked: whole and not negative.
@@ -169,6 +203,22 @@ mod tests {
     }
 
     #[test]
+    fn what_real_tools_write_is_read() {
+        let plain = Trace::parse("0,2\n10,3").unwrap();
+        assert_eq!(
+            Trace::parse("\u{feff}\"Time\",\"Value\"\r\n\"0\",\"2\"\r\n\"10\",\"3\"\r\n").unwrap(),
+            plain
+        );
+    }
+
+    #[test]
+    fn the_mean_of_the_calls_is_over_messages_and_the_longest_over_intervals() {
+        let trace = Trace::parse("0,1\n10,3,2\n20,0,8").unwrap();
+        assert_eq!((trace.mean_service(6.0), trace.longest_service(6.0)), (3.0, 8.0));
+        assert_eq!(Trace::parse("0,0,2").unwrap().mean_service(6.0), 6.0);
+    }
+
+    #[test]
     fn nonsense_is_refused_with_its_line_and_what_to_write() {
         assert!(refused("").contains("no interval"));
         assert!(refused("0,1\n0,1").contains("line 2 of the trace: seconds must rise"));
@@ -177,7 +227,12 @@ mod tests {
         assert!(refused("0,NaN").contains("no count"));
         assert!(refused("-1,1").contains("no number of seconds"));
         assert!(refused("0").contains("seconds,arrivals"));
-        assert!(refused("0,1,0").contains("above 0"));
+        assert!(
+            refused("NaN,5").contains("no number of seconds") && refused("inf,5\n0,1").contains("line 1")
+        );
+        assert!(refused("1764240000,5").contains("subtract the first"));
+        assert!(refused("0,1,0").contains("between 0.001 and 86400"));
+        assert!(refused("0,1,1e300").contains("between 0.001 and 86400"));
         assert!(refused("0,50000001").contains("no count"));
         assert!(refused("0,30000000\n1,30000000").contains("shorter"));
         assert!(refused("seconds,arrivals\n1,1\nseconds,arrivals").contains("line 3"));

@@ -1,0 +1,165 @@
+//! The Worker of a manifest, with its Queue. Parsed once.
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_yaml::Value;
+use thiserror::Error;
+use warren_api::{Queue, Worker};
+
+/// What is wrong with a manifest.
+#[derive(Debug, Error)]
+pub enum ManifestError {
+    /// It is no YAML, or not the YAML of a Worker.
+    #[error("the manifest cannot be read: {0}")]
+    Yaml(#[from] serde_yaml::Error),
+    /// A field that the API server refuses, too.
+    #[error("{kind} \"{name}\" has an unknown field \"{field}\": correct its name, or remove it")]
+    Unknown {
+        /// Of the resource.
+        kind: &'static str,
+        /// Of the resource.
+        name: String,
+        /// Its path.
+        field: String,
+    },
+    /// There is no Worker in it.
+    #[error("the manifest has no Worker (kind: Worker, apiVersion: warren.dev/v1alpha1)")]
+    NoWorker,
+    /// There is more than one.
+    #[error("the manifest has {0} Workers: give one of them with --worker NAME, or a manifest with it alone")]
+    ManyWorkers(usize),
+    /// The one that was asked for is not there.
+    #[error("the manifest has no Worker \"{0}\"")]
+    NotFound(String),
+}
+
+/// Reads the Worker `wanted`, or the only one, of one or more documents or a List, and its Queue; one of defaults, if it is not
+/// there.
+///
+/// # Errors
+/// See [`ManifestError`].
+pub fn parse(manifest: &str, wanted: Option<&str>) -> Result<(Worker, Queue), ManifestError> {
+    let (mut workers, mut queues) = (Vec::new(), Vec::new());
+    for document in serde_yaml::Deserializer::from_str(manifest) {
+        read(Value::deserialize(document)?, &mut workers, &mut queues)?;
+    }
+    workers.retain(|worker| wanted.is_none_or(|wanted| worker.metadata.name.as_deref() == Some(wanted)));
+    let worker = match (workers.pop(), wanted) {
+        (Some(worker), _) if workers.is_empty() => worker,
+        (Some(_), _) => return Err(ManifestError::ManyWorkers(workers.len() + 1)),
+        (None, Some(name)) => return Err(ManifestError::NotFound(name.to_owned())),
+        (None, None) => return Err(ManifestError::NoWorker),
+    };
+    let queue = queues.into_iter().find(|queue| {
+        let namespaces = queue.metadata.namespace.as_ref().zip(worker.metadata.namespace.as_ref());
+        queue.metadata.name.as_ref() == Some(&worker.spec.queue_ref.name)
+            && namespaces.is_none_or(|(one, other)| one == other)
+    });
+    Ok((worker, queue.unwrap_or_default()))
+}
+
+/// Adds what is Warren's; a List, as `kubectl get` prints it, is its items.
+fn read(value: Value, workers: &mut Vec<Worker>, queues: &mut Vec<Queue>) -> Result<(), ManifestError> {
+    let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
+    if let Some(items) = value.get("items").and_then(Value::as_sequence) {
+        for item in items {
+            read(item.clone(), workers, queues)?;
+        }
+    } else if text("apiVersion").starts_with("warren.dev/") {
+        match text("kind") {
+            "Worker" => workers.push(strictly("Worker", value)?),
+            "Queue" => queues.push(strictly("Queue", value)?),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A resource whose spec has no field that is not its own. A template is not looked into.
+fn strictly<T: DeserializeOwned>(kind: &'static str, value: Value) -> Result<T, ManifestError> {
+    let name = value.get("metadata").and_then(|metadata| metadata.get("name")).and_then(Value::as_str);
+    let name = name.unwrap_or_default().to_owned();
+    let mut unknown = None;
+    let resource = serde_ignored::deserialize(value, |path| {
+        // What is optional is a step of its own.
+        let path = path.to_string().replace(".?", "");
+        if path.starts_with("spec.") {
+            unknown.get_or_insert(path);
+        }
+    })?;
+    match unknown {
+        Some(field) => Err(ManifestError::Unknown { kind, name, field }),
+        None => Ok(resource),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use warren_api::QueueType;
+
+    use super::*;
+
+    fn worker(name: &str, spec: &str) -> String {
+        format!(
+            "apiVersion: warren.dev/v1alpha1\nkind: Worker\nmetadata: {{name: {name}}}\nspec: {{queueRef: {{name: orders}}, template: {{spec: {{podField: 1}}}}{spec}}}\n"
+        )
+    }
+
+    fn queue(api_version: &str, kind: &str) -> String {
+        format!(
+            "apiVersion: {api_version}\nkind: Queue\nmetadata: {{name: orders}}\nspec: {{type: {kind}}}\n---\n"
+        )
+    }
+
+    fn refused(manifest: &str) -> String {
+        parse(manifest, None).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_queue_of_another_group_is_not_the_worker_s() {
+        let others = queue("rabbitmq.com/v1beta1", "quorum");
+        let ours = queue("warren.dev/v1alpha1", "Classic");
+        let kind =
+            |manifest: String| parse(&(manifest + &worker("invoices", "")), None).unwrap().1.spec.queue_type;
+        assert_eq!(kind(others.clone()), QueueType::Quorum);
+        assert_eq!(kind(others + &ours), QueueType::Classic);
+        assert!(refused("apiVersion: apps/v1\nkind: Worker").contains("no Worker"));
+    }
+
+    #[test]
+    fn a_list_as_kubectl_prints_it_is_its_items() {
+        let item =
+            |text: String| format!("- {}\n", text.trim_end_matches("---\n").replace('\n', "\n  ").trim_end());
+        let list = "apiVersion: v1\nkind: List\nitems:\n".to_owned()
+            + &item(queue("warren.dev/v1alpha1", "Classic"))
+            + &item(worker("invoices", "") + "status: {newer: 1}\n");
+        let (worker, queue) = parse(&list, None).unwrap();
+        let found = (worker.metadata.name.as_deref(), queue.spec.queue_type);
+        assert_eq!(found, (Some("invoices"), QueueType::Classic));
+    }
+
+    #[test]
+    fn a_misspelt_field_is_refused_with_its_path() {
+        for (spec, path) in [
+            (", scaling: {targetWaitSecond: 30}", "spec.scaling.targetWaitSecond"),
+            (", handler: {batch: {maxMessage: 9}}", "spec.handler.batch.maxMessage"),
+            (", consumers: {prefetch: 9}", "spec.consumers"),
+        ] {
+            let told = refused(&worker("invoices", spec));
+            assert!(told.contains(&format!("Worker \"invoices\" has an unknown field \"{path}\"")), "{told}");
+        }
+        let told = refused(&queue("warren.dev/v1alpha1", "Classic, singleActiveConsumers: true"));
+        assert!(
+            told.contains("Queue \"orders\" has an unknown field \"spec.singleActiveConsumers\""),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn one_of_several_workers_is_chosen_by_its_name() {
+        let two = worker("invoices", "") + "---\n" + &worker("letters", "");
+        assert_eq!(parse(&two, Some("letters")).unwrap().0.metadata.name.as_deref(), Some("letters"));
+        assert!(refused(&two).contains("2 Workers: give one of them with --worker"));
+        assert!(parse(&two, Some("other")).unwrap_err().to_string().contains("no Worker \"other\""));
+    }
+}
