@@ -4,7 +4,8 @@
 //! (<https://keda.sh/docs/latest/reference/scaledobject-spec/>). In between the HPA syncs each 15 s: the metric's average a
 //! pod against the target with a tolerance of 0.1, up by doubling or 4 pods each 15 s, whichever is more, down to the most
 //! that was recommended within five minutes
-//! (<https://kubernetes.io/docs/concepts/workloads/autoscaling/horizontal-pod-autoscale/>).
+//! (<https://kubernetes.io/docs/concepts/workloads/autoscaling/horizontal-pod-autoscale/>). What it reads over AMQP is ready
+//! messages alone (<https://keda.sh/docs/latest/scalers/rabbitmq-queue/>).
 
 use std::collections::VecDeque;
 
@@ -16,6 +17,8 @@ const COOLDOWN: f64 = 300.0;
 const STABILISATION: f64 = 300.0;
 const TOLERANCE: f64 = 0.1;
 const MOST_ADDED: u32 = 4;
+/// The HPA knows thousandths.
+const LEAST_VALUE: f64 = 0.001;
 /// Times that differ by less are the same.
 const EPSILON: f64 = 1e-6;
 
@@ -33,7 +36,7 @@ pub struct KedaHpa {
 }
 
 impl KedaHpa {
-    /// KEDA with `value` set to the backlog that one pod clears within the target. Polls and syncs are in the middle of their
+    /// KEDA with `value` set to the backlog that one pod clears within the target, at `service` seconds a call. Polls and syncs are in the middle of their
     /// intervals, so that a load that begins at a round minute waits for them as long as loads do on average.
     pub fn new(min: u32, max: u32, target_wait: f64, service: f64, concurrency: u32) -> Self {
         Self::with_first_poll(min, max, target_wait, service, concurrency, POLL / 2.0, SYNC / 2.0)
@@ -48,7 +51,7 @@ impl KedaHpa {
         first_poll: f64,
         first_sync: f64,
     ) -> Self {
-        let value = (target_wait * f64::from(concurrency) / service).round().max(1.0);
+        let value = (target_wait * f64::from(concurrency) / service).max(LEAST_VALUE);
         Self {
             min,
             max,
@@ -126,7 +129,11 @@ mod tests {
     use super::*;
 
     fn looks(ready: impl Fn(f64) -> u64, until: f64) -> Vec<(f64, u32)> {
-        let mut scaler = KedaHpa::with_first_poll(0, 50, 10.0, 0.1, 1, 0.0, 0.0);
+        looks_with(0.1, ready, until)
+    }
+
+    fn looks_with(service: f64, ready: impl Fn(f64) -> u64, until: f64) -> Vec<(f64, u32)> {
+        let mut scaler = KedaHpa::with_first_poll(0, 50, 10.0, service, 1, 0.0, 0.0);
         let (mut now, mut replicas, mut changes) = (0.0, 0, vec![]);
         while now < until {
             let look = scaler.look(&Seen { ready: ready(now), replicas, ..Seen::default() }, now);
@@ -150,6 +157,13 @@ mod tests {
     fn an_empty_queue_ends_the_pods_after_the_cooldown() {
         let changes = looks(|now| if now < 50.0 { 1000 } else { 0 }, 1000.0);
         assert_eq!(changes, [(0.0, 5), (15.0, 10), (330.0, 0)]);
+    }
+
+    #[test]
+    fn a_pod_s_backlog_may_be_a_fraction_of_a_message() {
+        // 4 messages at 1.43 a pod, then at 0.5 a pod.
+        assert_eq!(looks_with(7.0, |_| 4, 15.0), [(0.0, 3)]);
+        assert_eq!(looks_with(20.0, |_| 4, 30.0), [(0.0, 5), (15.0, 8)]);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
+use terminal_size::{Width, terminal_size};
 
 use self::figures::Figures;
 use self::keda::KedaHpa;
@@ -81,12 +82,12 @@ pub struct Both {
 }
 
 impl Comparison {
-    /// Runs a trace through under both.
+    /// Runs a trace through under both. Every call ends well, also one that outlasts the handler's time-out.
     pub fn of(setting: &Setting, trace: &Trace) -> Self {
         let Setting { spec, pods, .. } = setting;
         let warren = simulate(trace, pods, &mut Warren::new(spec.clone()));
-        let mut keda =
-            KedaHpa::new(spec.min, spec.max, spec.target_wait, pods.service_seconds, spec.concurrency);
+        let service = trace.mean_service(pods.service_seconds);
+        let mut keda = KedaHpa::new(spec.min, spec.max, spec.target_wait, service, spec.concurrency);
         let keda_hpa = simulate(trace, pods, &mut keda);
         let horizon = warren.ended_at.max(keda_hpa.ended_at);
         let figures = |run: &Run| Figures::of(run, spec.target_wait, spec.min, horizon);
@@ -99,15 +100,27 @@ impl Comparison {
         Both { warren: self.warren.1, keda_hpa: self.keda_hpa.1 }
     }
 
+    /// The figures for a reader: what it is, Warren's, and KEDA's and the HPA's.
+    fn rows(&self) -> Vec<[String; 3]> {
+        let both = rows(&self.warren.1).into_iter().zip(rows(&self.keda_hpa.1));
+        both.map(|((name, ours), (_, theirs))| [name.to_owned(), ours, theirs]).collect()
+    }
+
     /// The figures as a table.
     pub fn table(&self) -> String {
-        let rows: Vec<[String; 3]> = rows(&self.warren.1)
-            .into_iter()
-            .zip(rows(&self.keda_hpa.1))
-            .map(|((name, ours), (_, theirs))| [name.to_owned(), ours, theirs])
-            .collect();
-        table(["", "WARREN", "KEDA + HPA"], &rows)
+        table(["", "WARREN", "KEDA + HPA"], &self.rows())
     }
+}
+
+/// What a reader must know of calls that outlast the handler's time-out, if there are any.
+fn caveat(setting: &Setting, trace: &Trace) -> Option<String> {
+    let (longest, allowed) =
+        (trace.longest_service(setting.pods.service_seconds), setting.spec.handler_timeout);
+    (longest > allowed).then(|| {
+        format!(
+            "Calls of up to {longest} s outlast handler.http.timeoutSeconds, {allowed}. They are simulated as work that answers \"later\" and asks for more time; any other would be ended then and tried again: raise timeoutSeconds for it."
+        )
+    })
 }
 
 fn rows(figures: &Figures) -> [(&'static str, String); 8] {
@@ -151,8 +164,12 @@ impl Simulate {
             let page = picture::page(&setting, &trace, &comparison);
             std::fs::write(path, page).with_context(|| format!("write {}", path.display()))?;
         }
-        let mut text = picture::terminal(&comparison);
+        let width = terminal_size().map_or(usize::MAX, |(Width(width), _)| usize::from(width));
+        let mut text = picture::terminal(&comparison, width);
         text += &comparison.table();
+        if let Some(caveat) = caveat(&setting, &trace) {
+            text += &format!("\n{caveat}\n");
+        }
         if self.json {
             text += &serde_json::to_string(&comparison.figures())?;
             text.push('\n');
@@ -163,3 +180,17 @@ impl Simulate {
 
 #[cfg(test)]
 mod random_tests;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_know_how_long_the_trace_says_that_calls_take() {
+        let trace = Trace::parse("0,300,2\n60,0,2").unwrap();
+        let [fast, slow] = [0.1, 2.0].map(|otherwise| {
+            Comparison::of(&Setting::parse(book::WORKER, None, otherwise, 5.0).unwrap(), &trace)
+        });
+        assert_eq!(fast, slow);
+    }
+}

@@ -7,9 +7,12 @@ use super::setting::Setting;
 use super::trace::Trace;
 use super::world::{Point, Run};
 
-/// Points of a plot: a curve is thinned to its largest value in each of so many spans.
+/// Points of a curve of an SVG.
 const COLUMNS: usize = 320;
-const TERMINAL_WIDTH: usize = 96;
+/// Cells of a terminal that are left of a plot.
+const TERMINAL_LEFT: usize = 6;
+const LEAST_TERMINAL_WIDTH: usize = 24;
+const MOST_TERMINAL_WIDTH: usize = 96;
 const TERMINAL_HEIGHT: usize = 8;
 /// Eighths of a character cell, from empty to full.
 const EIGHTHS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
@@ -25,36 +28,31 @@ const LOAD: &str = "#64748b";
 /// Seconds and values.
 type Curve = Vec<(f64, f64)>;
 
-/// The pods over time, both runs on one scale, one under the other.
-pub fn terminal(comparison: &Comparison) -> String {
+/// The pods over time, both runs on one scale, one under the other, in a terminal of so many columns.
+pub fn terminal(comparison: &Comparison, columns: usize) -> String {
+    let width = columns.saturating_sub(TERMINAL_LEFT).clamp(LEAST_TERMINAL_WIDTH, MOST_TERMINAL_WIDTH);
     let until = end(comparison);
     let (warren, keda) = (&comparison.warren.0, &comparison.keda_hpa.0);
     let most = warren.peak_replicas.max(keda.peak_replicas).max(1);
     let mut text = String::new();
     for (name, run) in [("Warren", warren), ("KEDA + HPA", keda)] {
-        let mut columns = [0_u32; TERMINAL_WIDTH];
-        for point in &run.points {
-            let column = (point.at / until * TERMINAL_WIDTH as f64) as usize;
-            if let Some(most) = columns.get_mut(column) {
-                *most = point.pods.max(*most);
-            }
-        }
+        let curve = thinned(run, until, width, |point| point.pods as f64);
         // Writing to a String cannot fail, here and below.
         let _ = writeln!(text, "{name}: pods");
         for row in (0..TERMINAL_HEIGHT).rev() {
-            let cells = columns.map(|pods| {
-                let eighths = (u64::from(pods) * 8 * TERMINAL_HEIGHT as u64).div_ceil(u64::from(most));
-                EIGHTHS[usize::try_from(eighths).unwrap_or(usize::MAX).saturating_sub(row * 8).min(8)]
+            let cells = curve.iter().map(|(_, pods)| {
+                let eighths = (pods * 8.0 * TERMINAL_HEIGHT as f64 / f64::from(most)).ceil() as usize;
+                EIGHTHS[eighths.saturating_sub(row * 8).min(8)]
             });
             let label = if row + 1 == TERMINAL_HEIGHT { most.to_string() } else { String::new() };
-            let _ = writeln!(text, "{}", format!("{label:>5} {}", String::from_iter(cells)).trim_end());
+            let _ = writeln!(text, "{}", format!("{label:>5} {}", cells.collect::<String>()).trim_end());
         }
         let _ = writeln!(
             text,
-            "    0 {:─<TERMINAL_WIDTH$}\n{:>right$}\n",
+            "    0 {:─<width$}\n{:>right$}\n",
             "",
             duration(until),
-            right = TERMINAL_WIDTH + 6
+            right = TERMINAL_LEFT + width
         );
     }
     text
@@ -64,8 +62,8 @@ pub fn terminal(comparison: &Comparison) -> String {
 pub fn svg(title: &str, trace: &Trace, comparison: &Comparison, font: &str) -> String {
     let until = end(comparison);
     let (warren, keda) = (&comparison.warren.0, &comparison.keda_hpa.0);
-    let waiting = |run| thinned(run, until, |point: &Point| point.waiting as f64);
-    let pods = |run| thinned(run, until, |point: &Point| f64::from(point.pods));
+    let waiting = |run| thinned(run, until, COLUMNS, |point| point.waiting as f64);
+    let pods = |run| thinned(run, until, COLUMNS, |point| point.pods as f64);
     let panels = [
         ("messages arriving a second", vec![(LOAD, load(trace))]),
         ("messages waiting", vec![(KEDA, waiting(keda)), (WARREN, waiting(warren))]),
@@ -125,16 +123,15 @@ fn panel(text: &mut String, top: f64, name: &str, curves: &[(&str, Curve)], unti
 pub fn page(setting: &Setting, trace: &Trace, comparison: &Comparison) -> String {
     let name = escaped(&setting.name);
     let plot = svg(&format!("Worker {}", setting.name), trace, comparison, "system-ui, sans-serif");
-    let both = comparison.figures();
-    let rows: String = super::rows(&both.warren)
-        .into_iter()
-        .zip(super::rows(&both.keda_hpa))
-        .map(|((what, ours), (_, theirs))| {
-            format!("<tr><th>{what}</th><td>{ours}</td><td>{theirs}</td></tr>\n")
-        })
+    let rows: String = comparison
+        .rows()
+        .iter()
+        .map(|[what, ours, theirs]| format!("<tr><th>{what}</th><td>{ours}</td><td>{theirs}</td></tr>\n"))
         .collect();
+    let caveat =
+        super::caveat(setting, trace).map(|text| format!("<p>{}</p>\n", escaped(&text))).unwrap_or_default();
     format!(
-        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>Worker {name} under a recorded load</title>\n<style>body{{font:15px system-ui,sans-serif;max-width:900px;margin:2em auto}}table{{border-collapse:collapse}}th{{text-align:left}}td,th{{padding:.2em 1.5em .2em 0}}td{{text-align:right}}</style>\n<h1>Worker {name}</h1>\n<p>{} messages in {}, {} s of work each unless the trace says otherwise, {} s for a pod to start.</p>\n{plot}<table>\n<tr><th></th><td>Warren</td><td>KEDA + HPA</td></tr>\n{rows}</table>\n</html>\n",
+        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>Worker {name} under a recorded load</title>\n<style>body{{font:15px system-ui,sans-serif;max-width:900px;margin:2em auto}}table{{border-collapse:collapse}}th{{text-align:left}}td,th{{padding:.2em 1.5em .2em 0}}td{{text-align:right}}</style>\n<h1>Worker {name}</h1>\n<p>{} messages in {}, {} s of work each unless the trace says otherwise, {} s for a pod to start.</p>\n{caveat}{plot}<table>\n<tr><th></th><td>Warren</td><td>KEDA + HPA</td></tr>\n{rows}</table>\n</html>\n",
         trace.arrivals(),
         duration(trace.end()),
         setting.pods.service_seconds,
@@ -146,18 +143,16 @@ fn end(comparison: &Comparison) -> f64 {
     comparison.warren.0.ended_at.max(comparison.keda_hpa.0.ended_at).max(1.0)
 }
 
-/// The largest value in each of [`COLUMNS`] spans; nothing after the run's end.
-fn thinned(run: &Run, until: f64, value: impl Fn(&Point) -> f64) -> Curve {
-    let span = until / COLUMNS as f64;
-    let mut curve = Curve::new();
-    for point in &run.points {
-        let at = (point.at / span).floor() * span;
-        match curve.last_mut() {
-            Some((last, most)) if *last == at => *most = most.max(value(point)),
-            _ => curve.push((at, value(point))),
-        }
-    }
-    curve
+/// The largest value in each of so many spans; the last one before, where a span has none or the run has ended.
+fn thinned(run: &Run, until: f64, columns: usize, value: impl Fn(&Point) -> f64) -> Curve {
+    let span = until / columns as f64;
+    let of = |column| {
+        let (from, to) = (column as f64 * span, (column + 1) as f64 * span);
+        let (begun, _) = run.points.split_at(run.points.partition_point(|point| point.at < to));
+        let within = begun.iter().rev().take_while(|point| point.at >= from).map(&value).reduce(f64::max);
+        (from, within.or_else(|| begun.last().map(&value)).unwrap_or_default())
+    };
+    (0..columns).map(of).collect()
 }
 
 fn load(trace: &Trace) -> Curve {
@@ -177,8 +172,11 @@ fn load(trace: &Trace) -> Curve {
 }
 
 fn duration(seconds: f64) -> String {
-    let minutes = (seconds / 60.0).round();
-    if minutes >= 120.0 { format!("{:.1} h", minutes / 60.0) } else { format!("{minutes:.0} min") }
+    match seconds {
+        ..120.0 => format!("{seconds:.0} s"),
+        ..7170.0 => format!("{:.0} min", seconds / 60.0),
+        _ => format!("{:.1} h", seconds / 3600.0),
+    }
 }
 
 fn escaped(text: &str) -> String {
@@ -209,10 +207,44 @@ mod tests {
 
     #[test]
     fn a_terminal_gets_both_runs() {
-        let text = terminal(&compared().2);
+        let text = terminal(&compared().2, 102);
         assert!(
             text.contains("Warren: pods") && text.contains("KEDA + HPA: pods") && text.contains('█'),
             "{text}"
         );
+    }
+
+    #[test]
+    fn no_line_is_wider_than_the_terminal() {
+        for columns in [40, 80, 500] {
+            let text = terminal(&compared().2, columns);
+            let widest = text.lines().map(|line| line.chars().count()).max();
+            assert_eq!(widest, Some(columns.min(102)), "{text}");
+        }
+    }
+
+    #[test]
+    fn pods_stay_in_the_plot_until_another_point_says_otherwise() {
+        let point = |at, pods| Point { at, waiting: 0, pods };
+        let run = Run { points: vec![point(0.0, 3), point(1.0, 5), point(1.5, 1)], ..Run::default() };
+        let pods: Vec<f64> =
+            thinned(&run, 4.0, 8, |point| point.pods as f64).iter().map(|(_, pods)| *pods).collect();
+        assert_eq!(pods, [3.0, 3.0, 5.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
+        let at_once = thinned(&run, 4.0, 2, |point| point.pods as f64);
+        assert_eq!(at_once, [(0.0, 5.0), (2.0, 1.0)]);
+    }
+
+    #[test]
+    fn calls_beyond_the_time_out_are_told_on_the_page() {
+        let (mut setting, trace, comparison) = compared();
+        assert!(!page(&setting, &trace, &comparison).contains("timeoutSeconds"));
+        setting.pods.service_seconds = 31.0;
+        assert!(page(&setting, &trace, &comparison).contains("Calls of up to 31 s outlast"));
+    }
+
+    #[test]
+    fn short_times_are_in_seconds() {
+        let told = [20.0, 130.0, 7199.0, 86_400.0].map(duration);
+        assert_eq!(told, ["20 s", "2 min", "2.0 h", "24.0 h"]);
     }
 }

@@ -77,7 +77,7 @@ pub struct Point {
     /// Messages that wait: ready, or delivered and not begun.
     pub waiting: u64,
     /// Pods that exist: starting, consuming and ending.
-    pub pods: u32,
+    pub pods: u64,
 }
 
 /// What happened.
@@ -97,7 +97,7 @@ pub struct Run {
     pub changes: u32,
     /// When everything was done and let go.
     pub ended_at: f64,
-    /// The series, a point a second.
+    /// The series, a point a second and one at the end.
     pub points: Vec<Point>,
 }
 
@@ -142,6 +142,13 @@ struct Pod {
     held: VecDeque<f64>,
 }
 
+impl Pod {
+    /// Messages delivered to it and not acknowledged.
+    fn unsettled(&self) -> u64 {
+        u64::from(self.running) + self.held.len() as u64
+    }
+}
+
 struct World<'a> {
     pods_are: &'a Pods,
     trace: &'a Trace,
@@ -152,8 +159,8 @@ struct World<'a> {
     ready: VecDeque<f64>,
     pods: BTreeMap<u64, Pod>,
     next_pod: u64,
-    /// A consumer's entry for each message that it has room for, in turn.
-    room: VecDeque<u64>,
+    /// Consumers with room in their prefetch, in turn: each once.
+    turns: VecDeque<u64>,
     interval: usize,
     replicas: u32,
     started: u32,
@@ -205,7 +212,7 @@ impl<'a> World<'a> {
             ready: VecDeque::new(),
             pods: BTreeMap::new(),
             next_pod: 0,
-            room: VecDeque::new(),
+            turns: VecDeque::new(),
             interval: 0,
             replicas: pods.min,
             started: 0,
@@ -250,8 +257,7 @@ impl<'a> World<'a> {
             Kind::Started(pod) => self.start(pod),
             Kind::Ended { pod, service_index } => self.end_call(pod, service_index),
             Kind::Sample => {
-                let waiting = self.ready.len() as u64 + self.held;
-                self.run.points.push(Point { at: self.now, waiting, pods: count(self.pods.len()) });
+                self.sample();
                 self.plan(SAMPLE_SECONDS, Kind::Sample);
             }
             Kind::Look => {
@@ -260,6 +266,11 @@ impl<'a> World<'a> {
                 self.plan(look.again_in.max(0.01), Kind::Look);
             }
         }
+    }
+
+    fn sample(&mut self) {
+        let waiting = self.ready.len() as u64 + self.held;
+        self.run.points.push(Point { at: self.now, waiting, pods: self.pods.len() as u64 });
     }
 
     fn seen(&self) -> Seen {
@@ -287,16 +298,19 @@ impl<'a> World<'a> {
         let Some(pod) = self.pods.get_mut(&id) else { return };
         pod.started = true;
         self.started += 1;
-        self.room.extend(std::iter::repeat_n(id, self.pods_are.prefetch as usize));
+        self.turns.push_back(id);
         self.dispatch();
     }
 
     fn dispatch(&mut self) {
         while !self.ready.is_empty() {
-            let Some(id) = self.room.pop_front() else { return };
+            let Some(id) = self.turns.pop_front() else { return };
             let Some(pod) = self.pods.get_mut(&id).filter(|pod| !pod.ending) else { continue };
             let Some(arrival) = self.ready.pop_front() else { return };
             pod.held.push_back(arrival);
+            if pod.unsettled() < u64::from(self.pods_are.prefetch) {
+                self.turns.push_back(id);
+            }
             self.held += 1;
             self.deliveries += 1;
             self.begin_calls(id);
@@ -308,8 +322,8 @@ impl<'a> World<'a> {
     }
 
     fn service_of(&self, interval: usize) -> f64 {
-        let said = self.trace.intervals().get(interval).and_then(|interval| interval.service);
-        said.unwrap_or(self.pods_are.service_seconds)
+        let otherwise = self.pods_are.service_seconds;
+        self.trace.intervals().get(interval).map_or(otherwise, |interval| interval.service_or(otherwise))
     }
 
     fn begin_calls(&mut self, id: u64) {
@@ -328,6 +342,7 @@ impl<'a> World<'a> {
 
     fn end_call(&mut self, id: u64, service_index: usize) {
         let Some(pod) = self.pods.get_mut(&id) else { return };
+        let full = pod.unsettled() >= u64::from(self.pods_are.prefetch);
         pod.running -= 1;
         let gone = pod.ending && pod.running == 0;
         let ending = pod.ending;
@@ -338,7 +353,9 @@ impl<'a> World<'a> {
         if gone {
             self.pods.remove(&id);
         } else if !ending {
-            self.room.push_back(id);
+            if full {
+                self.turns.push_back(id);
+            }
             self.begin_calls(id);
             self.dispatch();
         }
@@ -359,8 +376,7 @@ impl<'a> World<'a> {
             // The ReplicaSet's own order: first those that have not started; then the cheapest; then the youngest.
             let mut order: Vec<_> = living
                 .map(|(id, pod)| {
-                    let cost =
-                        if spare_the_busy { u64::from(pod.running) + pod.held.len() as u64 } else { 0 };
+                    let cost = if spare_the_busy { pod.unsettled() } else { 0 };
                     (pod.started, cost, Reverse(*id))
                 })
                 .collect();
@@ -390,16 +406,13 @@ impl<'a> World<'a> {
     }
 
     fn finish(mut self) -> Run {
+        self.sample();
         self.run.unfinished = self.ready.len() as u64 + self.held + self.in_flight;
         self.run.never_begun = self.ready.into();
         self.run.never_begun.extend(self.pods.into_values().flat_map(|pod| pod.held));
         self.run.ended_at = self.now;
         self.run
     }
-}
-
-fn count(number: usize) -> u32 {
-    number.try_into().unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -463,6 +476,15 @@ mod tests {
     fn two_calls_at_once_run_side_by_side() {
         let run = run("0,4\n1,0", &Pods { prefetch: 2, concurrency: 2, ..pods() }, &[(0.0, 1), (20.0, 0)]);
         assert_eq!(run.begun.iter().map(|(_, begun)| *begun).collect::<Vec<_>>(), [5.0, 5.0, 7.0, 7.0]);
+    }
+
+    #[test]
+    fn messages_are_dealt_in_turn_to_the_pods_that_have_room() {
+        let ten = Pods { prefetch: 10, min: 2, ..pods() };
+        let run = run("0,0\n1,10\n1.001,0", &ten, &[(0.0, 2)]);
+        // Five each, two seconds each: the last ones begin after eight.
+        let last: Vec<f64> = run.begun.iter().rev().take(2).map(|(_, begun)| begun.round()).collect();
+        assert_eq!(last, [9.0, 9.0]);
     }
 
     #[test]
