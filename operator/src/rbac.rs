@@ -34,6 +34,11 @@ pub fn rules() -> Vec<PolicyRule> {
     ]
 }
 
+/// For the election of a leader, in the operator's own namespace, as `charts/warren/templates/rbac.yaml` gives it.
+pub fn election() -> PolicyRule {
+    rule("coordination.k8s.io", &["leases"], &["get", "create", "update"])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -44,6 +49,17 @@ mod tests {
             |rule: &PolicyRule| rule.resources.iter().flatten().any(|resource| resource == "workers");
         let verbs: Vec<_> = rules().into_iter().filter(workers).flat_map(|rule| rule.verbs).collect();
         assert_eq!(verbs, ["get", "list", "watch"]);
+    }
+
+    #[test]
+    fn the_chart_gives_what_an_election_needs() {
+        let chart = include_str!("../../charts/warren/templates/rbac.yaml");
+        let PolicyRule { api_groups, resources, verbs, .. } = election();
+        let list = |texts: Vec<String>| texts.join(", ");
+        let (groups, resources) = (list(api_groups.unwrap()), list(resources.unwrap()));
+        let verbs = list(verbs);
+        let rule = format!("- apiGroups: [{groups}]\n  resources: [{resources}]\n  verbs: [{verbs}]\n");
+        assert!(chart.contains(&rule), "{rule}");
     }
 
     #[test]
