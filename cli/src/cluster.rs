@@ -1,19 +1,23 @@
 //! What the plugin reads of a cluster. Thin: it performs requests and gives values.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use futures::StreamExt;
+use futures::future::{join_all, ready};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, ResourceExt};
 use warren_api::names::{SIDECAR_PORT, WORKER_LABEL};
 use warren_operator::scaler::record::Told;
+use warren_operator::scaler::sample::{self, Sample};
+use warren_operator::worker::pods::sidecar_runs;
 
 use crate::exposition::Exposition;
+use crate::read::{Read, said};
 
 /// Labels of the operator's pods, as the chart sets them.
 pub const OPERATOR_LABELS: &str = "app.kubernetes.io/part-of=warren,app.kubernetes.io/component=operator";
@@ -21,21 +25,30 @@ pub const OPERATOR_LABELS: &str = "app.kubernetes.io/part-of=warren,app.kubernet
 const OPERATOR_PORT: u16 = 8080;
 /// Sidecars that are read at once.
 const AT_ONCE: usize = 16;
+/// How long the API server may take to answer.
+const ANSWER: Duration = Duration::from_secs(30);
+/// How long a pod may take to answer: the API server waits for it without an end.
+const PAGE: Duration = Duration::from_secs(5);
 
 /// Which cluster and namespace.
 #[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Cluster")]
 pub struct Target {
     /// Namespace; default: the context's
-    #[arg(short, long, value_name = "NAME")]
+    #[arg(short, long, global = true, value_name = "NAME")]
     pub namespace: Option<String>,
 
     /// Context of the kubeconfig; default: the current one
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, global = true, value_name = "NAME")]
     pub context: Option<String>,
 
     /// The kubeconfig; default: KUBECONFIG, then ~/.kube/config
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
+
+    /// Namespace of Warren's operator, for those who may not list pods in all; default: looked for in all
+    #[arg(long, global = true, value_name = "NAME")]
+    pub operator_namespace: Option<String>,
 }
 
 /// A cluster, seen as one user.
@@ -45,6 +58,26 @@ pub struct Cluster {
     pub client: Client,
     /// The namespace that is asked about.
     pub namespace: String,
+    /// The operator's; none: it is looked for in all.
+    operator_namespace: Option<String>,
+}
+
+/// A pod whose sidecar runs.
+#[derive(Clone, Debug)]
+pub struct Sidecar {
+    /// The pod.
+    pub pod: Pod,
+    /// When it answered.
+    pub at: Instant,
+    /// Its metrics.
+    pub said: Read<Sample>,
+}
+
+impl Sidecar {
+    /// Whether it is one of a Worker's.
+    pub fn is_of(&self, worker: &str) -> bool {
+        self.pod.labels().get(WORKER_LABEL).is_some_and(|of| of == worker)
+    }
 }
 
 impl Cluster {
@@ -54,7 +87,7 @@ impl Cluster {
     /// There is none, or it names no such context.
     pub async fn connect(target: &Target) -> anyhow::Result<Self> {
         let options = KubeConfigOptions { context: target.context.clone(), ..KubeConfigOptions::default() };
-        let config = match (&target.kubeconfig, &target.context) {
+        let mut config = match (&target.kubeconfig, &target.context) {
             (Some(file), _) => {
                 let read = Kubeconfig::read_from(file).context("read the kubeconfig")?;
                 Config::from_custom_kubeconfig(read, &options).await.context("use the kubeconfig")?
@@ -64,8 +97,11 @@ impl Cluster {
                 .await
                 .context("find a kubeconfig (--kubeconfig, KUBECONFIG or ~/.kube/config)")?,
         };
+        // From the request on, however long the connection was idle before.
+        (config.read_timeout, config.reset_reader_on_write) = (Some(ANSWER), true);
         let namespace = target.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-        Ok(Self { client: Client::try_from(config)?, namespace })
+        let operator_namespace = target.operator_namespace.clone();
+        Ok(Self { client: Client::try_from(config)?, namespace, operator_namespace })
     }
 
     /// Something of the namespace.
@@ -80,55 +116,47 @@ impl Cluster {
     ///
     /// # Errors
     /// The API server refuses.
-    pub async fn operator_pods(&self) -> kube::Result<Vec<Pod>> {
-        let pods: Api<Pod> = Api::all(self.client.clone());
-        let pods = pods.list(&ListParams::default().labels(OPERATOR_LABELS)).await?.items;
-        Ok(watching(pods, &self.namespace))
+    pub async fn operator_pods(&self) -> anyhow::Result<Vec<Pod>> {
+        let client = self.client.clone();
+        let (pods, whose): (Api<Pod>, _) = match &self.operator_namespace {
+            Some(namespace) => (Api::namespaced(client, namespace), "list the operator's pods"),
+            None => (
+                Api::all(client),
+                "list the operator's pods in all namespaces (--operator-namespace NAME asks for one)",
+            ),
+        };
+        let pods = pods.list(&ListParams::default().labels(OPERATOR_LABELS)).await.context(whose)?;
+        Ok(watching(pods.items, &self.namespace))
     }
 
-    /// The metrics of the operator that leads, through the API server.
+    /// The metrics of the operator that leads, through the API server; none where all have answered and none leads.
     ///
     /// # Errors
-    /// There is no operator, or its metrics cannot be read, with what to do.
-    pub async fn operator_metrics(&self) -> anyhow::Result<Exposition> {
-        let pods = self.operator_pods().await.context("list the operator's pods")?;
-        let mut last = anyhow::anyhow!(
-            "there is no operator pod with the labels {OPERATOR_LABELS} that watches namespace {}",
-            self.namespace
-        );
-        for pod in &pods {
-            match self.metrics(pod, OPERATOR_PORT).await {
-                Ok(metrics) if metrics.sum("warren_operator_leader", &[]) == Some(0.0) => {
-                    last = anyhow::anyhow!("no operator leads at the moment");
-                }
-                Ok(metrics) => return Ok(metrics),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+    /// There is no operator, or who leads cannot be told.
+    pub async fn operator_metrics(&self) -> anyhow::Result<Option<Exposition>> {
+        let metrics = self.of_operator("metrics").await?;
+        let metrics =
+            metrics.into_iter().map(|text| text.map(|text| Exposition::new(text.unwrap_or_default())));
+        leading(metrics.collect())
     }
 
-    /// The metrics of the sidecars of all pods in the namespace, by Worker; a pod that cannot be read is none.
+    /// The sidecars of all pods in the namespace.
     ///
     /// # Errors
     /// The API server refuses the list of pods.
-    pub async fn sidecars(
-        &self,
-        worker: Option<&str>,
-    ) -> kube::Result<BTreeMap<String, Vec<Option<Exposition>>>> {
-        let selector =
-            worker.map_or_else(|| WORKER_LABEL.to_owned(), |name| format!("{WORKER_LABEL}={name}"));
-        let pods = self.api::<Pod>().list(&ListParams::default().labels(&selector)).await?.items;
-        let reads = pods.into_iter().filter(running).map(|pod| async move {
-            let worker = pod.labels().get(WORKER_LABEL).cloned().unwrap_or_default();
-            (worker, self.metrics(&pod, SIDECAR_PORT).await.ok())
+    pub async fn sidecars(&self) -> anyhow::Result<Vec<Sidecar>> {
+        let of_workers = ListParams::default().labels(WORKER_LABEL);
+        let pods = self.api::<Pod>().list(&of_workers).await.context("list pods")?.items;
+        let reads = pods.into_iter().filter(sidecar_runs).map(|pod| async move {
+            // Who has gone since the list was made is none.
+            let text = self.page(&pod, SIDECAR_PORT, "metrics").await.transpose()?;
+            let said = text.map_err(said).and_then(|text| {
+                sample::parse(&text)
+                    .ok_or_else(|| format!("pod {}: these are no sidecar's metrics", pod.name_any()))
+            });
+            Some(Sidecar { pod, at: Instant::now(), said })
         });
-        let answers: Vec<_> = futures::stream::iter(reads).buffer_unordered(AT_ONCE).collect().await;
-        let mut by_worker: BTreeMap<String, Vec<Option<Exposition>>> = BTreeMap::new();
-        for (worker, metrics) in answers {
-            by_worker.entry(worker).or_default().push(metrics);
-        }
-        Ok(by_worker)
+        Ok(futures::stream::iter(reads).buffer_unordered(AT_ONCE).filter_map(ready).collect().await)
     }
 
     /// What the operator that leads remembers of its decisions about a Worker; none where no operator scales it.
@@ -136,39 +164,57 @@ impl Cluster {
     /// # Errors
     /// The operator cannot be asked.
     pub async fn decisions(&self, worker: &str) -> anyhow::Result<Option<Told>> {
-        let pods = self.operator_pods().await.context("list the operator's pods")?;
-        let path = format!("decisions/{}/{worker}", self.namespace);
-        let mut last = None;
-        for pod in &pods {
-            match self.get(pod, OPERATOR_PORT, &path).await {
-                Ok(text) => return Ok(Some(serde_json::from_str(&text)?)),
-                // One that does not lead knows nothing.
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
-                Err(error) => last = Some(error),
-            }
-        }
-        match last {
-            None => Ok(None),
-            Some(error) => {
-                Err(error).context("ask the operator through the API server (needs get on pods/proxy)")
-            }
+        let pages = self.of_operator(&format!("decisions/{}/{worker}", self.namespace)).await?;
+        // One that does not lead knows nothing; one that does tells enough, whatever became of the others.
+        match pages.iter().flatten().flatten().next() {
+            Some(text) => serde_json::from_str(text)
+                .context("read what the operator tells, which may be of another version than this plugin"),
+            None => pages.into_iter().collect::<anyhow::Result<Vec<_>>>().map(|_| None),
         }
     }
 
-    async fn metrics(&self, pod: &Pod, port: u16) -> anyhow::Result<Exposition> {
-        let text = self.get(pod, port, "metrics").await.with_context(|| {
-            let name = pod.name_any();
-            format!("read the metrics of pod {name} through the API server (needs get on pods/proxy)")
-        })?;
-        Ok(Exposition::parse(&text))
+    /// A page of each of the operator's pods that run.
+    async fn of_operator(&self, page: &str) -> anyhow::Result<Vec<anyhow::Result<Option<String>>>> {
+        let pods = self.operator_pods().await?;
+        if pods.is_empty() {
+            let namespace = &self.namespace;
+            bail!(
+                "there is no operator pod with the labels {OPERATOR_LABELS} that watches namespace {namespace}"
+            );
+        }
+        let pages = pods.iter().filter(|pod| running(pod)).map(|pod| self.page(pod, OPERATOR_PORT, page));
+        Ok(join_all(pages).await)
     }
 
-    /// A page of a pod, through the API server.
-    async fn get(&self, pod: &Pod, port: u16, page: &str) -> kube::Result<String> {
+    /// A page of a pod, through the API server; none where there is no such page, or the pod is gone.
+    async fn page(&self, pod: &Pod, port: u16, page: &str) -> anyhow::Result<Option<String>> {
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
         let path = format!("/api/v1/namespaces/{namespace}/pods/{name}:{port}/proxy/{page}");
-        let request = http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
-        self.client.request_text(request).await
+        let request = http::Request::get(path).body(Vec::new())?;
+        let answer = match tokio::time::timeout(PAGE, self.client.request_text(request)).await {
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => return Ok(None),
+            Ok(answer) => answer.map(Some).map_err(anyhow::Error::new),
+            Err(_) => Err(anyhow::anyhow!("there was no answer within {} s", PAGE.as_secs())),
+        };
+        answer.with_context(|| format!("read /{page} of pod {name} through the API server"))
+    }
+}
+
+/// What the one that leads says; none where all have answered and none leads.
+fn leading(metrics: Vec<anyhow::Result<Exposition>>) -> anyhow::Result<Option<Exposition>> {
+    let leads =
+        |metrics: &Exposition| metrics.sum("warren_operator_leader", &[]).is_some_and(|leads| leads > 0.0);
+    let (mut unread, mut found) = (None, None);
+    for metrics in metrics {
+        match metrics {
+            Ok(metrics) if leads(&metrics) => found = Some(metrics),
+            Ok(_) => {}
+            Err(error) => unread = Some(error),
+        }
+    }
+    match (found, unread) {
+        (None, Some(error)) => Err(error),
+        (found, _) => Ok(found),
     }
 }
 
@@ -193,10 +239,67 @@ fn watched(pod: &Pod) -> Option<Vec<String>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::convert::Infallible;
+
+    use kube::client::Body;
     use serde_json::json;
 
     use super::*;
+
+    /// A pod of a Worker with what its sidecar said.
+    pub(crate) fn sidecar(worker: &str, uid: &str, at: Instant, said: Read<Sample>) -> Sidecar {
+        let metadata = json!({"uid": uid, "labels": {(WORKER_LABEL): worker, "app": "shop"}});
+        let pod = serde_json::from_value(json!({"metadata": metadata})).unwrap();
+        Sidecar { pod, at, said }
+    }
+
+    fn leader(leads: u32) -> Exposition {
+        Exposition::new(format!("warren_operator_leader {leads}\n"))
+    }
+
+    #[test]
+    fn the_one_that_leads_is_found_among_those_that_stand_by_or_cannot_be_read() {
+        let unread = || Err(anyhow::anyhow!("refused"));
+        for answers in [vec![unread(), Ok(leader(0)), Ok(leader(1))], vec![Ok(leader(1)), unread()]] {
+            assert_eq!(leading(answers).unwrap(), Some(leader(1)));
+        }
+        assert_eq!(leading(vec![Ok(leader(0)), Ok(leader(0))]).unwrap(), None);
+        for answers in [vec![unread(), Ok(leader(0))], vec![Ok(leader(0)), unread()]] {
+            assert!(leading(answers).is_err(), "the one that was not read may lead");
+        }
+    }
+
+    fn asked<F>(answer: fn() -> F) -> (Cluster, Pod)
+    where
+        F: Future<Output = http::Response<Body>> + Send + 'static,
+    {
+        let service =
+            tower::service_fn(
+                move |_: http::Request<Body>| async move { Ok::<_, Infallible>(answer().await) },
+            );
+        let pod = json!({"metadata": {"name": "invoices-1", "namespace": "shop"}});
+        let client = Client::new(service, "shop");
+        let cluster = Cluster { client, namespace: "shop".to_owned(), operator_namespace: None };
+        (cluster, serde_json::from_value(pod).unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_leaves_a_request_open_counts_as_one_that_cannot_be_read() {
+        let (cluster, pod) = asked(std::future::pending);
+        let error = said(cluster.page(&pod, SIDECAR_PORT, "metrics").await.unwrap_err());
+        assert_eq!(
+            error,
+            "read /metrics of pod invoices-1 through the API server: there was no answer within 5 s"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_page_that_is_not_there_is_none() {
+        let (cluster, pod) =
+            asked(|| async { http::Response::builder().status(404).body(Body::empty()).unwrap() });
+        assert_eq!(cluster.page(&pod, OPERATOR_PORT, "decisions/shop/invoices").await.unwrap(), None);
+    }
 
     #[test]
     fn of_several_operators_the_one_that_watches_the_namespace_is_asked() {

@@ -3,22 +3,24 @@
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::ListParams;
-use std::fmt::Write as _;
 use warren_api::conditions::worker::SCALING_ACTIVE;
-use warren_api::worker::{Scaling, ScalingMode};
+use warren_api::worker::ScalingMode;
 use warren_api::{Queue, Worker, WorkerStatus};
-use warren_operator::scaler::record::Told;
+use warren_operator::scaler::record::{Told, ToldDecision};
 
-use crate::Answer;
-use crate::cluster::{Cluster, Target};
+use crate::cluster::Cluster;
+use crate::read::{Read, said};
 use crate::table::table;
+use crate::{Answer, name};
 
 /// Changes of replicas that are shown.
 const SHOWN: usize = 10;
+/// The kind as kubectl takes it.
+const KINDS: [&str; 4] = ["worker", "workers", "wk", "workers.warren.dev"];
 /// Reasons of the events that tell of a change of replicas.
 const CHANGES: [&str; 3] = ["ScaledOut", "ScaledIn", "ScaleReverted"];
 
@@ -26,10 +28,8 @@ const CHANGES: [&str; 3] = ["ScaledOut", "ScaledIn", "ScaleReverted"];
 #[derive(Debug, Args)]
 pub struct Explain {
     /// worker/NAME, or NAME
+    #[arg(value_parser = |text: &str| name(text, KINDS))]
     worker: String,
-
-    #[command(flatten)]
-    target: Target,
 }
 
 /// Everything that was read.
@@ -38,32 +38,37 @@ struct Seen {
     worker: Worker,
     /// Whether the Queue gives messages to one pod at most.
     single: bool,
-    operator: Result<Option<Told>, String>,
+    operator: Read<Option<Told>>,
     /// From events, oldest first.
-    changes: Vec<(Option<Timestamp>, String)>,
+    changes: Read<Vec<Change>>,
     now: Timestamp,
 }
+
+/// When replicas were changed, and what the event says.
+type Change = (Option<Timestamp>, String);
 
 impl Explain {
     /// Reads and prints.
     ///
     /// # Errors
-    /// There is no such Worker, or the API server refuses.
-    pub async fn run(&self) -> anyhow::Result<Answer> {
-        let name = name(&self.worker)?;
-        let cluster = Cluster::connect(&self.target).await?;
-        let worker =
-            cluster.api::<Worker>().get_opt(name).await?.with_context(|| {
-                format!("there is no Worker \"{name}\" in namespace {}", cluster.namespace)
-            })?;
-        let fields = format!("regarding.kind=Worker,regarding.name={name}");
-        let events = cluster
-            .api::<Event>()
-            .list(&ListParams::default().fields(&fields))
-            .await
-            .context("list events")?;
-        let operator = cluster.decisions(name).await.map_err(|error| format!("{error:#}"));
-        let changes = changes(events.items);
+    /// There is no such Worker, or the API server refuses it.
+    pub async fn run(&self, cluster: &Cluster) -> anyhow::Result<Answer> {
+        let name = &self.worker;
+        let worker = match cluster.api::<Worker>().get(name).await {
+            Err(kube::Error::Api(status)) if status.reason == "NotFound" => {
+                bail!("there is no Worker \"{name}\" in namespace {}", cluster.namespace)
+            }
+            answer => answer.with_context(|| format!("read Worker {name}"))?,
+        };
+        let about =
+            ListParams::default().fields(&format!("involvedObject.kind=Worker,involvedObject.name={name}"));
+        // The older of the two APIs of events is the one that the role "view" may read.
+        let events = cluster.api::<Event>().list(&about).await.map_err(said);
+        let operator = match worker.spec.scaling.mode {
+            ScalingMode::Builtin => cluster.decisions(name).await.map_err(said),
+            ScalingMode::External | ScalingMode::Manual => Ok(None),
+        };
+        let changes = events.map(|events| changes(events.items));
         // Who may not read Queues is told the Worker's own limit.
         let queue = cluster.api::<Queue>().get_opt(&worker.spec.queue_ref.name).await.ok().flatten();
         let single = queue.is_some_and(|queue| queue.spec.single_active_consumer);
@@ -71,25 +76,17 @@ impl Explain {
     }
 }
 
-/// The name in `worker/NAME`.
-fn name(text: &str) -> anyhow::Result<&str> {
-    match text.split_once('/') {
-        None => Ok(text),
-        Some(("worker" | "workers" | "wk" | "workers.warren.dev", name)) if !name.is_empty() => Ok(name),
-        Some((kind, _)) => bail!("{kind} is no Worker: write worker/NAME"),
-    }
-}
-
-fn changes(events: Vec<Event>) -> Vec<(Option<Timestamp>, String)> {
+fn changes(events: Vec<Event>) -> Vec<Change> {
     let mut changes: Vec<_> = events
         .into_iter()
         .filter(|event| event.reason.as_deref().is_some_and(|reason| CHANGES.contains(&reason)))
         .map(|event| {
-            let series = event.series.map(|series| series.last_observed_time.0);
+            let series = event.series.and_then(|series| series.last_observed_time).map(|time| time.0);
             let at = series
                 .or(event.event_time.map(|time| time.0))
-                .or(event.metadata.creation_timestamp.map(|t| t.0));
-            (at, event.note.unwrap_or_default())
+                .or(event.last_timestamp.map(|time| time.0))
+                .or(event.metadata.creation_timestamp.map(|time| time.0));
+            (at, event.message.unwrap_or_default())
         })
         .collect();
     changes.sort();
@@ -98,65 +95,112 @@ fn changes(events: Vec<Event>) -> Vec<(Option<Timestamp>, String)> {
 
 impl Seen {
     fn text(&self) -> String {
-        let Self { worker, single, operator, changes, now } = self;
-        let (scaling, status) = (&worker.spec.scaling, worker.status.clone().unwrap_or_default());
+        let Self { worker, single: _, operator: _, changes, now } = self;
+        let (mode, status) = (worker.spec.scaling.mode, worker.status.clone().unwrap_or_default());
         let mut text = format!(
             "Worker {} has {} pods and wants {}.\n\n",
             worker.name_any(),
             status.replicas,
             status.desired_replicas
         );
-        // Writing to a String cannot fail, here and below.
-        let _ = match scaling.mode {
-            ScalingMode::External => writeln!(
-                text,
-                "Mode External: an HPA or KEDA writes the scale subresource; see kubectl get hpa."
-            ),
-            ScalingMode::Manual => {
-                writeln!(text, "Mode Manual: spec.replicas is obeyed, which is {}.", worker.spec.replicas)
+        match mode {
+            ScalingMode::External => {
+                text += "Mode External: an HPA or KEDA writes the scale subresource; see kubectl get hpa.\n";
             }
-            ScalingMode::Builtin => Ok(()),
-        };
-        let condition = status.conditions.iter().find(|condition| condition.type_ == SCALING_ACTIVE);
-        if scaling.mode == ScalingMode::Builtin {
-            let told = operator.as_ref().ok().and_then(Option::as_ref);
-            text += &decision(&status, scaling, *single, told.and_then(|told| told.floor).unwrap_or(0));
-            if let Some(condition) = condition {
-                let _ = writeln!(
-                    text,
-                    "  since      {}, ScalingActive={}",
-                    age(Some(condition.last_transition_time.0), *now),
-                    condition.status
-                );
-                if condition.status != "True" {
-                    let _ = writeln!(text, "  hindered   {}", condition.message);
+            ScalingMode::Manual => {
+                text +=
+                    &format!("Mode Manual: spec.replicas is obeyed, which is {}.\n", worker.spec.replicas);
+            }
+            ScalingMode::Builtin => text += &self.builtin(&status),
+        }
+        text +=
+            "\nLast changes of replicas by Warren's scaler, from the events that the API server still has:\n";
+        match changes {
+            Err(why) => text += &format!("  not known: {why}\n"),
+            Ok(changes) if changes.is_empty() => text += "  none\n",
+            Ok(changes) => {
+                for (at, message) in changes {
+                    text += &format!("  {:<10}  {message}\n", age(*at, *now));
                 }
             }
         }
-        match operator {
-            Ok(Some(told)) => text += &inputs_and_decisions(told),
-            Ok(None) => text.push_str("\nNo operator that leads scales this Worker at the moment.\n"),
-            Err(why) => {
-                let _ = writeln!(text, "\nThe operator's inputs are not known: {why}");
+        text
+    }
+
+    /// What Warren's scaler has decided, and from what.
+    fn builtin(&self, status: &WorkerStatus) -> String {
+        let told = self.operator.as_ref().ok().and_then(Option::as_ref);
+        let mut text = match (told, &status.scaling) {
+            // The status is written only when replicas or reason change, and its numbers are of then.
+            (Some(told), _) => {
+                let made = format!("made {:.1} s ago", told.looked_seconds_ago);
+                self.decision(&told.decision, told.floor.unwrap_or(0), &made)
+            }
+            (None, Some(last)) => {
+                let last = ToldDecision {
+                    seconds_ago: 0.0,
+                    replicas: last.replicas.max(0).unsigned_abs(),
+                    raw: last.raw.max(0).unsigned_abs(),
+                    reason: last.reason.clone(),
+                    message: last.message.clone(),
+                };
+                self.decision(&last, 0, "with the numbers of when that began")
+            }
+            (None, None) => "Warren has decided nothing yet: the queue has not been measured.\n".to_owned(),
+        };
+        if let Some(condition) = status.conditions.iter().find(|condition| condition.type_ == SCALING_ACTIVE)
+        {
+            let since = age(Some(condition.last_transition_time.0), self.now);
+            text += &format!("  since      {since}, ScalingActive={}\n", condition.status);
+            if condition.status != "True" {
+                text += &format!("  hindered   {}\n", condition.message);
             }
         }
-        text.push_str("\nLast changes of replicas, from the events that the API server still has:\n");
-        if changes.is_empty() {
-            text.push_str("  none\n");
-        }
-        for (at, note) in changes {
-            let _ = writeln!(text, "  {:<10}  {note}", age(*at, *now));
+        match &self.operator {
+            Ok(Some(told)) => text += &inputs_and_decisions(told),
+            Ok(None) => text += "\nNo operator that leads scales this Worker at the moment.\n",
+            Err(why) => text += &format!("\nWhat it was made from is not known: {why}\n"),
         }
         text
     }
+
+    fn decision(&self, made: &ToldDecision, scheduled: u32, when: &str) -> String {
+        let scaling = &self.worker.spec.scaling;
+        let least = scaling.min_replicas.max(0).unsigned_abs();
+        let (most, limit) = match (self.single, scaling.max_replicas.max(0).unsigned_abs()) {
+            (true, _) => (least.max(1), format!("{} for the Queue's singleActiveConsumer", least.max(1))),
+            (false, most) => (most, format!("maxReplicas {most}")),
+        };
+        let scheduled = most.min(scheduled);
+        let limits = match made.raw {
+            raw if raw > most => format!("raised no further than {limit}"),
+            raw if raw < scheduled && scheduled > least => {
+                format!("kept at {scheduled} by scaling.schedules")
+            }
+            raw if raw < least => format!("kept at minReplicas {least}"),
+            _ => format!("within minReplicas {least} and {limit}"),
+        };
+        format!(
+            "Decision: {} replicas, {}, {when}\n  why        {}\n  formula    {} pods, {limits}\n  target     a message starts within {} s; fewer pods by the load of {} s\n",
+            made.replicas,
+            made.reason,
+            made.message,
+            made.raw,
+            scaling.target_wait_seconds,
+            scaling.scale_in_stabilization_seconds,
+        )
+    }
 }
 
-/// What the operator's last look saw and decided, and its decisions before.
+/// What the operator's last look saw, and its decisions before.
 fn inputs_and_decisions(told: &Told) -> String {
-    let looked = told.looked_seconds_ago;
     let ready = match (told.ready, told.ready_age_seconds) {
-        (Some(ready), Some(age)) => format!("{ready}, counted {:.1} s ago", looked + age),
+        (Some(ready), Some(age)) => format!("{ready}, counted {:.1} s ago", told.looked_seconds_ago + age),
         _ => "not known".to_owned(),
+    };
+    let ending = match told.ending {
+        0 => String::new(),
+        ending => format!("; {ending} more in pods that end"),
     };
     let pods = match (told.rolling, told.failing) {
         (false, false) => "as they should be",
@@ -182,41 +226,13 @@ fn inputs_and_decisions(told: &Told) -> String {
         })
         .collect();
     format!(
-        "\nThe operator's last look, {looked:.1} s ago:\n  ready      {ready}\n  held       {} delivered and not acknowledged, {} of them running\n  sidecars   {} of {} that started answered\n  handlers   {} listen, or did before\n  pods       {pods}{schedule}\n  so         {}\n\nLast decisions that differ from the one before:\n{}",
+        "\nMade from:\n  ready      {ready}\n  held       {} delivered and not acknowledged, {} of them running{ending}\n  sidecars   {} of {} that started answered\n  handlers   {} listen, or did before\n  pods       {pods}{schedule}\n\nLast decisions that differ from the one before:\n{}",
         told.unsettled,
         told.in_flight,
         told.sidecars_answered,
         told.sidecars_started,
         told.handlers_started,
-        told.message,
         table(["MADE", "REPLICAS", "FORMULA", "REASON", "WHY"], &rows),
-    )
-}
-
-fn decision(status: &WorkerStatus, scaling: &Scaling, single: bool, scheduled: u32) -> String {
-    let Some(decision) = &status.scaling else {
-        return "Warren has decided nothing yet: the queue has not been measured.\n".to_owned();
-    };
-    let least = scaling.min_replicas;
-    let (most, limit) = match (single, scaling.max_replicas) {
-        (true, _) => (least.max(1), format!("{} for the Queue's singleActiveConsumer", least.max(1))),
-        (false, most) => (most, format!("maxReplicas {most}")),
-    };
-    let scheduled = most.min(scheduled.try_into().unwrap_or(most));
-    let limits = match decision.raw {
-        raw if raw > most => format!("raised no further than {limit}"),
-        raw if raw < scheduled && scheduled > least => format!("kept at {scheduled} by scaling.schedules"),
-        raw if raw < least => format!("kept at minReplicas {least}"),
-        _ => format!("within minReplicas {least} and {limit}"),
-    };
-    format!(
-        "Decision: {} replicas, {}\n  why        {}\n  formula    {} pods, {limits}\n  target     a message starts within {} s; fewer pods by the load of {} s\n",
-        decision.replicas,
-        decision.reason,
-        decision.message,
-        decision.raw,
-        scaling.target_wait_seconds,
-        scaling.scale_in_stabilization_seconds,
     )
 }
 
@@ -238,7 +254,6 @@ fn seconds(seconds: i64) -> String {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use warren_operator::scaler::record::ToldDecision;
 
     use super::*;
 
@@ -260,9 +275,11 @@ mod tests {
             ready_age_seconds: Some(0.2),
             unsettled: 4,
             in_flight: 3,
+            ending: 2,
             sidecars_started: 2,
             sidecars_answered: 1,
             handlers_started: 2,
+            decision: ToldDecision { raw: 200, message: "200 wanted".to_owned(), ..decision.clone() },
             decisions: vec![decision],
             ..Told::default()
         }
@@ -278,7 +295,7 @@ mod tests {
             worker: serde_json::from_value(worker).unwrap(),
             single: false,
             operator: Ok(Some(told())),
-            changes: vec![(Some(at(10)), "0 to 50 pods".to_owned())],
+            changes: Ok(vec![(Some(at(10)), "0 to 50 pods".to_owned())]),
             now: at(190),
         }
     }
@@ -288,16 +305,31 @@ mod tests {
         let text = seen(&json!({})).text();
         for said in [
             "has 50 pods and wants 50",
-            "AtMaximum",
-            "80 pods, raised no further than maxReplicas 50",
+            "Decision: 50 replicas, AtMaximum, made 0.5 s ago\n  why        200 wanted",
+            "200 pods, raised no further than maxReplicas 50",
             "2 min ago, ScalingActive=False",
             "look at the handler",
             "42, counted 0.7 s ago",
-            "4 delivered and not acknowledged, 3 of them running",
+            "4 delivered and not acknowledged, 3 of them running; 2 more in pods that end",
             "1 of 2 that started answered",
             "2 listen, or did before",
             "2 min ago   50",
             "3 min ago   0 to 50 pods",
+        ] {
+            assert!(text.contains(said), "{said}\n{text}");
+        }
+        assert!(!text.contains("80 pods wanted"), "the status is of when replicas or reason changed\n{text}");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_said_and_the_status_still_tells_the_decision() {
+        let refused = |what: &str| format!("{what} is forbidden");
+        let (operator, changes) = (Err(refused("pods/proxy")), Err(refused("events")));
+        let text = Seen { operator, changes, ..seen(&json!({})) }.text();
+        for said in [
+            "Decision: 50 replicas, AtMaximum, with the numbers of when that began\n  why        80 pods wanted",
+            "What it was made from is not known: pods/proxy is forbidden\n",
+            "still has:\n  not known: events is forbidden\n",
         ] {
             assert!(text.contains(said), "{said}\n{text}");
         }
@@ -306,7 +338,8 @@ mod tests {
     #[test]
     fn a_schedule_is_named_with_what_it_asks_for() {
         let mut seen = seen(&json!({"maxReplicas": 100}));
-        let floor = Told { floor: Some(90), schedule: Some("\"0 8 * * *\" UTC".to_owned()), ..told() };
+        let mut floor = Told { floor: Some(90), schedule: Some("\"0 8 * * *\" UTC".to_owned()), ..told() };
+        floor.decision.raw = 80;
         seen.operator = Ok(Some(floor));
         let text = seen.text();
         for said in ["80 pods, kept at 90 by scaling.schedules", "at least 90 pods, by \"0 8 * * *\" UTC"] {
@@ -318,25 +351,27 @@ mod tests {
     fn a_queue_with_a_single_active_consumer_is_named_as_the_limit() {
         let text = Seen { single: true, ..seen(&json!({})) }.text();
         assert!(
-            text.contains("80 pods, raised no further than 1 for the Queue's singleActiveConsumer"),
+            text.contains("200 pods, raised no further than 1 for the Queue's singleActiveConsumer"),
             "{text}"
         );
     }
 
     #[test]
     fn in_other_modes_it_says_who_decides() {
-        assert!(seen(&json!({"mode": "Manual"})).text().contains("spec.replicas is obeyed"));
-        let mut seen = seen(&json!({"mode": "External"}));
-        seen.operator = Err("no operator".to_owned());
-        let text = seen.text();
-        assert!(text.contains("HPA or KEDA") && text.contains("not known: no operator"), "{text}");
+        for (mode, said) in [("Manual", "spec.replicas is obeyed"), ("External", "HPA or KEDA")] {
+            let text = Seen { operator: Ok(None), ..seen(&json!({"mode": mode})) }.text();
+            assert!(text.contains(said), "{text}");
+            assert!(!text.contains("operator") && !text.contains("Decision"), "nobody is missed\n{text}");
+        }
+        let text = Seen { operator: Ok(None), ..seen(&json!({})) }.text();
+        assert!(text.contains("No operator that leads scales this Worker"), "{text}");
     }
 
     #[test]
     fn only_changes_of_replicas_are_shown_the_last_ten_in_order() {
         let event = |second: i64, reason: &str| Event {
             reason: Some(reason.to_owned()),
-            note: Some(format!("at {second}")),
+            message: Some(format!("at {second}")),
             event_time: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(at(second))),
             ..Event::default()
         };
@@ -344,11 +379,5 @@ mod tests {
             (0..12).rev().map(|second| event(second, "ScaledIn")).chain([event(99, "PodsReady")]).collect();
         let notes: Vec<_> = changes(events).into_iter().map(|(_, note)| note).collect();
         assert_eq!((notes.len(), notes[0].as_str(), notes[9].as_str()), (10, "at 2", "at 11"));
-    }
-
-    #[test]
-    fn a_worker_is_named_with_or_without_its_kind() {
-        assert_eq!((name("a").unwrap(), name("worker/a").unwrap()), ("a", "a"));
-        assert!(name("queue/a").is_err() && name("worker/").is_err());
     }
 }

@@ -7,16 +7,25 @@ pub mod cluster;
 pub mod doctor;
 pub mod explain;
 pub mod exposition;
+pub mod read;
 pub mod simulate;
 pub mod table;
 pub mod top;
 
+use std::io::{ErrorKind, Write};
+
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+
+use self::cluster::{Cluster, Target};
 
 /// Warren's kubectl plugin: why a Worker has its pods, what waits where, what is wrong, and what a load would do.
 #[derive(Debug, Parser)]
 #[command(name = "kubectl warren", version)]
 pub struct Cli {
+    #[command(flatten)]
+    target: Target,
+
     #[command(subcommand)]
     command: Command,
 }
@@ -48,17 +57,90 @@ impl From<String> for Answer {
     }
 }
 
+impl Answer {
+    /// Writes the text, and gives whether all is well. A reader that has gone away, such as `head`, is no failure.
+    ///
+    /// # Errors
+    /// It cannot be written, to a full disk for instance.
+    pub fn write(&self, out: &mut impl Write) -> anyhow::Result<bool> {
+        match out.write_all(self.text.as_bytes()).and_then(|()| out.flush()) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(self.well),
+            written => written.context("write the answer").map(|()| self.well),
+        }
+    }
+}
+
+/// The name in `KIND/NAME`, or NAME alone; `kinds`: the kind as kubectl takes it, the plainest first.
+fn name<const N: usize>(text: &str, kinds: [&str; N]) -> Result<String, String> {
+    let (kind, name) = text.split_once('/').unwrap_or((kinds[0], text));
+    match kinds.contains(&kind) && !name.is_empty() {
+        true => Ok(name.to_owned()),
+        false => Err(format!("write {}/NAME", kinds[0])),
+    }
+}
+
 impl Cli {
     /// Runs the subcommand.
     ///
     /// # Errors
     /// What cannot be read, as a sentence.
     pub async fn run(self) -> anyhow::Result<Answer> {
+        let cluster = Cluster::connect(&self.target);
         match self.command {
-            Command::Top(command) => command.run().await,
-            Command::Explain(command) => command.run().await,
-            Command::Doctor(command) => command.run().await,
+            Command::Top(command) => command.run(&cluster.await?).await,
+            Command::Explain(command) => command.run(&cluster.await?).await,
+            Command::Doctor(command) => command.run(&cluster.await?).await,
             Command::Simulate(command) => command.run(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn the_cluster_is_named_before_or_after_the_subcommand() {
+        for arguments in [["-n", "shop", "top"], ["top", "-n", "shop"], ["top", "--namespace", "shop"]] {
+            let cli = Cli::try_parse_from([&["kubectl-warren"], &arguments[..]].concat()).unwrap();
+            assert_eq!(cli.target.namespace.as_deref(), Some("shop"), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn a_thing_is_named_with_or_without_its_kind() {
+        let worker = |text| name(text, ["worker", "wk"]);
+        assert_eq!((worker("a").unwrap(), worker("wk/a").unwrap()), ("a".to_owned(), "a".to_owned()));
+        assert_eq!(worker("queue/a"), Err("write worker/NAME".to_owned()));
+        assert!(worker("worker/").is_err() && worker("").is_err());
+        assert!(Cli::try_parse_from(["kubectl-warren", "explain", "queue/a"]).is_err());
+        assert!(Cli::try_parse_from(["kubectl-warren", "doctor", "worker/a"]).is_err());
+    }
+
+    /// Takes nothing, or takes all and fails when it is to keep it.
+    struct Failing {
+        at_once: bool,
+        kind: ErrorKind,
+    }
+
+    impl Write for Failing {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.at_once { Err(self.kind.into()) } else { Ok(bytes.len()) }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Err(self.kind.into())
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_a_failure_and_a_reader_that_has_gone_away_is_none() {
+        let answer = Answer { text: "12 ok\n".to_owned(), well: false };
+        for at_once in [true, false] {
+            assert!(answer.write(&mut Failing { at_once, kind: ErrorKind::StorageFull }).is_err());
+            assert!(!answer.write(&mut Failing { at_once, kind: ErrorKind::BrokenPipe }).unwrap());
         }
     }
 }

@@ -1,23 +1,22 @@
 //! `kubectl warren`: kubectl finds this program by its name, `kubectl-warren`.
 
-use std::io::Write;
+use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
 
 use clap::Parser;
 use warren_cli::Cli;
+use warren_cli::read::said;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     warren_broker::install_crypto_provider();
-    let outcome = Cli::parse().run().await;
-    // A reader that has gone away, such as `head`, is no failure.
-    match outcome {
-        Ok(answer) => {
-            let _ = write!(std::io::stdout(), "{}", answer.text);
-            if answer.well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-        }
+    let told = Cli::parse().run().await.and_then(|answer| answer.write(&mut stdout()));
+    match told {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            // There is nowhere else to say it.
+            let _ = writeln!(stderr(), "error: {}", said(error));
             ExitCode::FAILURE
         }
     }

@@ -1,13 +1,17 @@
 //! What the facts mean, and what to do. Pure.
 
 use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
-use warren_api::metrics::CONNECTED;
+use kube::core::{Selector, SelectorExt as _};
 use warren_api::{Queue, Worker};
 use warren_broker::BrokerAccess;
+use warren_operator::worker::pods;
 
-use super::facts::{Facts, Read, secret_names};
+use super::facts::{Facts, secret_names};
+use crate::cluster::Sidecar;
+use crate::read::Read;
 
 /// What became of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,13 +83,13 @@ fn definitions(facts: &Facts) -> Check {
 fn operator(facts: &Facts) -> Check {
     let what = "the operator runs";
     match &facts.operator {
-        Err(why) => Check::unknown(what, format!("its pods cannot be listed in all namespaces: {why}")),
+        Err(why) => Check::unknown(what, why),
         Ok(pods) if pods.is_empty() => Check::bad(
             what,
             "there is no pod of one that watches this namespace: install the chart, name the namespace in its watchNamespaces, or set its replicas above 0",
         ),
         Ok(pods) => {
-            let ready = pods.iter().filter(|pod| is_ready(pod)).count();
+            let ready = pods.iter().filter(|pod| pods::ready(pod)).count();
             let names: Vec<String> = pods
                 .iter()
                 .map(|pod| format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()))
@@ -101,16 +105,15 @@ fn operator(facts: &Facts) -> Check {
     }
 }
 
-fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.iter().filter_map(|status| status.conditions.as_ref()).flatten();
-    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
-}
-
 fn leader(facts: &Facts) -> Check {
     let what = "an operator leads and tells its metrics";
-    match &facts.metrics {
+    match &facts.leads {
         Err(why) => Check::unknown(what, why),
-        Ok(_) => Check::good(what),
+        Ok(true) => Check::good(what),
+        Ok(false) => Check::bad(
+            what,
+            "none of its pods leads, so that nothing is reconciled or scaled: within 15 s of a start one should; if it stays so, see its rights below, and kubectl logs of its pods",
+        ),
     }
 }
 
@@ -199,67 +202,103 @@ fn of_worker(worker: &Worker, facts: &Facts) -> Vec<Check> {
         ));
     }
     all.extend(conditions.iter().map(|condition| of_condition("Worker", &name, condition)));
-    if conditions.iter().any(|condition| condition.reason == "MetricsUnreachable") {
+    let unreachable = |reason| conditions.iter().any(|condition| condition.reason == reason);
+    if unreachable("MetricsUnreachable") {
         all.push(policies(&name, facts));
+    } else if unreachable("SidecarsUnreachable") {
+        // Others are reached: it may be something else.
+        all.push(Check { verdict: Verdict::Unknown, ..policies(&name, facts) });
     }
-    let answers = facts.sidecars.as_ref().ok().and_then(|sidecars| sidecars.get(&name));
-    if let Some(answers) = answers {
-        let known: Vec<_> =
-            answers.iter().flatten().filter_map(|metrics| metrics.sum(CONNECTED, &[])).collect();
-        let what = format!("Worker {name}: the broker is reachable from its pods");
-        let connected = known.iter().filter(|connected| **connected > 0.0).count();
-        all.push(match (known.len(), connected) {
-            (0, _) => Check::unknown(what, "no sidecar's metrics can be read through the API server (needs get on pods/proxy)"),
-            (known, connected) if connected < known => Check::bad(
-                what,
-                format!("{} of {known} sidecars are not connected: kubectl logs -l warren.dev/worker={name} -c warren-sidecar", known - connected),
-            ),
-            (known, _) => Check::good(format!("{what}: {known} connected")),
-        });
-    }
+    all.extend(connections(&name, facts));
     all
+}
+
+/// Whether the sidecars are connected; nothing where no pod stays.
+fn connections(worker: &str, facts: &Facts) -> Option<Check> {
+    let what = format!("Worker {worker}: the broker is reachable from its pods");
+    let sidecars = match &facts.sidecars {
+        Err(why) => return Some(Check::unknown(what, why)),
+        Ok(sidecars) => of(worker, sidecars),
+    };
+    if sidecars.is_empty() {
+        return None;
+    }
+    let read: Vec<bool> = sidecars.iter().filter_map(|one| Some(one.said.as_ref().ok()?.connected)).collect();
+    let away = read.iter().filter(|connected| !**connected).count();
+    let unread = sidecars.iter().find_map(|one| one.said.as_ref().err());
+    let (read, all, namespace) = (read.len(), sidecars.len(), &facts.namespace);
+    Some(match unread {
+        _ if away > 0 => Check::bad(
+            what,
+            format!(
+                "{away} of the {read} sidecars that answer are not connected: kubectl logs --namespace {namespace} -l warren.dev/worker={worker} -c warren-sidecar"
+            ),
+        ),
+        Some(why) => {
+            Check::unknown(what, format!("{read} of {all} sidecars answer and are connected: {why}"))
+        }
+        None => Check::good(format!("{what}: {read} connected")),
+    })
+}
+
+/// The sidecars of a Worker's pods that stay.
+fn of<'a>(worker: &str, sidecars: &'a [Sidecar]) -> Vec<&'a Sidecar> {
+    sidecars.iter().filter(|sidecar| sidecar.is_of(worker) && !pods::ending(&sidecar.pod)).collect()
 }
 
 /// A hint where the operator cannot scrape.
 fn policies(worker: &str, facts: &Facts) -> Check {
     let what = format!("Worker {worker}: the operator may reach port 9400 of its pods");
-    match &facts.policies {
-        Err(why) => Check::unknown(what, why),
-        Ok(policies) => {
-            let incoming = policies.iter().filter(|policy| {
-                policy
-                    .spec
-                    .as_ref()
-                    .and_then(|spec| spec.policy_types.as_ref())
-                    .is_none_or(|types| types.iter().any(|kind| kind == "Ingress"))
-            });
-            let names: Vec<String> = incoming.map(ResourceExt::name_any).collect();
-            if names.is_empty() {
-                return Check::unknown(
-                    what,
-                    "no NetworkPolicy of this namespace forbids it: look at a service mesh, and at policies of the operator's namespace",
-                );
-            }
-            Check::bad(
-                what,
-                format!(
-                    "see NetworkPolicy {}: allow TCP 9400 from the operator's namespace",
-                    names.join(", ")
-                ),
-            )
-        }
+    let (policies, sidecars) = match (&facts.policies, &facts.sidecars) {
+        (Err(why), _) | (_, Err(why)) => return Check::unknown(what, why),
+        (Ok(policies), Ok(sidecars)) => (policies, of(worker, sidecars)),
+    };
+    let names: Vec<String> = policies
+        .iter()
+        .filter(|policy| sidecars.iter().any(|sidecar| restricts(policy, &sidecar.pod)))
+        .map(ResourceExt::name_any)
+        .collect();
+    if names.is_empty() {
+        return Check::unknown(
+            what,
+            "no NetworkPolicy of this namespace is about these pods: look at a service mesh, and at policies of the operator's namespace",
+        );
     }
+    Check::bad(
+        what,
+        format!("see NetworkPolicy {}: allow TCP 9400 from the operator's namespace", names.join(", ")),
+    )
+}
+
+/// Whether a policy says what may come in to a pod.
+fn restricts(policy: &NetworkPolicy, pod: &Pod) -> bool {
+    let Some(spec) = &policy.spec else { return false };
+    let incoming = spec.policy_types.as_ref().is_none_or(|types| types.iter().any(|kind| kind == "Ingress"));
+    let selected = Selector::try_from(spec.pod_selector.clone().unwrap_or_default())
+        .is_ok_and(|selector| selector.matches(pod.labels()));
+    incoming && selected
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::time::Instant;
 
     use serde_json::json;
+    use warren_operator::scaler::sample::Sample;
 
     use super::super::facts::Right;
     use super::*;
-    use crate::exposition::Exposition;
+    use crate::cluster::tests::sidecar;
+
+    /// The sidecars of Worker "invoices": connected, not connected, or not to be read.
+    fn sidecars(all: &[Result<bool, &str>]) -> Read<Vec<Sidecar>> {
+        let said = |one: &Result<bool, &str>| match one {
+            Ok(connected) => Ok(Sample { connected: *connected, ..Sample::default() }),
+            Err(why) => Err((*why).to_owned()),
+        };
+        Ok(all.iter().map(|one| sidecar("invoices", "a", Instant::now(), said(one))).collect())
+    }
 
     fn condition(kind: &str, status: &str) -> serde_json::Value {
         json!({"type": kind, "status": status, "reason": "Why", "message": "do this", "lastTransitionTime": "2026-01-01T00:00:00Z"})
@@ -276,7 +315,7 @@ mod tests {
             namespace: "shop".to_owned(),
             definitions: Ok(vec![("queues.warren.dev".to_owned(), true)]),
             operator: Ok(vec![serde_json::from_value(pod).unwrap()]),
-            metrics: Ok(Exposition::default()),
+            leads: Ok(true),
             rights: Ok(vec![Right { what: "get secrets".to_owned(), given: true }]),
             queues: Ok(vec![serde_json::from_value(queue).unwrap()]),
             workers: Ok(vec![serde_json::from_value(worker).unwrap()]),
@@ -285,10 +324,7 @@ mod tests {
                 Ok(Some(serde_json::from_value(secret).unwrap())),
             )]),
             policies: Ok(vec![]),
-            sidecars: Ok(BTreeMap::from([(
-                "invoices".to_owned(),
-                vec![Some(Exposition::parse("warren_sidecar_connected 1\n"))],
-            )])),
+            sidecars: sidecars(&[Ok(true)]),
         }
     }
 
@@ -329,27 +365,76 @@ mod tests {
             one(|f| f.secrets = BTreeMap::from([("rabbitmq".to_owned(), Ok(Some(Secret::default())))]))
                 .contains("uri")
         );
+        assert!(one(|f| f.leads = Ok(false)).contains("none of its pods leads"));
         assert!(
-            one(|f| f.sidecars = Ok(BTreeMap::from([(
-                "invoices".to_owned(),
-                vec![Some(Exposition::parse("warren_sidecar_connected 0\n"))]
-            )])))
-            .contains("1 of 1 sidecars")
+            one(|f| f.sidecars = sidecars(&[Ok(false), Ok(true), Err("late")])).contains(
+                "1 of the 2 sidecars that answer are not connected: kubectl logs --namespace shop -l"
+            )
         );
         assert!(one(|f| f.queues.as_mut().unwrap()[0].status = None).contains("no operator has looked"));
     }
 
     #[test]
-    fn a_condition_that_is_not_true_comes_with_its_message() {
+    fn what_cannot_be_read_is_unknown_and_neither_good_nor_bad() {
+        let one = |change: fn(&mut Facts)| {
+            let mut facts = facts();
+            change(&mut facts);
+            let unknown = checks(&facts).into_iter().filter(|check| check.verdict == Verdict::Unknown);
+            let text = unknown.map(|check| check.detail.unwrap_or_default()).collect::<Vec<_>>().join("\n");
+            (wrong(&facts).len(), text)
+        };
+        assert_eq!(one(|f| f.leads = Err("late".to_owned())), (1, "late".to_owned()));
+        assert_eq!(one(|f| f.sidecars = Err("forbidden".to_owned())), (1, "forbidden".to_owned()));
+        assert_eq!(
+            one(|f| f.sidecars = sidecars(&[Ok(true), Err("late"), Err("late")])),
+            (1, "1 of 3 sidecars answer and are connected: late".to_owned())
+        );
+        assert_eq!(one(|f| f.sidecars = Ok(vec![])), (0, String::new()), "no pod, nothing to say");
+    }
+
+    /// What is wrong with a Worker whose scaler says so, among these policies.
+    fn out_of_reach(reason: &str, policies: &[serde_json::Value]) -> Vec<Check> {
         let mut facts = facts();
+        let mut scaling = condition("ScalingActive", "False");
+        scaling["reason"] = json!(reason);
         let status = facts.workers.as_mut().unwrap()[0].status.as_mut().unwrap();
-        status.conditions = vec![serde_json::from_value(condition("ScalingActive", "False")).unwrap()];
-        status.conditions[0].reason = "MetricsUnreachable".to_owned();
-        let policy =
-            json!({"metadata": {"name": "deny"}, "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}});
-        facts.policies = Ok(vec![serde_json::from_value(policy).unwrap()]);
-        let wrong = wrong(&facts);
-        assert!(wrong[0].contains("MetricsUnreachable: do this"), "{wrong:?}");
-        assert!(wrong[1].contains("NetworkPolicy deny: allow TCP 9400"), "{wrong:?}");
+        status.conditions = vec![serde_json::from_value(scaling).unwrap()];
+        facts.policies =
+            policies.iter().cloned().map(|one| Ok(serde_json::from_value(one).unwrap())).collect();
+        checks(&facts).into_iter().filter(|check| check.verdict != Verdict::Good).collect()
+    }
+
+    fn policy(name: &str, selector: &serde_json::Value, kind: &str) -> serde_json::Value {
+        json!({"metadata": {"name": name}, "spec": {"podSelector": selector, "policyTypes": [kind]}})
+    }
+
+    #[test]
+    fn a_condition_that_is_not_true_comes_with_its_message() {
+        let checks = out_of_reach("Stalled", &[]);
+        assert_eq!(checks.len(), 1, "{checks:?}");
+        assert_eq!(checks[0].detail.as_deref(), Some("Stalled: do this"));
+    }
+
+    #[test]
+    fn where_the_operator_cannot_scrape_the_policies_of_those_pods_are_named_and_no_others() {
+        let policies = [
+            policy("all", &json!({}), "Ingress"),
+            policy("ours", &json!({"matchLabels": {"app": "shop"}}), "Ingress"),
+            policy("going", &json!({}), "Egress"),
+            policy(
+                "theirs",
+                &json!({"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["shop"]}]}),
+                "Ingress",
+            ),
+        ];
+        let checks = out_of_reach("MetricsUnreachable", &policies);
+        let detail = checks[1].detail.clone().unwrap();
+        assert_eq!(checks[1].verdict, Verdict::Bad);
+        assert!(detail.contains("NetworkPolicy all, ours: allow TCP 9400"), "{detail}");
+        let some = out_of_reach("SidecarsUnreachable", &policies);
+        assert_eq!((some[1].verdict, some[1].detail.clone()), (Verdict::Unknown, Some(detail)));
+        let none = out_of_reach("MetricsUnreachable", &policies[2..]);
+        assert_eq!(none[1].verdict, Verdict::Unknown);
+        assert!(none[1].detail.as_ref().unwrap().contains("no NetworkPolicy"), "{none:?}");
     }
 }

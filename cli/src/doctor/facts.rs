@@ -2,30 +2,30 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use anyhow::Context as _;
 use futures::StreamExt;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::rbac::v1::PolicyRule;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, ResourceExt};
 use warren_api::{Queue, Worker};
+use warren_operator::rbac;
 
-use crate::cluster::Cluster;
-use crate::exposition::Exposition;
+use crate::cluster::{Cluster, Sidecar};
+use crate::read::{Read, said};
 
 /// The definitions that an installation has.
 pub const DEFINITIONS: [&str; 2] = ["queues.warren.dev", "workers.warren.dev"];
 /// Questions about rights that are asked at once.
 const AT_ONCE: usize = 8;
 
-/// A thing read, or why not.
-pub type Read<T> = Result<T, String>;
-
 /// A right that the operator needs, and whether it has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Right {
-    /// As "verb resource.group".
+    /// As "verb resource.group", and where, unless it is the namespace that is asked about.
     pub what: String,
     /// Whether it is given.
     pub given: bool,
@@ -38,34 +38,30 @@ pub struct Facts {
     /// Whether each of [`DEFINITIONS`] is established.
     pub definitions: Read<Vec<(String, bool)>>,
     pub operator: Read<Vec<Pod>>,
-    pub metrics: Read<Exposition>,
+    /// Whether one of its pods leads.
+    pub leads: Read<bool>,
     pub rights: Read<Vec<Right>>,
     pub queues: Read<Vec<Queue>>,
     pub workers: Read<Vec<Worker>>,
     /// By name: the Secret's keys, none where there is no such Secret.
     pub secrets: BTreeMap<String, Read<Option<Secret>>>,
     pub policies: Read<Vec<NetworkPolicy>>,
-    /// By Worker.
-    pub sidecars: Read<BTreeMap<String, Vec<Option<Exposition>>>>,
-}
-
-fn said(error: impl std::fmt::Display) -> String {
-    error.to_string()
+    pub sidecars: Read<Vec<Sidecar>>,
 }
 
 /// Reads everything about a Queue, or about all of the namespace.
 pub async fn read(cluster: &Cluster, queue: Option<&str>) -> anyhow::Result<Facts> {
-    cluster.client.apiserver_version().await?;
+    cluster.client.apiserver_version().await.context("ask the API server for its version")?;
     let all = ListParams::default();
     let operator = cluster.operator_pods().await.map_err(said);
-    let account = operator.as_ref().ok().and_then(|pods| {
+    let account = operator.as_ref().map(|pods| {
         let pod = pods.first()?;
-        let account = pod.spec.as_ref()?.service_account_name.clone()?;
-        Some(format!("system:serviceaccount:{}:{account}", pod.namespace()?))
+        Some((pod.namespace()?, pod.spec.as_ref()?.service_account_name.clone()?))
     });
     let rights = match account {
-        Some(account) => rights(cluster, &account).await,
-        None => Err("there is no operator pod to ask for".to_owned()),
+        Ok(Some((home, account))) => rights(cluster, &home, &account).await,
+        Ok(None) => Err("there is no operator pod to ask for".to_owned()),
+        Err(why) => Err(why.clone()),
     };
     let mut queues = cluster.api::<Queue>().list(&all).await.map(|list| list.items).map_err(said);
     let mut workers = cluster.api::<Worker>().list(&all).await.map(|list| list.items).map_err(said);
@@ -91,14 +87,14 @@ pub async fn read(cluster: &Cluster, queue: Option<&str>) -> anyhow::Result<Fact
     Ok(Facts {
         namespace: cluster.namespace.clone(),
         definitions: definitions(cluster).await,
-        metrics: cluster.operator_metrics().await.map_err(|error| format!("{error:#}")),
+        leads: cluster.operator_metrics().await.map(|leader| leader.is_some()).map_err(said),
         operator,
         rights,
         queues,
         workers,
         secrets,
         policies: cluster.api::<NetworkPolicy>().list(&all).await.map(|list| list.items).map_err(said),
-        sidecars: cluster.sidecars(None).await.map_err(said),
+        sidecars: cluster.sidecars().await.map_err(said),
     })
 }
 
@@ -121,54 +117,77 @@ async fn definitions(cluster: &Cluster) -> Read<Vec<(String, bool)>> {
     Ok(found)
 }
 
-/// Asks for each of the operator's own rules.
-async fn rights(cluster: &Cluster, account: &str) -> Read<Vec<Right>> {
+/// Asks for each of the operator's own rules; `home`: the namespace of its pods, where they elect who leads.
+async fn rights(cluster: &Cluster, home: &str, account: &str) -> Read<Vec<Right>> {
     let reviews: Api<SubjectAccessReview> = Api::all(cluster.client.clone());
-    let questions: Vec<_> = warren_operator::rbac::rules()
-        .into_iter()
-        .flat_map(|rule| {
-            let group = rule.api_groups.unwrap_or_default().pop().unwrap_or_default();
-            let verbs = rule.verbs;
-            let pairs = rule.resources.unwrap_or_default().into_iter();
-            pairs
-                .flat_map(move |resource| {
-                    verbs.clone().into_iter().map({
-                        let group = group.clone();
-                        move |verb| (group.clone(), resource.clone(), verb)
-                    })
-                })
-                .collect::<Vec<_>>()
-        })
-        .collect();
-    let asked = questions.into_iter().map(|(group, resource, verb)| {
-        let reviews = reviews.clone();
+    let user = format!("system:serviceaccount:{home}:{account}");
+    let here = rbac::rules().into_iter().flat_map(|rule| questions(&cluster.namespace, &rule));
+    let election = questions(home, &rbac::election()).into_iter();
+    let election = election.map(|(what, asked)| (format!("{what} in namespace {home}"), asked));
+    let asked = here.chain(election).map(|(what, attributes)| {
+        let (reviews, user) = (&reviews, user.clone());
         async move {
-            let (name, sub) = match resource.split_once('/') {
-                Some((name, sub)) => (name.to_owned(), Some(sub.to_owned())),
-                None => (resource.clone(), None),
-            };
-            let attributes = ResourceAttributes {
-                namespace: Some(cluster.namespace.clone()),
-                group: Some(group.clone()),
-                resource: Some(name),
-                subresource: sub,
-                verb: Some(verb.clone()),
-                ..ResourceAttributes::default()
-            };
             let spec = SubjectAccessReviewSpec {
-                user: Some(account.to_owned()),
+                user: Some(user),
                 resource_attributes: Some(attributes),
                 ..SubjectAccessReviewSpec::default()
             };
             let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
             let answer = reviews.create(&PostParams::default(), &review).await.map_err(said)?;
-            let dot = if group.is_empty() { "" } else { "." };
-            Ok(Right {
-                what: format!("{verb} {resource}{dot}{group}"),
-                given: answer.status.is_some_and(|status| status.allowed),
-            })
+            Ok(Right { what, given: answer.status.is_some_and(|status| status.allowed) })
         }
     });
-    let answers: Vec<Read<Right>> = futures::stream::iter(asked).buffered(AT_ONCE).collect().await;
+    let answers: Vec<Read<Right>> =
+        futures::stream::iter(asked.collect::<Vec<_>>()).buffered(AT_ONCE).collect().await;
     answers.into_iter().collect()
+}
+
+/// What a rule gives in a namespace, one right each, in words and as the API server is asked for it.
+fn questions(namespace: &str, rule: &PolicyRule) -> Vec<(String, ResourceAttributes)> {
+    let group = rule.api_groups.iter().flatten().next().cloned().unwrap_or_default();
+    let dot = if group.is_empty() { "" } else { "." };
+    let question = |resource: &String, verb: &String| {
+        let (name, sub) = match resource.split_once('/') {
+            Some((name, sub)) => (name, Some(sub.to_owned())),
+            None => (resource.as_str(), None),
+        };
+        let attributes = ResourceAttributes {
+            namespace: Some(namespace.to_owned()),
+            group: Some(group.clone()),
+            resource: Some(name.to_owned()),
+            subresource: sub,
+            verb: Some(verb.clone()),
+            ..ResourceAttributes::default()
+        };
+        (format!("{verb} {resource}{dot}{group}"), attributes)
+    };
+    let resources = rule.resources.iter().flatten();
+    resources.flat_map(|resource| rule.verbs.iter().map(move |verb| question(resource, verb))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_right_of_a_rule_is_asked_for_subresources_too() {
+        let rules = rbac::rules();
+        let scale =
+            rules.iter().find(|rule| rule.resources.iter().flatten().any(|r| r == "deployments/scale"));
+        let (what, asked) = questions("shop", scale.unwrap()).pop().unwrap();
+        assert_eq!(what, "patch deployments/scale.apps");
+        assert_eq!(
+            (asked.resource.as_deref(), asked.subresource.as_deref()),
+            (Some("deployments"), Some("scale"))
+        );
+        let all =
+            rules.iter().flat_map(|rule| questions("shop", rule)).map(|(what, _)| what).collect::<Vec<_>>();
+        assert!(
+            all.contains(&"get secrets".to_owned()) && all.contains(&"create configmaps".to_owned()),
+            "{all:?}"
+        );
+        let election: Vec<_> =
+            questions("warren", &rbac::election()).into_iter().map(|(what, _)| what).collect();
+        assert_eq!(election[1], "create leases.coordination.k8s.io");
+    }
 }

@@ -3,21 +3,21 @@
 mod checks;
 mod facts;
 
-use anyhow::bail;
 use clap::Args;
 
 use self::checks::{Check, Verdict, checks};
-use crate::Answer;
-use crate::cluster::{Cluster, Target};
+use crate::cluster::Cluster;
+use crate::{Answer, name};
+
+/// The kind as kubectl takes it.
+const KINDS: [&str; 4] = ["queue", "queues", "wq", "queues.warren.dev"];
 
 /// Checks an installation and its Queues and Workers, and says what to do.
 #[derive(Debug, Args)]
 pub struct Doctor {
     /// queue/NAME: only this Queue and its Workers; default: all of the namespace
+    #[arg(value_parser = |text: &str| name(text, KINDS))]
     queue: Option<String>,
-
-    #[command(flatten)]
-    target: Target,
 }
 
 impl Doctor {
@@ -25,22 +25,11 @@ impl Doctor {
     ///
     /// # Errors
     /// The API server cannot be reached, or there is no such Queue.
-    pub async fn run(&self) -> anyhow::Result<Answer> {
-        let queue = self.queue.as_deref().map(name).transpose()?;
-        let cluster = Cluster::connect(&self.target).await?;
-        let facts = facts::read(&cluster, queue).await?;
+    pub async fn run(&self, cluster: &Cluster) -> anyhow::Result<Answer> {
+        let facts = facts::read(cluster, self.queue.as_deref()).await?;
         let checks = checks(&facts);
         let well = checks.iter().all(|check| check.verdict != Verdict::Bad);
         Ok(Answer { text: checklist(&checks), well })
-    }
-}
-
-/// The name in `queue/NAME`.
-fn name(text: &str) -> anyhow::Result<&str> {
-    match text.split_once('/') {
-        None => Ok(text),
-        Some(("queue" | "queues" | "wq" | "queues.warren.dev", name)) if !name.is_empty() => Ok(name),
-        Some((kind, _)) => bail!("{kind} is no Queue: write queue/NAME"),
     }
 }
 

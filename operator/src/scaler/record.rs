@@ -24,10 +24,12 @@ pub struct Told {
     pub ready: Option<u64>,
     /// Seconds since they were counted.
     pub ready_age_seconds: Option<f64>,
-    /// Messages delivered and not settled.
+    /// Messages delivered to pods that stay, and not settled.
     pub unsettled: u64,
-    /// Handler calls that run.
+    /// Of these, how many are at the handler.
     pub in_flight: u64,
+    /// Messages that pods hold which end.
+    pub ending: u64,
     /// Pods whose sidecar has started.
     pub sidecars_started: u32,
     /// Of these, how many answered at that look.
@@ -43,8 +45,8 @@ pub struct Told {
     pub floor: Option<u32>,
     /// That schedule, as the Worker writes it.
     pub schedule: Option<String>,
-    /// The decision of that look, with its numbers.
-    pub message: String,
+    /// The decision of that look.
+    pub decision: ToldDecision,
     /// Decisions that differ in replicas or reason from the one before, newest first.
     pub decisions: Vec<ToldDecision>,
 }
@@ -69,7 +71,7 @@ pub struct ToldDecision {
 struct Record {
     looked: Instant,
     inputs: Inputs,
-    message: String,
+    decision: Decision,
     decisions: VecDeque<(Instant, Decision)>,
 }
 
@@ -85,11 +87,10 @@ impl Records {
         let record = records.entry(worker.clone()).or_insert_with(|| Record {
             looked,
             inputs: Inputs::default(),
-            message: String::new(),
+            decision: decision.clone(),
             decisions: VecDeque::new(),
         });
-        (record.looked, record.inputs) = (looked, inputs);
-        record.message.clone_from(&decision.message);
+        (record.looked, record.inputs, record.decision) = (looked, inputs, decision.clone());
         let same = |last: &Decision| (last.replicas, last.reason) == (decision.replicas, decision.reason);
         if !record.decisions.front().is_some_and(|(_, last)| same(last)) {
             record.decisions.push_front((looked, decision.clone()));
@@ -105,21 +106,22 @@ impl Records {
     /// What is told of a Worker; none where Warren does not scale it.
     pub fn told(&self, worker: &Key) -> Option<Told> {
         let records = locked(&self.0);
-        let Record { looked, inputs: Inputs { ready, workload, sidecars, floor, .. }, message, decisions } =
-            records.get(worker)?;
-        let decisions = decisions.iter().map(|(at, decision)| ToldDecision {
+        let Record { looked, inputs, decision, decisions } = records.get(worker)?;
+        let Inputs { ready, workload, sidecars, floor, .. } = inputs;
+        let told = |at: &Instant, decision: &Decision| ToldDecision {
             seconds_ago: at.elapsed().as_secs_f64(),
             replicas: decision.replicas,
             raw: decision.raw,
             reason: decision.reason.as_str().to_owned(),
             message: decision.message.clone(),
-        });
+        };
         Some(Told {
             looked_seconds_ago: looked.elapsed().as_secs_f64(),
             ready: ready.map(|(ready, _)| ready),
             ready_age_seconds: ready.map(|(_, age)| age),
-            unsettled: sidecars.unsettled.saturating_add(sidecars.ending),
+            unsettled: sidecars.unsettled,
             in_flight: sidecars.in_flight,
+            ending: sidecars.ending,
             sidecars_started: sidecars.started,
             sidecars_answered: sidecars.scraped,
             handlers_started: sidecars.able,
@@ -127,14 +129,15 @@ impl Records {
             failing: workload.failing,
             floor: floor.as_ref().map(|floor| floor.replicas),
             schedule: floor.as_ref().map(|floor| floor.schedule.to_string()),
-            message: message.clone(),
-            decisions: decisions.collect(),
+            decision: told(looked, decision),
+            decisions: decisions.iter().map(|(at, decision)| told(at, decision)).collect(),
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::inputs::Sidecars;
     use super::super::reason::Reason;
     use super::*;
 
@@ -152,12 +155,27 @@ mod tests {
             records.note(&worker, inputs.clone(), &decided(replicas, Reason::ScaledOut));
         }
         let told = records.told(&worker).unwrap();
-        assert_eq!((told.ready, told.ready_age_seconds, told.message.as_str()), (Some(7), Some(0.5), "11"));
+        assert_eq!((told.ready, told.ready_age_seconds, told.decision.replicas), (Some(7), Some(0.5), 11));
         assert_eq!(
             told.decisions.iter().map(|d| d.replicas).collect::<Vec<_>>(),
             (2..12).rev().collect::<Vec<_>>()
         );
         records.forget(&worker);
         assert_eq!(records.told(&worker), None);
+    }
+
+    #[test]
+    fn the_last_look_is_told_with_its_own_numbers_also_where_it_decided_the_same() {
+        let (records, worker) = (Records::default(), Key { namespace: "n".to_owned(), name: "w".to_owned() });
+        let sidecars = Sidecars { unsettled: 1, in_flight: 1, ending: 2, ..Sidecars::default() };
+        let inputs = Inputs { sidecars, ..Inputs::default() };
+        for raw in [80, 200] {
+            let decision = Decision { raw, ..decided(50, Reason::AtMaximum) };
+            records.note(&worker, inputs.clone(), &decision);
+        }
+        let told = records.told(&worker).unwrap();
+        assert_eq!((told.decision.raw, told.decision.reason.as_str()), (200, "AtMaximum"));
+        assert_eq!(told.decisions.iter().map(|d| d.raw).collect::<Vec<_>>(), [80]);
+        assert_eq!((told.unsettled, told.in_flight, told.ending), (1, 1, 2), "what ends is told apart");
     }
 }

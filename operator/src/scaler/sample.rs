@@ -96,7 +96,7 @@ pub fn parse(text: &str) -> Option<Sample> {
 }
 
 /// `name{labels} value [timestamp]`; values that are no finite number are passed over.
-fn name_and_value(line: &str) -> Option<(&str, f64)> {
+pub fn name_and_value(line: &str) -> Option<(&str, f64)> {
     let (name, rest) = match line.find(['{', ' ']) {
         Some(at) if line.as_bytes()[at] == b'{' => (&line[..at], &line[line.rfind('}')? + 1..]),
         Some(at) => (&line[..at], &line[at..]),

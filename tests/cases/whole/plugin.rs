@@ -1,8 +1,9 @@
 //! The kubectl plugin against a real cluster.
 
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use serde_json::json;
 use warren_cli::{Answer, Cli};
@@ -12,10 +13,15 @@ use crate::space::Space;
 
 /// `kubectl warren ARGS` in the namespace.
 async fn warren(space: &Space, args: &[&str]) -> Result<Answer> {
+    with(space, space.cluster.kubeconfig(), args).await
+}
+
+/// The same with another kubeconfig.
+async fn with(space: &Space, kubeconfig: &Path, args: &[&str]) -> Result<Answer> {
     warren_broker::install_crypto_provider();
-    let kubeconfig = space.cluster.kubeconfig().to_string_lossy().into_owned();
-    let target = ["--namespace", &space.name, "--kubeconfig", &kubeconfig];
-    Cli::try_parse_from([&["kubectl-warren"], args, &target].concat())?.run().await
+    let kubeconfig = kubeconfig.to_string_lossy();
+    let target = ["kubectl-warren", "--namespace", &space.name, "--kubeconfig", &kubeconfig];
+    Cli::try_parse_from([&target, args].concat())?.run().await
 }
 
 /// The columns of the row that begins with a name.
@@ -57,7 +63,7 @@ async fn top_explain_and_doctor_tell_what_a_cluster_does() -> Result<()> {
         let text = warren(&space, &["explain", "worker/invoices"]).await?.text;
         for said in [
             "has 2 pods and wants 2",
-            "AtMaximum",
+            "Decision: 2 replicas, AtMaximum, made ",
             "raised no further than maxReplicas 2",
             "counted 0.",
             "2 of 2 that started answered",
@@ -86,6 +92,38 @@ async fn top_explain_and_doctor_tell_what_a_cluster_does() -> Result<()> {
         Ok(())
     };
     space.eventually("explain tells of the way back to zero", back).await
+}
+
+#[tokio::test]
+async fn who_may_only_view_is_told_what_cannot_be_read() -> Result<()> {
+    let space = Space::new("viewer", |_| Order::answer(200)).await?;
+    space.queue("orders", json!({})).await?;
+    space.worker("invoices", json!({"scaling": {"minReplicas": 1}})).await?;
+    space.pods_ready("invoices", 1).await?;
+    space.kubectl(&["create", "rolebinding", "jane", "--clusterrole=view", "--user=jane"]).await?;
+    let mut config: serde_yaml::Value = serde_yaml::from_slice(&std::fs::read(space.cluster.kubeconfig())?)?;
+    let users = config["users"].as_sequence_mut().context("no users")?;
+    users.iter_mut().for_each(|user| user["user"]["as"] = "jane".into());
+    let jane = tempfile::NamedTempFile::new()?;
+    std::fs::write(jane.path(), serde_yaml::to_string(&config)?)?;
+    let told = async || {
+        let top = with(&space, jane.path(), &["top"]).await?.text;
+        ensure!(row(&top, "invoices")[2..7] == ["1", "1", "?", "?", "?"], "{top}");
+        ensure!(row(&top, "orders")[3..7] == ["?", "?", "?", "?"], "{top}");
+        ensure!(top.contains("1 of 1 sidecars could not be read") && top.contains("pods/proxy"), "{top}");
+        let explain = with(&space, jane.path(), &["explain", "worker/invoices"]).await?.text;
+        ensure!(
+            explain.contains("Decision: 1 replicas") && explain.contains("is not known: list"),
+            "{explain}"
+        );
+        ensure!(!explain.contains("events is forbidden"), "{explain}");
+        let doctor = with(&space, jane.path(), &["doctor"]).await?.text;
+        ensure!(doctor.contains(" 0 wrong, "), "{doctor}");
+        let all = [top, explain, doctor].concat();
+        ensure!(all.contains("--operator-namespace") && !all.contains("Status {"), "{all}");
+        Ok(())
+    };
+    space.eventually("top, explain and doctor say what a viewer may not read", told).await
 }
 
 #[tokio::test]
