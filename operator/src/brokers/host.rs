@@ -1,6 +1,7 @@
 //! What the lanes of one broker share: each vhost or user is a lane of its own, and what a broker stands is the same.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -8,13 +9,17 @@ use tokio::time::Instant;
 use super::pace::{Turns, WIDEST};
 use crate::tick;
 
+/// For how long a declaration counts: one that takes longer waits, as for the majority of a quorum queue, and is no work for the
+/// broker. Those of other vhosts do not wait for it.
+const WORKING: Duration = Duration::from_secs(2);
+
 /// One broker, by its hosts.
 #[derive(Debug)]
 pub(super) struct Host {
     /// Whose turn it is to probe.
     pub(super) turns: Mutex<Turns>,
-    /// Held by each declaration that runs.
-    pub(super) declaring: Semaphore,
+    /// Held by each declaration that runs, for [`WORKING`] at most.
+    declaring: Semaphore,
     probers: Arc<()>,
     queues: Arc<()>,
 }
@@ -34,6 +39,20 @@ impl Host {
     /// A Queue's place among those that are kept here, until it is dropped.
     pub(super) fn queue(&self) -> Arc<()> {
         self.queues.clone()
+    }
+
+    /// Carries a declaration out when its turn comes.
+    pub(super) async fn declare<T>(&self, declaration: impl Future<Output = T>) -> T {
+        let mut declaration = std::pin::pin!(declaration);
+        // The semaphore is never closed.
+        let permit = self.declaring.acquire().await;
+        match tokio::time::timeout(WORKING, &mut declaration).await {
+            Ok(result) => result,
+            Err(_) => {
+                drop(permit);
+                declaration.await
+            }
+        }
     }
 
     /// How many Queues are kept.
@@ -67,4 +86,22 @@ impl Prober {
 /// How many have a place: the host's own is none.
 fn others(place: &Arc<()>) -> usize {
     Arc::strong_count(place).saturating_sub(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn so_many_declarations_run_at_once_and_those_that_hang_hold_up_no_other_for_long() {
+        let host = Host::default();
+        let hanging =
+            futures::future::join_all((0..WIDEST).map(|_| host.declare(std::future::pending::<()>())));
+        let begun = Instant::now();
+        tokio::select! {
+            _ = hanging => panic!("they hang"),
+            () = host.declare(std::future::ready(())) => {}
+        }
+        assert_eq!(begun.elapsed(), WORKING);
+    }
 }

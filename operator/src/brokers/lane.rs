@@ -278,9 +278,7 @@ async fn run(shared: Arc<Shared>) {
                 if let Some(mut due) = due {
                     let shared = shared.clone();
                     running.push(async move {
-                        // The semaphore is never closed.
-                        let _permit = shared.host.declaring.acquire().await;
-                        let result = shared.carry_out(&link, &mut due).await;
+                        let result = shared.host.declare(shared.carry_out(&link, &mut due)).await;
                         (due, result)
                     });
                 }
