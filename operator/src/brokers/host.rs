@@ -42,8 +42,7 @@ impl Host {
     }
 
     /// Carries a declaration out when its turn comes.
-    pub(super) async fn declare<T>(&self, declaration: impl Future<Output = T>) -> T {
-        let mut declaration = std::pin::pin!(declaration);
+    pub(super) async fn declare<T>(&self, mut declaration: impl Future<Output = T> + Unpin) -> T {
         // The semaphore is never closed.
         let permit = self.declaring.acquire().await;
         match tokio::time::timeout(WORKING, &mut declaration).await {

@@ -278,7 +278,7 @@ async fn run(shared: Arc<Shared>) {
                 if let Some(mut due) = due {
                     let shared = shared.clone();
                     running.push(async move {
-                        let result = shared.host.declare(shared.carry_out(&link, &mut due)).await;
+                        let result = shared.host.declare(Box::pin(shared.carry_out(&link, &mut due))).await;
                         (due, result)
                     });
                 }

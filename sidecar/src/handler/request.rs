@@ -45,13 +45,7 @@ pub struct Head {
 }
 
 /// The headers for one message. `delivery` names it for an answer that comes later; `traceparent` the trace that the call belongs to.
-pub fn head(
-    message: &Message,
-    delivery: &str,
-    attempt: u32,
-    constant: &Constant,
-    traceparent: Option<&str>,
-) -> Head {
+pub fn head(message: &Message, delivery: &str, attempt: u32, constant: &Constant, traceparent: &str) -> Head {
     let properties = &message.properties;
     let mut headers = HeaderMap::with_capacity(24);
     headers.insert(HeaderName::from_static(names::QUEUE), constant.queue.clone());
@@ -87,9 +81,7 @@ pub fn head(
     if let Some(count) = message.delivery_count() {
         headers.insert(HeaderName::from_static(names::DELIVERY_COUNT), HeaderValue::from(count));
     }
-    if let Some(traceparent) = traceparent {
-        headers.insert(HeaderName::from_static(trace::TRACEPARENT), standard(traceparent));
-    }
+    headers.insert(HeaderName::from_static(trace::TRACEPARENT), standard(traceparent));
     let omitted = own_headers(message, &mut headers);
     Head { headers, omitted }
 }
@@ -193,7 +185,7 @@ mod tests {
     }
 
     fn headers_of(message: &Message) -> (HeaderMap, usize) {
-        let head = head(message, "0-1-1", 2, &Constant::new("orders", 24), Some(TRACE));
+        let head = head(message, "0-1-1", 2, &Constant::new("orders", 24), TRACE);
         (head.headers, head.omitted)
     }
 
@@ -315,8 +307,8 @@ mod tests {
         let state_of = |pairs: &[(&str, AMQPValue)]| {
             let message = message(table(pairs));
             let constant = Constant::new("orders", 24);
-            let head = head(&message, "0-1-1", 1, &constant, None);
-            assert_eq!((head.omitted, head.headers.get("traceparent")), (0, None));
+            let head = head(&message, "0-1-1", 1, &constant, TRACE);
+            assert_eq!(head.omitted, 0);
             head.headers.get("tracestate").cloned()
         };
         assert_eq!(state_of(&[trace.clone(), state.clone()]).unwrap(), "vendor=1");

@@ -69,7 +69,7 @@ impl Runtime {
         let Some(message) = self.messages.get(&called.id) else { return Default::default() };
         let (traceparent, traced) = traced(message, self.spans.as_ref().map(Spans::sampler));
         let delivery = delivery_id::format(called.id);
-        let head = request::head(message, &delivery, called.attempt, &self.constant, traceparent.as_deref());
+        let head = request::head(message, &delivery, called.attempt, &self.constant, &traceparent);
         if head.omitted > 0 {
             self.metrics.headers_omitted.inc_by(head.omitted as u64);
         }
@@ -190,15 +190,16 @@ impl Runtime {
 
 /// The `traceparent` of a message's call, and the trace and the id of the span that the call is, if that is exported.
 ///
-/// Who exports no spans hands the message's trace on and begins none: whatever a new one said of sampling, the application's own
-/// sampler would obey.
-fn traced(message: &Message, sampler: Option<Sampler>) -> (Option<String>, Option<(Context, String)>) {
-    let own = Context::of(message);
+/// Who exports no spans hands the message's trace on as it is. A new one says then that it is recorded: of one that is not, the
+/// application, which may export spans, would record nothing.
+fn traced(message: &Message, sampler: Option<Sampler>) -> (String, Option<(Context, String)>) {
+    let (own, span_id) = (Context::of(message), trace::span_id());
     let Some(sampler) = sampler else {
-        return (own.and(message.header(trace::TRACEPARENT)).map(|own| own.trim().to_owned()), None);
+        let own = own.and(message.header(trace::TRACEPARENT)).map(|own| own.trim().to_owned());
+        return (own.unwrap_or_else(|| Context { sampled: true, ..Context::fresh() }.header(&span_id)), None);
     };
-    let (context, span_id) = (sampler.decide(own), trace::span_id());
-    (Some(context.header(&span_id)), context.sampled.then_some((context, span_id)))
+    let context = sampler.decide(own);
+    (context.header(&span_id), context.sampled.then_some((context, span_id)))
 }
 
 /// An answer, read as its call was made.
@@ -285,14 +286,15 @@ mod tests {
         let off = Sampler::parse(Some("always_off"), None).unwrap();
         for message in [&without, &with] {
             let (traceparent, span) = traced(message, Some(off));
-            assert!(traceparent.unwrap().ends_with("-00") && span.is_none());
+            assert!(traceparent.ends_with("-00") && span.is_none());
         }
         let (traceparent, span) = traced(&with, Some(Sampler::parse(None, None).unwrap()));
         let (context, span_id) = span.unwrap();
         assert_eq!(context.parent_id.as_deref(), Some("b7ad6b7169203331"));
-        assert_eq!(traceparent.unwrap(), format!("00-0af7651916cd43dd8448eb211c80319c-{span_id}-01"));
-        assert_eq!(traced(&with, None), (Some(sampled.to_owned()), None));
-        assert_eq!(traced(&without, None), (None, None));
+        assert_eq!(traceparent, format!("00-0af7651916cd43dd8448eb211c80319c-{span_id}-01"));
+        assert_eq!(traced(&with, None), (sampled.to_owned(), None));
+        let (traceparent, span) = traced(&without, None);
+        assert!(Context::parse(&traceparent).unwrap().sampled && span.is_none());
     }
 
     #[test]
