@@ -1,7 +1,7 @@
 //! Brokers, kept apart: one lane each, with one connection that all its Queues share.
 //!
 //! **Invariant**: nobody waits for a broker. A reconcile hands its order to a lane and reads what the lane last observed; a
-//! lane that is down, black-holed or slow delays none of another broker.
+//! lane that is down, black-holed or slow delays none of another broker, and those of its own for seconds at most.
 
 mod aside;
 mod channels;
