@@ -15,8 +15,8 @@ use super::inputs::{Inputs, Spec};
 
 /// Share of a pod's capacity that is planned for: start, end and the way to the broker take some.
 const UTILISATION: f64 = 0.95;
-/// Seconds per message before anything is measured: long enough that the first step is the only one.
-const ASSUMED_SERVICE_SECONDS: f64 = 1.0;
+/// Seconds per message before anything is measured: long enough that the first step is the only one, for most calls.
+const ASSUMED_SERVICE_SECONDS: f64 = 2.0;
 /// How the seconds per message are known.
 const MEASURED: &str = "measured";
 /// By how long the first call has run.
