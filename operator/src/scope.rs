@@ -171,7 +171,7 @@ fn queue_event(event: &watcher::Event<Queue>, context: &Context) {
             reconcile(&context.workers_of(queue), context);
         }
         watcher::Event::Delete(queue) => {
-            let key = Key { namespace: queue.namespace().unwrap_or_default(), name: queue.name_any() };
+            let key = queue::validate::key(queue);
             context.brokers.forget(&key);
             context.brokers.release(&key, &context.queue_changed);
             context.metrics.forget_queue(&key);

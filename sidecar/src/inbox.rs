@@ -1,7 +1,8 @@
 //! What other tasks tell the engine's loop.
 
 use bytes::Bytes;
-use http::HeaderValue;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue};
 use tokio::sync::oneshot;
 use warren_broker::BrokerError;
 use warren_broker::lapin::{Channel, Consumer};
@@ -18,6 +19,15 @@ pub struct ReplyBody {
     pub content_encoding: Option<HeaderValue>,
     /// Its body.
     pub body: Bytes,
+}
+
+impl ReplyBody {
+    /// What an answer or request with these headers carries.
+    pub fn of(headers: &HeaderMap, body: Bytes) -> Self {
+        let [content_type, content_encoding] =
+            [CONTENT_TYPE, CONTENT_ENCODING].map(|name| headers.get(name).cloned());
+        Self { content_type, content_encoding, body }
+    }
 }
 
 /// A message to the engine's loop.

@@ -4,7 +4,7 @@ mod definitions;
 mod series;
 
 use std::collections::{BTreeSet, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use prometheus::core::Collector;
@@ -22,6 +22,7 @@ use definitions::{
 use series::Series;
 
 use crate::brokers::Key;
+use crate::locked::locked;
 use crate::scaler::reason::Reason;
 
 /// Every metric of the process.
@@ -126,8 +127,7 @@ impl Metrics {
     }
 
     fn queue_states(&self) -> MutexGuard<'_, QueueStates> {
-        // Single inserts and removes: a panic leaves nothing half done.
-        self.ready_queues.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.ready_queues)
     }
 
     /// Says whether a Queue is Ready.

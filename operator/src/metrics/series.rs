@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use super::definitions::Definition;
 use crate::brokers::Key;
+use crate::locked::locked;
 
 /// Some metrics of every resource of a kind.
 #[derive(Debug)]
@@ -33,8 +34,7 @@ impl Series {
     }
 
     fn rows(&self) -> MutexGuard<'_, BTreeMap<Key, Vec<Point>>> {
-        // Single inserts and removes: a panic leaves nothing half done.
-        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.rows)
     }
 
     /// Says what a number is.

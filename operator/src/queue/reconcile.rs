@@ -16,7 +16,7 @@ use warren_api::conditions::queue::{DEAD_LETTER_AVAILABLE, DECLARED};
 use warren_api::queue::QueueStatus;
 
 use super::record::record;
-use super::removal::{End, end};
+use super::removal::{End, end, outcome};
 use super::status::{Progress, status};
 use super::validate::{key, validate};
 use super::{dereference, finalizer, plan};
@@ -141,9 +141,8 @@ async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, 
     if !record(queue, &address, context).await? {
         return Ok(None);
     }
-    let observation = context.brokers.assign(&key, &access, order.clone(), &context.queue_changed);
-    match observation.filter(|observation| *observation.order == order) {
-        Some(observation) => Ok(Some(Progress::Observed { address, outcome: observation.outcome })),
+    match outcome(&key, &access, &order, context) {
+        Some(outcome) => Ok(Some(Progress::Observed { address, outcome })),
         None if first_answer_is_due(queue, context) => Ok(Some(Progress::Pending { address })),
         None => Ok(None),
     }

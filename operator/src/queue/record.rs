@@ -12,7 +12,7 @@ use crate::error::Error;
 pub(super) async fn record(queue: &Queue, address: &str, context: &Context) -> Result<bool, Error> {
     let Some(patch) = plan::record(queue, address) else { return Ok(true) };
     let queues: Api<Queue> = Api::namespaced(context.client.clone(), &queue.namespace().unwrap_or_default());
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let params = PatchParams::apply(FIELD_MANAGER);
     match queues.patch_status(&queue.name_any(), &params, &Patch::Merge(patch)).await {
         Ok(_) => Ok(true),
         // Changed or deleted since it was read.

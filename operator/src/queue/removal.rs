@@ -116,7 +116,7 @@ async fn is_bound_again(queue: &Queue, key: &Key, context: &Context) -> Result<b
 }
 
 /// Places an order; gives what has become of it.
-fn outcome(key: &Key, access: &BrokerAccess, order: &Order, context: &Context) -> Option<Outcome> {
+pub(super) fn outcome(key: &Key, access: &BrokerAccess, order: &Order, context: &Context) -> Option<Outcome> {
     let observation = context.brokers.assign(key, access, order.clone(), &context.queue_changed);
     observation.filter(|observation| *observation.order == *order).map(|observation| observation.outcome)
 }

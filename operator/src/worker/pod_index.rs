@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -12,6 +12,7 @@ use kube::runtime::reflector::Store;
 use super::live::OfWorker;
 use super::pods::ended;
 use crate::brokers::Key;
+use crate::locked::locked;
 
 /// The pods of all Workers.
 #[derive(Debug)]
@@ -61,8 +62,7 @@ impl PodIndex {
 
     fn with<T>(&self, read: impl FnOnce(&HashMap<Key, Vec<Arc<Pod>>>) -> T) -> T {
         let version = self.version.load(Ordering::Acquire);
-        // One assignment: a panic leaves nothing half done.
-        let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut index = locked(&self.index);
         if index.version != version {
             *index = Index { version, by_worker: by_worker(self.store.state()) };
         }

@@ -4,7 +4,6 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::Request;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http_body_util::Full;
 
 use super::Runtime;
@@ -223,11 +222,7 @@ fn read(form: Form, size: usize, answer: Answer, wall: SystemTime) -> Read {
                 let detail = format!("the reply is larger than {REPLY_LIMIT} bytes");
                 Read::Answers(Answers::All(Verdict::Retry(Failure { detail, ..Failure::default() })))
             }
-            Verdict::Ack if reply => {
-                let [content_type, content_encoding] =
-                    [CONTENT_TYPE, CONTENT_ENCODING].map(|name| headers.get(name).cloned());
-                Read::Reply(ReplyBody { content_type, content_encoding, body })
-            }
+            Verdict::Ack if reply => Read::Reply(ReplyBody::of(&headers, body)),
             verdict => Read::Answers(Answers::All(verdict)),
         },
     }
@@ -235,6 +230,7 @@ fn read(form: Form, size: usize, answer: Answer, wall: SystemTime) -> Read {
 
 #[cfg(test)]
 mod tests {
+    use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
     use http::{HeaderMap, HeaderValue};
     use warren_broker::lapin::BasicProperties;
     use warren_broker::lapin::types::{AMQPValue, FieldTable};

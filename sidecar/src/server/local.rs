@@ -72,9 +72,7 @@ impl Local {
                 return reply(StatusCode::PAYLOAD_TOO_LARGE, "the body did not come whole or is too large\n");
             }
         };
-        let content_type = head.headers.get(http::header::CONTENT_TYPE).cloned();
-        let content_encoding = head.headers.get(http::header::CONTENT_ENCODING).cloned();
-        let body = ReplyBody { content_type, content_encoding, body };
+        let body = ReplyBody::of(&head.headers, body);
         match ask(engine, id, said, &head.headers, body).await {
             Some(LateReply::Accepted) => reply(StatusCode::OK, ""),
             Some(LateReply::Unknown) => reply(StatusCode::NOT_FOUND, "there is no such delivery\n"),

@@ -69,13 +69,13 @@ pub fn single(query: &str, headers: &HeaderMap, body: Bytes) -> Result<Letter, I
     }
     for (name, value) in headers {
         let name = name.as_str();
-        let plain = |problem| value.to_str().map(str::to_owned).map_err(|_| invalid(name, problem));
+        let plain = |problem| value.to_str().map_err(|_| invalid(name, problem));
         // What HTTP itself or another standard defines is meant as it is written.
-        let standard = || plain("is not ASCII");
+        let standard = || plain("is not ASCII").map(str::to_owned);
         let text = || -> Result<String, Invalid> {
             let value = plain("is not ASCII: percent-encode it")?;
             let decoded =
-                percent_decode_str(&value).decode_utf8().map_err(|_| invalid(name, "is not UTF-8"))?;
+                percent_decode_str(value).decode_utf8().map_err(|_| invalid(name, "is not UTF-8"))?;
             Ok(decoded.into_owned())
         };
         match name {

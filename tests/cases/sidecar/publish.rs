@@ -219,19 +219,15 @@ async fn without_a_confirm_in_time_it_is_504(place: Place) -> Result<()> {
         let channel = client.channel().await?;
         channel.queue_bind(queue.into(), exchange.into(), "".into(), options, FieldTable::default()).await?;
     }
-    let stuck = request(sidecar.local, "POST", "/publish?exchange=amq.direct", &[], b"x");
-    let well = request(sidecar.local, "POST", "/publish?exchange=amq.fanout", &[], b"x");
-    tokio::select! {
-        biased;
-        answer = stuck => anyhow::bail!("the exchange that is stuck answered first: {answer:?}"),
-        answer = well => ensure!(answer?.status == 202, "beside an exchange that is stuck"),
-    }
-    let stuck = request(sidecar.local, "POST", "/publish?routingKey=stuck", &[], b"x");
-    let well = request(sidecar.local, "POST", "/publish?routingKey=well", &[], b"x");
-    tokio::select! {
-        biased;
-        answer = stuck => anyhow::bail!("the queue that is stuck answered first: {answer:?}"),
-        answer = well => ensure!(answer?.status == 202, "beside a queue that is stuck"),
+    for (stuck, well) in
+        [("exchange=amq.direct", "exchange=amq.fanout"), ("routingKey=stuck", "routingKey=well")]
+    {
+        let [stuck_path, well_path] = [stuck, well].map(|to| format!("/publish?{to}"));
+        tokio::select! {
+            biased;
+            answer = request(sidecar.local, "POST", &stuck_path, &[], b"x") => anyhow::bail!("{stuck} answered first: {answer:?}"),
+            answer = request(sidecar.local, "POST", &well_path, &[], b"x") => ensure!(answer?.status == 202, "{well} beside {stuck}"),
+        }
     }
     place.resume("stuck").await?;
     sidecar.until("warren_sidecar_publishes_total", "result=\"failed\"", 1.0).await
