@@ -43,9 +43,6 @@ pub const SIDECARS_LEARN: Duration = Duration::from_secs(150);
 /// What has failed is tried again far sooner, if it is there.
 const GONE: Duration = Duration::from_secs(600);
 
-/// How long a status that was written may take to come back in the cache.
-const ECHO: Duration = Duration::from_secs(5);
-
 /// Caches of a scope, filled by watches.
 #[derive(Clone)]
 pub struct Stores {
@@ -157,18 +154,11 @@ impl Context {
         locked(&self.seen).0.retain(|uid, _| living.contains(uid));
     }
 
-    /// Writes an object's status where it differs from the former one; gives whether it was written. Through `changed` the object
-    /// comes back to its reconcile then: one that ran before the cache had this status compared with an older one.
+    /// Writes an object's status where it differs from the former one; gives whether it was written.
     ///
     /// # Errors
     /// The API server refuses.
-    pub async fn write_status<K, S>(
-        &self,
-        object: &K,
-        former: Option<&S>,
-        status: &S,
-        changed: &UnboundedSender<ObjectRef<K>>,
-    ) -> Result<bool, Error>
+    pub async fn write_status<K, S>(&self, object: &K, former: Option<&S>, status: &S) -> Result<bool, Error>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
             + Clone
@@ -181,10 +171,7 @@ impl Context {
         let objects: Api<K> = Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default());
         let params = PatchParams::apply(FIELD_MANAGER);
         match objects.patch_status(&object.name_any(), &params, &Patch::Merge(patch)).await {
-            Ok(_) => {
-                later(ObjectRef::from_obj(object), changed);
-                Ok(true)
-            }
+            Ok(_) => Ok(true),
             // Deleted meanwhile.
             Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(false),
             Err(error) => Err(error.into()),
@@ -226,20 +213,6 @@ impl Context {
         tracing::warn!(%kind, name = %object.name, namespace = object.namespace, attempt, %error, "reconcile failed");
         Action::requeue(retry_delay(attempt, rand::random()))
     }
-}
-
-/// Brings an object to its reconcile once the cache has what was written. A controller's own requeue would not do: whatever
-/// comes before it takes its place.
-fn later<K: Resource<DynamicType = ()> + 'static>(
-    object: ObjectRef<K>,
-    changed: &UnboundedSender<ObjectRef<K>>,
-) {
-    let changed = changed.clone();
-    tokio::spawn(async move {
-        tokio::time::sleep(ECHO).await;
-        // The receiver ends only with the process.
-        let _ = changed.unbounded_send(object);
-    });
 }
 
 /// Whether a Worker may have named another Queue before `since`: it was there, and is not as it was made.
@@ -320,20 +293,10 @@ impl Shutdown {
 
 #[cfg(test)]
 mod tests {
-    use futures::StreamExt;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use serde_json::json;
 
     use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn an_object_whose_status_was_written_is_looked_at_again_when_the_cache_must_have_it() {
-        let (changed, mut triggers) = futures::channel::mpsc::unbounded();
-        let (object, written) = (ObjectRef::<Queue>::new("orders").within("shop"), Instant::now());
-        later(object.clone(), &changed);
-        assert_eq!(triggers.next().await, Some(object));
-        assert_eq!(written.elapsed(), ECHO);
-    }
 
     #[test]
     fn what_a_queue_waits_for_is_counted_from_the_change_that_it_waits_for() {

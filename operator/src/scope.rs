@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
-use kube::runtime::{Predicate, WatchStreamExt, predicates, watcher};
+use kube::runtime::{WatchStreamExt, watcher};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use warren_api::names::WORKER_LABEL;
@@ -94,15 +94,10 @@ pub(crate) async fn start(
     let pod_events = pod_events.inspect_ok(move |_| of_pods.pods.changed());
     watches.spawn(follow(pod_events, context.clone()));
 
-    // Only what was asked for brings a resource to its reconcile; its own status does not.
-    let worker_changes = worker_events
-        .touched_objects()
-        .predicate_filter(predicates::generation.combine(predicates::finalizers), Default::default());
-    let queue_changes = queue_events
-        .touched_objects()
-        .predicate_filter(predicates::generation.combine(predicates::finalizers), Default::default());
-    let workers = worker::run(worker_changes, worker_triggers, context.clone());
-    let queues = queue::run(queue_changes, queue_triggers, context.clone());
+    // Every change brings a resource to its reconcile, its own status too: a reconcile that ran before the cache had that status
+    // compared with an older one.
+    let workers = worker::run(worker_events.touched_objects(), worker_triggers, context.clone());
+    let queues = queue::run(queue_events.touched_objects(), queue_triggers, context.clone());
     let mut controllers = JoinSet::new();
     controllers.spawn(workers);
     controllers.spawn(queues);

@@ -36,8 +36,6 @@ const CONCURRENCY: u16 = 32;
 const FIRST_ANSWER: Duration = Duration::from_secs(2);
 /// How long a Queue waits for its turn on a broker that answers, before it says that it waits.
 const TURN: Duration = Duration::from_secs(300);
-/// How long a status takes to come back in the cache.
-const RECORDED: Duration = Duration::from_millis(300);
 /// What keeps a deletion, such as a Worker's pods, is looked at again so often.
 const BLOCKED_RETRY: Duration = Duration::from_secs(5);
 /// Whether sidecars can be told of the ladder is looked at so often while rungs are to go: more often than these may go.
@@ -95,8 +93,6 @@ async fn step(queue: Arc<Queue>, context: Arc<Context>) -> Result<Action, Error>
     };
     let pause = match &progress {
         Progress::Blocked(_) => BLOCKED_RETRY,
-        // What is recorded now is to be declared next.
-        Progress::Observed { outcome: Outcome::Absent, .. } => RECORDED,
         Progress::Observed { outcome: Outcome::Declared(Seen { leftover, .. }), .. }
             if !leftover.is_empty() =>
         {
@@ -188,7 +184,7 @@ pub(super) fn patience(key: &Key, context: &Context) -> Duration {
 
 async fn write(queue: &Queue, status: QueueStatus, context: &Context) -> Result<(), Error> {
     context.metrics.queue_ready(&key(queue), is_true(&status.conditions, READY));
-    if !context.write_status(queue, queue.status.as_ref(), &status, &context.queue_changed).await? {
+    if !context.write_status(queue, queue.status.as_ref(), &status).await? {
         return Ok(());
     }
     for kind in [READY, DEAD_LETTER_AVAILABLE] {

@@ -177,7 +177,7 @@ fn live(around: &Surroundings) -> Option<i32> {
 }
 
 async fn write(worker: &Worker, status: WorkerStatus, context: &Context) -> Result<(), Error> {
-    if !context.write_status(worker, worker.status.as_ref(), &status, &context.worker_changed).await? {
+    if !context.write_status(worker, worker.status.as_ref(), &status).await? {
         return Ok(());
     }
     let ready = find(&status.conditions, READY);
