@@ -20,7 +20,7 @@ use super::build::build;
 use super::dereference::{Surroundings, dereference};
 use super::live::LiveDeployment;
 use super::status::status;
-use super::validate::{DISORDER, disorder, validate};
+use super::validate::{DISORDER, may_break_order, validate};
 use crate::condition::find;
 use crate::context::Context;
 use crate::error::Error;
@@ -151,12 +151,8 @@ fn owed(worker: &Worker, around: &Surroundings) -> Option<u32> {
     let others = worker.spec.scaling.mode != ScalingMode::Builtin;
     let deployment = around.deployment.as_deref().filter(|live| others && live.is_owned_by(worker))?;
     let (live, wanted) = (deployment.facts.desired?, worker.spec.replicas.max(0));
-    let in_order = || {
-        let queue = around.queue.as_deref();
-        worker.spec.consumer.ordering_key.is_none()
-            || queue.is_some_and(|queue| disorder(worker, queue, around.beside.as_deref()).is_none())
-    };
-    (wanted < live || wanted > live && in_order()).then_some(wanted.unsigned_abs())
+    let held = || may_break_order(worker, around.queue.as_deref(), around.beside.as_deref());
+    (wanted < live || wanted > live && !held()).then_some(wanted.unsigned_abs())
 }
 
 /// In mode Builtin the scaler's number, and until it has one the number that is there.

@@ -12,7 +12,7 @@ use warren_api::{Worker, WorkerStatus};
 
 use super::dereference::Surroundings;
 use super::pods::{ending, ready, trouble};
-use super::validate::{DISORDER, port};
+use super::validate::{DISORDER, may_break_order, port};
 use crate::condition::{Statement, Status, conditions, find};
 use crate::problem::Problem;
 use crate::scaler::board::View;
@@ -45,7 +45,7 @@ pub fn status(
         template_valid(problem),
         queue_ready(worker, problem, around),
         available(worker, problem, desired, around, view),
-        scaling_active(worker, view),
+        scaling_active(worker, problem, desired, around, view),
     ];
     all.extend(handler_healthy(worker, desired, view, &former));
     let mut all: Vec<Statement> = all.into_iter().map(|statement| kept(statement, &former)).collect();
@@ -182,7 +182,13 @@ fn available(
     Statement::new(AVAILABLE, true, "PodsReady", "pods are ready and consume")
 }
 
-fn scaling_active(worker: &Worker, view: &View) -> Statement {
+fn scaling_active(
+    worker: &Worker,
+    problem: Option<&Problem>,
+    desired: i32,
+    around: &Surroundings,
+    view: &View,
+) -> Statement {
     let scaling = &worker.spec.scaling;
     let active = |reason: &str, message: &str| Statement::new(SCALING_ACTIVE, true, reason, message);
     if let Some(refusal) = &view.refused {
@@ -191,7 +197,17 @@ fn scaling_active(worker: &Worker, view: &View) -> Statement {
         );
         return Statement::new(SCALING_ACTIVE, false, SCALE_REFUSED, message);
     }
+    let held = || may_break_order(worker, around.queue.as_deref(), around.beside.as_deref());
     match (scaling.mode, &view.decision) {
+        // Where the sidecars could be told to hold consuming, pods are added all the same.
+        (ScalingMode::External | ScalingMode::Manual, _)
+            if worker.spec.replicas > desired
+                && problem.is_some_and(|problem| problem.reason != DISORDER)
+                && held() =>
+        {
+            let message = "spec.replicas asks for more pods, and none is added while they might break the order of consumer.orderingKey: see to what the other conditions say";
+            Statement::new(SCALING_ACTIVE, false, DISORDER, message)
+        }
         (ScalingMode::External, _) => active("External", "an HPA or KEDA writes the scale subresource"),
         (ScalingMode::Manual, _) => active("Manual", "spec.replicas is obeyed"),
         // What holds all pods comes before an entry that is left out.
@@ -372,6 +388,19 @@ mod tests {
         assert_eq!((active.status.as_str(), active.reason.as_str()), ("False", SCALE_REFUSED));
         assert!(active.message.contains("denied by a webhook. "), "{}", active.message);
         assert_eq!(find(&status.conditions, READY).unwrap().reason, SCALE_REFUSED);
+    }
+
+    #[test]
+    fn pods_that_are_not_added_for_an_order_are_told() {
+        let missing = Problem::new(QUEUE_READY, "QueueNotFound", "create it");
+        let said = |mode: &str, replicas: i32| {
+            let fields = json!({"consumer": {"orderingKey": "x-customer"}, "scaling": {"mode": mode}, "replicas": replicas});
+            let around = Surroundings { queue: None, ..surroundings() };
+            let status = status(&worker(fields), Some(&missing), None, &around, &View::default(), &now());
+            find(&status.conditions, SCALING_ACTIVE).unwrap().reason.clone()
+        };
+        assert_eq!((said("Manual", 1).as_str(), said("External", 1).as_str()), (DISORDER, DISORDER));
+        assert_eq!((said("Manual", 0).as_str(), said("External", 0).as_str()), ("Manual", "External"));
     }
 
     #[test]

@@ -91,6 +91,12 @@ pub fn disorder(worker: &Worker, queue: &Queue, beside: Option<&str>) -> Option<
     unordered(worker, queue).or_else(|| not_alone(worker, queue, beside))
 }
 
+/// Whether one pod more might break the order that was asked for: without its Queue nobody knows who else consumes.
+pub fn may_break_order(worker: &Worker, queue: Option<&Queue>, beside: Option<&str>) -> bool {
+    worker.spec.consumer.ordering_key.is_some()
+        && queue.is_none_or(|queue| disorder(worker, queue, beside).is_some())
+}
+
 /// The port that the handler listens on; none where the template names none.
 pub fn port(worker: &Worker) -> Option<u16> {
     let pod = worker.spec.template.parse().ok()?.spec?;
