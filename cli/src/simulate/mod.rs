@@ -85,7 +85,8 @@ impl Comparison {
     /// Runs a trace through under both. Every call ends well, also one that outlasts the handler's time-out.
     pub fn of(setting: &Setting, trace: &Trace) -> Self {
         let Setting { spec, pods, .. } = setting;
-        let warren = simulate(trace, pods, &mut Warren::new(spec.clone()));
+        let longest = trace.longest_service(pods.service_seconds);
+        let warren = simulate(trace, pods, &mut Warren::new(spec.clone(), longest));
         let service = trace.mean_service(pods.service_seconds);
         let mut keda = KedaHpa::new(spec.min, spec.max, spec.target_wait, service, spec.concurrency);
         let keda_hpa = simulate(trace, pods, &mut keda);
@@ -192,5 +193,15 @@ mod tests {
             Comparison::of(&Setting::parse(book::WORKER, None, otherwise, 5.0).unwrap(), &trace)
         });
         assert_eq!(fast, slow);
+    }
+
+    #[test]
+    fn calls_that_outlast_the_time_out_are_no_stall() {
+        let mut setting = Setting::parse(book::WORKER, None, 100.0, 120.0).unwrap();
+        (setting.spec.min, setting.pods.min) = (1, 1);
+        // The one pod is at work for 100 seconds, and for 60 of them nothing moves: those that come then get their pods at once.
+        let both = Comparison::of(&setting, &Trace::parse("0,10\n1,0\n70,100\n71,0").unwrap());
+        let asked = both.warren.0.points.iter().find(|point| point.pods > 40).unwrap();
+        assert!(asked.at < 75.0, "{asked:?}");
     }
 }

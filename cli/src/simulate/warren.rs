@@ -16,12 +16,17 @@ const WITH_PODS: f64 = 1.0;
 pub struct Warren {
     spec: Spec,
     history: History,
+    /// Whether calls outlast the handler's time-out, as work that is ended later and asks for more time.
+    long_calls: bool,
+    /// How often work has asked for more time.
+    extensions: u64,
 }
 
 impl Warren {
-    /// A scaler that has never seen this Worker before.
-    pub fn new(spec: Spec) -> Self {
-        Self { spec, history: History::default() }
+    /// A scaler that has never seen this Worker before, whose longest call takes so many seconds.
+    pub fn new(spec: Spec, longest_call: f64) -> Self {
+        let long_calls = longest_call > spec.handler_timeout;
+        Self { spec, history: History::default(), long_calls, extensions: 0 }
     }
 }
 
@@ -33,11 +38,17 @@ impl Autoscaler for Warren {
             started,
             unsettled,
             in_flight,
+            busy,
             ending,
             deliveries,
             settled,
             call_seconds,
         } = *seen;
+        let long_calls = self.long_calls && in_flight > 0;
+        if long_calls {
+            // Twice within each time that it is given.
+            self.extensions = (now / self.spec.handler_timeout * 2.0) as u64;
+        }
         let inputs = Inputs {
             ready: Some((ready, 0.0)),
             contradicted: false,
@@ -49,6 +60,9 @@ impl Autoscaler for Warren {
                 scraped: started,
                 unsettled,
                 in_flight,
+                busy,
+                late: if long_calls { in_flight } else { 0 },
+                extensions: self.extensions,
                 ending,
                 deliveries,
                 settled,

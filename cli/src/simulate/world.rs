@@ -42,6 +42,8 @@ pub struct Seen {
     pub unsettled: u64,
     /// Handler calls that run in those.
     pub in_flight: u64,
+    /// Of those pods, how many have a call that runs.
+    pub busy: u32,
     /// Handler calls that run in pods which end after them.
     pub ending: u64,
     /// Deliveries so far.
@@ -280,6 +282,8 @@ impl<'a> World<'a> {
             started: self.started,
             unsettled: self.in_flight - self.ending + self.held,
             in_flight: self.in_flight - self.ending,
+            busy: self.pods.values().filter(|pod| pod.started && !pod.ending && pod.running > 0).count()
+                as u32,
             ending: self.ending,
             deliveries: self.deliveries,
             settled: self.settled,

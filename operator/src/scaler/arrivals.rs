@@ -51,11 +51,11 @@ impl Arrivals {
         arrived / (last.at - first.at).max(window)
     }
 
-    /// How much more is held than at the beginning of the window; all of it at the first sample.
+    /// How much more is held than at the beginning of the window: a first sample says nothing of that.
     pub fn growth(&self) -> f64 {
         match (self.0.front(), self.0.back()) {
-            (Some(first), Some(last)) if self.0.len() > 1 => last.held as f64 - first.held as f64,
-            (_, last) => last.map_or(0.0, |last| last.held as f64),
+            (Some(first), Some(last)) => last.held as f64 - first.held as f64,
+            _ => 0.0,
         }
     }
 }

@@ -72,8 +72,8 @@ pub struct View {
     pub handlers: Handlers,
     /// What the sidecars have lately counted.
     pub durability: Durability,
-    /// Messages settled in the last while, which shares a Queue's backlog among its Workers.
-    pub settled_lately: f64,
+    /// Messages settled in the last while, which shares a Queue's backlog among its Workers; none before the first look.
+    pub settled_lately: Option<f64>,
     /// What the API server said to the last decision, where it does not take that.
     pub refused: Option<String>,
 }
@@ -128,8 +128,14 @@ impl Board {
     /// A Worker's part of its Queue's backlog, from 0 to 1: as much as it settled lately of what all did.
     pub fn part(&self, worker: &Key) -> f64 {
         let Some(all) = locked(&self.sharing).get(worker).cloned() else { return 1.0 };
-        let lately = |key: &Key| self.view(key).settled_lately;
+        let lately = |key: &Key| self.view(key).settled_lately.unwrap_or_default();
         share(lately(worker), all.iter().map(lately).sum(), all.len())
+    }
+
+    /// Whether all Workers that share a Queue with this one have looked at their pods.
+    pub fn all_have_looked(&self, worker: &Key) -> bool {
+        let all = locked(&self.sharing).get(worker).cloned();
+        all.is_none_or(|all| all.iter().all(|key| self.view(key).settled_lately.is_some()))
     }
 
     /// What is known of a Worker: nothing where it has no entry.
@@ -158,10 +164,10 @@ mod tests {
         let board = Board::default();
         let [here, gone] =
             ["here", "gone"].map(|name| Key { namespace: "shop".to_owned(), name: name.to_owned() });
-        board.entry(&here).replace(View { settled_lately: 8.0, ..View::default() });
+        board.entry(&here).replace(View { settled_lately: Some(8.0), ..View::default() });
         let all: Arc<[Key]> = [here.clone(), gone.clone()].into();
         board.share([(here.clone(), all.clone()), (gone, all)].into());
-        assert_eq!(board.part(&here), 0.9);
+        assert_eq!((board.part(&here), board.all_have_looked(&here)), (0.9, false));
         assert_eq!(locked(&board.entries).len(), 1);
     }
 }

@@ -347,6 +347,33 @@ fn an_operator_that_takes_over_knows_what_the_sidecars_have_measured() {
 }
 
 #[test]
+fn an_operator_that_takes_over_waits_for_the_first_sidecar_to_say_what_it_has_measured() {
+    let mut inputs = waiting(300);
+    inputs.workload.replicas = 6;
+    inputs.sidecars = Sidecars { started: 6, able: 6, ..Sidecars::default() };
+    let (decision, history) = decide(History::default(), &inputs, &spec(), 0.0);
+    assert_eq!(decision.replicas, 6, "{}", decision.message);
+    let (blind, _) = decide(history.clone(), &inputs, &spec(), BLIND_SECONDS);
+    assert_eq!(blind.replicas, 50, "{}", blind.message);
+    inputs.sidecars = Sidecars { lifetime_calls: 100, lifetime_seconds: 5.0, ..working(6) };
+    let (decision, history) = decide(history, &inputs, &spec(), 1.0);
+    assert_eq!((decision.replicas, history.service_seconds()), (6, Some(0.05)), "{}", decision.message);
+}
+
+#[test]
+fn a_queue_that_stood_before_the_operator_took_over_is_no_burst() {
+    let mut inputs = waiting(300);
+    inputs.workload.replicas = 10;
+    inputs.sidecars = Sidecars { lifetime_calls: 100, lifetime_seconds: 50.0, ..working(10) };
+    let patient = Spec { target_wait: 30.0, ..spec() };
+    let (decision, _) = decide(History::default(), &inputs, &patient, 0.0);
+    assert_eq!(decision.replicas, 10, "{}", decision.message);
+    inputs.ready = Some((900, 0.0));
+    let (decision, _) = decide(History::default(), &inputs, &patient, 0.0);
+    assert_eq!(decision.reason, Reason::ScaledOut, "more than the target: {}", decision.message);
+}
+
+#[test]
 fn a_backlog_beyond_the_maximum_is_said_for_as_long_as_it_lasts() {
     let mut world = World::new(Spec { max: 5, ..spec() }, 0.5);
     world.second(100_000.0);

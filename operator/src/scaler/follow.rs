@@ -147,7 +147,7 @@ impl Follower {
         let takes = |answer: &Answer| !answer.ending && answer.sample.connected && answer.sample.handler_up;
         let consumes = !spec.paused && sidecars.iter().any(takes);
         let (sidecars, handlers) = self.fold(&pods, sidecars);
-        self.settled.observe(sidecars.settled, self.now());
+        self.settled.observe(sidecars.settled, sidecars.started, self.now());
         let contradicted = consumes && self.depth.is_some_and(|(depth, _)| depth.consumers == 0);
         self.publish_metrics(queue.as_deref(), deployment.as_deref(), &pods, contradicted);
 
@@ -159,8 +159,9 @@ impl Follower {
             self.show(worker, &self.view(None, handlers));
             return OBSERVED;
         }
-        // A broker that is being connected to is not unknown yet.
-        if self.depth.is_none() && self.since.elapsed() < FIRST_DEPTH {
+        // A broker that is being connected to is not unknown yet, nor is a share before all have looked.
+        let early = self.depth.is_none() || !context.board.all_have_looked(&self.key);
+        if early && self.since.elapsed() < FIRST_DEPTH {
             self.show(worker, &self.view(None, handlers));
             return AT_ZERO;
         }
@@ -185,7 +186,11 @@ impl Follower {
             sidecars,
             floor: self.timetable.floor(&worker.spec.scaling.schedules, Timestamp::now()),
         };
-        let (decision, history) = decide(std::mem::take(&mut self.history), &inputs, &spec, now);
+        let (mut decision, history) = decide(std::mem::take(&mut self.history), &inputs, &spec, now);
+        // A Deployment that is gone while replicas are held is made again with as many.
+        if let Some(last) = self.own.last().filter(|_| live.is_none() && decision.reason.holds()) {
+            decision.replicas = last;
+        }
         self.long_work = long_work(&history, &inputs, &spec, now);
         self.history = history;
         self.own.decided(decision.replicas);
@@ -196,7 +201,7 @@ impl Follower {
 
     fn view(&self, decision: Option<Decision>, handlers: Handlers) -> View {
         let durability = self.tracker.durability();
-        View { decision, handlers, durability, settled_lately: self.settled.amount, ..View::default() }
+        View { decision, handlers, durability, settled_lately: Some(self.settled.amount), ..View::default() }
     }
 
     /// What a queue on the broker of `queue` holds, and when that was.

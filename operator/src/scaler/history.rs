@@ -153,14 +153,12 @@ impl History {
     fn observe_service(&mut self, inputs: &Inputs, now: f64) {
         let Sidecars { calls, settled, call_seconds, lifetime_calls, lifetime_seconds, .. } = inputs.sidecars;
         let before = self.calls.replace((calls, settled, call_seconds));
-        let Some((calls_before, settled_before, seconds_before)) = before else {
-            // What took its time before, weighed as a single call.
-            let seconds = lifetime_seconds / lifetime_calls as f64;
-            if seconds.is_finite() && seconds >= 0.0 {
-                self.service = Some(Service { at: now, messages: 1.0, seconds });
-            }
-            return;
-        };
+        // What took its time before, weighed as a single call: at the first look that a pod answers.
+        let seconds = lifetime_seconds / lifetime_calls as f64;
+        if self.service.is_none() && self.took_over && seconds.is_finite() && seconds >= 0.0 {
+            self.service = Some(Service { at: now, messages: 1.0, seconds });
+        }
+        let Some((calls_before, settled_before, seconds_before)) = before else { return };
         if inputs.workload.rolling || inputs.workload.crashing || calls <= calls_before {
             return;
         }

@@ -10,6 +10,7 @@
 //! - **What lasts** is what arrived over the stabilisation time, on average. That a number of pods proved too few for it is
 //!   remembered, so that a load between two whole numbers of pods changes them rarely.
 
+use super::decide::BLIND_SECONDS;
 use super::history::{History, RATE_WINDOW, TOO_FEW_SECONDS};
 use super::inputs::{Inputs, Spec};
 
@@ -164,8 +165,13 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
         least: 1.0_f64.min(backlog + sidecars.unsettled as f64 + of_ending),
     };
     let lasting_rate = history.lasting_rate(window(spec), now);
-    let more =
-        if known == ASSUMED { assumed(&load) } else { more(&load, history, lasting_rate, inputs, now) };
+    // Sidecars that were there before know it, and say so as soon as one of them answers.
+    let unasked = history.took_over() && sidecars.started > 0 && sidecars.scraped == 0;
+    let more = match known {
+        ASSUMED if unasked && history.seconds_unscraped(now) < BLIND_SECONDS => None,
+        ASSUMED => assumed(&load),
+        _ => more(&load, history, lasting_rate, inputs, now),
+    };
     let (lasting, lasting_text) = lasting(&load, history, lasting_rate, now);
     let now = load.kept(history.rate());
     match more {

@@ -28,6 +28,11 @@ impl Own {
         self.patched.is_none_or(|at| now - at > SETTLE)
     }
 
+    /// Replicas as they were decided last.
+    pub const fn last(&self) -> Option<u32> {
+        self.decided
+    }
+
     /// So many are decided on.
     pub const fn decided(&mut self, replicas: u32) {
         self.decided = Some(replicas);

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
 use k8s_openapi::jiff::Timestamp;
-use k8s_openapi::jiff::tz::TimeZone;
+use k8s_openapi::jiff::civil::DateTime;
+use k8s_openapi::jiff::tz::{AmbiguousOffset, TimeZone};
 use warren_api::conditions::worker::SCALING_ACTIVE;
 use warren_api::worker::Schedule;
 
@@ -48,9 +49,9 @@ impl Schedules {
 
     /// The entry that fired last; of several at the same time, the one with most pods.
     pub fn floor(&self, now: Timestamp) -> Option<Floor> {
-        let fired = self.0.iter().filter_map(|entry| Some((entry.fired(now)?, entry.floor.replicas, entry)));
-        let last = fired.max_by_key(|(at, replicas, _)| (*at, *replicas));
-        last.map(|(_, _, entry)| entry.floor.clone())
+        let fired = self.0.iter().filter_map(|entry| Some((entry.fired(now)?, &entry.floor)));
+        let last = fired.max_by_key(|(fired, floor)| (*fired, floor.replicas));
+        last.map(|(_, floor)| floor.clone())
     }
 }
 
@@ -76,9 +77,25 @@ impl Entry {
         Ok(Self { cron, zone, floor })
     }
 
-    fn fired(&self, now: Timestamp) -> Option<Timestamp> {
+    /// When it fired last, and for what time of the clock.
+    fn fired(&self, now: Timestamp) -> Option<(Timestamp, DateTime)> {
         let now = now.to_zoned(self.zone.clone());
-        self.cron.find_previous_occurrence(&now, true).ok().map(|at| at.timestamp())
+        let named = self.cron.find_previous_occurrence(&now, true).ok();
+        // croner carries some times over a gap, and forgets which they were.
+        let named = named.filter(|at| self.cron.is_time_matching(at).unwrap_or(true));
+        let named = named.map(|at| (at.timestamp(), at.datetime()));
+        let by_the_clock = self.cron.find_previous_occurrence(&now.datetime(), true).ok();
+        let left_out = by_the_clock.and_then(|at| Some((self.end_of_gap(at)?, at)));
+        named.max(left_out)
+    }
+
+    /// When the clock has left out a time; none where it has not.
+    fn end_of_gap(&self, at: DateTime) -> Option<Timestamp> {
+        let AmbiguousOffset::Gap { after, .. } = self.zone.to_ambiguous_timestamp(at).offset() else {
+            return None;
+        };
+        let before_gap = after.to_timestamp(at).ok()?;
+        self.zone.following(before_gap).next().map(|transition| transition.timestamp())
     }
 }
 
@@ -179,6 +196,24 @@ mod tests {
         let night = [schedule("30 2 * * *", "Europe/Berlin", 5), schedule("0 12 * * *", "Europe/Berlin", 0)];
         assert_eq!(floor(&night, "2026-03-29T02:00:00Z"), Some(5));
         assert_eq!(floor(&night, "2026-10-25T02:00:00Z"), Some(5));
+    }
+
+    #[test]
+    fn what_the_clock_leaves_out_fires_before_what_comes_after_the_gap() {
+        let from_to = |from, to| [schedule(from, "Europe/Berlin", 5), schedule(to, "Europe/Berlin", 0)];
+        for (from, to) in
+            [("0 2 * * *", "0 3 * * *"), ("30 2 * * *", "0 3 * * *"), ("0 2 * * *", "45 2 * * *")]
+        {
+            assert_eq!(floor(&from_to(from, to), "2026-03-29T00:59:00Z"), Some(0), "{from}, {to}");
+            assert_eq!(floor(&from_to(from, to), "2026-03-29T01:00:00Z"), Some(0), "{from}, {to}");
+        }
+        for list in ["30 2,14 * * *", "0,30 2 * * *", "*/20 2-2 * * *"] {
+            let until_evening = from_to(list, "0 20 * * *");
+            assert_eq!(floor(&until_evening, "2026-03-29T00:59:00Z"), Some(0), "{list}");
+            assert_eq!(floor(&until_evening, "2026-03-29T01:00:00Z"), Some(5), "{list}");
+        }
+        // The hour that is there twice: what has fired has fired.
+        assert_eq!(floor(&from_to("30 2 * * *", "0 20 * * *"), "2026-10-25T01:10:00Z"), Some(5));
     }
 
     #[test]

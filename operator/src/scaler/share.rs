@@ -9,12 +9,14 @@ pub struct Lately {
 }
 
 impl Lately {
-    /// Takes in how much was settled so far.
-    pub fn observe(&mut self, settled: u64, now: f64) {
-        if let Some((before, at)) = self.last.replace((settled, now)) {
-            self.amount =
-                self.amount * 0.5_f64.powf((now - at) / 60.0) + settled.saturating_sub(before) as f64;
-        }
+    /// Takes in how much was settled so far, and by how many pods: they tell who does how much where nobody has looked before.
+    pub fn observe(&mut self, settled: u64, pods: u32, now: f64) {
+        self.amount = match self.last.replace((settled, now)) {
+            Some((before, at)) => {
+                self.amount * 0.5_f64.powf((now - at) / 60.0) + settled.saturating_sub(before) as f64
+            }
+            None => f64::from(pods),
+        };
     }
 }
 
@@ -32,6 +34,16 @@ pub fn part(ready: u64, share: f64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn workers_of_which_nothing_is_known_yet_share_a_backlog_by_their_pods() {
+        let [mut large, mut small] = [Lately::default(), Lately::default()];
+        large.observe(5000, 10, 0.0);
+        small.observe(7, 1, 0.0);
+        assert!(share(small.amount, large.amount + small.amount, 2) < 0.2);
+        large.observe(5010, 10, 1.0);
+        assert!((large.amount - 20.0).abs() < 0.5, "{}", large.amount);
+    }
 
     #[test]
     fn workers_share_a_backlog_by_what_each_settled_and_the_parts_make_a_whole() {

@@ -189,6 +189,20 @@ fn scaling_active(
     around: &Surroundings,
     view: &View,
 ) -> Statement {
+    let mut statement = scaling_said(worker, problem, desired, around, view);
+    if worker.spec.scaling.mode == ScalingMode::Builtin && worker.spec.replicas != 1 {
+        statement.message.push_str(REPLICAS_IGNORED);
+    }
+    statement
+}
+
+fn scaling_said(
+    worker: &Worker,
+    problem: Option<&Problem>,
+    desired: i32,
+    around: &Surroundings,
+    view: &View,
+) -> Statement {
     let scaling = &worker.spec.scaling;
     let active = |reason: &str, message: &str| Statement::new(SCALING_ACTIVE, true, reason, message);
     if let Some(refusal) = &view.refused {
@@ -211,12 +225,10 @@ fn scaling_active(
         (ScalingMode::External, _) => active("External", "an HPA or KEDA writes the scale subresource"),
         (ScalingMode::Manual, _) => active("Manual", "spec.replicas is obeyed"),
         // What holds all pods comes before an entry that is left out.
-        (ScalingMode::Builtin, Some(decision)) if !decision.reason.is_active() => {
-            by_decision(worker, decision)
-        }
+        (ScalingMode::Builtin, Some(decision)) if !decision.reason.is_active() => by_decision(decision),
         (ScalingMode::Builtin, decision) => match (Schedules::parse(&scaling.schedules).1, decision) {
             (Some(problem), _) => Statement::new(SCALING_ACTIVE, false, problem.reason, problem.message),
-            (None, Some(decision)) => by_decision(worker, decision),
+            (None, Some(decision)) => by_decision(decision),
             (None, None) => {
                 let message = "the queue has not been measured yet";
                 Statement::new(SCALING_ACTIVE, Status::Unknown, UNSEEN, message)
@@ -225,12 +237,13 @@ fn scaling_active(
     }
 }
 
-fn by_decision(worker: &Worker, decision: &Decision) -> Statement {
-    let mut message = decision.message.clone();
-    if worker.spec.replicas != 1 {
-        message.push_str(REPLICAS_IGNORED);
-    }
-    Statement::new(SCALING_ACTIVE, decision.reason.is_active(), decision.reason.as_str(), message)
+fn by_decision(decision: &Decision) -> Statement {
+    Statement::new(
+        SCALING_ACTIVE,
+        decision.reason.is_active(),
+        decision.reason.as_str(),
+        decision.message.clone(),
+    )
 }
 
 fn handler_healthy(worker: &Worker, desired: i32, view: &View, former: &WorkerStatus) -> Option<Statement> {
