@@ -17,6 +17,9 @@ pub struct SidecarConfig {
     pub namespace: String,
     /// Name of the Worker: a metric label.
     pub worker: String,
+    /// The Secret that pods with this configuration mount; none: not told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
     /// The queue to consume.
     pub queue: QueueConfig,
     /// Where messages go.

@@ -80,6 +80,9 @@ struct RunArgs {
     /// What a drain request must carry.
     #[arg(long, env = "WARREN_DRAIN_TOKEN", hide_env_values = true)]
     drain_token: Option<String>,
+    /// The Secret that the pod mounts.
+    #[arg(long, env = "WARREN_BROKER_SECRET")]
+    broker_secret: Option<String>,
     /// error, warn, info, debug or trace.
     #[arg(long, env = "WARREN_LOG_LEVEL", default_value = "info")]
     log_level: String,
@@ -179,7 +182,9 @@ impl Cli {
 async fn run(args: RunArgs) -> Result<(), Failure> {
     crate::logging::start(&args.log_level);
     let longest_call_seconds = longest_call_seconds(args.drain_timeout_seconds);
-    let live = Files { config: args.config, broker: args.broker, longest_call_seconds }.watch()?;
+    let files =
+        Files { config: args.config, broker: args.broker, secret: args.broker_secret, longest_call_seconds };
+    let live = files.watch()?;
     let path = live.config.borrow().handler.path.clone();
     let endpoint = Endpoint::local(args.handler_port, &path)?;
     let fixed = Fixed {
@@ -268,6 +273,7 @@ fn local_config(args: &LocalArgs) -> Result<SidecarConfig, Failure> {
     Ok(SidecarConfig {
         namespace: "local".to_owned(),
         worker: "local".to_owned(),
+        secret: None,
         queue: QueueConfig {
             name: args.queue.clone().unwrap_or_default(),
             queue_type,

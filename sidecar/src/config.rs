@@ -103,6 +103,8 @@ pub struct Files {
     pub config: PathBuf,
     /// The folder of the broker Secret, a file a key.
     pub broker: PathBuf,
+    /// The name of that Secret; none: not told.
+    pub secret: Option<String>,
     /// Longest time-out of a handler call, in seconds, that a drain of this pod leaves room for. Where `timeoutSeconds` is
     /// raised, the file says so before the rollout brings pods that may drain for longer.
     pub longest_call_seconds: u32,
@@ -113,6 +115,7 @@ impl Default for Files {
         Self {
             config: Path::new(names::CONFIG_DIR).join(names::CONFIG_KEY),
             broker: PathBuf::from(names::BROKER_DIR),
+            secret: None,
             longest_call_seconds: u32::MAX,
         }
     }
@@ -147,8 +150,13 @@ pub fn read_access(folder: &Path, vhost: Option<&str>) -> Result<BrokerAccess, C
 }
 
 impl Files {
-    fn read_config(&self) -> Result<SidecarConfig, ConfigError> {
+    fn read_config(&self, last: Option<&SidecarConfig>) -> Result<SidecarConfig, ConfigError> {
         let mut config = read_config(&self.config)?;
+        if matches!((&config.secret, &self.secret), (Some(theirs), Some(ours)) if theirs != ours) {
+            // It is for pods that are on their way, and names a queue of their broker: what this pod has ends as it was.
+            config = last.cloned().unwrap_or(config);
+            config.consumer.paused = true;
+        }
         config.handler.timeout_seconds = config.handler.timeout_seconds.min(self.longest_call_seconds);
         Ok(config)
     }
@@ -159,7 +167,7 @@ impl Files {
     /// # Errors
     /// If they cannot be used at the start.
     pub fn watch(self) -> Result<Live, ConfigError> {
-        let config = self.read_config()?;
+        let config = self.read_config(None)?;
         let (accesses, access) =
             watch::channel(Arc::new(read_access(&self.broker, config.queue.vhost.as_deref())?));
         let (configs, config) = watch::channel(Arc::new(config));
@@ -175,12 +183,12 @@ impl Files {
         configs: &watch::Sender<Arc<SidecarConfig>>,
         accesses: &watch::Sender<Arc<BrokerAccess>>,
     ) -> Vec<ConfigError> {
-        let config = self.read_config();
-        let last = configs.borrow().queue.vhost.clone();
-        let vhost = config.as_ref().map_or_else(|_| last.clone(), |config| config.queue.vhost.clone());
+        let last = configs.borrow().clone();
+        let config = self.read_config(Some(&last));
+        let vhost = config.as_ref().unwrap_or(&last).queue.vhost.clone();
         let access = read_access(&self.broker, vhost.as_deref());
         // Another virtual host comes with its access or not at all: the last one may have a queue of the same name.
-        let together = vhost == last || access.is_ok();
+        let together = vhost == last.queue.vhost || access.is_ok();
         let config = config.map(|config| {
             if together && replace_if_changed(configs, config) {
                 tracing::info!("the configuration has changed");
@@ -282,11 +290,12 @@ mod tests {
             let files = Files {
                 config: folder.path().join("config.json"),
                 broker: folder.path().to_owned(),
+                secret: Some("staging".to_owned()),
                 longest_call_seconds: 60,
             };
             std::fs::write(&files.config, config(1, "a")).unwrap();
             std::fs::write(files.broker.join("uri"), "amqp://u:p@first").unwrap();
-            let configs = watch::Sender::new(Arc::new(files.read_config().unwrap()));
+            let configs = watch::Sender::new(Arc::new(files.read_config(None).unwrap()));
             let accesses = watch::Sender::new(Arc::new(read_access(&files.broker, Some("a")).unwrap()));
             Self { files, configs, accesses, _folder: folder }
         }
@@ -307,6 +316,27 @@ mod tests {
         assert_eq!(pod.look("nonsense", "amqp://u:p@second"), (2, "amqp://second:5672/a".to_owned(), 1));
         assert_eq!(pod.look("nonsense", "nonsense"), (2, "amqp://second:5672/a".to_owned(), 2));
         assert_eq!(pod.look(&config(3, "b"), "amqp://u:p@third"), (3, "amqp://third:5672/b".to_owned(), 0));
+    }
+
+    #[test]
+    fn a_configuration_for_pods_with_another_secret_ends_this_one_s_consuming_on_the_queue_that_it_has() {
+        let pod = Pod::new();
+        let with = |secret: &str, queue: &str, prefetch| {
+            let mut config: SidecarConfig = serde_json::from_str(&config(prefetch, "a")).unwrap();
+            (config.secret, config.queue.name) = (Some(secret.to_owned()), queue.to_owned());
+            serde_json::to_string(&config).unwrap()
+        };
+        let look = |config: &str| {
+            pod.look(config, "amqp://u:p@first");
+            let config = pod.configs.borrow();
+            (config.queue.name.clone(), config.consumer.prefetch, config.consumer.paused)
+        };
+        assert_eq!(look(&with("staging", "orders", 2)), ("orders".to_owned(), 2, false));
+        assert_eq!(look(&with("prod", "invoices", 3)), ("orders".to_owned(), 2, true));
+        assert_eq!(look(&with("staging", "refunds", 4)), ("refunds".to_owned(), 4, false));
+        // A pod that begins with the file of those before it.
+        std::fs::write(&pod.files.config, with("prod", "invoices", 3)).unwrap();
+        assert!(pod.files.read_config(None).unwrap().consumer.paused);
     }
 
     #[test]

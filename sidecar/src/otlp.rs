@@ -21,6 +21,8 @@ use crate::metrics::Metrics;
 
 /// The semantic conventions that the names below are from.
 const SCHEMA: &str = "https://opentelemetry.io/schemas/1.30.0";
+/// Where collectors take gRPC, as an address has it.
+const GRPC_PORT: &str = ":4317";
 /// Spans that wait for export at most.
 const QUEUE: usize = 2048;
 /// Spans in one export at most.
@@ -58,6 +60,11 @@ pub enum BadConfig {
         "OTEL_EXPORTER_OTLP_ENDPOINT \"{0}\" is no address of the form http://host:4318: no spans are exported"
     )]
     Endpoint(String),
+    /// The endpoint takes gRPC.
+    #[error(
+        "OTEL_EXPORTER_OTLP_ENDPOINT \"{0}\" takes gRPC, and the sidecar exports OTLP over HTTP (port 4318): no spans are exported"
+    )]
+    Grpc(String),
     /// The sampler is not known.
     #[error("OTEL_TRACES_SAMPLER \"{0}\" is not known: no spans are exported")]
     Sampler(String),
@@ -77,6 +84,11 @@ impl Config {
             Some(format!("{}/v1/traces", base.trim_end_matches('/')))
         });
         let (false, Some(url)) = (off, url) else { return Ok(None) };
+        let protocol =
+            get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL").or_else(|| get("OTEL_EXPORTER_OTLP_PROTOCOL"));
+        if protocol.as_deref().map_or(url.contains(GRPC_PORT), |protocol| protocol == "grpc") {
+            return Err(BadConfig::Grpc(url));
+        }
         let endpoint = Endpoint::parse(&url).map_err(|_| BadConfig::Endpoint(url))?;
         let mut headers = HeaderMap::new();
         let given = get("OTEL_EXPORTER_OTLP_TRACES_HEADERS").or_else(|| get("OTEL_EXPORTER_OTLP_HEADERS"));
@@ -317,6 +329,17 @@ mod tests {
         assert_eq!(url(&[ENDPOINT, own]), "http://other:4318/spans");
         let tls = ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector");
         assert!(matches!(config(&[tls]), Err(BadConfig::Endpoint(_))));
+    }
+
+    #[test]
+    fn an_endpoint_for_grpc_gets_no_http() {
+        let grpc = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4317");
+        assert!(matches!(config(&[grpc]), Err(BadConfig::Grpc(_))));
+        assert!(config(&[grpc, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")]).is_ok());
+        assert!(matches!(
+            config(&[ENDPOINT, ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")]),
+            Err(BadConfig::Grpc(_))
+        ));
     }
 
     #[test]

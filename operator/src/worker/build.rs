@@ -161,6 +161,7 @@ fn sidecar_config(valid: &ValidWorker<'_>) -> SidecarConfig {
     SidecarConfig {
         namespace: valid.worker.namespace().unwrap_or_default(),
         worker: valid.worker.name_any(),
+        secret: Some(valid.secret.clone()),
         queue: QueueConfig {
             name: queue.broker_name().to_owned(),
             queue_type: queue.spec.queue_type,
@@ -218,7 +219,7 @@ fn pod_template(valid: &ValidWorker<'_>, image: &str) -> Value {
     });
     let containers: Vec<Value> = containers.collect();
     let mut init = take_list(&mut spec, "initContainers");
-    init.push(sidecar(valid, image, &token));
+    init.push(sidecar(valid, image, &token, telemetry(valid, &containers)));
     let mut volumes = take_list(&mut spec, "volumes");
     volumes.push(json!({"name": CONFIG_VOLUME, "configMap": {"name": config_map(&valid.worker.name_any())}}));
     volumes.push(json!({"name": BROKER_VOLUME, "secret": {"secretName": valid.secret}}));
@@ -283,8 +284,17 @@ fn drain_hook(token: &str) -> Value {
     }})
 }
 
+/// Where the application's spans go, the sidecar's go too: the standard variables of the container whose calls it makes.
+fn telemetry(valid: &ValidWorker<'_>, containers: &[Value]) -> Vec<Value> {
+    let handler = containers.iter().find(|container| container["name"] == valid.container.as_str());
+    let variables = handler.and_then(|container| container["env"].as_array()).into_iter().flatten();
+    let standard =
+        |variable: &&Value| variable["name"].as_str().is_some_and(|name| name.starts_with("OTEL_"));
+    variables.filter(standard).cloned().collect()
+}
+
 /// A native sidecar, last of the init containers: whatever the user starts before it outlives it.
-fn sidecar(valid: &ValidWorker<'_>, image: &str, token: &str) -> Value {
+fn sidecar(valid: &ValidWorker<'_>, image: &str, token: &str, telemetry: Vec<Value>) -> Value {
     let sidecar = &valid.worker.spec.sidecar;
     let field = |path: &str| json!({"fieldRef": {"fieldPath": path}});
     let probe = |path: &str, period: u32, failures: u32| {
@@ -299,20 +309,23 @@ fn sidecar(valid: &ValidWorker<'_>, image: &str, token: &str) -> Value {
         Some(resources) if *resources != Default::default() => json!(resources),
         _ => json!({"requests": {"cpu": "10m", "memory": "32Mi"}}),
     };
+    let mut env = vec![
+        json!({"name": "WARREN_HANDLER_PORT", "value": valid.port.to_string()}),
+        json!({"name": "WARREN_DRAIN_TIMEOUT_SECONDS", "value": valid.drain_seconds.to_string()}),
+        json!({"name": "WARREN_GRACE_PERIOD_SECONDS", "value": valid.grace_seconds.to_string()}),
+        json!({"name": "WARREN_DRAIN_TOKEN", "value": token}),
+        json!({"name": "WARREN_BROKER_SECRET", "value": valid.secret}),
+        json!({"name": "WARREN_LOG_LEVEL", "value": sidecar.log_level.as_str()}),
+        json!({"name": "WARREN_POD_NAME", "valueFrom": field("metadata.name")}),
+        json!({"name": "WARREN_POD_NAMESPACE", "valueFrom": field("metadata.namespace")}),
+    ];
+    env.extend(telemetry);
     json!({
         "name": SIDECAR_CONTAINER,
         "image": image,
         "args": ["run"],
         "restartPolicy": "Always",
-        "env": [
-            {"name": "WARREN_HANDLER_PORT", "value": valid.port.to_string()},
-            {"name": "WARREN_DRAIN_TIMEOUT_SECONDS", "value": valid.drain_seconds.to_string()},
-            {"name": "WARREN_GRACE_PERIOD_SECONDS", "value": valid.grace_seconds.to_string()},
-            {"name": "WARREN_DRAIN_TOKEN", "value": token},
-            {"name": "WARREN_LOG_LEVEL", "value": sidecar.log_level.as_str()},
-            {"name": "WARREN_POD_NAME", "valueFrom": field("metadata.name")},
-            {"name": "WARREN_POD_NAMESPACE", "valueFrom": field("metadata.namespace")},
-        ],
+        "env": env,
         "ports": [{"name": "metrics", "containerPort": SIDECAR_PORT, "protocol": "TCP"}],
         "readinessProbe": probe("/readyz", 5, 3),
         "livenessProbe": probe("/livez", 10, 6),

@@ -41,6 +41,23 @@ fn the_sidecar_is_a_native_one_without_privileges() {
 }
 
 #[test]
+fn the_sidecar_s_spans_go_where_those_of_the_application_go() {
+    let env = json!([
+        {"name": "PASSWORD", "value": "secret"},
+        {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector:4318"},
+        {"name": "OTEL_RESOURCE_ATTRIBUTES", "valueFrom": {"configMapKeyRef": {"name": "x", "key": "y"}}},
+    ]);
+    let app = json!({"name": "app", "ports": [{"containerPort": 8080}], "env": env});
+    let other = json!({"name": "other", "env": [{"name": "OTEL_TRACES_SAMPLER", "value": "always_off"}]});
+    let template = json!({"spec": {"containers": [app, other]}});
+    let built = fresh(json!({"template": template, "handler": {"container": "app"}}));
+    let sidecar = &built.deployment["spec"]["template"]["spec"]["initContainers"][0];
+    let names = sidecar["env"].as_array().unwrap().iter().map(|variable| variable["name"].as_str().unwrap());
+    let taken: Vec<&str> = names.filter(|name| !name.starts_with("WARREN_")).collect();
+    assert_eq!(taken, ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_RESOURCE_ATTRIBUTES"]);
+}
+
+#[test]
 fn only_the_sidecar_mounts_the_secret() {
     let pod = fresh(json!({})).deployment["spec"]["template"]["spec"].clone();
     assert!(pod["containers"][0].get("volumeMounts").is_none());

@@ -101,6 +101,7 @@ pub fn config() -> SidecarConfig {
     SidecarConfig {
         namespace: "shop".to_owned(),
         worker: "invoices".to_owned(),
+        secret: None,
         queue: QueueConfig {
             name: QUEUE.to_owned(),
             queue_type: QueueType::Quorum,
