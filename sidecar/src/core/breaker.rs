@@ -15,6 +15,8 @@ pub const SAMPLES: usize = 20;
 pub const SHARE_PERCENT: usize = 80;
 /// A few poison messages that come again and again are no outage: this many different ones must have failed.
 const DISTINCT: usize = 3;
+/// How many failures tell the status while it is open: one that answers otherwise is no news, and a mended path is soon.
+const LATEST: usize = 3;
 /// How many probes a message may fail before others' success makes the failure its own.
 pub const PROBES: u8 = 3;
 
@@ -70,7 +72,7 @@ impl Breaker {
         self.open.as_ref().map(|open| open.next_probe)
     }
 
-    /// The status that most failures had when it opened.
+    /// The status that most failures had when it opened, or of late; none: they had no answer.
     pub fn status(&self) -> Option<u16> {
         self.open.as_ref().and_then(|open| open.status)
     }
@@ -95,13 +97,13 @@ impl Breaker {
                 return Change::None;
             }
             open.next_probe = now + open.backoff.pause();
-            open.status = status;
+            open.status = common_status(&self.recent, LATEST);
             return Change::None;
         }
         if !self.is_outage() {
             return Change::None;
         }
-        let status = self.common_status();
+        let status = common_status(&self.recent, SAMPLES);
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30), seed);
         self.open = Some(Open { since: now, next_probe: now + backoff.pause(), backoff, status });
         Change::Opened(status)
@@ -125,13 +127,14 @@ impl Breaker {
         known.dedup();
         known.len() + anonymous >= DISTINCT
     }
+}
 
-    fn common_status(&self) -> Option<u16> {
-        let mut statuses: Vec<u16> =
-            self.recent.iter().filter(|sample| sample.failed).filter_map(|sample| sample.status).collect();
-        statuses.sort_unstable();
-        statuses.chunk_by(|a, b| a == b).max_by_key(|run| run.len()).and_then(|run| run.first().copied())
-    }
+/// The status that most of the latest failures had: having none, as without an answer, is one of its own.
+fn common_status(recent: &VecDeque<Sample>, latest: usize) -> Option<u16> {
+    let failures = recent.iter().rev().filter(|sample| sample.failed);
+    let mut statuses: Vec<Option<u16>> = failures.take(latest).map(|sample| sample.status).collect();
+    statuses.sort_unstable();
+    statuses.chunk_by(|a, b| a == b).max_by_key(|run| run.len())?.first().copied().flatten()
 }
 
 /// Whether a status says that the handler's address or permissions are wrong, rather than its work.
@@ -174,6 +177,32 @@ mod tests {
         for n in 0..200 {
             assert_eq!(fail(&mut breaker, n % 2), Change::None);
         }
+    }
+
+    #[test]
+    fn failures_without_an_answer_count_against_a_status_that_few_have() {
+        let mut breaker = Breaker::new();
+        breaker.failed(Some(0), Some(404), Time::ZERO, 1);
+        let mut change = Change::None;
+        for n in 1..20 {
+            change = breaker.failed(Some(n), None, Time::ZERO, 1);
+        }
+        assert_eq!(change, Change::Opened(None));
+    }
+
+    #[test]
+    fn one_probe_that_answers_otherwise_is_no_news_and_two_are() {
+        let mut breaker = Breaker::new();
+        for n in 0..20 {
+            fail(&mut breaker, n);
+        }
+        let mut told = Vec::new();
+        for status in [Some(404), Some(500), Some(404), Some(404), None, None] {
+            let now = breaker.next_probe().unwrap();
+            breaker.failed(Some(1), status, now, 1);
+            told.push(breaker.status());
+        }
+        assert_eq!(told, [Some(500), Some(500), Some(404), Some(404), Some(404), None]);
     }
 
     #[test]
