@@ -110,11 +110,12 @@ pub async fn run(parts: Parts) {
     let supervisor = Supervisor::spawn(access.subscribe(), options);
     let mut links = supervisor.state();
     let settings = config::settings(&config, &fixed);
+    let constant = Constant::new(&config.queue.name, settings.ladder.attempts());
     let mut runtime = Runtime {
         engine: Engine::new(settings, rand::random()),
         effects: Vec::new(),
         started: Instant::now(),
-        constant: Constant::new(&config.queue.name, config.queue.max_attempts),
+        constant,
         messages: HashMap::new(),
         replies: HashMap::new(),
         ids: HashMap::new(),
@@ -280,8 +281,8 @@ impl Runtime {
             Ok(endpoint) => self.pool.set_endpoint(endpoint),
             Err(error) => tracing::error!(%error, "the handler's path stays as it was"),
         }
-        self.constant = Constant::new(&config.queue.name, config.queue.max_attempts);
         let settings = config::settings(&config, &self.fixed);
+        self.constant = Constant::new(&config.queue.name, settings.ladder.attempts());
         self.config = config;
         self.step(Event::Configured(Box::new(settings)));
     }

@@ -64,6 +64,11 @@ pub enum Rung {
 }
 
 impl Ladder {
+    /// How many attempts a message has: without a rung there is no second one.
+    pub fn attempts(&self) -> u32 {
+        if self.delays_seconds.is_empty() { 1 } else { self.max_attempts }
+    }
+
     /// Where a message goes whose attempt number `attempts` has just failed. A wish of the handler takes the first rung that
     /// is not shorter, else the last.
     pub fn after(&self, attempts: u32, wish: Option<Duration>) -> Rung {
@@ -111,6 +116,8 @@ mod tests {
 
     #[test]
     fn without_rungs_the_first_failure_is_the_last() {
-        assert_eq!(Ladder { delays_seconds: vec![], max_attempts: 24 }.after(1, None), Rung::Exhausted);
+        let none = Ladder { delays_seconds: vec![], max_attempts: 24 };
+        assert_eq!(none.after(1, None), Rung::Exhausted);
+        assert_eq!((none.attempts(), ladder().attempts()), (1, 5));
     }
 }
