@@ -264,10 +264,33 @@ impl Engine {
                 };
                 effects.push(Effect::Observe(Observation::Unpublished { result, target }));
                 let until = now + self.pause_of(tries);
+                let copy =
+                    if result == PublishResult::Unroutable { self.by_todays_ladder(id, copy) } else { copy };
                 if let Some(slot) = self.window.get_mut(id) {
                     slot.state = State::Unpublished { copy, tries: tries + 1, until };
                     self.timers.push(Reverse((until, id)));
                 }
+            }
+        }
+    }
+
+    /// What becomes of a copy that no queue took: where its rung is no longer in the ladder, its retry queue is gone for good.
+    fn by_todays_ladder(&mut self, id: DeliveryId, copy: Copy) -> Copy {
+        let Copy::Retry { delay_seconds: Some(delay), attempts } = copy else { return copy };
+        let ladder = &self.settings.ladder;
+        if ladder.delays_seconds.contains(&delay) {
+            return copy;
+        }
+        // A failed probe is no attempt, and so not the last one either.
+        let counted = self.window.get_mut(id).is_some_and(|slot| attempts > slot.incoming.attempts);
+        match ladder.after(attempts, Some(Duration::from_secs(u64::from(delay)))) {
+            _ if !counted => Copy::Retry { delay_seconds: ladder.delays_seconds.first().copied(), attempts },
+            Rung::Delay(seconds) => Copy::Retry { delay_seconds: Some(seconds), attempts },
+            Rung::Exhausted => {
+                let detail = format!(
+                    "the retry queue of {delay} seconds is gone, and as the Queue is now this was the last attempt"
+                );
+                Copy::Dead { reason: DeadReason::Exhausted, detail, attempts }
             }
         }
     }

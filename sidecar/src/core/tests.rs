@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::event::{LateReply, Seen};
 use super::*;
 
+mod copies;
 mod order;
 mod outage;
 mod unreadable;

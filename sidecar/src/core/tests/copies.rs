@@ -1,0 +1,58 @@
+//! Copies whose retry queue the spec has dropped before the broker took them.
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn with_ladder(delays_seconds: &[u32]) -> Settings {
+    Settings { ladder: Ladder { delays_seconds: delays_seconds.to_vec(), max_attempts: 5 }, ..settings() }
+}
+
+/// The broker takes no copies, the ladder changes meanwhile, and then there is no queue for what the former one has alone.
+fn outage_and_another_ladder(world: &mut World, ladder: &[u32]) {
+    world.copies = PublishResult::Failed;
+    world.settle();
+    world.pass(SECOND);
+    world.step(Event::Configured(Box::new(with_ladder(ladder))));
+    world.copies = PublishResult::Unroutable;
+    world.pass(SECOND * 30);
+    world.copies = PublishResult::Confirmed;
+    world.pass(SECOND * 30);
+}
+
+#[test]
+fn a_copy_whose_rung_is_gone_takes_the_first_one_that_is_not_shorter() {
+    for (ladder, delay) in [(&[10, 60][..], 10), (&[1, 2], 2), (&[5, 60], 5), (&[1, 5], 5)] {
+        let mut world = World::running(with_ladder(&[5, 60]), 1);
+        world.answer_all(retry(500));
+        outage_and_another_ladder(&mut world, ladder);
+        assert_eq!(
+            (&world.retried[..], &world.dead[..]),
+            (&[(0, Some(delay), 1)][..], &[][..]),
+            "{ladder:?}"
+        );
+    }
+}
+
+#[test]
+fn a_copy_for_which_no_rung_is_left_is_dead() {
+    let mut world = World::running(with_ladder(&[5, 60]), 1);
+    world.answer_all(retry(500));
+    outage_and_another_ladder(&mut world, &[]);
+    assert_eq!((&world.retried[..], &world.dead[..]), (&[][..], &[(0, DeadReason::Exhausted)][..]));
+}
+
+#[test]
+fn a_copy_that_counts_no_attempt_is_not_dead_where_no_rung_is_left() {
+    let mut world = World::running(Settings { prefetch: 40, ..with_ladder(&[5]) }, 40);
+    while world.publishes.is_empty() || world.engine.snapshot().breaker.is_none() {
+        while !world.publishes.is_empty() {
+            world.publish_done(0, PublishResult::Confirmed);
+        }
+        world.pass(SECOND);
+        world.answer_all(retry(500));
+    }
+    world.retried.clear();
+    outage_and_another_ladder(&mut world, &[]);
+    assert_eq!((&world.retried[0].1, &world.dead[..]), (&None, &[][..]));
+}
