@@ -96,6 +96,20 @@ pub fn settings(config: &SidecarConfig, fixed: &Fixed) -> Settings {
     }
 }
 
+/// Whether messages get an ordering key other than those that are held have: these have none, or the former one, and would be
+/// handled beside and after the new ones of their key.
+pub fn orders_anew(from: &SidecarConfig, to: &SidecarConfig) -> bool {
+    let key = &to.consumer.ordering_key;
+    key.is_some() && *key != from.consumer.ordering_key
+}
+
+/// The settings with which what runs may end before another configuration counts.
+pub fn leaving(from: &SidecarConfig, to: &SidecarConfig, fixed: &Fixed) -> Settings {
+    let settings = settings(from, fixed);
+    // What comes again under another key must come as it came.
+    Settings { paused: true, ordered: settings.ordered || orders_anew(from, to), ..settings }
+}
+
 /// The files of a pod.
 #[derive(Clone, Debug)]
 pub struct Files {
@@ -306,6 +320,35 @@ mod tests {
             std::fs::write(self.files.broker.join("uri"), uri).unwrap();
             let problems = self.files.look(&self.configs, &self.accesses);
             (self.configs.borrow().consumer.prefetch, self.accesses.borrow().address(), problems.len())
+        }
+    }
+
+    #[test]
+    fn what_is_held_goes_back_in_order_before_another_ordering_key_counts() {
+        let fixed = Fixed {
+            instance: "pod".to_owned(),
+            drain_timeout: Duration::from_secs(60),
+            grace_period: Duration::from_secs(75),
+            drain_token: None,
+            spans: None,
+        };
+        let with_key = |key: Option<&str>| {
+            let mut config: SidecarConfig = serde_json::from_str(&config(5, "a")).unwrap();
+            config.consumer.ordering_key = key.map(str::to_owned);
+            config
+        };
+        for (from, to, anew) in [
+            (None, Some("x-customer"), true),
+            (Some("x-customer"), Some("x-order"), true),
+            (Some("x-customer"), Some("x-customer"), false),
+            (Some("x-customer"), None, false),
+            (None, None, false),
+        ] {
+            let (from, to) = (with_key(from), with_key(to));
+            assert_eq!(orders_anew(&from, &to), anew);
+            let settings = leaving(&from, &to, &fixed);
+            let ordered = anew || from.consumer.ordering_key.is_some();
+            assert_eq!((settings.paused, settings.ordered, settings.prefetch), (true, ordered, 5));
         }
     }
 

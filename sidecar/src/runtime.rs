@@ -234,25 +234,26 @@ impl Runtime {
         self.check_session();
     }
 
-    /// Follows the configuration and the broker's Secret: at once, unless that ends the channel. Then what runs may end first.
+    /// Follows the configuration and the broker's Secret: at once, unless that ends the channel, or another ordering key must
+    /// count for all that is held. Then what runs may end first.
     fn follow(&mut self) {
         let config = self.configs.borrow_and_update().clone();
         let same_broker = *self.accesses.borrow_and_update() == *self.access.borrow();
-        let stays = same_broker && config.queue.name == self.config.queue.name;
+        let same_key = !config::orders_anew(&self.config, &config);
+        let stays = same_broker && same_key && config.queue.name == self.config.queue.name;
         if stays || self.session.is_none() {
             return self.configure(config);
         }
         if self.leaving.is_none() {
-            tracing::info!(queue = %config.queue.name, same_broker, "the queue or the way to it changes: what runs may end first");
+            tracing::info!(queue = %config.queue.name, same_broker, same_key, "the queue, the way to it or the ordering key changes: what runs may end first");
             self.leaving = Some(self.now() + self.fixed.drain_timeout);
             // Until then everything stays as it was, the queues of retries and of dead messages too.
-            let mut settings = config::settings(&self.config, &self.fixed);
-            settings.paused = true;
+            let settings = config::leaving(&self.config, &config, &self.fixed);
             self.step(Event::Configured(Box::new(settings)));
         }
     }
 
-    /// Turns to the queue and the broker that are wanted, once the channel holds nothing here any more.
+    /// Turns to the queue, the broker and the ordering key that are wanted, once the channel holds nothing here any more.
     fn leave(&mut self) {
         let Some(until) = self.leaving else { return };
         let snapshot = self.engine.snapshot();
@@ -277,6 +278,9 @@ impl Runtime {
             self.lose_session("the configuration names another queue");
             self.metrics.follow(&config.queue.name);
         }
+        if config::orders_anew(&self.config, &config) {
+            self.give_up_held();
+        }
         match self.pool.endpoint().with_path(&config.handler.path) {
             Ok(endpoint) => self.pool.set_endpoint(endpoint),
             Err(error) => tracing::error!(%error, "the handler's path stays as it was"),
@@ -285,6 +289,16 @@ impl Runtime {
         self.constant = Constant::new(&config.queue.name, settings.ladder.attempts());
         self.config = config;
         self.step(Event::Configured(Box::new(settings)));
+    }
+
+    /// Hands back what has not ended in a drain's time, to come again by the ordering key that counts from now on.
+    fn give_up_held(&mut self) {
+        if self.engine.snapshot().unsettled > 0
+            && let Some(Session { generation, .. }) = self.session
+        {
+            self.hand_back(generation);
+            self.step(Event::Lost { generation });
+        }
     }
 
     fn link_changed(&mut self, state: &LinkState) {

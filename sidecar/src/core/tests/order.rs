@@ -66,6 +66,23 @@ fn a_long_call_from_before_an_outage_keeps_an_order_from_no_probe() {
     }
 }
 
+#[test]
+fn what_was_held_without_a_key_goes_back_as_it_came_before_a_key_counts() {
+    let without = Settings { prefetch: 6, concurrency: 3, ..settings() };
+    let mut world = World::running(without.clone(), 9);
+    world.step(Event::Configured(Box::new(Settings { ordered: true, paused: true, ..without.clone() })));
+    world.pass(MINUTE);
+    assert_eq!((world.calls.len(), world.unacked.len()), (3, 6), "nobody may get a later message yet");
+    world.answer_all(Verdict::Ack);
+    assert_eq!((world.calls.len(), world.unacked.len(), world.queue.len()), (0, 0, 6));
+    world.queue.iter_mut().for_each(|message| message.key = Some(7));
+    world.step(Event::Configured(Box::new(Settings { ordered: true, ..without })));
+    world.settle();
+    assert_eq!((world.calls.len(), world.unacked.len()), (1, 6));
+    world.answering(Duration::from_secs(10), |_, _| Verdict::Ack);
+    assert_eq!(world.handled, [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+}
+
 /// A handler each of whose calls takes so many seconds; `later`: the application goes on after its answer.
 struct Slow<F> {
     later: bool,
