@@ -25,6 +25,7 @@ on_each_release!(
     a_span_a_message_goes_to_the_collector_in_the_messages_own_trace,
     the_span_of_a_batch_links_to_the_trace_of_each_message,
     a_worker_that_turns_to_another_queue_lets_what_runs_end_first,
+    an_ordering_key_that_is_set_live_waits_for_what_runs_without_one,
     paused_consumes_nothing_and_resumes_live,
     a_changed_window_is_taken_over_live,
     the_auto_window_follows_a_slow_application_down_and_no_message_is_handled_twice,
@@ -271,6 +272,30 @@ async fn a_worker_that_turns_to_another_queue_lets_what_runs_end_first(place: Pl
     ensure!(bodies == ["runs", "new"], "none is called twice: {bodies:?}");
     ensure!(message_of(&client, QUEUE).await?.0 == b"waits", "it was handed back");
     ensure!(sidecar.metric("warren_sidecar_stale_answers_total", "queue=\"orders-v2\"").await? < 0.5);
+    Ok(())
+}
+
+async fn an_ordering_key_that_is_set_live_waits_for_what_runs_without_one(place: Place) -> Result<()> {
+    let app = App::working(Duration::from_secs(2)).await?;
+    let mut config = config();
+    (config.consumer.prefetch, config.consumer.concurrency) = (2, 2);
+    let sidecar = place.sidecar(config, app.port()).await?;
+    let client = place.client().await?;
+    client.publish(QUEUE, b"first").await?;
+    eventually(PATIENCE, "the first runs", async || {
+        ensure!(app.calls().len() == 1);
+        Ok(())
+    })
+    .await?;
+    sidecar.configure(|config| config.consumer.ordering_key = Some("routing-key".to_owned()));
+    client.publish(QUEUE, b"second").await?;
+    eventually(PATIENCE, "the second waits in the queue", async || {
+        ensure!(client.ready(QUEUE).await? == Some(1) && app.calls().len() == 1);
+        Ok(())
+    })
+    .await?;
+    sidecar.settled("ack", 2).await?;
+    ensure!(app.calls().len() == 2, "none is called twice");
     Ok(())
 }
 
