@@ -4,6 +4,11 @@ use warren_api::conditions::queue::{BROKER_REACHABLE, DECLARED};
 use warren_broker::declare::{DeclareError, Object};
 use warren_broker::error::{BrokerError, Difference};
 
+/// The reason where the broker's queue was there before its Queue, which must not be.
+pub const ALREADY_EXISTS: &str = "AlreadyExists";
+/// The reason where an older Queue has one of the names.
+pub const CONFLICT: &str = "Conflict";
+
 /// One thing that keeps a resource from being Ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {

@@ -21,7 +21,7 @@ use super::rest::Rest;
 use super::rungs::retired;
 use super::{Claim, Goal, Order, Outcome, Seen};
 use crate::locked::locked;
-use crate::problem::Problem;
+use crate::problem::{ALREADY_EXISTS, Problem};
 
 /// How long an attempt at an order may take, and what is bound again after it.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -125,7 +125,7 @@ async fn keep(
                 let message = format!(
                     "queue \"{main}\" exists already, which adoptionPolicy FailIfExists refuses: use adoptionPolicy: Adopt to take it over, or another queueName"
                 );
-                return Ok(Outcome::Refused(Problem::new(DECLARED, "AlreadyExists", message)));
+                return Ok(Outcome::Refused(Problem::new(DECLARED, ALREADY_EXISTS, message)));
             }
             return Ok(Outcome::Absent);
         }

@@ -24,7 +24,7 @@ use crate::brokers::{Key, Order, Outcome, Seen};
 use crate::condition::{find, is_true};
 use crate::context::Context;
 use crate::error::Error;
-use crate::problem::Problem;
+use crate::problem::{CONFLICT, Problem};
 use crate::scaler::board::Durability;
 use crate::scaler::task::worker_key;
 use crate::secrets::SecretState;
@@ -42,9 +42,6 @@ const BLOCKED_RETRY: Duration = Duration::from_secs(5);
 const RETIRING: Duration = Duration::from_secs(30);
 /// Everything else brings a Queue here by itself; this is a net.
 const RESYNC: Duration = Duration::from_secs(600);
-
-/// The reason where an older Queue has one of the names.
-pub(super) const CONFLICT: &str = "Conflict";
 
 /// Runs the controller until `context.shutdown`.
 pub async fn run(

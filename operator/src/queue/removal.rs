@@ -8,17 +8,17 @@ use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
 use tokio::time::Instant;
 use warren_api::Queue;
-use warren_api::conditions::queue::{DECLARED, DELETION_BLOCKED};
+use warren_api::conditions::queue::DELETION_BLOCKED;
 use warren_broker::BrokerAccess;
 
-use super::reconcile::{CONFLICT, age, conflict, patience};
+use super::reconcile::{age, conflict, patience};
+use super::status::others;
 use super::validate::{key, validate};
 use super::{dereference, finalizer, plan};
 use crate::brokers::{Key, Order, Outcome};
-use crate::condition::find;
 use crate::context::Context;
 use crate::error::Error;
-use crate::problem::Problem;
+use crate::problem::{CONFLICT, Problem};
 use crate::secrets::SecretState;
 
 /// How far the end of a Queue is.
@@ -66,8 +66,7 @@ fn is_another_s(queue: &Queue, key: &Key, context: &Context) -> bool {
 
 /// Whether a Queue's status says that an older one has what it names.
 fn in_conflict(queue: &Queue) -> bool {
-    let declared = queue.status.as_ref().and_then(|status| find(&status.conditions, DECLARED));
-    declared.is_some_and(|declared| declared.status == "False" && declared.reason == CONFLICT)
+    others(queue).is_some_and(|declared| declared.reason == CONFLICT)
 }
 
 /// How the broker of a Queue that is deleted is reached.
@@ -241,6 +240,7 @@ fn deleted_for(queue: &Queue) -> Duration {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use warren_api::conditions::queue::DECLARED;
     use warren_api::{QueueSpec, QueueStatus};
 
     use super::super::status::{Progress, status};

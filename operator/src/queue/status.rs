@@ -1,6 +1,6 @@
 //! Step 5: what is said of a Queue. Pure.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use warren_api::conditions::READY;
 use warren_api::conditions::queue::{
     BROKER_REACHABLE, CONSUMER_TIMEOUT_EFFECTIVE, DEAD_LETTER_AVAILABLE, DECLARED, DELETION_BLOCKED,
@@ -11,7 +11,7 @@ use warren_api::{Queue, QueueStatus, QueueType};
 use super::plan::{begun, declared, made_elsewhere};
 use crate::brokers::{Outcome, Seen};
 use crate::condition::{Statement, Status, conditions, find};
-use crate::problem::Problem;
+use crate::problem::{ALREADY_EXISTS, CONFLICT, Problem};
 use crate::scaler::board::Durability;
 
 /// How far a Queue has come.
@@ -62,6 +62,7 @@ pub fn status(queue: &Queue, progress: Progress, durability: Durability, now: &T
         | Progress::Observed { .. }
         | Progress::Blocked(_) => None,
     };
+    let still = still_exists(queue, &progress);
     let mut statements = match progress {
         Progress::Invalid(problem) => unreachable(&problem),
         Progress::Pending { .. } => pending(),
@@ -76,6 +77,10 @@ pub fn status(queue: &Queue, progress: Progress, durability: Durability, now: &T
             kept
         }
     };
+    if let Some(still) = still {
+        statements.retain(|statement| statement.kind != DECLARED);
+        statements.push(still);
+    }
     statements.extend(persistent_messages(queue, durability, &former));
     statements.extend(dead_letter_available(queue, seen.as_ref(), &former));
     statements.extend(consumer_timeout_effective(seen.as_ref(), &former));
@@ -106,6 +111,27 @@ fn observed(queue: &Queue, next: &mut QueueStatus, outcome: Outcome) -> Vec<Stat
         ],
         Outcome::Unreachable(problem) => unreachable(&problem),
     }
+}
+
+/// What says that the queue on the broker is somebody else's: nothing of it is this Queue's Workers' to consume.
+pub fn others(queue: &Queue) -> Option<&Condition> {
+    let declared = find(&queue.status.as_ref()?.conditions, DECLARED)?;
+    let others = [ALREADY_EXISTS, CONFLICT].contains(&declared.reason.as_str());
+    (declared.status == "False" && others).then_some(declared)
+}
+
+/// What exists already does so until a look has found it gone: by an outage of the broker Workers must not come to consume it.
+fn still_exists(queue: &Queue, progress: &Progress) -> Option<Statement> {
+    let before = others(queue).filter(|before| before.reason == ALREADY_EXISTS)?;
+    let unseen = match progress {
+        Progress::Invalid(problem) => problem.condition != DECLARED,
+        Progress::Observed { outcome, .. } => {
+            matches!(outcome, Outcome::Refused(_) | Outcome::Unreachable(_))
+        }
+        Progress::Pending { .. } | Progress::Blocked(_) => true,
+    };
+    let asked_for_the_same = before.observed_generation == queue.metadata.generation;
+    (unseen && asked_for_the_same).then(|| Statement::of(DECLARED, before))
 }
 
 fn pending() -> Vec<Statement> {
@@ -303,6 +329,33 @@ mod tests {
             full
         );
         assert_eq!(told(declared(Some(false))), Some(("True".to_owned(), "Available".to_owned())));
+    }
+
+    #[test]
+    fn a_queue_that_exists_already_is_somebody_s_until_it_was_seen_to_be_gone_or_is_to_be_adopted() {
+        let adoption_policy = AdoptionPolicy::FailIfExists;
+        let mut queue = Queue::new("orders", QueueSpec { adoption_policy, ..QueueSpec::default() });
+        let after = |queue: &mut Queue, progress| {
+            queue.status = Some(status(queue, progress, Durability::default(), &now()));
+            others(queue).map(|declared| declared.reason.clone())
+        };
+        let at = |outcome| Progress::Observed { address: "amqp://h".to_owned(), outcome };
+        let wrong = |reason| Problem::new(DECLARED, reason, "m");
+        let away = || Problem::new(BROKER_REACHABLE, "BrokerUnreachable", "m");
+        let exists = Some(ALREADY_EXISTS.to_owned());
+        assert_eq!(after(&mut queue, at(Outcome::Unreachable(away()))), None);
+        assert_eq!(after(&mut queue, at(Outcome::Refused(wrong(ALREADY_EXISTS)))), exists);
+        assert_eq!(after(&mut queue, at(Outcome::Unreachable(away()))), exists);
+        assert_eq!(after(&mut queue, at(Outcome::Refused(wrong("TimedOut")))), exists);
+        assert_eq!(after(&mut queue, Progress::Invalid(away())), exists);
+        let ready = find(&queue.status.as_ref().unwrap().conditions, READY).unwrap();
+        assert_eq!(ready.reason, "BrokerUnreachable");
+        let mut adopted = queue.clone();
+        adopted.metadata.generation = Some(2);
+        assert_eq!(after(&mut adopted, at(Outcome::Unreachable(away()))), None);
+        let conflict = Some(CONFLICT.to_owned());
+        assert_eq!(after(&mut queue.clone(), Progress::Invalid(wrong(CONFLICT))), conflict);
+        assert_eq!(after(&mut queue, at(Outcome::Absent)), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use warren_api::{Queue, QueueType, Worker};
 
 use super::inputs::Spec;
-use crate::worker::validate::disorder;
+use crate::worker::validate::hold;
 
 /// What a Worker asks of its scaling; `beside`: whose pods may consume, too, where an order is asked for.
 pub fn spec(worker: &Worker, queue: Option<&Queue>, beside: Option<&str>) -> Spec {
@@ -24,7 +24,7 @@ pub fn spec(worker: &Worker, queue: Option<&Queue>, beside: Option<&str>) -> Spe
         handler_timeout: f64::from(worker.spec.handler.http.timeout_seconds),
         single,
         quorum: queue.is_none_or(|queue| queue.spec.queue_type == QueueType::Quorum),
-        paused: consumer.paused || queue.is_some_and(|queue| disorder(worker, queue, beside).is_some()),
+        paused: consumer.paused || queue.is_some_and(|queue| hold(worker, queue, beside).is_some()),
     }
 }
 
@@ -33,6 +33,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::worker::validate::tests::declared;
 
     fn worker(consumer: serde_json::Value, handler: serde_json::Value) -> Worker {
         let spec =
@@ -71,6 +72,15 @@ mod tests {
         let mut standby = worker(json!({}), json!({}));
         standby.spec.scaling.min_replicas = 2;
         assert_eq!(spec(&standby, Some(&queue), None).max, 2);
+    }
+
+    #[test]
+    fn a_worker_of_a_queue_that_is_somebody_else_s_consumes_nothing() {
+        let paused = |status, reason| {
+            spec(&worker(json!({}), json!({})), Some(&declared(status, reason)), None).paused
+        };
+        assert!(paused("False", "AlreadyExists") && paused("False", "Conflict"));
+        assert!(!paused("Unknown", "BrokerUnreachable"));
     }
 
     #[test]

@@ -67,7 +67,7 @@ pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (
     let raw = to_pods(need.pods);
     if spec.paused {
         history.progressed(now);
-        let why = "consuming is held, by consumer.paused or for an order that could not be kept: what runs ends, the pods stay".to_owned();
+        let why = "consuming is held, by consumer.paused or as the condition QueueReady says: what runs ends, the pods stay".to_owned();
         return (hold(Reason::Paused, raw, why), history);
     }
     if let Some((reason, why)) = trouble(&history, ready, inputs, spec, now) {

@@ -20,7 +20,7 @@ use super::build::build;
 use super::dereference::{Surroundings, dereference};
 use super::live::LiveDeployment;
 use super::status::status;
-use super::validate::{DISORDER, may_break_order, validate};
+use super::validate::{DISORDER, holds_back, validate};
 use crate::condition::find;
 use crate::context::Context;
 use crate::error::Error;
@@ -121,7 +121,7 @@ async fn converge(
                 let object = worker.object_ref(&());
                 context.event(&object, EventType::Warning, "DeploymentRecreated", note, "Reconcile");
             }
-            Ok((valid.disorder, Some(built.image)))
+            Ok((valid.hold, Some(built.image)))
         }
         Err(problem) => Ok((Some(problem), None)),
     }
@@ -146,12 +146,12 @@ async fn obey(worker: &Worker, around: &Surroundings, entry: &Entry, context: &C
 }
 
 /// The number that somebody else decides, where the Worker's Deployment asks for another one. More pods must not break an
-/// order: the sidecars could not be told that consuming is held.
+/// order, nor consume what is somebody else's: the sidecars could not be told that consuming is held.
 fn owed(worker: &Worker, around: &Surroundings) -> Option<u32> {
     let others = worker.spec.scaling.mode != ScalingMode::Builtin;
     let deployment = around.deployment.as_deref().filter(|live| others && live.is_owned_by(worker))?;
     let (live, wanted) = (deployment.facts.desired?, worker.spec.replicas.max(0));
-    let held = || may_break_order(worker, around.queue.as_deref(), around.beside.as_deref());
+    let held = || holds_back(worker, around.queue.as_deref(), around.beside.as_deref());
     (wanted < live || wanted > live && !held()).then_some(wanted.unsigned_abs())
 }
 
@@ -200,7 +200,7 @@ mod tests {
     use serde_json::{Value, json};
     use warren_api::conditions::worker::TEMPLATE_VALID;
 
-    use super::super::validate::tests::{surroundings, worker};
+    use super::super::validate::tests::{declared, surroundings, worker};
     use super::*;
 
     /// What surrounds a Worker whose Deployment has so many replicas.
@@ -238,6 +238,16 @@ mod tests {
         assert_eq!(owed(&ordered(1), &around(0, "u-1")), Some(1));
         let unknown = Surroundings { queue: None, ..around(0, "u-1") };
         assert_eq!(owed(&ordered(1), &unknown), None, "another Worker may consume");
+    }
+
+    #[test]
+    fn no_pod_is_owed_that_would_consume_somebody_else_s_queue() {
+        let others = |replicas| {
+            let queue = Some(Arc::new(declared("False", "AlreadyExists")));
+            Surroundings { queue, ..around(replicas, "u-1") }
+        };
+        assert_eq!(owed(&scaled("Manual", 3, json!({})), &others(2)), None);
+        assert_eq!(owed(&scaled("Manual", 0, json!({})), &others(2)), Some(0));
     }
 
     #[test]

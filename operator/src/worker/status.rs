@@ -12,7 +12,7 @@ use warren_api::{Worker, WorkerStatus};
 
 use super::dereference::Surroundings;
 use super::pods::{ending, ready, trouble};
-use super::validate::{DISORDER, may_break_order, port};
+use super::validate::{HOLDS, holds_back, port};
 use crate::condition::{Statement, Status, conditions, find};
 use crate::problem::Problem;
 use crate::scaler::board::View;
@@ -23,6 +23,8 @@ use crate::scaler::schedule::{SCHEDULE_INVALID, Schedules};
 const UNSEEN: &str = "Starting";
 /// Reason of a number that the API server does not take.
 const SCALE_REFUSED: &str = "ScaleRefused";
+/// Reason of pods that must not come yet.
+const HELD_BACK: &str = "PodsHeldBack";
 /// What is added where somebody scales a Worker that scales itself.
 const REPLICAS_IGNORED: &str =
     ". spec.replicas is ignored in scaling.mode Builtin: use minReplicas and maxReplicas, or mode Manual";
@@ -163,7 +165,7 @@ fn available(
             "consumer.paused is set: pods stay and consume nothing",
         );
     }
-    if problem.is_some_and(|problem| problem.reason == DISORDER) {
+    if problem.is_some_and(|problem| HOLDS.contains(&problem.reason)) {
         let message = "consuming is held, see QueueReady: pods stay and consume nothing";
         return Statement::new(AVAILABLE, true, "Paused", message);
     }
@@ -211,16 +213,16 @@ fn scaling_said(
         );
         return Statement::new(SCALING_ACTIVE, false, SCALE_REFUSED, message);
     }
-    let held = || may_break_order(worker, around.queue.as_deref(), around.beside.as_deref());
+    let held = || holds_back(worker, around.queue.as_deref(), around.beside.as_deref());
     match (scaling.mode, &view.decision) {
         // Where the sidecars could be told to hold consuming, pods are added all the same.
         (ScalingMode::External | ScalingMode::Manual, _)
             if worker.spec.replicas > desired
-                && problem.is_some_and(|problem| problem.reason != DISORDER)
+                && problem.is_some_and(|problem| !HOLDS.contains(&problem.reason))
                 && held() =>
         {
-            let message = "spec.replicas asks for more pods, and none is added while they might break the order of consumer.orderingKey: see to what the other conditions say";
-            Statement::new(SCALING_ACTIVE, false, DISORDER, message)
+            let message = "spec.replicas asks for more pods, and none is added that could not be told to hold consuming: see to what the other conditions say";
+            Statement::new(SCALING_ACTIVE, false, HELD_BACK, message)
         }
         (ScalingMode::External, _) => active("External", "an HPA or KEDA writes the scale subresource"),
         (ScalingMode::Manual, _) => active("Manual", "spec.replicas is obeyed"),
@@ -352,6 +354,19 @@ mod tests {
     }
 
     #[test]
+    fn whatever_has_consuming_held_is_said_and_the_pods_are_said_to_consume_nothing() {
+        let deployment = from_value::<LiveDeployment>(json!({"spec": {"replicas": 1}})).unwrap();
+        let around = Surroundings { deployment: Some(Arc::new(deployment)), ..surroundings() };
+        for reason in HOLDS {
+            let problem = Problem::new(QUEUE_READY, reason, "m");
+            let status = status(&worker(json!({})), Some(&problem), None, &around, &View::default(), &now());
+            let said = |kind| find(&status.conditions, kind).map(|c| (c.status.as_str(), c.reason.as_str()));
+            assert_eq!(said(AVAILABLE), Some(("True", "Paused")));
+            assert_eq!(said(READY), Some(("False", reason)));
+        }
+    }
+
+    #[test]
     fn a_decision_with_other_numbers_alone_writes_nothing() {
         let mut worker = worker(json!({}));
         let first =
@@ -412,7 +427,7 @@ mod tests {
             let status = status(&worker(fields), Some(&missing), None, &around, &View::default(), &now());
             find(&status.conditions, SCALING_ACTIVE).unwrap().reason.clone()
         };
-        assert_eq!((said("Manual", 1).as_str(), said("External", 1).as_str()), (DISORDER, DISORDER));
+        assert_eq!((said("Manual", 1).as_str(), said("External", 1).as_str()), (HELD_BACK, HELD_BACK));
         assert_eq!((said("Manual", 0).as_str(), said("External", 0).as_str()), ("Manual", "External"));
     }
 

@@ -10,7 +10,8 @@ use warren_api::{Queue, Worker};
 use warren_broker::BrokerAccess;
 
 use super::dereference::{Surroundings, worker_secret};
-use crate::problem::Problem;
+use crate::problem::{ALREADY_EXISTS, CONFLICT, Problem};
+use crate::queue::status::others;
 use crate::secrets::SecretState;
 
 /// Volumes that the sidecar brings.
@@ -22,6 +23,8 @@ pub const NO_TOKEN_VOLUME: &str = "warren-no-token";
 
 /// Reason of an order that cannot be kept.
 pub const DISORDER: &str = "OrderingNotGuaranteed";
+/// Reasons of what has consuming held.
+pub const HOLDS: [&str; 3] = [ALREADY_EXISTS, CONFLICT, DISORDER];
 
 /// A Worker that can be built.
 #[derive(Clone, Debug)]
@@ -36,8 +39,8 @@ pub struct ValidWorker<'a> {
     pub container: String,
     /// The port it listens on.
     pub port: u16,
-    /// Why the order that was asked for cannot be kept: consuming is held until it can.
-    pub disorder: Option<Problem>,
+    /// Why consuming is held.
+    pub hold: Option<Problem>,
     /// Seconds that a drain may take.
     pub drain_seconds: i64,
     /// The `terminationGracePeriodSeconds` of the template, raised where it was too short for a drain.
@@ -47,7 +50,7 @@ pub struct ValidWorker<'a> {
 impl ValidWorker<'_> {
     /// Whether consuming is held.
     pub const fn held(&self) -> bool {
-        self.worker.spec.consumer.paused || self.disorder.is_some()
+        self.worker.spec.consumer.paused || self.hold.is_some()
     }
 }
 
@@ -91,10 +94,26 @@ pub fn disorder(worker: &Worker, queue: &Queue, beside: Option<&str>) -> Option<
     unordered(worker, queue).or_else(|| not_alone(worker, queue, beside))
 }
 
-/// Whether one pod more might break the order that was asked for: without its Queue nobody knows who else consumes.
-pub fn may_break_order(worker: &Worker, queue: Option<&Queue>, beside: Option<&str>) -> bool {
-    worker.spec.consumer.ordering_key.is_some()
-        && queue.is_none_or(|queue| disorder(worker, queue, beside).is_some())
+/// Why a Queue gives its Workers nothing to consume: the queue of its name is somebody else's.
+pub fn not_ours(queue: &Queue) -> Option<Problem> {
+    let declared = others(queue)?;
+    let reason = HOLDS.into_iter().find(|reason| *reason == declared.reason)?;
+    let message =
+        format!("Queue \"{}\": {}. Consuming is held until then", queue.name_any(), declared.message);
+    Some(Problem::new(QUEUE_READY, reason, message))
+}
+
+/// Whatever has consuming held, besides `consumer.paused`; `beside`: whose pods may consume, too.
+pub fn hold(worker: &Worker, queue: &Queue, beside: Option<&str>) -> Option<Problem> {
+    not_ours(queue).or_else(|| disorder(worker, queue, beside))
+}
+
+/// Whether no pod may come that cannot be told to hold consuming. Without its Queue nobody knows who else consumes.
+pub fn holds_back(worker: &Worker, queue: Option<&Queue>, beside: Option<&str>) -> bool {
+    match queue {
+        Some(queue) => hold(worker, queue, beside).is_some(),
+        None => worker.spec.consumer.ordering_key.is_some(),
+    }
 }
 
 /// The port that the handler listens on; none where the template names none.
@@ -137,7 +156,7 @@ pub fn validate<'a>(worker: &'a Worker, around: &'a Surroundings) -> Result<Vali
         worker,
         queue,
         secret: secret.to_owned(),
-        disorder: disorder(worker, queue, around.beside.as_deref()),
+        hold: hold(worker, queue, around.beside.as_deref()),
         container: container.name.clone(),
         port,
         drain_seconds,
@@ -376,6 +395,41 @@ pub(crate) mod tests {
         assert!(!validate(&worker(json!({})), &around).unwrap().held(), "it asks for no order");
         Arc::make_mut(around.queue.as_mut().unwrap()).spec.single_active_consumer = true;
         assert!(!validate(&one, &around).unwrap().held());
+    }
+
+    /// A Queue that says so of its declaration.
+    pub(crate) fn declared(status: &str, reason: &str) -> Queue {
+        let declared = json!({"type": "Declared", "status": status, "reason": reason, "message": "use another queueName", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let mut queue = surroundings().queue.map(Arc::unwrap_or_clone).unwrap();
+        queue.status = Some(serde_json::from_value(json!({"conditions": [declared]})).unwrap());
+        queue
+    }
+
+    #[test]
+    fn a_queue_that_is_somebody_else_s_is_not_consumed_and_one_that_is_away_or_waits_is() {
+        let worker = worker(json!({}));
+        let problem = |queue| {
+            let around = Surroundings { queue: Some(Arc::new(queue)), ..surroundings() };
+            let valid = validate(&worker, &around).unwrap();
+            assert_eq!(valid.held(), valid.hold.is_some());
+            valid.hold
+        };
+        for reason in ["AlreadyExists", "Conflict"] {
+            let problem = problem(declared("False", reason)).unwrap();
+            assert_eq!((problem.condition, problem.reason), (QUEUE_READY, reason));
+            for text in ["Queue \"orders\"", "use another queueName", "Consuming is held"] {
+                assert!(problem.message.contains(text), "{}", problem.message);
+            }
+        }
+        for (status, reason) in [
+            ("False", "ExchangeNotFound"),
+            ("False", "BrokerUnreachable"),
+            ("Unknown", "BrokerUnreachable"),
+            ("Unknown", "Connecting"),
+            ("True", "Declared"),
+        ] {
+            assert_eq!(problem(declared(status, reason)), None, "{reason}");
+        }
     }
 
     #[test]
