@@ -268,12 +268,12 @@ fn handler_healthy(worker: &Worker, desired: i32, view: &View, former: &WorkerSt
             ),
         ));
     }
-    if handlers.all_held() {
+    if handlers.most_held() {
         return Some(Statement::new(
             HANDLER_HEALTHY,
             false,
             "HandlerFailing",
-            "the handler is away or fails most messages: see the application's logs. Consuming is held back and resumes by itself",
+            "the handler of most pods is away or fails most messages: see the application's logs. Consuming is held back there and resumes by itself",
         ));
     }
     Some(Statement::new(HANDLER_HEALTHY, true, "Handling", "the handler takes messages"))
@@ -447,6 +447,19 @@ mod tests {
         assert_eq!(healthy.reason, "HandlerMisconfigured");
         let words = "POST http://localhost:8080/ answers 404";
         assert!(healthy.message.contains(words), "{}", healthy.message);
+    }
+
+    #[test]
+    fn handlers_that_fail_in_most_pods_are_told_of_as_the_scaler_does() {
+        let said = |held| {
+            let handlers = Handlers { scraped: 10, held, misconfigured: None, connected: 10 };
+            let status = say(None, &View { handlers, ..View::default() });
+            let healthy = find(&status.conditions, HANDLER_HEALTHY).unwrap();
+            (healthy.status.clone(), healthy.reason.clone())
+        };
+        let failing = ("False".to_owned(), "HandlerFailing".to_owned());
+        assert_eq!((said(10), said(6)), (failing.clone(), failing));
+        assert_eq!(said(5), ("True".to_owned(), "Handling".to_owned()));
     }
 
     #[test]
