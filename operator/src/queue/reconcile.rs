@@ -10,10 +10,10 @@ use kube::runtime::controller::{Action, Config};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, controller, watcher};
 use kube::{Resource, ResourceExt};
-use warren_api::Queue;
 use warren_api::conditions::READY;
 use warren_api::conditions::queue::{DEAD_LETTER_AVAILABLE, DECLARED};
 use warren_api::queue::QueueStatus;
+use warren_api::{Queue, Worker};
 
 use super::record::record;
 use super::removal::{End, end, outcome};
@@ -104,10 +104,9 @@ async fn step(queue: Arc<Queue>, context: Arc<Context>) -> Result<Action, Error>
 
 /// What the sidecars of the Queue's Workers have counted.
 fn durability(queue: &Queue, context: &Context) -> Durability {
-    let workers = context.workers_of(queue);
-    workers
-        .iter()
-        .fold(Durability::default(), |sum, worker| sum + context.board.view(&worker_key(worker)).durability)
+    let (key, workers) = (key(queue), context.workers_of(queue));
+    let counted = |worker: &Arc<Worker>| context.board.view(&worker_key(worker)).durability_of(&key);
+    workers.iter().map(counted).fold(Durability::default(), |sum, counted| sum + counted)
 }
 
 /// Has the Queue kept on its broker; none while there is nothing to say.

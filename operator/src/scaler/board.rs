@@ -66,6 +66,8 @@ impl std::ops::Add for Durability {
 /// The scaler's view of one Worker.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct View {
+    /// The Queue that was looked at.
+    pub queue: Option<Key>,
     /// The last decision of mode Builtin.
     pub decision: Option<Decision>,
     /// The handlers, from the last scrape.
@@ -76,6 +78,13 @@ pub struct View {
     pub settled_lately: Option<f64>,
     /// What the API server said to the last decision, where it does not take that.
     pub refused: Option<String>,
+}
+
+impl View {
+    /// What the sidecars have lately counted of a Queue. A Worker that names it may have been looked at under another one last.
+    pub fn durability_of(&self, queue: &Key) -> Durability {
+        if self.queue.as_ref() == Some(queue) { self.durability } else { Durability::default() }
+    }
 }
 
 /// One Worker.
@@ -158,6 +167,18 @@ impl Board {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_counted_of_a_former_queue_is_not_told_of_the_next() {
+        let [former, next] =
+            ["former", "next"].map(|name| Key { namespace: "shop".to_owned(), name: name.to_owned() });
+        let durability = Durability { deliveries: 9, transient: 9 };
+        let view = View { queue: Some(former.clone()), durability, ..View::default() };
+        assert_eq!(
+            (view.durability_of(&former), view.durability_of(&next)),
+            (durability, Durability::default())
+        );
+    }
 
     #[test]
     fn a_worker_that_is_gone_has_settled_nothing_and_gets_no_entry() {

@@ -15,8 +15,16 @@ pub(super) struct Recent {
 }
 
 impl Recent {
+    /// Of another queue: what comes before `since` may be the former one's.
+    pub(super) fn of_another(since: f64) -> Self {
+        Self { since, ..Self::default() }
+    }
+
     /// Takes in what was delivered since the last look.
     pub(super) fn observe(&mut self, seen: Durability, now: f64) {
+        if now < self.since {
+            return;
+        }
         self.current = self.current + seen;
         if now - self.since >= SPAN {
             (self.since, self.told) = (now, std::mem::take(&mut self.current));
@@ -67,6 +75,15 @@ mod tests {
         assert!(told.len() <= 13, "{told:?}");
         let share = |told: &Durability| told.transient * 10 / told.deliveries;
         assert_eq!((share(&told[2]), told.last().map(share)), (1, Some(5)));
+    }
+
+    #[test]
+    fn what_comes_before_the_sidecars_have_learned_of_another_queue_is_not_told_of_it() {
+        let mut recent = Recent::of_another(100.0);
+        recent.observe(seen(10, 10), 99.0);
+        assert_eq!(recent.told(), Durability::default());
+        recent.observe(seen(5, 0), 100.0);
+        assert_eq!(recent.told(), seen(5, 0));
     }
 
     #[test]

@@ -30,7 +30,7 @@ use super::side::Side;
 use super::task::fleet_pause;
 use super::tell;
 use crate::brokers::{Key, Prober};
-use crate::context::Context;
+use crate::context::{Context, SIDECARS_LEARN};
 use crate::queue::validate;
 use crate::tick;
 use crate::worker::dereference::beside;
@@ -123,9 +123,13 @@ impl Follower {
         let name = queue.as_deref().map(Queue::broker_name);
         let followed = queue.as_deref().map(followed);
         if self.followed != followed {
+            // Until its sidecars have learned of that, a Worker may go on with the queue before, if there was one.
+            let before = self.followed.as_ref().is_some_and(|(_, address, _)| address.is_some());
+            let learning = if before { SIDECARS_LEARN } else { Duration::ZERO };
             // What is known of another queue's load says nothing of this one's.
             (self.followed, self.depth, self.side) = (followed, None, Side::default());
             self.history = History::default();
+            self.tracker.turned(self.now() + learning.as_secs_f64());
         }
         let live =
             deployment.as_deref().and_then(|deployment| deployment.facts.desired).map(i32::unsigned_abs);
@@ -201,7 +205,9 @@ impl Follower {
 
     fn view(&self, decision: Option<Decision>, handlers: Handlers) -> View {
         let durability = self.tracker.durability();
-        View { decision, handlers, durability, settled_lately: Some(self.settled.amount), ..View::default() }
+        let queue = self.followed.as_ref().map(|(queue, ..)| queue.clone());
+        let settled_lately = self.settled.amount;
+        View { queue, decision, handlers, durability, settled_lately, ..View::default() }
     }
 
     /// What a queue on the broker of `queue` holds, and when that was.

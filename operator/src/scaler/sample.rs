@@ -193,6 +193,11 @@ impl Tracker {
         self.pods.get(pod).map(|tracked| tracked.last.work())
     }
 
+    /// Has what is counted from `since` on be another queue's.
+    pub fn turned(&mut self, since: f64) {
+        self.recent = Recent::of_another(since);
+    }
+
     /// What was counted lately.
     pub const fn durability(&self) -> Durability {
         self.recent.told()
