@@ -6,6 +6,7 @@
 use kube::{Resource, ResourceExt};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
+use warren_api::conditions::queue::CONSUMER_TIMEOUT_EFFECTIVE;
 use warren_api::names::{
     BROKER_DIR, CONFIG_DIR, CONFIG_KEY, MANAGED_BY, SIDECAR_CONTAINER, SIDECAR_PORT, WORKER_LABEL,
     config_map, drain_token,
@@ -15,6 +16,7 @@ use warren_api::worker::UpgradePolicy;
 use warren_api::{Queue, SidecarConfig, Worker, headers};
 
 use super::validate::{BROKER_VOLUME, CONFIG_VOLUME, NO_TOKEN_VOLUME, ValidWorker};
+use crate::condition::find;
 
 /// Annotation of the Deployment: a digest of what rolls the pods.
 pub const TEMPLATE_DIGEST: &str = "warren.dev/template-digest";
@@ -168,7 +170,7 @@ fn sidecar_config(valid: &ValidWorker<'_>) -> SidecarConfig {
             vhost: queue.spec.broker.vhost.clone(),
             retry_delays_seconds: ladder(queue),
             max_attempts: queue.spec.retry.max_attempts.unsigned_abs(),
-            consumer_timeout_seconds: queue.spec.consumer_timeout_seconds.map(i32::unsigned_abs),
+            consumer_timeout_seconds: consumer_timeout(queue),
         },
         handler: HandlerConfig {
             path: spec.handler.http.path.clone(),
@@ -203,6 +205,13 @@ fn ladder(queue: &Queue) -> Vec<u32> {
     let mut delays: Vec<u32> = former.unwrap_or(wanted).iter().map(|delay| delay.unsigned_abs()).collect();
     delays.sort_unstable();
     delays
+}
+
+/// The Queue's own consumer timeout; none where its broker is known to go by another.
+fn consumer_timeout(queue: &Queue) -> Option<u32> {
+    let conditions = queue.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let ignored = find(conditions, CONSUMER_TIMEOUT_EFFECTIVE).is_some_and(|said| said.status == "False");
+    queue.spec.consumer_timeout_seconds.filter(|_| !ignored).map(i32::unsigned_abs)
 }
 
 fn pod_template(valid: &ValidWorker<'_>, image: &str) -> Value {

@@ -4,6 +4,7 @@ use serde_json::json;
 use warren_api::QueueStatus;
 use warren_api::queue::Declared;
 
+use super::super::dereference::Surroundings;
 use super::super::validate::tests::{surroundings, worker};
 use super::super::validate::validate;
 use super::*;
@@ -187,10 +188,31 @@ fn told(wanted: &[i32], declared: Option<&[i32]>) -> Vec<u32> {
     let declared =
         declared.map(|delays| Declared { retry_delays_seconds: delays.to_vec(), ..Declared::default() });
     queue.status = Some(QueueStatus { declared, ..QueueStatus::default() });
+    of_the_queue(&around).retry_delays_seconds
+}
+
+fn of_the_queue(around: &Surroundings) -> QueueConfig {
     let worker = worker(json!({}));
-    let built = build(&validate(&worker, &around).unwrap(), &Rolled::default(), "sidecar:new", 1);
+    let built = build(&validate(&worker, around).unwrap(), &Rolled::default(), "sidecar:new", 1);
     let text = built.config_map["data"][CONFIG_KEY].as_str().unwrap();
-    serde_json::from_str::<SidecarConfig>(text).unwrap().queue.retry_delays_seconds
+    serde_json::from_str::<SidecarConfig>(text).unwrap().queue
+}
+
+#[test]
+fn a_consumer_timeout_that_the_broker_does_not_know_is_not_gone_by() {
+    let told = |status: Option<&str>| {
+        let mut around = surroundings();
+        let queue = Arc::make_mut(around.queue.as_mut().unwrap());
+        queue.spec.consumer_timeout_seconds = Some(7200);
+        let said = status.map(|status| json!({"type": CONSUMER_TIMEOUT_EFFECTIVE, "status": status, "reason": "r", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"}));
+        let said: Vec<Value> = said.into_iter().collect();
+        queue.status = Some(serde_json::from_value(json!({"conditions": said})).unwrap());
+        of_the_queue(&around).consumer_timeout_seconds
+    };
+    assert_eq!(told(Some("False")), None, "the broker's own counts");
+    for status in [None, Some("True"), Some("Unknown")] {
+        assert_eq!(told(status), Some(7200), "{status:?}");
+    }
 }
 
 #[test]
