@@ -15,7 +15,7 @@ pub mod queue {
     pub const DELETION_BLOCKED: &str = "DeletionBlocked";
     /// The dead-letter queue takes messages; said where it has a limit.
     pub const DEAD_LETTER_AVAILABLE: &str = "DeadLetterAvailable";
-    /// The broker knows a queue's own consumer timeout; said where the spec asks for one.
+    /// The broker keeps to the queue's own consumer timeout; said where the spec asks for one.
     pub const CONSUMER_TIMEOUT_EFFECTIVE: &str = "ConsumerTimeoutEffective";
 }
 

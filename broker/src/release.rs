@@ -32,7 +32,8 @@ pub struct Release {
 }
 
 impl Release {
-    fn parse(text: &str) -> Option<Self> {
+    /// What a broker says of itself.
+    pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('.');
         let number = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
         Some(Self { text: text.to_owned(), number })
@@ -41,6 +42,11 @@ impl Release {
     /// Whether a queue may have a consumer timeout of its own.
     pub fn knows_consumer_timeout(&self) -> bool {
         self.number >= (3, 12)
+    }
+
+    /// Whether a declaration is refused where a queue exists with another consumer timeout.
+    pub fn compares_consumer_timeout(&self) -> bool {
+        self.number >= (4, 3)
     }
 }
 
@@ -108,10 +114,13 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_s_own_consumer_timeout_came_with_3_12() {
+    fn a_queue_s_own_consumer_timeout_came_with_3_12_and_is_compared_from_4_3_on() {
         for (text, knows) in [("3.10.8", false), ("3.11.28", false), ("3.12.0", true), ("4.0.5", true)] {
             assert_eq!(Release::parse(text).unwrap().knows_consumer_timeout(), knows, "{text}");
         }
         assert_eq!(Release::parse("0"), None);
+        for (text, compares) in [("3.12.0", false), ("4.2.9", false), ("4.3.0", true), ("5.0.0", true)] {
+            assert_eq!(Release::parse(text).unwrap().compares_consumer_timeout(), compares, "{text}");
+        }
     }
 }

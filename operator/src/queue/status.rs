@@ -6,6 +6,7 @@ use warren_api::conditions::queue::{
     BROKER_REACHABLE, CONSUMER_TIMEOUT_EFFECTIVE, DEAD_LETTER_AVAILABLE, DECLARED, DELETION_BLOCKED,
     PERSISTENT_MESSAGES,
 };
+use warren_api::queue::AdoptionPolicy;
 use warren_api::{Queue, QueueStatus, QueueType};
 
 use super::plan::{begun, declared, made_elsewhere};
@@ -83,7 +84,7 @@ pub fn status(queue: &Queue, progress: Progress, durability: Durability, now: &T
     }
     statements.extend(persistent_messages(queue, durability, &former));
     statements.extend(dead_letter_available(queue, seen.as_ref(), &former));
-    statements.extend(consumer_timeout_effective(seen.as_ref(), &former));
+    statements.extend(consumer_timeout_effective(queue, seen.as_ref(), &former));
     next.conditions = conditions(&former.conditions, statements, queue.metadata.generation, now);
     next
 }
@@ -200,20 +201,36 @@ fn dead_letter_available(queue: &Queue, seen: Option<&Seen>, former: &QueueStatu
     Some(Statement::new(DEAD_LETTER_AVAILABLE, false, "Full", message))
 }
 
-/// Before 3.12 a broker takes the argument and does nothing about it.
-fn consumer_timeout_effective(seen: Option<&Seen>, former: &QueueStatus) -> Option<Statement> {
+/// Before 3.12 a broker takes the argument and does nothing about it, and before 4.3 it takes it for a queue that has another.
+fn consumer_timeout_effective(queue: &Queue, seen: Option<&Seen>, former: &QueueStatus) -> Option<Statement> {
     let Some(release) = seen.and_then(|seen| seen.release.as_ref()) else {
         return kept(CONSUMER_TIMEOUT_EFFECTIVE, former);
     };
-    Some(if release.knows_consumer_timeout() {
-        let message = format!("RabbitMQ {release} keeps to consumerTimeoutSeconds");
-        Statement::new(CONSUMER_TIMEOUT_EFFECTIVE, true, "Effective", message)
-    } else {
-        let message = format!(
-            "RabbitMQ {release} knows no consumer timeout of a queue, only 3.12 and later do: the broker's own setting counts (consumer_timeout in rabbitmq.conf, by default 30 minutes)"
-        );
-        Statement::new(CONSUMER_TIMEOUT_EFFECTIVE, false, "BrokerTooOld", message)
-    })
+    let has_it = match queue.spec.adoption_policy {
+        AdoptionPolicy::FailIfExists => true,
+        AdoptionPolicy::Adopt => release.compares_consumer_timeout(),
+        AdoptionPolicy::AsIs => false,
+    };
+    let (status, reason, message) = match (release.knows_consumer_timeout(), has_it) {
+        (false, _) => (
+            Status::False,
+            "BrokerTooOld",
+            format!(
+                "RabbitMQ {release} knows no consumer timeout of a queue, only 3.12 and later do: the broker's own setting counts (consumer_timeout in rabbitmq.conf, by default 30 minutes)"
+            ),
+        ),
+        (true, true) => {
+            (Status::True, "Effective", format!("RabbitMQ {release} keeps to consumerTimeoutSeconds"))
+        }
+        (true, false) => (
+            Status::Unknown,
+            "NotCompared",
+            format!(
+                "RabbitMQ {release} keeps to consumerTimeoutSeconds if the queue was declared with it, which cannot be seen of one that was there before this Queue: compare its x-consumer-timeout (rabbitmqctl list_queues name arguments)"
+            ),
+        ),
+    };
+    Some(Statement::new(CONSUMER_TIMEOUT_EFFECTIVE, status, reason, message))
 }
 
 /// What was said before, while there is no news.
@@ -235,7 +252,7 @@ fn described(queue: &Queue) -> String {
 mod tests {
     use k8s_openapi::jiff::Timestamp;
     use warren_api::QueueSpec;
-    use warren_api::queue::AdoptionPolicy;
+    use warren_broker::release::Release;
 
     use super::super::plan::tests::binding;
     use super::*;
@@ -309,6 +326,28 @@ mod tests {
         assert_eq!(told(Durability { deliveries: 10, transient: 0 }).status, "True");
         let quorum = status(&Queue::new("orders", QueueSpec::default()), progress(), seen, &now());
         assert!(find(&quorum.conditions, PERSISTENT_MESSAGES).is_none());
+    }
+
+    #[test]
+    fn a_consumer_timeout_counts_for_certain_only_where_the_queue_is_known_to_have_it() {
+        use AdoptionPolicy::{Adopt, AsIs, FailIfExists};
+        let told = |release, adoption_policy| {
+            let queue = Queue::new("orders", QueueSpec { adoption_policy, ..QueueSpec::default() });
+            let seen = Seen { release: Release::parse(release), ..Seen::default() };
+            let progress =
+                Progress::Observed { address: "amqp://h".to_owned(), outcome: Outcome::Declared(seen) };
+            let status = status(&queue, progress, Durability::default(), &now());
+            let said = find(&status.conditions, CONSUMER_TIMEOUT_EFFECTIVE).unwrap();
+            (said.status.clone(), said.reason.clone())
+        };
+        let said = |status: &str, reason: &str| (status.to_owned(), reason.to_owned());
+        for policy in [Adopt, AsIs, FailIfExists] {
+            assert_eq!(told("3.11.28", policy), said("False", "BrokerTooOld"));
+        }
+        assert_eq!(told("4.1.0", FailIfExists), said("True", "Effective"), "Warren declared it");
+        assert_eq!(told("4.1.0", Adopt), said("Unknown", "NotCompared"));
+        assert_eq!(told("4.3.0", Adopt), said("True", "Effective"));
+        assert_eq!(told("4.3.0", AsIs), said("Unknown", "NotCompared"), "others have declared it");
     }
 
     #[test]
