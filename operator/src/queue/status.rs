@@ -201,34 +201,35 @@ fn dead_letter_available(queue: &Queue, seen: Option<&Seen>, former: &QueueStatu
     Some(Statement::new(DEAD_LETTER_AVAILABLE, false, "Full", message))
 }
 
-/// Before 3.12 a broker takes the argument and does nothing about it, and before 4.3 it takes it for a queue that has another.
+/// Before 3.12 a broker takes the argument and does nothing about it, and before 4.3 it does nothing where a queue has another.
 fn consumer_timeout_effective(queue: &Queue, seen: Option<&Seen>, former: &QueueStatus) -> Option<Statement> {
     let Some(release) = seen.and_then(|seen| seen.release.as_ref()) else {
         return kept(CONSUMER_TIMEOUT_EFFECTIVE, former);
     };
-    let has_it = match queue.spec.adoption_policy {
-        AdoptionPolicy::FailIfExists => true,
-        AdoptionPolicy::Adopt => release.compares_consumer_timeout(),
-        AdoptionPolicy::AsIs => false,
-    };
-    let (status, reason, message) = match (release.knows_consumer_timeout(), has_it) {
-        (false, _) => (
+    let others = "compare its x-consumer-timeout (rabbitmqctl list_queues name arguments)";
+    let (status, reason, message) = match queue.spec.adoption_policy {
+        _ if !release.knows_consumer_timeout() => (
             Status::False,
             "BrokerTooOld",
             format!(
                 "RabbitMQ {release} knows no consumer timeout of a queue, only 3.12 and later do: the broker's own setting counts (consumer_timeout in rabbitmq.conf, by default 30 minutes)"
             ),
         ),
-        (true, true) => {
-            (Status::True, "Effective", format!("RabbitMQ {release} keeps to consumerTimeoutSeconds"))
-        }
-        (true, false) => (
+        AdoptionPolicy::AsIs => (
             Status::Unknown,
-            "NotCompared",
+            "NotDeclared",
+            format!("the queue is declared by others, with a consumer timeout or without: {others}"),
+        ),
+        AdoptionPolicy::Adopt if !release.compares_consumer_timeout() => (
+            Status::True,
+            "Effective",
             format!(
-                "RabbitMQ {release} keeps to consumerTimeoutSeconds if the queue was declared with it, which cannot be seen of one that was there before this Queue: compare its x-consumer-timeout (rabbitmqctl list_queues name arguments)"
+                "RabbitMQ {release} keeps to consumerTimeoutSeconds of a queue that Warren has made. One that was there before keeps its own, which this release does not compare: {others}"
             ),
         ),
+        AdoptionPolicy::Adopt | AdoptionPolicy::FailIfExists => {
+            (Status::True, "Effective", format!("RabbitMQ {release} keeps to consumerTimeoutSeconds"))
+        }
     };
     Some(Statement::new(CONSUMER_TIMEOUT_EFFECTIVE, status, reason, message))
 }
@@ -329,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_consumer_timeout_counts_for_certain_only_where_the_queue_is_known_to_have_it() {
+    fn a_consumer_timeout_is_not_said_to_count_where_others_declare_the_queue_or_it_may_have_another() {
         use AdoptionPolicy::{Adopt, AsIs, FailIfExists};
         let told = |release, adoption_policy| {
             let queue = Queue::new("orders", QueueSpec { adoption_policy, ..QueueSpec::default() });
@@ -338,16 +339,17 @@ mod tests {
                 Progress::Observed { address: "amqp://h".to_owned(), outcome: Outcome::Declared(seen) };
             let status = status(&queue, progress, Durability::default(), &now());
             let said = find(&status.conditions, CONSUMER_TIMEOUT_EFFECTIVE).unwrap();
-            (said.status.clone(), said.reason.clone())
+            let hedged = said.message.contains("x-consumer-timeout");
+            (said.status.clone(), said.reason.clone(), hedged)
         };
-        let said = |status: &str, reason: &str| (status.to_owned(), reason.to_owned());
+        let said = |status: &str, reason: &str, hedged| (status.to_owned(), reason.to_owned(), hedged);
         for policy in [Adopt, AsIs, FailIfExists] {
-            assert_eq!(told("3.11.28", policy), said("False", "BrokerTooOld"));
+            assert_eq!(told("3.11.28", policy), said("False", "BrokerTooOld", false));
         }
-        assert_eq!(told("4.1.0", FailIfExists), said("True", "Effective"), "Warren declared it");
-        assert_eq!(told("4.1.0", Adopt), said("Unknown", "NotCompared"));
-        assert_eq!(told("4.3.0", Adopt), said("True", "Effective"));
-        assert_eq!(told("4.3.0", AsIs), said("Unknown", "NotCompared"), "others have declared it");
+        assert_eq!(told("4.1.0", FailIfExists), said("True", "Effective", false), "Warren has made it");
+        assert_eq!(told("4.1.0", Adopt), said("True", "Effective", true));
+        assert_eq!(told("4.3.0", Adopt), said("True", "Effective", false));
+        assert_eq!(told("4.3.0", AsIs), said("Unknown", "NotDeclared", true));
     }
 
     #[test]

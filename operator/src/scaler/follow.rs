@@ -206,7 +206,7 @@ impl Follower {
     fn view(&self, decision: Option<Decision>, handlers: Handlers) -> View {
         let durability = self.tracker.durability();
         let queue = self.followed.as_ref().map(|(queue, ..)| queue.clone());
-        let settled_lately = self.settled.amount;
+        let settled_lately = Some(self.settled.amount);
         View { queue, decision, handlers, durability, settled_lately, ..View::default() }
     }
 

@@ -79,13 +79,13 @@ async fn a_delivery_limit(vhost: Vhost) -> Result<()> {
     Ok(())
 }
 
-/// Before 3.12 only the broker's own setting counts, and before 4.3 a queue that was there before may have another: the Queue says so.
+/// Before 3.12 only the broker's own setting counts, and the Queue says so.
 async fn a_consumer_timeout(vhost: Vhost) -> Result<()> {
     let keeper = Keeper::new();
     let mut queue = keeper.queue(&vhost.uri(), json!({"consumerTimeoutSeconds": 120}))?;
     let expected = match vhost.broker.version() {
         Version::V3_10 => ("False", "BrokerTooOld", "RabbitMQ 3.10."),
-        Version::V4_0 => ("Unknown", "NotCompared", "RabbitMQ 4.0."),
+        Version::V4_0 => ("True", "Effective", "RabbitMQ 4.0."),
     };
     let (status, reason, word) = expected;
     queue.until("ConsumerTimeoutEffective", (status, reason), &[word]).await?;
