@@ -3,7 +3,7 @@
 use warren_api::{Queue, QueueType, Worker};
 
 use super::inputs::Spec;
-use crate::worker::validate::hold;
+use crate::worker::validate::{held, hold};
 
 /// What a Worker asks of its scaling; `beside`: whose pods may consume, too, where an order is asked for.
 pub fn spec(worker: &Worker, queue: Option<&Queue>, beside: Option<&str>) -> Spec {
@@ -24,13 +24,16 @@ pub fn spec(worker: &Worker, queue: Option<&Queue>, beside: Option<&str>) -> Spe
         handler_timeout: f64::from(worker.spec.handler.http.timeout_seconds),
         single,
         quorum: queue.is_none_or(|queue| queue.spec.queue_type == QueueType::Quorum),
-        paused: consumer.paused || queue.is_some_and(|queue| hold(worker, queue, beside).is_some()),
+        paused: queue
+            .map_or(consumer.paused, |queue| held(worker, queue, hold(worker, queue, beside).as_ref())),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+
+    use warren_api::queue::AdoptionPolicy;
 
     use super::*;
     use crate::worker::validate::tests::declared;
@@ -81,6 +84,12 @@ mod tests {
         };
         assert!(paused("False", "AlreadyExists") && paused("False", "Conflict"));
         assert!(!paused("Unknown", "BrokerUnreachable"));
+        let mut wary = declared("Unknown", "Connecting");
+        wary.spec.adoption_policy = AdoptionPolicy::FailIfExists;
+        let asked = |queue: &Queue| spec(&worker(json!({}), json!({})), Some(queue), None).paused;
+        assert!(asked(&wary), "whether it exists is not known yet");
+        wary.status.as_mut().unwrap().created = Some(true);
+        assert!(!asked(&wary));
     }
 
     #[test]

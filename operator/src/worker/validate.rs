@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::{Container, PodSpec};
 use kube::ResourceExt;
 use warren_api::conditions::worker::{QUEUE_READY, TEMPLATE_VALID};
 use warren_api::names::{PUBLISH_PORT, SIDECAR_CONTAINER, SIDECAR_PORT};
+use warren_api::queue::AdoptionPolicy;
 use warren_api::worker::{DRAIN_MARGIN_SECONDS, PATH_MESSAGE, ScalingMode};
 use warren_api::{Queue, Worker};
 use warren_broker::BrokerAccess;
@@ -49,8 +50,8 @@ pub struct ValidWorker<'a> {
 
 impl ValidWorker<'_> {
     /// Whether consuming is held.
-    pub const fn held(&self) -> bool {
-        self.worker.spec.consumer.paused || self.hold.is_some()
+    pub fn held(&self) -> bool {
+        held(self.worker, self.queue, self.hold.as_ref())
     }
 }
 
@@ -106,6 +107,13 @@ pub fn not_ours(queue: &Queue) -> Option<Problem> {
 /// Whatever has consuming held, besides `consumer.paused`; `beside`: whose pods may consume, too.
 pub fn hold(worker: &Worker, queue: &Queue, beside: Option<&str>) -> Option<Problem> {
     not_ours(queue).or_else(|| disorder(worker, queue, beside))
+}
+
+/// Whether consuming is held, with what [`hold`] gives. What must not have existed is not consumed before it is known not to.
+pub fn held(worker: &Worker, queue: &Queue, hold: Option<&Problem>) -> bool {
+    let made = queue.status.as_ref().is_some_and(|status| status.created == Some(true));
+    let unsure = queue.spec.adoption_policy == AdoptionPolicy::FailIfExists && !made;
+    worker.spec.consumer.paused || unsure || hold.is_some()
 }
 
 /// Whether no pod may come that cannot be told to hold consuming. Without its Queue nobody knows who else consumes.

@@ -92,6 +92,19 @@ impl Room {
         self.condition_of("wq", name, kind, (status, reason, word)).await
     }
 
+    /// Waits until a Worker's `QueueReady` is so, and its sidecars are told to consume or not to.
+    async fn consuming(&self, worker: &str, queue_ready: (&str, &str, &str), consumes: bool) -> Result<()> {
+        self.condition_of("wk", worker, "QueueReady", queue_ready).await?;
+        let name = format!("{worker}-sidecar");
+        eventually(PATIENCE, &format!("consuming is {consumes}"), async || {
+            let config: Value = self.cluster.get(&["-n", &self.name, "configmap", &name]).await?;
+            let held = config["data"].to_string().replace(['\\', '"', ' '], "").contains("paused:true");
+            ensure!(held != consumes, "{}", config["data"]);
+            Ok(())
+        })
+        .await
+    }
+
     async fn condition_of(
         &self,
         resource: &str,
@@ -213,21 +226,33 @@ async fn consuming_is_held_for_an_order_until_one_pod_alone_is_left() -> Result<
     room.pod("left", "gone").await?;
     let ordered = json!({"scaling": {"maxReplicas": 1}, "consumer": {"orderingKey": "x-customer"}});
     room.worker("invoices", "orders", ordered).await?;
-    let seen = async |status: &str, reason: &str, word: &str, paused: bool| {
-        room.condition_of("wk", "invoices", "QueueReady", (status, reason, word)).await?;
-        let config: Value = room.cluster.get(&["-n", &room.name, "configmap", "invoices-sidecar"]).await?;
-        let held = config["data"].to_string().replace(['\\', '"', ' '], "").contains("paused:true");
-        ensure!(held == paused, "{}", config["data"]);
-        Ok(())
-    };
-    seen("False", "OrderingNotGuaranteed", "Worker \"gone\"", true).await?;
+    let held = |word| ("False", "OrderingNotGuaranteed", word);
+    let consumes = ("True", "QueueReady", "");
+    room.consuming("invoices", held("Worker \"gone\""), false).await?;
     room.end_pod("left").await?;
-    seen("True", "QueueReady", "", false).await?;
+    room.consuming("invoices", consumes, true).await?;
     room.pod("first", "invoices").await?;
     room.pod("second", "invoices").await?;
-    seen("False", "OrderingNotGuaranteed", "pod first has not ended", true).await?;
+    room.consuming("invoices", held("pod first has not ended"), false).await?;
     room.end_pod("first").await?;
-    seen("True", "QueueReady", "", false).await
+    room.consuming("invoices", consumes, true).await
+}
+
+#[tokio::test]
+async fn nothing_is_consumed_from_a_queue_that_is_somebody_else_s() -> Result<()> {
+    let room = Room::new("somebody-s").await?;
+    let broker = Client::connect(&room.vhost.uri()).await?;
+    broker.declare_durable("orders", "quorum").await?;
+    broker.publish("orders", b"theirs").await?;
+    let _operator = room.operator("one").await?;
+    room.queue("orders", json!({"adoptionPolicy": "FailIfExists"})).await?;
+    room.worker("invoices", "orders", json!({})).await?;
+    room.consuming("invoices", ("False", "AlreadyExists", "adoptionPolicy: Adopt"), false).await?;
+    room.condition_of("wk", "invoices", "ScalingActive", ("True", "Paused", "QueueReady")).await?;
+    let deployment: Value = room.cluster.get(&["-n", &room.name, "deployment", "invoices"]).await?;
+    ensure!(deployment["spec"]["replicas"] == 0, "{}", deployment["spec"]);
+    broker.delete("orders").await?;
+    room.consuming("invoices", ("True", "QueueReady", ""), true).await
 }
 
 #[tokio::test]
