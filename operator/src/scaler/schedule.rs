@@ -29,6 +29,13 @@ struct Entry {
     floor: Floor,
 }
 
+/// A time for which an entry fires. Of what fires as a gap of the clock ends, first come the times in the gap, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Clock {
+    LeftOut(DateTime),
+    There,
+}
+
 impl Schedules {
     /// Reads every entry that can be read, and says what is wrong with the first that cannot.
     pub fn parse(schedules: &[Schedule]) -> (Self, Option<Problem>) {
@@ -78,14 +85,14 @@ impl Entry {
     }
 
     /// When it fired last, and for what time of the clock.
-    fn fired(&self, now: Timestamp) -> Option<(Timestamp, DateTime)> {
+    fn fired(&self, now: Timestamp) -> Option<(Timestamp, Clock)> {
         let now = now.to_zoned(self.zone.clone());
         let named = self.cron.find_previous_occurrence(&now, true).ok();
         // croner carries some times over a gap, and forgets which they were.
         let named = named.filter(|at| self.cron.is_time_matching(at).unwrap_or(true));
-        let named = named.map(|at| (at.timestamp(), at.datetime()));
+        let named = named.map(|at| (at.timestamp(), Clock::There));
         let by_the_clock = self.cron.find_previous_occurrence(&now.datetime(), true).ok();
-        let left_out = by_the_clock.and_then(|at| Some((self.end_of_gap(at)?, at)));
+        let left_out = by_the_clock.and_then(|at| Some((self.end_of_gap(at)?, Clock::LeftOut(at))));
         named.max(left_out)
     }
 
@@ -173,6 +180,8 @@ mod tests {
         ];
         assert_eq!(floor(&both, "2026-11-23T09:00:00Z"), Some(9));
         assert_eq!(floor(&both, "2026-11-24T09:00:00Z"), Some(4));
+        let zones = [schedule("0 8 * * *", "UTC", 7), schedule("0 9 * * *", "Europe/Berlin", 3)];
+        assert_eq!(floor(&zones, "2026-11-23T08:30:00Z"), Some(7));
     }
 
     #[test]
