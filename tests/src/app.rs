@@ -1,7 +1,7 @@
 //! An application for tests: takes the sidecar's calls on localhost, remembers them, and answers as the test says.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use axum::Router;
@@ -19,6 +19,8 @@ pub struct Call {
     pub headers: HeaderMap,
     /// The payload.
     pub body: Bytes,
+    /// When it began.
+    pub at: Instant,
 }
 
 impl Call {
@@ -108,7 +110,7 @@ impl Drop for App {
 }
 
 async fn take(State(shared): State<Shared>, headers: HeaderMap, body: Bytes) -> Response {
-    let call = Call { headers, body };
+    let call = Call { headers, body, at: Instant::now() };
     let answer = (shared.answer)(&call);
     shared.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
     if !shared.delay.is_zero() {

@@ -85,8 +85,7 @@ impl Comparison {
     /// Runs a trace through under both. Every call ends well, also one that outlasts the handler's time-out.
     pub fn of(setting: &Setting, trace: &Trace) -> Self {
         let Setting { spec, pods, .. } = setting;
-        let longest = trace.longest_service(pods.service_seconds);
-        let warren = simulate(trace, pods, &mut Warren::new(spec.clone(), longest));
+        let warren = simulate(trace, pods, &mut Warren::new(spec.clone()));
         let service = trace.mean_service(pods.service_seconds);
         let mut keda = KedaHpa::new(spec.min, spec.max, spec.target_wait, service, spec.concurrency);
         let keda_hpa = simulate(trace, pods, &mut keda);

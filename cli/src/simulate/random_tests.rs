@@ -77,6 +77,7 @@ fn setting(service: f64, concurrency: u32, target_wait: f64) -> Setting {
             startup_seconds: 5.0,
             prefetch: concurrency,
             concurrency,
+            timeout_seconds: 30.0,
             min: 0,
         },
     }

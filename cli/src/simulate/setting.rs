@@ -126,8 +126,14 @@ impl Setting {
                 "consumer.prefetchMode: Auto is not simulated, since its window follows the broker's round trips: leave it out, and let consumer.prefetch be the window",
             ));
         }
-        let pods =
-            Pods { service_seconds, startup_seconds, prefetch, concurrency: spec.concurrency, min: spec.min };
+        let pods = Pods {
+            service_seconds,
+            startup_seconds,
+            prefetch,
+            concurrency: spec.concurrency,
+            timeout_seconds: spec.handler_timeout,
+            min: spec.min,
+        };
         Ok(Self { name: worker.metadata.name.clone().unwrap_or_default(), spec, pods })
     }
 }

@@ -16,17 +16,14 @@ const WITH_PODS: f64 = 1.0;
 pub struct Warren {
     spec: Spec,
     history: History,
-    /// Whether calls outlast the handler's time-out, as work that is ended later and asks for more time.
-    long_calls: bool,
-    /// How often work has asked for more time.
+    /// How often work that outlasts the handler's time-out has asked for more time.
     extensions: u64,
 }
 
 impl Warren {
-    /// A scaler that has never seen this Worker before, whose longest call takes so many seconds.
-    pub fn new(spec: Spec, longest_call: f64) -> Self {
-        let long_calls = longest_call > spec.handler_timeout;
-        Self { spec, history: History::default(), long_calls, extensions: 0 }
+    /// A scaler that has never seen this Worker before.
+    pub fn new(spec: Spec) -> Self {
+        Self { spec, history: History::default(), extensions: 0 }
     }
 }
 
@@ -38,14 +35,14 @@ impl Autoscaler for Warren {
             started,
             unsettled,
             in_flight,
+            late,
             busy,
             ending,
             deliveries,
             settled,
             call_seconds,
         } = *seen;
-        let long_calls = self.long_calls && in_flight > 0;
-        if long_calls {
+        if late > 0 {
             // Twice within each time that it is given.
             self.extensions = (now / self.spec.handler_timeout * 2.0) as u64;
         }
@@ -61,7 +58,7 @@ impl Autoscaler for Warren {
                 unsettled,
                 in_flight,
                 busy,
-                late: if long_calls { in_flight } else { 0 },
+                late,
                 extensions: self.extensions,
                 ending,
                 deliveries,

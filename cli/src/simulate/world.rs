@@ -25,6 +25,8 @@ pub struct Pods {
     pub prefetch: u32,
     /// Handler calls at once in a pod, at most `prefetch`.
     pub concurrency: u32,
+    /// Seconds that a call may take; what takes longer is work that the application ends later.
+    pub timeout_seconds: f64,
     /// Pods that are there at the beginning and always: the least that the scaler may ask for.
     pub min: u32,
 }
@@ -42,6 +44,8 @@ pub struct Seen {
     pub unsettled: u64,
     /// Handler calls that run in those.
     pub in_flight: u64,
+    /// Of these, how many outlast the handler's time-out.
+    pub late: u64,
     /// Of those pods, how many have a call that runs.
     pub busy: u32,
     /// Handler calls that run in pods which end after them.
@@ -167,6 +171,7 @@ struct World<'a> {
     replicas: u32,
     started: u32,
     in_flight: u64,
+    late: u64,
     /// Of these, in pods that end.
     ending: u64,
     held: u64,
@@ -219,6 +224,7 @@ impl<'a> World<'a> {
             replicas: pods.min,
             started: 0,
             in_flight: 0,
+            late: 0,
             ending: 0,
             held: 0,
             deliveries: 0,
@@ -282,6 +288,7 @@ impl<'a> World<'a> {
             started: self.started,
             unsettled: self.in_flight - self.ending + self.held,
             in_flight: self.in_flight - self.ending,
+            late: self.late.min(self.in_flight - self.ending),
             busy: self.pods.values().filter(|pod| pod.started && !pod.ending && pod.running > 0).count()
                 as u32,
             ending: self.ending,
@@ -330,6 +337,11 @@ impl<'a> World<'a> {
         self.trace.intervals().get(interval).map_or(otherwise, |interval| interval.service_or(otherwise))
     }
 
+    /// Whether a call that began in an interval outlasts the handler's time-out.
+    fn is_late(&self, interval: usize) -> bool {
+        self.service_of(interval) > self.pods_are.timeout_seconds
+    }
+
     fn begin_calls(&mut self, id: u64) {
         while let Some(pod) = self.pods.get_mut(&id) {
             if pod.running >= self.pods_are.concurrency {
@@ -339,6 +351,7 @@ impl<'a> World<'a> {
             pod.running += 1;
             self.held -= 1;
             self.in_flight += 1;
+            self.late += u64::from(self.is_late(self.interval));
             self.run.begun.push((arrival, self.now));
             self.plan(self.service(), Kind::Ended { pod: id, service_index: self.interval });
         }
@@ -351,6 +364,7 @@ impl<'a> World<'a> {
         let gone = pod.ending && pod.running == 0;
         let ending = pod.ending;
         self.in_flight -= 1;
+        self.late -= u64::from(self.is_late(service_index));
         self.ending -= u64::from(ending);
         self.settled += 1;
         self.call_seconds += self.service_of(service_index);
@@ -439,7 +453,14 @@ mod tests {
     }
 
     fn pods() -> Pods {
-        Pods { service_seconds: 2.0, startup_seconds: 5.0, prefetch: 1, concurrency: 1, min: 0 }
+        Pods {
+            service_seconds: 2.0,
+            startup_seconds: 5.0,
+            prefetch: 1,
+            concurrency: 1,
+            timeout_seconds: 30.0,
+            min: 0,
+        }
     }
 
     fn run(trace: &str, pods: &Pods, plan: &[(f64, u32)]) -> Run {

@@ -16,8 +16,8 @@ use warren_api::queue::QueueStatus;
 use warren_api::{Queue, Worker};
 
 use super::record::record;
-use super::removal::{End, end, outcome};
-use super::status::{Progress, status};
+use super::removal::{End, end, older_to_come, outcome};
+use super::status::{Progress, conflicting, status};
 use super::validate::{key, validate};
 use super::{dereference, finalizer, plan};
 use crate::brokers::{Key, Order, Outcome, Seen};
@@ -129,6 +129,10 @@ async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, 
     if let Some(problem) = conflict(queue, &key, &address, &order, context) {
         context.brokers.forget(&key);
         return Ok(Some(Progress::Invalid(problem)));
+    }
+    // After a restart the older one may be late to claim its names, or cannot while its Secret is bad.
+    if conflicting(queue).is_some() && older_to_come(queue, &address, &order, context).is_some() {
+        return Ok(None);
     }
     if !record(queue, &address, context).await? {
         return Ok(None);

@@ -12,7 +12,7 @@ use warren_api::conditions::queue::DELETION_BLOCKED;
 use warren_broker::BrokerAccess;
 
 use super::reconcile::{age, conflict, patience};
-use super::status::others;
+use super::status::conflicting;
 use super::validate::{key, validate};
 use super::{dereference, finalizer, plan};
 use crate::brokers::{Key, Order, Outcome};
@@ -61,12 +61,7 @@ pub(super) async fn end(queue: &Queue, context: &Context) -> Result<End, Error> 
 /// Whether an older Queue had what this one names when it was last looked at, and nothing was ordered since. That outlasts a
 /// restart, after which the older one may be late to claim it: its namespace has caches of its own.
 fn is_another_s(queue: &Queue, key: &Key, context: &Context) -> bool {
-    in_conflict(queue) && context.brokers.lane_of(key).is_none()
-}
-
-/// Whether a Queue's status says that an older one has what it names.
-fn in_conflict(queue: &Queue) -> bool {
-    others(queue).is_some_and(|declared| declared.reason == CONFLICT)
+    conflicting(queue).is_some() && context.brokers.lane_of(key).is_none()
 }
 
 /// How the broker of a Queue that is deleted is reached.
@@ -207,7 +202,7 @@ fn keep_meanwhile(queue: &Queue, key: &Key, access: Option<BrokerAccess>, contex
 }
 
 /// An older Queue that names a queue of this one and has not claimed it in this process yet.
-fn older_to_come(queue: &Queue, address: &str, order: &Order, context: &Context) -> Option<Key> {
+pub(super) fn older_to_come(queue: &Queue, address: &str, order: &Order, context: &Context) -> Option<Key> {
     let names = order.names();
     let others = context.stores.queues.state();
     let mut older =
@@ -260,11 +255,11 @@ mod tests {
     #[test]
     fn a_queue_whose_name_an_older_one_had_says_so_until_it_is_looked_at_anew() {
         let mut younger = queue("younger", 2, "orders");
-        assert!(!in_conflict(&younger));
+        assert!(conflicting(&younger).is_none());
         let now = Time(Timestamp::from_second(3).unwrap());
         let mut after = |progress| {
             younger.status = Some(status(&younger, progress, Durability::default(), &now));
-            in_conflict(&younger)
+            conflicting(&younger).is_some()
         };
         let at = |outcome| Progress::Observed { address: ADDRESS.to_owned(), outcome };
         let wrong = |reason| Problem::new(DECLARED, reason, "m");

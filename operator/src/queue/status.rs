@@ -63,7 +63,7 @@ pub fn status(queue: &Queue, progress: Progress, durability: Durability, now: &T
         | Progress::Observed { .. }
         | Progress::Blocked(_) => None,
     };
-    let still = still_exists(queue, &progress);
+    let still = still_conflicting(queue, &progress);
     let mut statements = match progress {
         Progress::Invalid(problem) => unreachable(&problem),
         Progress::Pending { .. } => pending(),
@@ -114,25 +114,23 @@ fn observed(queue: &Queue, next: &mut QueueStatus, outcome: Outcome) -> Vec<Stat
     }
 }
 
-/// What says that the queue on the broker is somebody else's: nothing of it is this Queue's Workers' to consume.
-pub fn others(queue: &Queue) -> Option<&Condition> {
+/// Why, and what says so, the queue on the broker is somebody else's: nothing of it is this Queue's Workers' to consume.
+pub fn others(queue: &Queue) -> Option<(&'static str, &Condition)> {
     let declared = find(&queue.status.as_ref()?.conditions, DECLARED)?;
-    let others = [ALREADY_EXISTS, CONFLICT].contains(&declared.reason.as_str());
-    (declared.status == "False" && others).then_some(declared)
+    let reason = [ALREADY_EXISTS, CONFLICT].into_iter().find(|reason| *reason == declared.reason)?;
+    (declared.status == "False").then_some((reason, declared))
 }
 
-/// What exists already does so until a look has found it gone: by an outage of the broker Workers must not come to consume it.
-fn still_exists(queue: &Queue, progress: &Progress) -> Option<Statement> {
-    let before = others(queue).filter(|before| before.reason == ALREADY_EXISTS)?;
-    let unseen = match progress {
-        Progress::Invalid(problem) => problem.condition != DECLARED,
-        Progress::Observed { outcome, .. } => {
-            matches!(outcome, Outcome::Refused(_) | Outcome::Unreachable(_))
-        }
-        Progress::Pending { .. } | Progress::Blocked(_) => true,
-    };
-    let asked_for_the_same = before.observed_generation == queue.metadata.generation;
-    (unseen && asked_for_the_same).then(|| Statement::of(DECLARED, before))
+/// What says that an older Queue has what this one names.
+pub fn conflicting(queue: &Queue) -> Option<&Condition> {
+    others(queue).filter(|(reason, _)| *reason == CONFLICT).map(|(_, declared)| declared)
+}
+
+/// A conflict lasts while the Queue's own Secret cannot be used: the names are the older one's all the same.
+fn still_conflicting(queue: &Queue, progress: &Progress) -> Option<Statement> {
+    let before = conflicting(queue).filter(|c| c.observed_generation == queue.metadata.generation)?;
+    let unseen = matches!(progress, Progress::Invalid(problem) if problem.condition != DECLARED);
+    unseen.then(|| Statement::of(DECLARED, before))
 }
 
 fn pending() -> Vec<Statement> {
@@ -373,30 +371,23 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_that_exists_already_is_somebody_s_until_it_was_seen_to_be_gone_or_is_to_be_adopted() {
-        let adoption_policy = AdoptionPolicy::FailIfExists;
-        let mut queue = Queue::new("orders", QueueSpec { adoption_policy, ..QueueSpec::default() });
+    fn a_conflict_lasts_while_the_secret_of_the_younger_queue_is_bad() {
+        let mut queue = Queue::new("orders", QueueSpec::default());
         let after = |queue: &mut Queue, progress| {
             queue.status = Some(status(queue, progress, Durability::default(), &now()));
-            others(queue).map(|declared| declared.reason.clone())
+            others(queue).map(|(reason, _)| reason)
         };
-        let at = |outcome| Progress::Observed { address: "amqp://h".to_owned(), outcome };
-        let wrong = |reason| Problem::new(DECLARED, reason, "m");
-        let away = || Problem::new(BROKER_REACHABLE, "BrokerUnreachable", "m");
-        let exists = Some(ALREADY_EXISTS.to_owned());
-        assert_eq!(after(&mut queue, at(Outcome::Unreachable(away()))), None);
-        assert_eq!(after(&mut queue, at(Outcome::Refused(wrong(ALREADY_EXISTS)))), exists);
-        assert_eq!(after(&mut queue, at(Outcome::Unreachable(away()))), exists);
-        assert_eq!(after(&mut queue, at(Outcome::Refused(wrong("TimedOut")))), exists);
-        assert_eq!(after(&mut queue, Progress::Invalid(away())), exists);
+        let wrong = |condition, reason| Progress::Invalid(Problem::new(condition, reason, "m"));
+        let bad = || wrong(BROKER_REACHABLE, "SecretNotFound");
+        assert_eq!(after(&mut queue, bad()), None);
+        assert_eq!(after(&mut queue, wrong(DECLARED, CONFLICT)), Some(CONFLICT));
+        assert_eq!(after(&mut queue, bad()), Some(CONFLICT));
         let ready = find(&queue.status.as_ref().unwrap().conditions, READY).unwrap();
-        assert_eq!(ready.reason, "BrokerUnreachable");
-        let mut adopted = queue.clone();
-        adopted.metadata.generation = Some(2);
-        assert_eq!(after(&mut adopted, at(Outcome::Unreachable(away()))), None);
-        let conflict = Some(CONFLICT.to_owned());
-        assert_eq!(after(&mut queue.clone(), Progress::Invalid(wrong(CONFLICT))), conflict);
-        assert_eq!(after(&mut queue, at(Outcome::Absent)), None);
+        assert_eq!(ready.reason, "SecretNotFound");
+        let mut renamed = queue.clone();
+        renamed.metadata.generation = Some(2);
+        assert_eq!(after(&mut renamed, bad()), None);
+        assert_eq!(after(&mut queue, Progress::Pending { address: "amqp://h".to_owned() }), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use warren_api::{Queue, QueueType, Worker};
 
 use super::inputs::Spec;
-use crate::worker::validate::{held, hold};
+use crate::worker::validate::held;
 
 /// What a Worker asks of its scaling; `beside`: whose pods may consume, too, where an order is asked for.
 pub fn spec(worker: &Worker, queue: Option<&Queue>, beside: Option<&str>) -> Spec {
@@ -24,8 +24,7 @@ pub fn spec(worker: &Worker, queue: Option<&Queue>, beside: Option<&str>) -> Spe
         handler_timeout: f64::from(worker.spec.handler.http.timeout_seconds),
         single,
         quorum: queue.is_none_or(|queue| queue.spec.queue_type == QueueType::Quorum),
-        paused: queue
-            .map_or(consumer.paused, |queue| held(worker, queue, hold(worker, queue, beside).as_ref())),
+        paused: queue.map_or(consumer.paused, |queue| held(worker, queue, beside)),
     }
 }
 

@@ -15,9 +15,9 @@ pub(super) struct Recent {
 }
 
 impl Recent {
-    /// Of another queue: what comes before `since` may be the former one's.
-    pub(super) fn of_another(since: f64) -> Self {
-        Self { since, ..Self::default() }
+    /// Of another queue: what comes before `since`, or before a later time that was said already, may be the former one's.
+    pub(super) fn of_another(&self, since: f64) -> Self {
+        Self { since: since.max(self.since), ..Self::default() }
     }
 
     /// Takes in what was delivered since the last look.
@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn what_comes_before_the_sidecars_have_learned_of_another_queue_is_not_told_of_it() {
-        let mut recent = Recent::of_another(100.0);
+        let mut recent = Recent::default().of_another(100.0).of_another(1.0);
         recent.observe(seen(10, 10), 99.0);
         assert_eq!(recent.told(), Durability::default());
         recent.observe(seen(5, 0), 100.0);

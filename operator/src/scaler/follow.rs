@@ -193,7 +193,7 @@ impl Follower {
         let (mut decision, history) = decide(std::mem::take(&mut self.history), &inputs, &spec, now);
         // A Deployment that is gone while replicas are held is made again with as many.
         if let Some(last) = self.own.last().filter(|_| live.is_none() && decision.reason.holds()) {
-            decision.replicas = last;
+            decision.replicas = last.clamp(spec.min, spec.max.max(spec.min));
         }
         self.long_work = long_work(&history, &inputs, &spec, now);
         self.history = history;

@@ -195,7 +195,7 @@ impl Tracker {
 
     /// Has what is counted from `since` on be another queue's.
     pub fn turned(&mut self, since: f64) {
-        self.recent = Recent::of_another(since);
+        self.recent = self.recent.of_another(since);
     }
 
     /// What was counted lately.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
-use k8s_openapi::jiff::Timestamp;
 use k8s_openapi::jiff::civil::DateTime;
 use k8s_openapi::jiff::tz::{AmbiguousOffset, TimeZone};
+use k8s_openapi::jiff::{Timestamp, Zoned};
 use warren_api::conditions::worker::SCALING_ACTIVE;
 use warren_api::worker::Schedule;
 
@@ -56,9 +56,13 @@ impl Schedules {
 
     /// The entry that fired last; of several at the same time, the one with most pods.
     pub fn floor(&self, now: Timestamp) -> Option<Floor> {
-        let fired = self.0.iter().filter_map(|entry| Some((entry.fired(now)?, &entry.floor)));
-        let last = fired.max_by_key(|(fired, floor)| (*fired, floor.replicas));
-        last.map(|(_, floor)| floor.clone())
+        let fired: Vec<_> = self.0.iter().filter_map(|entry| Some((entry.fired(now)?, entry))).collect();
+        // Clocks of different zones do not compare.
+        let is_last = |(at, entry): &&(_, &Entry)| {
+            !fired.iter().any(|(later, other)| other.zone == entry.zone && later > at)
+        };
+        let last = fired.iter().filter(is_last).max_by_key(|((at, _), entry)| (*at, entry.floor.replicas));
+        last.map(|(_, entry)| entry.floor.clone())
     }
 }
 
@@ -90,10 +94,19 @@ impl Entry {
         let named = self.cron.find_previous_occurrence(&now, true).ok();
         // croner carries some times over a gap, and forgets which they were.
         let named = named.filter(|at| self.cron.is_time_matching(at).unwrap_or(true));
-        let named = named.map(|at| (at.timestamp(), Clock::There));
+        let named = named.map(|at| (self.first_time(&at), Clock::There));
         let by_the_clock = self.cron.find_previous_occurrence(&now.datetime(), true).ok();
         let left_out = by_the_clock.and_then(|at| Some((self.end_of_gap(at)?, Clock::LeftOut(at))));
         named.max(left_out)
+    }
+
+    /// A time that the clock repeats, and for which lists of hours and minutes fire again, counts when it comes first.
+    fn first_time(&self, at: &Zoned) -> Timestamp {
+        let first = match self.zone.to_ambiguous_timestamp(at.datetime()).offset() {
+            AmbiguousOffset::Fold { before, .. } => before.to_timestamp(at.datetime()).ok(),
+            AmbiguousOffset::Unambiguous { .. } | AmbiguousOffset::Gap { .. } => None,
+        };
+        first.unwrap_or(at.timestamp())
     }
 
     /// When the clock has left out a time; none where it has not.
@@ -221,7 +234,10 @@ mod tests {
             assert_eq!(floor(&until_evening, "2026-03-29T00:59:00Z"), Some(0), "{list}");
             assert_eq!(floor(&until_evening, "2026-03-29T01:00:00Z"), Some(5), "{list}");
         }
+        let zones = [schedule("30 2 * * *", "Europe/Berlin", 7), schedule("0 1 * * *", "UTC", 3)];
+        assert_eq!(floor(&zones, "2026-03-29T01:30:00Z"), Some(7));
         // The hour that is there twice: what has fired has fired.
+        assert_eq!(floor(&from_to("0,30 2 * * *", "45 2 * * *"), "2026-10-25T02:00:00Z"), Some(0));
         assert_eq!(floor(&from_to("30 2 * * *", "0 20 * * *"), "2026-10-25T01:10:00Z"), Some(5));
     }
 

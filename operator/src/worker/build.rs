@@ -185,7 +185,7 @@ fn sidecar_config(valid: &ValidWorker<'_>) -> SidecarConfig {
         consumer: ConsumerConfig {
             prefetch,
             concurrency,
-            paused: valid.held(),
+            paused: valid.held,
             prefetch_mode: spec.consumer.prefetch_mode,
             ordering_key: spec.consumer.ordering_key.clone(),
         },
@@ -297,9 +297,18 @@ fn drain_hook(token: &str) -> Value {
 fn telemetry(valid: &ValidWorker<'_>, containers: &[Value]) -> Vec<Value> {
     let handler = containers.iter().find(|container| container["name"] == valid.container.as_str());
     let variables = handler.and_then(|container| container["env"].as_array()).into_iter().flatten();
-    let standard =
-        |variable: &&Value| variable["name"].as_str().is_some_and(|name| name.starts_with("OTEL_"));
-    variables.filter(standard).cloned().collect()
+    let mut taken: Vec<Value> = Vec::new();
+    // A value may name variables that come before it.
+    for variable in variables.rev() {
+        let name = variable["name"].as_str().unwrap_or_default();
+        let reference = format!("$({name})");
+        let names = |later: &Value| later["value"].as_str().is_some_and(|value| value.contains(&reference));
+        if name.starts_with("OTEL_") || taken.iter().any(names) {
+            taken.push(variable.clone());
+        }
+    }
+    taken.reverse();
+    taken
 }
 
 /// A native sidecar, last of the init containers: whatever the user starts before it outlives it.

@@ -45,7 +45,9 @@ fn the_sidecar_is_a_native_one_without_privileges() {
 fn the_sidecar_s_spans_go_where_those_of_the_application_go() {
     let env = json!([
         {"name": "PASSWORD", "value": "secret"},
-        {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector:4318"},
+        {"name": "HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}},
+        {"name": "COLLECTOR", "value": "$(HOST):4318"},
+        {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://$(COLLECTOR)"},
         {"name": "OTEL_RESOURCE_ATTRIBUTES", "valueFrom": {"configMapKeyRef": {"name": "x", "key": "y"}}},
     ]);
     let app = json!({"name": "app", "ports": [{"containerPort": 8080}], "env": env});
@@ -55,7 +57,7 @@ fn the_sidecar_s_spans_go_where_those_of_the_application_go() {
     let sidecar = &built.deployment["spec"]["template"]["spec"]["initContainers"][0];
     let names = sidecar["env"].as_array().unwrap().iter().map(|variable| variable["name"].as_str().unwrap());
     let taken: Vec<&str> = names.filter(|name| !name.starts_with("WARREN_")).collect();
-    assert_eq!(taken, ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_RESOURCE_ATTRIBUTES"]);
+    assert_eq!(taken, ["HOST", "COLLECTOR", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_RESOURCE_ATTRIBUTES"]);
 }
 
 #[test]

@@ -19,8 +19,9 @@ use super::apply::apply;
 use super::build::build;
 use super::dereference::{Surroundings, dereference};
 use super::live::LiveDeployment;
+use super::owed::owed;
 use super::status::status;
-use super::validate::{DISORDER, holds_back, validate};
+use super::validate::{DISORDER, validate};
 use crate::condition::find;
 use crate::context::Context;
 use crate::error::Error;
@@ -145,16 +146,6 @@ async fn obey(worker: &Worker, around: &Surroundings, entry: &Entry, context: &C
     Ok(())
 }
 
-/// The number that somebody else decides, where the Worker's Deployment asks for another one. More pods must not break an
-/// order, nor consume what is somebody else's: the sidecars could not be told that consuming is held.
-fn owed(worker: &Worker, around: &Surroundings) -> Option<u32> {
-    let others = worker.spec.scaling.mode != ScalingMode::Builtin;
-    let deployment = around.deployment.as_deref().filter(|live| others && live.is_owned_by(worker))?;
-    let (live, wanted) = (deployment.facts.desired?, worker.spec.replicas.max(0));
-    let held = || holds_back(worker, around.queue.as_deref(), around.beside.as_deref());
-    (wanted < live || wanted > live && !held()).then_some(wanted.unsigned_abs())
-}
-
 /// In mode Builtin the scaler's number, and until it has one the number that is there.
 fn replicas(worker: &Worker, around: &Surroundings, view: &View) -> u32 {
     let replicas = match worker.spec.scaling.mode {
@@ -197,58 +188,9 @@ fn error_policy(worker: Arc<Worker>, error: &Error, context: Arc<Context>) -> Ac
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
     use warren_api::conditions::worker::TEMPLATE_VALID;
 
-    use super::super::validate::tests::{declared, surroundings, worker};
     use super::*;
-
-    /// What surrounds a Worker whose Deployment has so many replicas.
-    fn around(replicas: i32, owner: &str) -> Surroundings {
-        let metadata = json!({"name": "invoices", "namespace": "shop", "ownerReferences": [{"uid": owner}]});
-        let deployment = json!({"metadata": metadata, "spec": {"replicas": replicas}});
-        let live: LiveDeployment = serde_json::from_value(deployment).unwrap();
-        Surroundings { deployment: Some(Arc::new(live)), ..surroundings() }
-    }
-
-    fn scaled(mode: &str, replicas: i32, fields: Value) -> Worker {
-        let mut spec = json!({"scaling": {"mode": mode}, "replicas": replicas});
-        spec.as_object_mut().unwrap().extend(fields.as_object().cloned().unwrap());
-        worker(spec)
-    }
-
-    #[test]
-    fn a_worker_that_cannot_be_applied_still_owes_the_replicas_that_somebody_else_decides() {
-        for mode in ["Manual", "External"] {
-            assert_eq!(owed(&scaled(mode, 0, json!({})), &around(2, "u-1")), Some(0));
-            assert_eq!(owed(&scaled(mode, 3, json!({})), &around(2, "u-1")), Some(3));
-            assert_eq!(owed(&scaled(mode, 2, json!({})), &around(2, "u-1")), None);
-            assert_eq!(owed(&scaled(mode, 0, json!({})), &around(2, "another")), None, "not its own");
-            assert_eq!(owed(&scaled(mode, 0, json!({})), &surroundings()), None, "there is none");
-        }
-        assert_eq!(owed(&scaled("Builtin", 0, json!({})), &around(2, "u-1")), None);
-    }
-
-    #[test]
-    fn no_pod_is_owed_that_would_break_an_order() {
-        let ordered =
-            |replicas| scaled("Manual", replicas, json!({"consumer": {"orderingKey": "x-customer"}}));
-        assert_eq!(owed(&ordered(1), &around(2, "u-1")), Some(1));
-        assert_eq!(owed(&ordered(2), &around(1, "u-1")), None);
-        assert_eq!(owed(&ordered(1), &around(0, "u-1")), Some(1));
-        let unknown = Surroundings { queue: None, ..around(0, "u-1") };
-        assert_eq!(owed(&ordered(1), &unknown), None, "another Worker may consume");
-    }
-
-    #[test]
-    fn no_pod_is_owed_that_would_consume_somebody_else_s_queue() {
-        let others = |replicas| {
-            let queue = Some(Arc::new(declared("False", "AlreadyExists")));
-            Surroundings { queue, ..around(replicas, "u-1") }
-        };
-        assert_eq!(owed(&scaled("Manual", 3, json!({})), &others(2)), None);
-        assert_eq!(owed(&scaled("Manual", 0, json!({})), &others(2)), Some(0));
-    }
 
     #[test]
     fn a_name_that_somebody_else_has_is_asked_for_again_soon() {

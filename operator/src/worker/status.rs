@@ -11,8 +11,9 @@ use warren_api::worker::{ScalingMode, ScalingStatus};
 use warren_api::{Worker, WorkerStatus};
 
 use super::dereference::Surroundings;
+use super::owed::is_held_back;
 use super::pods::{ending, ready, trouble};
-use super::validate::{HOLDS, holds_back, port};
+use super::validate::{HOLDS, is_unsure, port};
 use crate::condition::{Statement, Status, conditions, find};
 use crate::problem::Problem;
 use crate::scaler::board::View;
@@ -43,11 +44,17 @@ pub fn status(
     let desired = deployment.and_then(|deployment| deployment.facts.desired).unwrap_or(0);
     let existing = deployment.map_or(0, |deployment| deployment.facts.existing);
 
+    // Where the sidecars could be told to hold consuming, pods are added all the same.
+    let held_back = image.is_none() && is_held_back(worker, around);
+    let mut scaling_active = scaling_active(worker, held_back, view);
+    if worker.spec.scaling.mode == ScalingMode::Builtin && worker.spec.replicas != 1 {
+        scaling_active.message.push_str(REPLICAS_IGNORED);
+    }
     let mut all = vec![
         template_valid(problem),
         queue_ready(worker, problem, around),
         available(worker, problem, desired, around, view),
-        scaling_active(worker, problem, desired, around, view),
+        scaling_active,
     ];
     all.extend(handler_healthy(worker, desired, view, &former));
     let mut all: Vec<Statement> = all.into_iter().map(|statement| kept(statement, &former)).collect();
@@ -165,7 +172,8 @@ fn available(
             "consumer.paused is set: pods stay and consume nothing",
         );
     }
-    if problem.is_some_and(|problem| HOLDS.contains(&problem.reason)) {
+    let unsure = around.queue.as_deref().is_some_and(is_unsure);
+    if unsure || problem.is_some_and(|problem| HOLDS.contains(&problem.reason)) {
         let message = "consuming is held, see QueueReady: pods stay and consume nothing";
         return Statement::new(AVAILABLE, true, "Paused", message);
     }
@@ -184,27 +192,7 @@ fn available(
     Statement::new(AVAILABLE, true, "PodsReady", "pods are ready and consume")
 }
 
-fn scaling_active(
-    worker: &Worker,
-    problem: Option<&Problem>,
-    desired: i32,
-    around: &Surroundings,
-    view: &View,
-) -> Statement {
-    let mut statement = scaling_said(worker, problem, desired, around, view);
-    if worker.spec.scaling.mode == ScalingMode::Builtin && worker.spec.replicas != 1 {
-        statement.message.push_str(REPLICAS_IGNORED);
-    }
-    statement
-}
-
-fn scaling_said(
-    worker: &Worker,
-    problem: Option<&Problem>,
-    desired: i32,
-    around: &Surroundings,
-    view: &View,
-) -> Statement {
+fn scaling_active(worker: &Worker, held_back: bool, view: &View) -> Statement {
     let scaling = &worker.spec.scaling;
     let active = |reason: &str, message: &str| Statement::new(SCALING_ACTIVE, true, reason, message);
     if let Some(refusal) = &view.refused {
@@ -213,14 +201,8 @@ fn scaling_said(
         );
         return Statement::new(SCALING_ACTIVE, false, SCALE_REFUSED, message);
     }
-    let held = || holds_back(worker, around.queue.as_deref(), around.beside.as_deref());
     match (scaling.mode, &view.decision) {
-        // Where the sidecars could be told to hold consuming, pods are added all the same.
-        (ScalingMode::External | ScalingMode::Manual, _)
-            if worker.spec.replicas > desired
-                && problem.is_some_and(|problem| !HOLDS.contains(&problem.reason))
-                && held() =>
-        {
+        (ScalingMode::External | ScalingMode::Manual, _) if held_back => {
             let message = "spec.replicas asks for more pods, and none is added that could not be told to hold consuming: see to what the other conditions say";
             Statement::new(SCALING_ACTIVE, false, HELD_BACK, message)
         }
@@ -419,16 +401,24 @@ mod tests {
     }
 
     #[test]
-    fn pods_that_are_not_added_for_an_order_are_told() {
-        let missing = Problem::new(QUEUE_READY, "QueueNotFound", "create it");
-        let said = |mode: &str, replicas: i32| {
-            let fields = json!({"consumer": {"orderingKey": "x-customer"}, "scaling": {"mode": mode}, "replicas": replicas});
-            let around = Surroundings { queue: None, ..surroundings() };
-            let status = status(&worker(fields), Some(&missing), None, &around, &View::default(), &now());
+    fn pods_that_are_not_added_since_they_might_break_an_order_are_told() {
+        let metadata = json!({"name": "invoices", "namespace": "shop", "ownerReferences": [{"uid": "u-1"}]});
+        let deployment = json!({"metadata": metadata, "spec": {"replicas": 1}});
+        let deployment = Some(Arc::new(from_value::<LiveDeployment>(deployment).unwrap()));
+        let around = Surroundings { queue: None, deployment, ..surroundings() };
+        let said = |mode: &str, replicas: i32, image: Option<&str>| {
+            let consumer = json!({"orderingKey": "x-customer"});
+            let worker =
+                worker(json!({"consumer": consumer, "scaling": {"mode": mode}, "replicas": replicas}));
+            let image = image.map(str::to_owned);
+            let status = status(&worker, None, image, &around, &View::default(), &now());
             find(&status.conditions, SCALING_ACTIVE).unwrap().reason.clone()
         };
-        assert_eq!((said("Manual", 1).as_str(), said("External", 1).as_str()), (HELD_BACK, HELD_BACK));
-        assert_eq!((said("Manual", 0).as_str(), said("External", 0).as_str()), ("Manual", "External"));
+        for mode in ["Manual", "External"] {
+            assert_eq!(said(mode, 3, None), HELD_BACK);
+            assert_eq!(said(mode, 1, None), mode, "none is wanted");
+            assert_eq!(said(mode, 3, Some("sidecar:1")), mode, "they can be told to hold");
+        }
     }
 
     #[test]

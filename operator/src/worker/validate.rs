@@ -12,6 +12,7 @@ use warren_broker::BrokerAccess;
 
 use super::dereference::{Surroundings, worker_secret};
 use crate::problem::{ALREADY_EXISTS, CONFLICT, Problem};
+use crate::queue::plan::made_elsewhere;
 use crate::queue::status::others;
 use crate::secrets::SecretState;
 
@@ -40,19 +41,14 @@ pub struct ValidWorker<'a> {
     pub container: String,
     /// The port it listens on.
     pub port: u16,
-    /// Why consuming is held.
+    /// Whether consuming is held.
+    pub held: bool,
+    /// What is wrong that has it held.
     pub hold: Option<Problem>,
     /// Seconds that a drain may take.
     pub drain_seconds: i64,
     /// The `terminationGracePeriodSeconds` of the template, raised where it was too short for a drain.
     pub grace_seconds: i64,
-}
-
-impl ValidWorker<'_> {
-    /// Whether consuming is held.
-    pub fn held(&self) -> bool {
-        held(self.worker, self.queue, self.hold.as_ref())
-    }
 }
 
 /// Seconds that a drain may take.
@@ -96,32 +92,27 @@ pub fn disorder(worker: &Worker, queue: &Queue, beside: Option<&str>) -> Option<
 }
 
 /// Why a Queue gives its Workers nothing to consume: the queue of its name is somebody else's.
-pub fn not_ours(queue: &Queue) -> Option<Problem> {
-    let declared = others(queue)?;
-    let reason = HOLDS.into_iter().find(|reason| *reason == declared.reason)?;
+fn not_ours(queue: &Queue) -> Option<Problem> {
+    let (reason, declared) = others(queue)?;
     let message =
         format!("Queue \"{}\": {}. Consuming is held until then", queue.name_any(), declared.message);
     Some(Problem::new(QUEUE_READY, reason, message))
 }
 
-/// Whatever has consuming held, besides `consumer.paused`; `beside`: whose pods may consume, too.
-pub fn hold(worker: &Worker, queue: &Queue, beside: Option<&str>) -> Option<Problem> {
+/// Whether a Queue's Workers wait to know that the queue of its name, which must not have existed, is its own.
+pub fn is_unsure(queue: &Queue) -> bool {
+    let made = queue.status.as_ref().is_some_and(|status| status.created == Some(true));
+    queue.spec.adoption_policy == AdoptionPolicy::FailIfExists && !made
+}
+
+/// What is wrong that has consuming held; `beside`: whose pods may consume, too.
+fn hold(worker: &Worker, queue: &Queue, beside: Option<&str>) -> Option<Problem> {
     not_ours(queue).or_else(|| disorder(worker, queue, beside))
 }
 
-/// Whether consuming is held, with what [`hold`] gives. What must not have existed is not consumed before it is known not to.
-pub fn held(worker: &Worker, queue: &Queue, hold: Option<&Problem>) -> bool {
-    let made = queue.status.as_ref().is_some_and(|status| status.created == Some(true));
-    let unsure = queue.spec.adoption_policy == AdoptionPolicy::FailIfExists && !made;
-    worker.spec.consumer.paused || unsure || hold.is_some()
-}
-
-/// Whether no pod may come that cannot be told to hold consuming. Without its Queue nobody knows who else consumes.
-pub fn holds_back(worker: &Worker, queue: Option<&Queue>, beside: Option<&str>) -> bool {
-    match queue {
-        Some(queue) => hold(worker, queue, beside).is_some(),
-        None => worker.spec.consumer.ordering_key.is_some(),
-    }
+/// Whether consuming is held; `beside`: see [`hold`].
+pub fn held(worker: &Worker, queue: &Queue, beside: Option<&str>) -> bool {
+    worker.spec.consumer.paused || is_unsure(queue) || hold(worker, queue, beside).is_some()
 }
 
 /// The port that the handler listens on; none where the template names none.
@@ -157,14 +148,18 @@ pub fn validate<'a>(worker: &'a Worker, around: &'a Surroundings) -> Result<Vali
         )
     })?;
     let secret = worker_secret(queue);
-    secret_is_usable(queue, secret, around.secret.as_ref())?;
+    let access = secret_is_usable(queue, secret, around.secret.as_ref())?;
+    // What was made on another broker says nothing of this one.
+    let moved = secret == queue.spec.broker.secret_ref.name && made_elsewhere(queue, &access.address());
+    let beside = around.beside.as_deref();
     let drain_seconds = i64::from(drain_seconds(worker));
     let least_grace = drain_seconds + i64::from(DRAIN_MARGIN_SECONDS);
     Ok(ValidWorker {
         worker,
         queue,
         secret: secret.to_owned(),
-        hold: hold(worker, queue, around.beside.as_deref()),
+        held: moved || held(worker, queue, beside),
+        hold: hold(worker, queue, beside),
         container: container.name.clone(),
         port,
         drain_seconds,
@@ -173,7 +168,11 @@ pub fn validate<'a>(worker: &'a Worker, around: &'a Surroundings) -> Result<Vali
 }
 
 /// Whether sidecars can take a broker's address and credentials from the Secret that they mount.
-fn secret_is_usable(queue: &Queue, secret: &str, state: Option<&SecretState>) -> Result<(), Problem> {
+fn secret_is_usable(
+    queue: &Queue,
+    secret: &str,
+    state: Option<&SecretState>,
+) -> Result<BrokerAccess, Problem> {
     let needed = format!("the pods need Secret \"{secret}\", which Queue \"{}\" names", queue.name_any());
     let problem = |reason, wrong: String| Err(Problem::new(QUEUE_READY, reason, format!("{needed}{wrong}")));
     match state {
@@ -186,7 +185,7 @@ fn secret_is_usable(queue: &Queue, secret: &str, state: Option<&SecretState>) ->
                         access.vhost()
                     ),
                 ),
-                Some(_) | None => Ok(()),
+                Some(_) | None => Ok(access),
             },
             Err(error) => problem("SecretInvalid", format!(": {error}")),
         },
@@ -387,9 +386,9 @@ pub(crate) mod tests {
         let several = worker(json!({"consumer": {"orderingKey": "x-customer"}}));
         let problem = unordered(&several, around.queue.as_deref().unwrap()).unwrap();
         assert_eq!(problem.reason, "OrderingNotGuaranteed");
-        assert!(validate(&several, &around).unwrap().held());
+        assert!(validate(&several, &around).unwrap().held);
         let one = worker(json!({"consumer": {"orderingKey": "x-customer"}, "scaling": {"maxReplicas": 1}}));
-        assert!(!validate(&one, &around).unwrap().held());
+        assert!(!validate(&one, &around).unwrap().held);
     }
 
     #[test]
@@ -399,10 +398,10 @@ pub(crate) mod tests {
         let one = worker(json!({"consumer": {"orderingKey": "x-customer"}, "scaling": {"maxReplicas": 1}}));
         let problem = disorder(&one, around.queue.as_deref().unwrap(), around.beside.as_deref()).unwrap();
         assert!(problem.message.contains("Worker \"other\""), "{}", problem.message);
-        assert!(validate(&one, &around).unwrap().held());
-        assert!(!validate(&worker(json!({})), &around).unwrap().held(), "it asks for no order");
+        assert!(validate(&one, &around).unwrap().held);
+        assert!(!validate(&worker(json!({})), &around).unwrap().held, "it asks for no order");
         Arc::make_mut(around.queue.as_mut().unwrap()).spec.single_active_consumer = true;
-        assert!(!validate(&one, &around).unwrap().held());
+        assert!(!validate(&one, &around).unwrap().held);
     }
 
     /// A Queue that says so of its declaration.
@@ -419,7 +418,7 @@ pub(crate) mod tests {
         let problem = |queue| {
             let around = Surroundings { queue: Some(Arc::new(queue)), ..surroundings() };
             let valid = validate(&worker, &around).unwrap();
-            assert_eq!(valid.held(), valid.hold.is_some());
+            assert_eq!(valid.held, valid.hold.is_some());
             valid.hold
         };
         for reason in ["AlreadyExists", "Conflict"] {

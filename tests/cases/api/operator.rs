@@ -170,7 +170,7 @@ async fn of_two_queues_that_name_the_same_broker_queue_the_older_keeps_it() -> R
 #[tokio::test]
 async fn an_older_queue_keeps_its_name_while_its_secret_is_away() -> Result<()> {
     let room = Room::new("secretless").await?;
-    let _operator = room.operator("one").await?;
+    let operator = room.operator("one").await?;
     room.secret("own", &room.vhost.uri()).await?;
     room.queue("orders", json!({"broker": {"secretRef": {"name": "own"}}})).await?;
     room.ready("orders").await?;
@@ -189,6 +189,12 @@ async fn an_older_queue_keeps_its_name_while_its_secret_is_away() -> Result<()> 
         Ok(())
     })
     .await?;
+    // Nor does it take over by a restart.
+    operator.stop().await?;
+    let _second = room.operator("two").await?;
+    room.queue("later", json!({})).await?;
+    room.ready("later").await?;
+    room.condition("younger", "Declared", "False", "Conflict", "\"orders\" in namespace").await?;
     room.secret("own", &room.vhost.uri()).await?;
     room.ready("orders").await
 }
@@ -443,11 +449,15 @@ async fn a_younger_queue_leaves_what_an_older_one_without_its_secret_may_own() -
         }
     }
     room.condition("younger", "Declared", "False", "Conflict", "\"older\" in namespace").await?;
-    // Neither of the two says any more whose the queue is.
     for queue in ["older", "younger"] {
         room.kubectl(&["delete", "secret", queue]).await?;
         room.condition(queue, "BrokerReachable", "False", "SecretNotFound", queue).await?;
     }
+    room.condition("younger", "Declared", "False", "Conflict", "\"older\" in namespace").await?;
+    // With another spec neither of the two says any more whose the queue is.
+    let ladder = r#"{"spec": {"retry": {"delaysSeconds": [7]}}}"#;
+    room.kubectl(&["patch", "wq", "younger", "--type=merge", "-p", ladder]).await?;
+    room.condition("younger", "Declared", "Unknown", "SecretNotFound", "").await?;
     // What the next operator knows, it knows from the objects.
     first.stop().await?;
     room.kubectl(&["delete", "wq", "younger", "--wait=false"]).await?;
