@@ -5,7 +5,7 @@ use warren_api::QueueStatus;
 use warren_api::queue::Declared;
 
 use super::super::dereference::Surroundings;
-use super::super::validate::tests::{surroundings, worker};
+use super::super::validate::tests::{saying, surroundings, worker};
 use super::super::validate::validate;
 use super::*;
 
@@ -204,11 +204,9 @@ fn of_the_queue(around: &Surroundings) -> QueueConfig {
 fn a_consumer_timeout_that_the_broker_does_not_know_is_not_gone_by() {
     let told = |status: Option<&str>| {
         let mut around = surroundings();
-        let queue = Arc::make_mut(around.queue.as_mut().unwrap());
-        queue.spec.consumer_timeout_seconds = Some(7200);
-        let said = status.map(|status| json!({"type": CONSUMER_TIMEOUT_EFFECTIVE, "status": status, "reason": "r", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"}));
-        let said: Vec<Value> = said.into_iter().collect();
-        queue.status = Some(serde_json::from_value(json!({"conditions": said})).unwrap());
+        around.queue =
+            status.map(|status| saying(CONSUMER_TIMEOUT_EFFECTIVE, status, "r").into()).or(around.queue);
+        Arc::make_mut(around.queue.as_mut().unwrap()).spec.consumer_timeout_seconds = Some(7200);
         of_the_queue(&around).consumer_timeout_seconds
     };
     assert_eq!(told(Some("False")), None, "the broker's own counts");

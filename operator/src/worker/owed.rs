@@ -30,7 +30,7 @@ pub fn owed(worker: &Worker, around: &Surroundings) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::Arc;
 
     use serde_json::{Value, json};
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     /// What surrounds a Worker whose Deployment has so many replicas.
-    fn around(replicas: i32, owner: &str) -> Surroundings {
+    pub(crate) fn around(replicas: i32, owner: &str) -> Surroundings {
         let metadata = json!({"name": "invoices", "namespace": "shop", "ownerReferences": [{"uid": owner}]});
         let deployment = json!({"metadata": metadata, "spec": {"replicas": replicas}});
         let live: LiveDeployment = serde_json::from_value(deployment).unwrap();

@@ -284,7 +284,7 @@ mod tests {
     use k8s_openapi::jiff::Timestamp;
     use serde_json::{from_value, json};
 
-    use super::super::live::LiveDeployment;
+    use super::super::owed::tests::around;
     use super::super::validate::tests::{surroundings, worker};
     use super::*;
     use crate::scaler::board::Handlers;
@@ -319,10 +319,8 @@ mod tests {
             let pod = json!({"metadata": {"deletionTimestamp": ends}, "status": status});
             Arc::new(from_value::<Pod>(pod).unwrap())
         };
-        let deployment = from_value::<LiveDeployment>(json!({"spec": {"replicas": 1}})).unwrap();
-        let deployment = Some(Arc::new(deployment));
         let said = |pods: Vec<Arc<Pod>>| {
-            let around = Surroundings { deployment: deployment.clone(), pods, ..surroundings() };
+            let around = Surroundings { pods, ..around(1, "u-1") };
             let view = decided(Reason::ScaledOut, "one waits");
             let status = status(&worker(json!({})), None, None, &around, &view, &now());
             let available = find(&status.conditions, AVAILABLE).unwrap();
@@ -337,8 +335,7 @@ mod tests {
 
     #[test]
     fn whatever_has_consuming_held_is_said_and_the_pods_are_said_to_consume_nothing() {
-        let deployment = from_value::<LiveDeployment>(json!({"spec": {"replicas": 1}})).unwrap();
-        let around = Surroundings { deployment: Some(Arc::new(deployment)), ..surroundings() };
+        let around = around(1, "u-1");
         for reason in HOLDS {
             let problem = Problem::new(QUEUE_READY, reason, "m");
             let status = status(&worker(json!({})), Some(&problem), None, &around, &View::default(), &now());
@@ -402,10 +399,7 @@ mod tests {
 
     #[test]
     fn pods_that_are_not_added_since_they_might_break_an_order_are_told() {
-        let metadata = json!({"name": "invoices", "namespace": "shop", "ownerReferences": [{"uid": "u-1"}]});
-        let deployment = json!({"metadata": metadata, "spec": {"replicas": 1}});
-        let deployment = Some(Arc::new(from_value::<LiveDeployment>(deployment).unwrap()));
-        let around = Surroundings { queue: None, deployment, ..surroundings() };
+        let around = Surroundings { queue: None, ..around(1, "u-1") };
         let said = |mode: &str, replicas: i32, image: Option<&str>| {
             let consumer = json!({"orderingKey": "x-customer"});
             let worker =

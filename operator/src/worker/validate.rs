@@ -406,9 +406,14 @@ pub(crate) mod tests {
 
     /// A Queue that says so of its declaration.
     pub(crate) fn declared(status: &str, reason: &str) -> Queue {
-        let declared = json!({"type": "Declared", "status": status, "reason": reason, "message": "use another queueName", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        saying("Declared", status, reason)
+    }
+
+    /// A Queue with a condition.
+    pub(crate) fn saying(kind: &str, status: &str, reason: &str) -> Queue {
+        let condition = json!({"type": kind, "status": status, "reason": reason, "message": "use another queueName", "lastTransitionTime": "2026-01-01T00:00:00Z"});
         let mut queue = surroundings().queue.map(Arc::unwrap_or_clone).unwrap();
-        queue.status = Some(serde_json::from_value(json!({"conditions": [declared]})).unwrap());
+        queue.status = Some(serde_json::from_value(json!({"conditions": [condition]})).unwrap());
         queue
     }
 
