@@ -1,6 +1,6 @@
 //! `cargo xtask bench NAME`: the budgets, measured against a peer or the raw client in the same run.
 //!
-//! The sidecar, the application and the raw clients are processes of their own, built in release mode; the broker is one of
+//! The sidecar, the application and the raw clients are processes of their own, built as the images' are; the broker is one of
 //! the project's test brokers. Pairs alternate, and medians count, because the machine is shared.
 
 mod consume;

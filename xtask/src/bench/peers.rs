@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
+use warren_tests::images::{static_binaries, static_binary};
 use warren_tests::{ports, process};
 
 use super::say;
@@ -89,10 +90,9 @@ impl Running {
 impl Peers {
     /// Builds what is measured, and gets pika.
     pub(super) async fn build() -> Result<Self> {
-        say("Building the sidecar and its peers in release mode");
-        let build = ["build", "--release", "--locked", "-p", "warren-sidecar", "--bins", "--example", "peer"];
-        let status = Command::new(env!("CARGO")).args(build).status().await?;
-        ensure!(status.success(), "the build failed");
+        say("Building the sidecar as its image has it, and its peers alike");
+        let sidecar = static_binaries(&["warren-sidecar"]).await?.remove(0);
+        let peer = static_binary("peer", &["-p", "warren-sidecar", "--example", "peer"]).await?;
         let target = std::env::var_os("CARGO_TARGET_DIR")
             .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
         let venv = target.join("bench/venv");
@@ -107,13 +107,7 @@ impl Peers {
         }
         let pika = target.join("bench/pika_consumer.py");
         std::fs::write(&pika, PIKA)?;
-        let release = target.join("release");
-        Ok(Self {
-            sidecar: release.join("warren-sidecar"),
-            peer: release.join("examples/peer"),
-            python: venv.join("bin/python"),
-            pika,
-        })
+        Ok(Self { sidecar, peer, python: venv.join("bin/python"), pika })
     }
 
     fn start(program: &PathBuf, arguments: &[&str]) -> Result<Running> {
