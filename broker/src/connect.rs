@@ -1,11 +1,15 @@
 //! One connection to a broker, bounded in time.
 
 use std::io;
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
-use lapin::uri::AMQPQueryString;
-use lapin::{Connection, ConnectionBuilder, ConnectionProperties, ErrorKind};
+use lapin::tcp::{AsyncTcpStream, OwnedIdentity, OwnedTLSConfig};
+use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri};
+use lapin::{Connection, ConnectionProperties, ErrorKind};
+use tokio::time::timeout;
 
 use crate::access::{BrokerAccess, Tls};
 use crate::error::BrokerError;
@@ -53,18 +57,79 @@ pub async fn connect(
         ..AMQPQueryString::default()
     };
     let properties = ConnectionProperties::default().with_connection_name(options.name.as_str().into());
-    let builder = ConnectionBuilder::new()
-        .map_err(|error| classify(access, &error))?
-        .with_uri(access.uri(endpoint, query))
-        .with_properties(properties)
-        .with_tls_config(tls_config(access.tls()));
-    match tokio::time::timeout(options.timeout, builder.connect()).await {
-        Ok(Ok(connection)) => Ok(connection),
+    let attempt = Arc::new(Attempt::default());
+    let (begun, limit, tls) = (Arc::downgrade(&attempt), options.timeout, tls_config(access.tls()));
+    let connecting = async {
+        let (uri, runtime) = (access.uri(endpoint, query), lapin::runtime::default_runtime()?);
+        Connection::connector(
+            uri,
+            runtime,
+            async move |uri: AMQPUri, runtime| {
+                let AMQPAuthority { host, port, .. } = uri.authority;
+                let opening = async {
+                    let addresses = runtime.to_socket_addrs((host.clone(), port));
+                    let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
+                    if let AsyncTcpStream::Plain(socket) = &stream {
+                        Attempt::opened(&begun, socket.get_ref().as_fd().try_clone_to_owned()?.into())?;
+                    }
+                    match uri.scheme {
+                        AMQPScheme::AMQP => Ok(stream),
+                        AMQPScheme::AMQPS => stream.into_tls(&host, tls.as_ref()).await,
+                    }
+                };
+                timeout(limit, opening)
+                    .await
+                    .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+                    .map_err(Into::into)
+            },
+            properties,
+        )
+        .await
+    };
+    match timeout(limit, connecting).await {
+        Ok(Ok(connection)) => {
+            attempt.succeeded();
+            Ok(connection)
+        }
         Ok(Err(error)) => Err(classify(access, &error)),
         Err(_) => Err(BrokerError::Unreachable {
             address: access.address(),
-            detail: format!("no answer within {} s", options.timeout.as_secs()),
+            detail: format!("no answer within {} s", limit.as_secs()),
         }),
+    }
+}
+
+/// A connection in the making. One that is given up has its socket shut: the library's thread would wait without end for a peer
+/// that takes connections and says nothing.
+#[derive(Debug, Default)]
+struct Attempt {
+    socket: Mutex<Option<TcpStream>>,
+}
+
+impl Attempt {
+    /// Notes the socket, unless the attempt was given up meanwhile.
+    fn opened(attempt: &Weak<Self>, socket: TcpStream) -> io::Result<()> {
+        let attempt = attempt.upgrade().ok_or(io::ErrorKind::TimedOut)?;
+        attempt.socket().replace(socket);
+        Ok(())
+    }
+
+    /// Leaves the socket open.
+    fn succeeded(&self) {
+        self.socket().take();
+    }
+
+    fn socket(&self) -> MutexGuard<'_, Option<TcpStream>> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if let Some(socket) = self.socket().take() {
+            // It fails where the peer has closed, which is as good.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
     }
 }
 
@@ -115,6 +180,9 @@ fn classify(access: &BrokerAccess, error: &lapin::Error) -> BrokerError {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+
     use super::*;
 
     #[test]
@@ -126,5 +194,25 @@ mod tests {
         assert_eq!(label(io::ErrorKind::UnexpectedEof, "tls handshake eof"), "BrokerUnreachable");
         assert_eq!(label(io::ErrorKind::ConnectionReset, "reset during the handshake"), "BrokerUnreachable");
         assert_eq!(label(io::ErrorKind::ConnectionRefused, "Connection refused"), "BrokerUnreachable");
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_connections_and_says_nothing_is_hung_up_on() {
+        for scheme in ["amqp", "amqps"] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let access = BrokerAccess::from_uri(&format!("{scheme}://u:p@127.0.0.1:{port}/")).unwrap();
+            let options =
+                ConnectOptions { timeout: Duration::from_millis(200), ..ConnectOptions::named("test") };
+            let error = connect(&access, 0, &options).await.unwrap_err();
+            assert_eq!(error.label(), "BrokerUnreachable", "{error}");
+            let reading = tokio::task::spawn_blocking(move || {
+                let (mut socket, _) = listener.accept()?;
+                socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+                socket.read_to_end(&mut Vec::new())
+            });
+            let until_closed = reading.await.unwrap();
+            assert!(until_closed.is_ok(), "{scheme}: {until_closed:?}");
+        }
     }
 }
