@@ -63,7 +63,10 @@ impl Engine {
             let connected = self.generation.is_some();
             let slot = self.window.get_mut(id);
             let Some(slot) = slot.filter(|slot| connected && slot.state == State::Running { call }) else {
-                self.ready.release(key);
+                match (verdict, key) {
+                    (Verdict::Later, Some(key)) => self.outlive(id, key, now + self.settings.late_timeout),
+                    _ => self.ready.release(key),
+                }
                 effects.push(Effect::Observe(Observation::Stale));
                 continue;
             };
@@ -83,7 +86,7 @@ impl Engine {
         now: Time,
         effects: &mut Vec<Effect>,
     ) {
-        let identity = id.and_then(|id| self.window.get_mut(id)).and_then(|slot| slot.incoming.identity);
+        let identity = id.and_then(|id| self.window.get(id)).and_then(|slot| slot.incoming.identity);
         let change = match verdict {
             Verdict::Ack | Verdict::Reply | Verdict::DeadLetter { .. } => {
                 self.throttle.succeeded();
@@ -153,9 +156,9 @@ impl Engine {
         }
     }
 
-    fn attempts_with_this(&mut self, id: DeliveryId) -> u32 {
+    fn attempts_with_this(&self, id: DeliveryId) -> u32 {
         self.window
-            .get_mut(id)
+            .get(id)
             .map_or(1, |slot| slot.incoming.attempts.saturating_add(slot.local_attempts).saturating_add(1))
     }
 
@@ -275,14 +278,14 @@ impl Engine {
     }
 
     /// What becomes of a copy that no queue took: where its rung is no longer in the ladder, its retry queue is gone for good.
-    fn by_todays_ladder(&mut self, id: DeliveryId, copy: Copy) -> Copy {
+    fn by_todays_ladder(&self, id: DeliveryId, copy: Copy) -> Copy {
         let Copy::Retry { delay_seconds: Some(delay), attempts } = copy else { return copy };
         let ladder = &self.settings.ladder;
         if ladder.delays_seconds.contains(&delay) {
             return copy;
         }
         // A failed probe is no attempt, and so not the last one either.
-        let counted = self.window.get_mut(id).is_some_and(|slot| attempts > slot.incoming.attempts);
+        let counted = self.window.get(id).is_some_and(|slot| attempts > slot.incoming.attempts);
         match ladder.after(attempts, Some(Duration::from_secs(u64::from(delay)))) {
             _ if !counted => Copy::Retry { delay_seconds: ladder.delays_seconds.first().copied(), attempts },
             Rung::Delay(seconds) => Copy::Retry { delay_seconds: Some(seconds), attempts },
@@ -335,6 +338,7 @@ impl Engine {
     ) {
         let reply = self.late_state(id);
         effects.push(Effect::Late(reply));
+        self.end_outlived(id);
         let Some(slot) = self.window.get_mut(id).filter(|_| reply == LateReply::Accepted) else { return };
         if matches!(slot.state, State::Running { .. }) {
             slot.early = Some(verdict);
@@ -364,6 +368,9 @@ impl Engine {
     /// A timer of a delivery has run out; it may have been set for a state that is over.
     pub(super) fn expired(&mut self, id: DeliveryId, now: Time, effects: &mut Vec<Effect>) {
         let held_long = self.held_long();
+        if self.outlived.get(&id).is_some_and(|(_, until)| now >= *until) {
+            self.end_outlived(id);
+        }
         let Some(slot) = self.window.get_mut(id) else { return };
         match &slot.state {
             State::Waiting { until } if now >= *until => self.call_again(id, false),

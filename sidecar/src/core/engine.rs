@@ -49,6 +49,8 @@ pub struct Engine {
     next_call: u64,
     /// Calls that have ended with messages that the application goes on with, and how many of these have not.
     pub(super) late: HashMap<CallId, usize>,
+    /// Deliveries that the application goes on with though their channel is gone: their ordering keys, and until when.
+    pub(super) outlived: HashMap<DeliveryId, (u64, Time)>,
     pub(super) handler: Handler,
     pub(super) breaker: Breaker,
     pub(super) throttle: Throttle,
@@ -103,6 +105,7 @@ impl Engine {
             calls: HashMap::new(),
             next_call: 0,
             late: HashMap::new(),
+            outlived: HashMap::new(),
             handler: Handler::new(seed),
             breaker: Breaker::new(),
             auto: AutoPrefetch::default(),
@@ -176,10 +179,7 @@ impl Engine {
 
     fn opened(&mut self, generation: u64) {
         self.generation = Some(generation);
-        self.subscription = Subscription::None;
         self.window = Window::new(generation);
-        self.late.clear();
-        self.timers.clear();
     }
 
     fn lost(&mut self, generation: u64, effects: &mut Vec<Effect>) {
@@ -192,17 +192,30 @@ impl Engine {
     /// Keeps the failed attempts of a message that goes back to the broker: no copy has recorded those that were made in
     /// place, and it would never run out of them.
     pub(super) fn remember(&mut self, slot: &Slot) {
+        let Some(identity) = slot.incoming.identity.filter(|_| slot.local_attempts > 0) else { return };
         if self.remembered.len() >= MOST_REMEMBERED {
             self.remembered.clear();
         }
-        if let Some(identity) = slot.incoming.identity.filter(|_| slot.local_attempts > 0) {
-            self.remembered.insert(identity, slot.local_attempts);
-        }
+        self.remembered.insert(identity, slot.local_attempts);
     }
 
-    /// The keys of calls that run, whatever became of their channel.
+    /// The keys of what the application works on, whatever became of its channel.
     pub(super) fn busy_keys(&self) -> impl Iterator<Item = u64> {
-        self.calls.values().flat_map(|call| call.deliveries.iter().filter_map(|(_, key)| *key))
+        let calls = self.calls.values().flat_map(|call| call.deliveries.iter().filter_map(|(_, key)| *key));
+        calls.chain(self.outlived.values().map(|(key, _)| *key))
+    }
+
+    /// The application goes on with a message whose channel is gone: the next one of its key waits until it has ended that.
+    pub(super) fn outlive(&mut self, id: DeliveryId, key: u64, until: Time) {
+        self.outlived.insert(id, (key, until));
+        self.timers.push(Reverse((until, id)));
+    }
+
+    /// Such work has ended.
+    pub(super) fn end_outlived(&mut self, id: DeliveryId) {
+        if let Some((key, _)) = self.outlived.remove(&id) {
+            self.ready.release(Some(key));
+        }
     }
 
     fn delivered(&mut self, mut incoming: Incoming, now: Time, effects: &mut Vec<Effect>) {
@@ -234,8 +247,11 @@ impl Engine {
 
     fn extended(&mut self, id: DeliveryId, now: Time, effects: &mut Vec<Effect>) {
         let reply = self.late_state(id);
+        let deadline = now + self.settings.late_timeout;
+        if let Some((key, _)) = self.outlived.get(&id).copied() {
+            self.outlive(id, key, deadline);
+        }
         if reply == LateReply::Accepted {
-            let deadline = now + self.settings.late_timeout;
             // While its call runs it cannot time out yet.
             if let Some(State::Later { deadline: until, .. }) =
                 self.window.get_mut(id).map(|slot| &mut slot.state)
@@ -249,9 +265,9 @@ impl Engine {
 
     /// Whether a delivery waits for the application's late answer, or has not had it yet while its call runs: the application
     /// may go on before its answer `later` is read.
-    pub(super) fn late_state(&mut self, id: DeliveryId) -> LateReply {
+    pub(super) fn late_state(&self, id: DeliveryId) -> LateReply {
         let connected = self.generation.is_some();
-        if let Some(slot) = self.window.get_mut(id) {
+        if let Some(slot) = self.window.get(id) {
             let waits = match slot.state {
                 State::Later { .. } => true,
                 State::Running { .. } => slot.early.is_none(),
@@ -332,7 +348,7 @@ impl Engine {
             return true;
         }
         let longest = self.settings.late_timeout;
-        let later = |slot: &&mut Slot| matches!(slot.state, State::Later { .. }) && slot.called > since;
+        let later = |slot: &&Slot| matches!(slot.state, State::Later { .. }) && slot.called > since;
         let until = self.window.open_slots().filter(later).map(|slot| slot.called + longest).max();
         let until = until.filter(|until| *until > now);
         self.wake_at(until);
@@ -340,13 +356,13 @@ impl Engine {
     }
 
     /// When the next call has all the messages that it should wait for; none: nothing is ready.
-    fn batch_complete_at(&mut self, now: Time) -> Option<Time> {
+    fn batch_complete_at(&self, now: Time) -> Option<Time> {
         let first = self.ready.peek()?;
         let Some(batch) = self.settings.batch else { return Some(now) };
         let target = self.subscription.prefetch().unwrap_or(0);
         let full = self.ready.len() >= usize::from(batch.max_messages)
             || self.window.unsettled() >= usize::from(target);
-        let since = self.window.get_mut(first).map_or(now, |slot| slot.since);
+        let since = self.window.get(first).map_or(now, |slot| slot.since);
         Some(if full { now } else { since + batch.max_wait })
     }
 
@@ -354,7 +370,7 @@ impl Engine {
         let most = match self.breaker.open_since() {
             Some(_) => {
                 // A good one among many that fail is found soonest when each is tried as often as the others.
-                let failures = |id: &DeliveryId| self.window.get_mut(*id).map(|slot| slot.probe_failures);
+                let failures = |id: &DeliveryId| self.window.get(*id).map(|slot| slot.probe_failures);
                 if let Some(least_tried) = self.ready.iter().min_by_key(failures) {
                     self.ready.put_first(least_tried);
                 }

@@ -135,7 +135,7 @@ impl Engine {
         }
     }
 
-    fn places(&mut self) -> Places {
+    fn places(&self) -> Places {
         let stuck = self.window.open_slots().filter(|slot| slot.is_stuck());
         let keys: HashSet<u64> = stuck.filter_map(|slot| slot.incoming.key).collect();
         let mut places = Places::default();
@@ -156,7 +156,7 @@ impl Engine {
     /// comes on top of the new window. While something waits to be started there is no hurry; what is at work or waits in
     /// place may take long, and waiting for that would leave the handler without work. While the breaker is open, what is at
     /// work does not count at all: it would take the places of what is to be probed with.
-    fn has_room(&mut self, prefetch: u16) -> bool {
+    fn has_room(&self, prefetch: u16) -> bool {
         let (held, prefetch) = match self.breaker.open_since() {
             Some(_) => (self.places().free, PROBE_WINDOW),
             None => (self.window.unsettled(), usize::from(prefetch)),
@@ -275,14 +275,8 @@ impl Engine {
             effects.push(Effect::Forget { id });
             effects.push(Effect::Observe(Observation::Settled(Outcome::Returned)));
         }
-        let busy: Vec<u64> = self
-            .window
-            .open_slots()
-            .filter_map(|slot| slot.incoming.key)
-            .collect::<Vec<u64>>()
-            .into_iter()
-            .chain(self.busy_keys())
-            .collect();
+        let held = self.window.open_slots().filter_map(|slot| slot.incoming.key);
+        let busy: Vec<u64> = held.chain(self.busy_keys()).collect();
         self.ready.rebuild(kept, busy.into_iter());
     }
 

@@ -4,6 +4,8 @@
 //! end of a channel returns all of them, in their order, before anybody gets another. So with an ordering key no consumer is
 //! cancelled: nothing new is started, what is at work ends, its acknowledgements go out, and then the channel is closed.
 
+use std::cmp::Reverse;
+
 use super::engine::Engine;
 use super::event::{Effect, Observation, Outcome, Time};
 use super::flow::{HOLD, Subscription};
@@ -54,14 +56,18 @@ impl Engine {
 
     /// Nothing of a channel is here any more: what was open on it is with the broker again.
     pub(super) fn forget_channel(&mut self, generation: u64, effects: &mut Vec<Effect>) {
-        for slot in std::mem::replace(&mut self.window, Window::new(generation)).open_slots() {
+        let gone = std::mem::replace(&mut self.window, Window::new(generation));
+        for slot in gone.open_slots() {
             self.remember(slot);
+            if let (State::Later { deadline, .. }, Some(key)) = (&slot.state, slot.incoming.key) {
+                self.outlived.insert(slot.incoming.id, (key, *deadline));
+            }
         }
         self.generation = None;
         self.window_wanted = None;
         self.subscription = Subscription::None;
         self.late.clear();
-        self.timers.clear();
+        self.timers = self.outlived.iter().map(|(id, (_, until))| Reverse((*until, *id))).collect();
         let busy: Vec<u64> = self.busy_keys().collect();
         self.ready.rebuild(Vec::new(), busy.into_iter());
         effects.push(Effect::ForgetAll { generation });

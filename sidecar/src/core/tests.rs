@@ -60,6 +60,10 @@ struct World {
     calls: HashMap<CallId, Vec<Called>>,
     at_handler: HashMap<DeliveryId, CallId>,
     late: Vec<DeliveryId>,
+    /// Until when the application goes on with what it answered with `later`, as far as it has said.
+    goes_on: HashMap<DeliveryId, Time>,
+    /// The ordering key of each delivery.
+    keys: HashMap<DeliveryId, u64>,
     /// Deliveries that the application ended before its answer `later` was read.
     early: HashSet<DeliveryId>,
     finished: HashSet<DeliveryId>,
@@ -105,6 +109,8 @@ impl World {
             calls: Default::default(),
             at_handler: Default::default(),
             late: vec![],
+            goes_on: Default::default(),
+            keys: Default::default(),
             early: Default::default(),
             finished: Default::default(),
             publishes: vec![],
@@ -141,6 +147,15 @@ impl World {
     }
 
     fn step(&mut self, event: Event) {
+        let until = self.now + self.engine.settings.late_timeout;
+        match &event {
+            Event::LateAnswer { id, .. } => drop(self.goes_on.remove(id)),
+            Event::Extended { id } => {
+                let end = self.goes_on.get_mut(id).filter(|end| self.now < **end);
+                end.map(|end| *end = until);
+            }
+            _ => {}
+        }
         let mut effects = Vec::new();
         self.engine.step(event, self.now, &mut effects);
         for effect in effects {
@@ -213,8 +228,7 @@ impl World {
                     assert!(self.is_held(called.id), "called for a delivery that is not held");
                     assert!(!self.finished.contains(&called.id), "called again after its end");
                     assert!(self.at_handler.insert(called.id, call).is_none(), "called twice at once");
-                    let key = self.unacked.get(&called.id.tag).and_then(|message| message.key);
-                    assert!(!self.busy_elsewhere(called.id, key), "two of one key at once");
+                    assert!(!self.busy_elsewhere(called.id), "two of one key at once");
                 }
                 self.calls.insert(call, deliveries);
                 self.began.insert(call, self.now);
@@ -324,6 +338,7 @@ impl World {
         self.calls.clear();
         self.at_handler.clear();
         self.late.clear();
+        self.goes_on.clear();
         self.early.clear();
         self.replying.clear();
         self.publishes.clear();
@@ -332,13 +347,12 @@ impl World {
         self.probe_at = None;
     }
 
-    fn busy_elsewhere(&self, id: DeliveryId, key: Option<u64>) -> bool {
-        key.is_some()
-            && self.at_handler.keys().any(|other| {
-                *other != id
-                    && other.generation == self.generation
-                    && self.unacked.get(&other.tag).and_then(|message| message.key) == key
-            })
+    /// Whether the application works on another message of its key, whatever became of its channel.
+    fn busy_elsewhere(&self, id: DeliveryId) -> bool {
+        let late = self.goes_on.iter().filter(|(_, until)| self.now < **until).map(|(other, _)| other);
+        let key = self.keys.get(&id);
+        let busy = |other: &DeliveryId| *other != id && self.keys.get(other) == key;
+        key.is_some() && self.at_handler.keys().chain(late).any(busy)
     }
 
     /// Delivers one message if the broker would.
@@ -351,6 +365,7 @@ impl World {
         let id = DeliveryId { generation: self.generation, tag: self.next_tag };
         self.next_tag += 1;
         self.delivered_to_consumer.insert(id.tag);
+        self.keys.extend(message.key.map(|key| (id, key)));
         let incoming = Incoming {
             id,
             attempts: message.attempts,
@@ -369,6 +384,9 @@ impl World {
         for called in &deliveries {
             self.at_handler.remove(&called.id);
             let early = self.early.remove(&called.id);
+            if verdict == Verdict::Later && !early {
+                self.goes_on.insert(called.id, self.now + self.engine.settings.late_timeout);
+            }
             if self.is_held(called.id) {
                 let number = self.unacked[&called.id.tag].number;
                 match verdict {
@@ -1212,6 +1230,53 @@ fn what_the_application_says_before_its_answer_later_is_read_holds_then_and_only
 }
 
 #[test]
+fn the_next_of_a_key_waits_for_late_work_whose_channel_is_gone() {
+    let late = || {
+        let mut world = World::new(Settings { prefetch: 4, concurrency: 4, ordered: true, ..settings() });
+        for number in 0..2 {
+            world.queue.push_back(Message { number, attempts: 0, key: Some(1) });
+        }
+        world.connect();
+        world.settle();
+        world
+    };
+    let again = |world: &mut World| {
+        world.disconnect();
+        world.connect();
+        world.settle();
+        assert!(world.calls.is_empty(), "the application works on it still");
+    };
+    // Answered before the connection was lost, or after it.
+    for answers_first in [true, false] {
+        let mut world = late();
+        if answers_first {
+            world.answer_all(Verdict::Later);
+            again(&mut world);
+        } else {
+            world.disconnect();
+            world.answer_all(Verdict::Later);
+            again(&mut world);
+        }
+        let id = DeliveryId { generation: 1, tag: 1 };
+        world.step(Event::LateAnswer { id, verdict: Verdict::Ack });
+        assert_eq!(world.late_replies, [LateReply::Ended]);
+        assert_eq!(world.calls.len(), 1, "it was redelivered, and is called again");
+    }
+    // Who never says that it has ended is waited for as long as for any late work, over a second loss, too.
+    let mut world = late();
+    world.answer_all(Verdict::Later);
+    world.pass(Duration::from_secs(10));
+    world.disconnect();
+    world.step(Event::Extended { id: DeliveryId { generation: 1, tag: 1 } });
+    again(&mut world);
+    world.pass(Duration::from_secs(29));
+    assert!(world.calls.is_empty());
+    again(&mut world);
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.calls.len(), 1);
+}
+
+#[test]
 fn later_without_a_heartbeat_is_a_failed_attempt() {
     let mut world = World::running(settings(), 1);
     world.answer_all(Verdict::Later);
@@ -1592,6 +1657,7 @@ fn apply(world: &mut World, op: Op, settings: &mut Settings) {
                         world.early.insert(id);
                     } else if later {
                         world.finished.insert(id);
+                        world.handled.push(world.unacked[&id.tag].number);
                     }
                     world.step(Event::LateAnswer { id, verdict: Verdict::Ack });
                     world.late.remove(index);
@@ -1667,7 +1733,7 @@ proptest! {
         world.answering(Duration::from_secs(700), |_, _| Verdict::Ack);
         let mut ended: HashSet<u64> = world.handled.iter().copied().collect();
         ended.extend(world.dead.iter().map(|(number, _)| *number));
-        // What the application ended late is counted by the model as finished, not as handled.
+        prop_assert_eq!(ended.len(), 12);
         prop_assert!(world.queue.is_empty(), "{} wait", world.queue.len());
         prop_assert!(world.unacked.is_empty(), "{} held", world.unacked.len());
     }

@@ -57,6 +57,11 @@ pub(super) struct Slot {
 }
 
 impl Slot {
+    /// Whether it is neither finished nor settled.
+    fn is_open(&self) -> bool {
+        !matches!(self.state, State::Finished { .. } | State::Settled)
+    }
+
     /// Whether it has failed so many probes that it may be poison, and keeps its place: for its key's sake, or since the broker
     /// does not take its copy, also while that is tried again.
     pub fn is_stuck(&self) -> bool {
@@ -128,11 +133,14 @@ impl Window {
     }
 
     /// A delivery of this channel that is neither finished nor settled.
+    pub fn get(&self, id: DeliveryId) -> Option<&Slot> {
+        self.slots.get(self.index(id)?).filter(|slot| slot.is_open())
+    }
+
+    /// The same, to be changed.
     pub fn get_mut(&mut self, id: DeliveryId) -> Option<&mut Slot> {
         let index = self.index(id)?;
-        self.slots
-            .get_mut(index)
-            .filter(|slot| !matches!(slot.state, State::Finished { .. } | State::Settled))
+        self.slots.get_mut(index).filter(|slot| slot.is_open())
     }
 
     /// Whether this channel ever delivered it.
@@ -151,8 +159,8 @@ impl Window {
     }
 
     /// All open deliveries, oldest first.
-    pub fn open_slots(&mut self) -> impl Iterator<Item = &mut Slot> {
-        self.slots.iter_mut().filter(|slot| !matches!(slot.state, State::Finished { .. } | State::Settled))
+    pub fn open_slots(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter().filter(|slot| slot.is_open())
     }
 
     /// The oldest unsettled delivery.
