@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use warren_api::names;
 use warren_api::queue::{QueueSpec, QueueType, Retry};
@@ -17,6 +18,9 @@ use crate::app::{self, Ports};
 use crate::config::{self, Files, Fixed, Live};
 use crate::handler::endpoint::Endpoint;
 use crate::otlp;
+
+/// Seconds that a drain needs beyond the longest call.
+const DRAIN_MARGIN: u64 = DRAIN_MARGIN_SECONDS.unsigned_abs() as u64;
 
 /// What ends the program.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -72,10 +76,10 @@ struct RunArgs {
     #[arg(long, env = "WARREN_HANDLER_PORT")]
     handler_port: u16,
     /// How long a drain may take.
-    #[arg(long, env = "WARREN_DRAIN_TIMEOUT_SECONDS", default_value_t = 45)]
+    #[arg(long, env = "WARREN_DRAIN_TIMEOUT_SECONDS", default_value_t = 45, value_parser = seconds())]
     drain_timeout_seconds: u64,
     /// The pod's grace period: one that lives on after it was not to be ended, and consumes again; default the drain's time and 15 s.
-    #[arg(long, env = "WARREN_GRACE_PERIOD_SECONDS")]
+    #[arg(long, env = "WARREN_GRACE_PERIOD_SECONDS", value_parser = seconds())]
     grace_period_seconds: Option<u64>,
     /// What a drain request must carry.
     #[arg(long, env = "WARREN_DRAIN_TOKEN", hide_env_values = true)]
@@ -149,7 +153,7 @@ struct LocalArgs {
     #[arg(long)]
     max_body_bytes: Option<u64>,
     /// How long Ctrl-C waits for what runs; default the time-out and 15 s.
-    #[arg(long)]
+    #[arg(long, value_parser = seconds())]
     drain_timeout_seconds: Option<u64>,
     /// A configuration file as a pod gets it; it replaces the flags about queue and consuming.
     #[arg(long)]
@@ -197,15 +201,20 @@ async fn run(args: RunArgs) -> Result<(), Failure> {
     Ok(app::run(live, fixed, endpoint, Ports::pod()).await?)
 }
 
+/// Seconds that can be added to any moment.
+fn seconds() -> RangedU64ValueParser {
+    clap::value_parser!(u64).range(..=u64::from(u32::MAX))
+}
+
 /// Longest time-out of a handler call that such a drain leaves room for.
 fn longest_call_seconds(drain: u64) -> u32 {
-    let seconds = drain.saturating_sub(u64::from(DRAIN_MARGIN_SECONDS.unsigned_abs())).max(1);
+    let seconds = drain.saturating_sub(DRAIN_MARGIN).max(1);
     seconds.try_into().unwrap_or(u32::MAX)
 }
 
 /// How long a pod may live after the begin of a drain.
 fn grace_period(said: Option<u64>, drain: u64) -> Duration {
-    Duration::from_secs(said.unwrap_or(drain.saturating_add(u64::from(DRAIN_MARGIN_SECONDS.unsigned_abs()))))
+    Duration::from_secs(said.unwrap_or(drain + DRAIN_MARGIN))
 }
 
 async fn local(args: LocalArgs) -> Result<(), Failure> {
@@ -219,7 +228,8 @@ async fn local(args: LocalArgs) -> Result<(), Failure> {
     if args.declare {
         declare_queue(&access, &config).await?;
     }
-    let drain = args.drain_timeout_seconds.unwrap_or(u64::from(config.handler.timeout_seconds) + 15);
+    let drain =
+        args.drain_timeout_seconds.unwrap_or(u64::from(config.handler.timeout_seconds) + DRAIN_MARGIN);
     let fixed = Fixed {
         instance: "local".to_owned(),
         drain_timeout: Duration::from_secs(drain),

@@ -30,10 +30,12 @@ pub struct Message {
 }
 
 impl Message {
-    /// Takes a delivery apart.
-    pub fn from_delivery(delivery: Delivery) -> Self {
+    /// Takes a delivery of a queue apart. One that the broker itself had dead-lettered there starts anew, too.
+    pub fn from_delivery(delivery: Delivery, queue: &str) -> Self {
         let Delivery { exchange, routing_key, redelivered, properties, data, .. } = delivery;
-        Self::new(exchange.into(), routing_key.into(), redelivered, properties, data.into())
+        let message = Self::new(exchange.into(), routing_key.into(), redelivered, properties, data.into());
+        let replayed = message.headers().is_some_and(|table| has_died_in(table, queue));
+        Self { attempts: if replayed { 0 } else { message.attempts }, ..message }
     }
 
     /// A message from its parts. A copy names where the original was published, and that is what counts. A message that
@@ -181,6 +183,14 @@ pub fn integer(table: &FieldTable, name: &str) -> Option<i64> {
     }
 }
 
+/// Whether the broker has dead-lettered a message from a queue, such as over its delivery limit. No copy tells of that
+/// (<https://www.rabbitmq.com/docs/dlx#effects>).
+fn has_died_in(table: &FieldTable, queue: &str) -> bool {
+    let Some(AMQPValue::FieldArray(deaths)) = table.inner().get("x-death") else { return false };
+    let of_queue = |death: &AMQPValue| matches!(death, AMQPValue::FieldTable(death) if text(death, "queue") == Some(queue));
+    deaths.as_slice().iter().any(of_queue)
+}
+
 /// An id for a message that came without one.
 pub fn fresh_id() -> String {
     format!("{:032x}", rand::random::<u128>())
@@ -221,6 +231,12 @@ mod tests {
         let message =
             with(&[(headers::ATTEMPTS, AMQPValue::LongInt(24)), (headers::DEAD_REASON, long("rejected"))]);
         assert_eq!(message.attempts, 0);
+        let mut death = FieldTable::default();
+        death.insert("queue".into(), long("orders"));
+        let by_broker =
+            with(&[("x-death", AMQPValue::FieldArray(vec![AMQPValue::FieldTable(death)].into()))]);
+        let died_in = |queue| has_died_in(by_broker.headers().unwrap(), queue);
+        assert!(died_in("orders") && !died_in("orders.retry.5s"));
     }
 
     #[test]

@@ -267,7 +267,9 @@ impl Runtime {
 
     /// Does as a configuration says from now on.
     fn configure(&mut self, config: Arc<SidecarConfig>) {
-        self.leaving = None;
+        if self.leaving.take().is_some() {
+            self.step(Event::Leaving);
+        }
         let access = self.accesses.borrow().clone();
         if access != *self.access.borrow() {
             self.link_down("the broker's Secret or its vhost has changed");
@@ -322,7 +324,7 @@ impl Runtime {
             Arrival::Lost(reason) => self.lose_session(&reason),
             Arrival::Message(delivery) => {
                 let id = DeliveryId { generation, tag: delivery.delivery_tag };
-                let message = Message::from_delivery(*delivery);
+                let message = Message::from_delivery(*delivery, &self.config.queue.name);
                 self.count(&message);
                 let incoming = Incoming {
                     id,

@@ -34,7 +34,7 @@ pub enum PublishError {
     #[error("the broker refused it: a queue is full, or has no leader")]
     Refused,
     /// The broker did not confirm in time; it may or may not have the message.
-    #[error("the broker did not confirm within {} s", PATIENCE.as_secs())]
+    #[error("the broker did not confirm in time")]
     TimedOut,
     /// The broker closed the channel over it.
     #[error("{0}")]
@@ -173,8 +173,8 @@ impl Publisher {
         &self,
         step: impl Future<Output = Result<T, PublishError>>,
     ) -> Result<T, PublishError> {
-        let timed_out = || self.blocked().map_or(PublishError::TimedOut, PublishError::Blocked);
-        tokio::time::timeout(PATIENCE, step).await.unwrap_or_else(|_| Err(timed_out()))
+        let unsent = || self.blocked().map_or(PublishError::Disconnected, PublishError::Blocked);
+        tokio::time::timeout(PATIENCE, step).await.unwrap_or_else(|_| Err(unsent()))
     }
 }
 

@@ -140,6 +140,11 @@ impl Engine {
             Event::HandlerPort { seen } => self.handler_port(seen, effects),
             Event::Drain => self.begin_drain(now, effects),
             Event::Terminate => self.terminate(now, effects),
+            Event::Leaving => {
+                if self.generation.is_some() {
+                    self.window.flush_all(effects);
+                }
+            }
             Event::Tick => {}
         }
         self.evaluate(now, effects);

@@ -101,6 +101,8 @@ pub enum Event {
     Drain,
     /// SIGTERM: drain if that has not been done, then exit.
     Terminate,
+    /// The channel is given up next: what has ended is acknowledged before.
+    Leaving,
     /// Nothing happened but time.
     Tick,
 }

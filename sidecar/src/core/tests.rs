@@ -151,8 +151,9 @@ impl World {
         match &event {
             Event::LateAnswer { id, .. } => drop(self.goes_on.remove(id)),
             Event::Extended { id } => {
-                let end = self.goes_on.get_mut(id).filter(|end| self.now < **end);
-                end.map(|end| *end = until);
+                if let Some(end) = self.goes_on.get_mut(id).filter(|end| self.now < **end) {
+                    *end = until;
+                }
             }
             _ => {}
         }
@@ -1274,6 +1275,16 @@ fn the_next_of_a_key_waits_for_late_work_whose_channel_is_gone() {
     again(&mut world);
     world.pass(Duration::from_secs(2));
     assert_eq!(world.calls.len(), 1);
+}
+
+#[test]
+fn what_has_ended_is_acknowledged_before_the_channel_is_given_up() {
+    let mut world = World::running(Settings { prefetch: 200, concurrency: 200, ..settings() }, 200);
+    let first = *world.calls.keys().min().unwrap();
+    world.answer(first, Verdict::Ack);
+    assert_eq!(world.acks, [], "it waits for others");
+    world.step(Event::Leaving);
+    assert_eq!(world.acks, [(1, false, 1)]);
 }
 
 #[test]

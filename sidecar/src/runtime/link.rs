@@ -73,6 +73,7 @@ impl Runtime {
     pub(super) fn link_down(&mut self, reason: &str) {
         self.opening.link = None;
         self.opening.due = None;
+        self.opening.planned = false;
         self.lose_session(reason);
     }
 

@@ -132,12 +132,10 @@ impl Runtime {
             Copy::Retry { delay_seconds: Some(seconds), .. } => names::retry_queue(queue, *seconds),
             Copy::Retry { delay_seconds: None, .. } => queue.clone(),
             Copy::Dead { reason, detail, .. } => {
-                tracing::info!(
-                    id = message.id(),
-                    reason = reason.as_str(),
-                    detail,
-                    "a message is dead-lettered"
-                );
+                if !again {
+                    let reason = reason.as_str();
+                    tracing::info!(id = message.id(), reason, detail, "a message is to be dead-lettered");
+                }
                 names::dead_letter_queue(queue)
             }
             Copy::Reply => {

@@ -67,6 +67,7 @@ pub fn single(query: &str, headers: &HeaderMap, body: Bytes) -> Result<Letter, I
             other => return Err(invalid(other, "is no parameter: here are exchange and routingKey")),
         }
     }
+    let mut states = Vec::new();
     for (name, value) in headers {
         let name = name.as_str();
         let plain = |problem| value.to_str().map_err(|_| invalid(name, problem));
@@ -87,9 +88,11 @@ pub fn single(query: &str, headers: &HeaderMap, body: Bytes) -> Result<Letter, I
                 given.priority =
                     Some(text()?.parse().map_err(|_| invalid(name, "is no number from 0 to 255"))?);
             }
-            trace::TRACEPARENT | trace::TRACESTATE => {
+            trace::TRACEPARENT => {
                 given.headers.insert(name.to_owned(), AMQPValue::LongString(standard()?.into()));
             }
+            // Its entries may come in several lines (W3C Trace Context, 3.3.1).
+            trace::TRACESTATE => states.push(standard()?),
             _ if name == CONTENT_TYPE.as_str() => given.content_type = Some(standard()?),
             _ if name == CONTENT_ENCODING.as_str() => given.content_encoding = Some(standard()?),
             _ => {
@@ -98,6 +101,10 @@ pub fn single(query: &str, headers: &HeaderMap, body: Bytes) -> Result<Letter, I
                 }
             }
         }
+    }
+    if !states.is_empty() {
+        let states = AMQPValue::LongString(states.join(",").into());
+        given.headers.insert(trace::TRACESTATE.to_owned(), states);
     }
     given.outgoing(body)
 }
@@ -276,12 +283,13 @@ mod tests {
         let headers = headers(&[
             ("content-type", "text/plain; title=%41"),
             ("tracestate", "v=%41%"),
+            ("tracestate", "w=1"),
             ("warren-header-own", "%41"),
         ]);
         let out = single("routingKey=q", &headers, Bytes::new()).unwrap();
         assert_eq!(out.properties.content_type().as_ref().unwrap().as_str(), "text/plain; title=%41");
         let table = out.properties.headers().as_ref().unwrap();
-        assert_eq!(crate::message::text(table, "tracestate"), Some("v=%41%"));
+        assert_eq!(crate::message::text(table, "tracestate"), Some("v=%41%,w=1"));
         assert_eq!(crate::message::text(table, "own"), Some("A"));
     }
 

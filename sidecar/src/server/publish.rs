@@ -227,7 +227,7 @@ impl Publish {
     ) -> Result<impl Future<Output = Outcome> + use<>, PublishError> {
         if !self.knows(&letter.exchange) {
             let turn = tokio::time::timeout(TURN, self.introducing.lock()).await;
-            let _turn = turn.map_err(|_| PublishError::TimedOut)?;
+            let _turn = turn.map_err(|_| PublishError::Disconnected)?;
             // Meanwhile somebody else's may have been the first.
             if !self.knows(&letter.exchange) {
                 return Ok(self.introduce(letter, room).await?.left_future());
