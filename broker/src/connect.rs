@@ -51,6 +51,15 @@ pub async fn connect(
     endpoint: usize,
     options: &ConnectOptions,
 ) -> Result<Connection, BrokerError> {
+    Ok(open(access, endpoint, options).await?.0)
+}
+
+/// The same, with the connection's socket: see [`hang_up`].
+pub(crate) async fn open(
+    access: &BrokerAccess,
+    endpoint: usize,
+    options: &ConnectOptions,
+) -> Result<(Connection, Option<TcpStream>), BrokerError> {
     let query = AMQPQueryString {
         frame_max: options.frame_max,
         heartbeat: Some(options.heartbeat_seconds),
@@ -87,10 +96,7 @@ pub async fn connect(
         .await
     };
     match timeout(limit, connecting).await {
-        Ok(Ok(connection)) => {
-            attempt.succeeded();
-            Ok(connection)
-        }
+        Ok(Ok(connection)) => Ok((connection, attempt.socket().take())),
         Ok(Err(error)) => Err(classify(access, &error)),
         Err(_) => Err(BrokerError::Unreachable {
             address: access.address(),
@@ -99,8 +105,13 @@ pub async fn connect(
     }
 }
 
-/// A connection in the making. One that is given up has its socket shut: the library's thread would wait without end for a peer
-/// that takes connections and says nothing.
+/// Ends a connection whose peer says nothing: the library's thread would wait for it without end.
+pub(crate) fn hang_up(socket: Option<TcpStream>) {
+    // It fails where the peer has closed, which is as good.
+    let _ = socket.map(|socket| socket.shutdown(Shutdown::Both));
+}
+
+/// A connection in the making, which is hung up when it is given up.
 #[derive(Debug, Default)]
 struct Attempt {
     socket: Mutex<Option<TcpStream>>,
@@ -114,11 +125,6 @@ impl Attempt {
         Ok(())
     }
 
-    /// Leaves the socket open.
-    fn succeeded(&self) {
-        self.socket().take();
-    }
-
     fn socket(&self) -> MutexGuard<'_, Option<TcpStream>> {
         self.socket.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -126,10 +132,7 @@ impl Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if let Some(socket) = self.socket().take() {
-            // It fails where the peer has closed, which is as good.
-            let _ = socket.shutdown(Shutdown::Both);
-        }
+        hang_up(self.socket().take());
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::access::BrokerAccess;
-use crate::connect::{ConnectOptions, connect};
+use crate::connect::{ConnectOptions, hang_up, open};
 use crate::error::BrokerError;
 
 /// The first wait before connecting again.
@@ -124,11 +124,13 @@ impl Keeper {
         let mut pace = Pace::new();
         loop {
             let access = self.access.borrow_and_update().clone();
-            let (error, lived) = match connect(&access, endpoint, &self.options).await {
-                Ok(connection) => {
+            let (error, lived) = match open(&access, endpoint, &self.options).await {
+                Ok((connection, socket)) => {
                     self.generation += 1;
                     let since = Instant::now();
-                    (self.hold(connection).await, since.elapsed())
+                    let error = self.hold(connection).await;
+                    hang_up(socket);
+                    (error, since.elapsed())
                 }
                 Err(error) => (error, Duration::ZERO),
             };
