@@ -1,6 +1,6 @@
-//! Condition types, as `metav1.Condition` sees them: `Ready` is the summary of the others.
+//! Condition types, as `metav1.Condition` sees them.
 
-/// The summary, on every resource.
+/// Whether a Queue takes and gives messages, and whether a Worker's pods can work: what only warns leaves it True.
 pub const READY: &str = "Ready";
 
 /// Condition types of a Queue.

@@ -490,7 +490,7 @@ pub struct WorkerStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scaling: Option<ScalingStatus>,
 
-    /// `Ready`, `QueueReady`, `Available`, `ScalingActive`, `TemplateValid`.
+    /// `Ready`, `QueueReady`, `Available`, `ScalingActive`, `TemplateValid`, `HandlerHealthy`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,

@@ -13,6 +13,7 @@ use kube::{Client, Config};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tower::filter::FilterLayer;
+use tower::timeout::TimeoutLayer;
 
 use crate::args::{Args, LogFormat};
 use crate::brokers::{Brokers, LaneOptions};
@@ -26,6 +27,8 @@ use crate::server::{Telling, serve};
 
 /// How long a connection to the API server may say nothing while an answer is due: longer than a watch.
 const SILENCE: Duration = Duration::from_secs(230);
+/// How long an answer of the API server may take to begin: what waits for one holds places and locks that others need.
+const ANSWER: Duration = Duration::from_secs(30);
 /// How long controllers get to end what they are doing.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a quorum queue may hold back a message that it no longer counts: three minutes, and some.
@@ -96,6 +99,7 @@ fn client(mut config: Config, leadership: &Leadership) -> anyhow::Result<Client>
     let guard = leadership.clone();
     Ok(ClientBuilder::try_from(config)
         .context("the API server's address or credentials are not usable")?
+        .with_layer(&TimeoutLayer::new(ANSWER))
         .with_layer(&FilterLayer::new(move |request| guard.guard(request)))
         .build())
 }
@@ -231,6 +235,17 @@ mod tests {
     use kube::api::DeleteParams;
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_takes_a_request_and_says_nothing_is_not_waited_for() {
+        warren_broker::install_crypto_provider();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let pods: Api<Pod> = Api::namespaced(client(Config::new(url), &Leadership::none()).unwrap(), "shop");
+        let since = tokio::time::Instant::now();
+        assert!(pods.get("p-1").await.is_err());
+        assert!(since.elapsed() <= ANSWER + Duration::from_secs(1), "{:?}", since.elapsed());
+    }
 
     #[tokio::test]
     async fn a_write_that_the_api_server_puts_off_is_not_sent_again_behind_the_guard() {

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{StreamExt, future, stream};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams};
@@ -25,12 +24,8 @@ const BUSY_COST: u64 = 100_000;
 const UNKNOWN_COST: u64 = 1_000_000;
 /// How long a patch may take: what is decided anew must not wait for an API server that is gone.
 const PATCHING: Duration = Duration::from_secs(10);
-/// How long the marks may take: a load that grows meanwhile must be seen.
-const MARKING: Duration = Duration::from_secs(3);
 /// How long a look at the pods may take that are to be marked.
 const LOOKING: Duration = Duration::from_secs(1);
-/// Marks that are written at once.
-const MARKS_AT_ONCE: usize = 16;
 
 /// Replicas that the Deployment asks for, as the API server says, and not a cache.
 pub async fn replicas(context: &Context, worker: &Key) -> Option<u32> {
@@ -70,16 +65,13 @@ pub async fn mark_costs(
     pods: &[Arc<Pod>],
     work: impl Fn(&str) -> Option<(u64, u64)>,
 ) -> bool {
-    let costs = pods.iter().filter(|pod| !pods::ending(pod)).filter_map(|pod| {
+    let costs = pods.iter().filter(|pod| !pods::ending(pod) && !pods::ended(pod)).filter_map(|pod| {
         let cost = cost(work(&pod.uid().unwrap_or_default()));
         let marked = pod.annotations().get(DELETION_COST);
         let same = marked.map_or(cost == 0, |marked| *marked == cost.to_string());
         (!same).then(|| (pod.clone(), cost.to_string()))
     });
-    let marks = stream::iter(costs.collect::<Vec<_>>())
-        .map(|(pod, cost)| async move { annotate(context, &pod, DELETION_COST, &cost).await });
-    let all = marks.buffer_unordered(MARKS_AT_ONCE).fold(true, |all, marked| future::ready(all && marked));
-    tokio::time::timeout(MARKING, all).await.unwrap_or(false)
+    annotate(context, DELETION_COST, costs.collect()).await
 }
 
 /// Looks at pods of a Worker that somebody else scales, and marks them.

@@ -162,6 +162,11 @@ impl Board {
     pub fn forget(&self, worker: &Key) {
         locked(&self.entries).remove(worker);
     }
+
+    /// Forgets all Workers but these: one that was gone before it was followed has an entry, too.
+    pub fn retain(&self, is_living: impl Fn(&Key) -> bool) {
+        locked(&self.entries).retain(|worker, _| is_living(worker));
+    }
 }
 
 #[cfg(test)]
@@ -190,5 +195,7 @@ mod tests {
         board.share([(here.clone(), all.clone()), (gone, all)].into());
         assert_eq!((board.part(&here), board.all_have_looked(&here)), (0.9, false));
         assert_eq!(locked(&board.entries).len(), 1);
+        board.retain(|key| key.name == "gone");
+        assert!(locked(&board.entries).is_empty());
     }
 }

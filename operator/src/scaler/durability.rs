@@ -28,7 +28,9 @@ impl Recent {
         self.current = self.current + seen;
         if now - self.since >= SPAN {
             (self.since, self.told) = (now, std::mem::take(&mut self.current));
-        } else if self.told.deliveries == 0 || (self.told.transient == 0 && seen.transient > 0) {
+        } else if self.told.deliveries == 0 {
+            self.told = std::mem::take(&mut self.current);
+        } else if self.told.transient == 0 && seen.transient > 0 {
             self.told = self.told + self.current;
         }
     }
@@ -53,9 +55,9 @@ mod tests {
         recent.observe(seen(10, 0), 1.0);
         assert_eq!(recent.told().transient, 0);
         recent.observe(seen(1, 1), 2.0);
-        assert_eq!(recent.told().transient, 1);
+        assert_eq!(recent.told(), seen(11, 1));
         recent.observe(seen(100, 0), SPAN);
-        assert_eq!(recent.told(), seen(111, 1));
+        assert_eq!(recent.told(), seen(101, 1));
         recent.observe(seen(50, 0), SPAN * 2.0);
         assert_eq!(recent.told(), seen(50, 0));
     }

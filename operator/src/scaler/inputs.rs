@@ -11,7 +11,7 @@ pub struct Spec {
     pub max: u32,
     /// Seconds within which a waiting message should start; positive.
     pub target_wait: f64,
-    /// Seconds that less must have been wanted before pods are taken away.
+    /// Seconds whose arrivals decide how many pods are kept.
     pub stabilization: f64,
     /// Messages at the handler at once in a pod, at least 1: a call of a batch carries several.
     pub concurrency: u32,

@@ -1,8 +1,8 @@
 //! The scaler: `signals -> decide -> act`.
 //!
 //! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `startup`, `sample`, `durability`, `schedule`, `asked`, `own`, `share` and `side` are
-//! values and pure functions; `scrape`, `follow`, `task`, `act` and `tell` perform the effects, and `board` is what the Worker's reconcile
-//! reads of them.
+//! values and pure functions; `scrape`, `follow`, `task`, `act` and `tell` perform the effects. `board` is what the Worker's reconcile reads
+//! of them, and `record` what `kubectl warren explain` does.
 
 pub mod act;
 mod arrivals;

@@ -17,7 +17,7 @@ pub enum Reason {
     AtMaximum,
     /// Nothing to do.
     Idle,
-    /// `consumer.paused`.
+    /// Consuming is held: by `consumer.paused`, or as `QueueReady` says.
     Paused,
     /// The ready count is missing or stale.
     DepthUnknown,

@@ -40,6 +40,7 @@ pub async fn run(context: Arc<Context>) {
             context.records.forget(key);
             context.metrics.forget_worker(key);
         }
+        context.board.retain(|key| living.contains_key(key));
         for (key, uid) in living {
             let spawn = || (uid, tokio::spawn(follow(key.clone(), context.clone())));
             loops.entry(key.clone()).or_insert_with(spawn);

@@ -1,6 +1,5 @@
 //! Step 4: the objects by server-side apply, and only where they are not as they should be.
 
-use futures::future::join_all;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -14,6 +13,7 @@ use super::build::{Built, digest};
 use super::covers::covers;
 use super::dereference::Surroundings;
 use super::live::{Live, LiveConfigMap, LiveDeployment, LiveDisruptionBudget};
+use super::pods;
 use crate::context::{Context, FIELD_MANAGER};
 use crate::error::Error;
 use crate::problem::Problem;
@@ -116,8 +116,9 @@ fn required(worker: &Worker, desired: &Value) -> Value {
 /// <https://kubernetes.io/docs/tasks/configure-pod-container/configure-pod-configmap/#mounted-configmaps-are-updated-automatically>.
 async fn hasten(built: &Built, around: &Surroundings, context: &Context) {
     let digest = digest(&built.config_map["data"]);
-    let living = around.pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
-    join_all(living.map(|pod| annotate(context, pod, CONFIG_DIGEST, &digest))).await;
+    let living = around.pods.iter().filter(|pod| !pods::ending(pod) && !pods::ended(pod));
+    // A pod that this does not reach sees the ConfigMap when the kubelet looks next.
+    annotate(context, CONFIG_DIGEST, living.map(|pod| (pod.clone(), digest.clone())).collect()).await;
 }
 
 /// Applies one object; gives whether there was none.
@@ -156,7 +157,7 @@ where
             tracing::info!(namespace = worker.namespace(), worker = %worker.name_any(), kind = %K::kind(&()), name, "applied");
             Ok(Ok(made))
         }
-        Err(kube::Error::Api(refusal)) if is_refusal(refusal.code, &refusal.reason) => {
+        Err(kube::Error::Api(refusal)) if is_refusal(refusal.code, &refusal.message) => {
             Ok(Err(refused(&K::kind(&()), refusal.code, &refusal.message)))
         }
         Err(error) => Err(error.into()),
@@ -177,13 +178,14 @@ fn refused(kind: &str, code: u16, answer: &str) -> Problem {
 }
 
 /// Whether an answer is about what was sent, so that sending it again changes nothing.
-fn is_refusal(code: u16, reason: &str) -> bool {
+fn is_refusal(code: u16, message: &str) -> bool {
     match code {
         400 | 413 | 422 => true,
         // 403 is admission's word for quotas and policies too; a namespace that is going refuses everything.
         403 => true,
-        // Server-side apply answers 500 where a field does not fit the schema.
-        500 => reason == "InternalError" || reason.is_empty(),
+        // So server-side apply answers where a field does not fit the schema. Any other 500, such as over a webhook that is
+        // down, passes by itself.
+        500 => message.contains("typed patch object"),
         _ => false,
     }
 }
@@ -201,5 +203,8 @@ mod tests {
             assert!(!told(kind, 403).contains("template"));
         }
         assert!(told("ConfigMap", 422).ends_with("take the ConfigMap: no"));
+        let schema = "failed to create typed patch object (shop/a; apps/v1, Kind=Deployment): field not declared in schema";
+        let webhook = "Internal error occurred: failed calling webhook \"a.example\": connection refused";
+        assert!(is_refusal(500, schema) && !is_refusal(500, webhook));
     }
 }

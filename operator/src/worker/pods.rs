@@ -31,7 +31,7 @@ pub fn crash(pods: &[Arc<Pod>]) -> bool {
 }
 
 fn staying(pods: &[Arc<Pod>]) -> impl Iterator<Item = &Arc<Pod>> {
-    pods.iter().filter(|pod| !ending(pod))
+    pods.iter().filter(|pod| !ending(pod) && !ended(pod))
 }
 
 /// Whether a pod has been let go: it takes no further messages, and nobody counts on it.
