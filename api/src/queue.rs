@@ -16,6 +16,9 @@ pub const DEFAULT_DELIVERY_LIMIT: i32 = 100;
 
 /// CEL: text that AMQP can say; `maxLength` counts characters.
 const BYTES: &str = "size(bytes(self)) <= 255";
+/// What Kubernetes takes as the name of most objects, see
+/// <https://kubernetes.io/docs/concepts/overview/working-with-objects/names/#dns-subdomain-names>.
+pub(crate) const OBJECT_NAME: &str = "self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')";
 
 /// The message of each field that RabbitMQ cannot change.
 macro_rules! immutable {
@@ -223,11 +226,13 @@ pub struct BrokerRef {
 }
 
 /// A Secret of the same namespace.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct SecretRef {
     /// The Secret's name.
     #[serde(default = "default_secret_name")]
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new(OBJECT_NAME)
+        .message("a Secret's name has small letters, digits, '-' and '.' alone: write its metadata.name, of the same namespace"))]
     pub name: String,
 }
 

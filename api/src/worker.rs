@@ -6,6 +6,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::queue::OBJECT_NAME;
 use crate::template::Template;
 
 /// How much longer than the handler's time-out a drain lasts at least, in seconds.
@@ -101,10 +102,12 @@ pub struct WorkerSpec {
 }
 
 /// A Queue of the same namespace.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct QueueRef {
     /// The Queue's `metadata.name`.
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new(OBJECT_NAME)
+        .message("a Queue's name has small letters, digits, '-' and '.' alone: write its metadata.name, of the same namespace"))]
     pub name: String,
 }
 

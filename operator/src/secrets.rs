@@ -108,6 +108,9 @@ impl Secrets {
 
     async fn read(&self, key: &Name) -> Result<SecretState, kube::Error> {
         let (namespace, name) = key;
+        if !is_name(name) {
+            return Ok(SecretState::Missing);
+        }
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let state = match secrets.get_opt(name).await {
             Ok(Some(secret)) => {
@@ -154,5 +157,23 @@ impl Secrets {
 impl Slot {
     fn fresh(&self) -> Option<SecretState> {
         self.state.as_ref().filter(|(_, read)| read.elapsed() < FRESH).map(|(state, _)| state.clone())
+    }
+}
+
+/// Whether a Secret can have this name, which goes into a request's path as it is. Admission did not always refuse others.
+fn is_name(name: &str) -> bool {
+    name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.')) && !name.starts_with('.')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_no_secret_can_have_is_not_asked_for() {
+        assert!(is_name("rabbitmq-default.user"));
+        for name in ["A B", "rabbitmq?x", "../../shop/secrets/rabbitmq", ".."] {
+            assert!(!is_name(name), "{name}");
+        }
     }
 }

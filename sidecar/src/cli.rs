@@ -252,8 +252,12 @@ fn spans() -> Option<otlp::Config> {
 }
 
 /// A URI of the command line; `vhost` wins over its own, as in a pod over the Secret's.
-fn access(uri: &str, vhost: Option<&str>) -> Result<BrokerAccess, SecretError> {
-    BrokerAccess::parse(&BTreeMap::from([("uri".to_owned(), uri.as_bytes().to_vec())]), vhost)
+fn access(uri: &str, vhost: Option<&str>) -> Result<BrokerAccess, Failure> {
+    let secret = BTreeMap::from([("uri".to_owned(), uri.as_bytes().to_vec())]);
+    BrokerAccess::parse(&secret, vhost).map_err(|error| match error {
+        SecretError::Invalid { problem, .. } => format!("--amqp is not usable: {problem}").into(),
+        other => other.into(),
+    })
 }
 
 async fn publish(args: PublishArgs) -> Result<(), Failure> {

@@ -31,6 +31,12 @@ pub(super) const QUEUES: Definition = Definition {
     labels: &["ready"],
     help: "Queues, by whether they are Ready.",
 };
+pub(super) const WORKERS: Definition = Definition {
+    name: "warren_operator_workers",
+    kind: "gauge",
+    labels: &["ready"],
+    help: "Workers, by whether they are Ready; one whose pods are on their way counts as Ready.",
+};
 pub(super) const BROKERS: Definition = Definition {
     name: "warren_operator_brokers",
     kind: "gauge",
@@ -103,10 +109,11 @@ pub(super) const API_WRITES: Definition = Definition {
     labels: &[],
     help: "Requests to the API server that change something, the Lease's renewals apart.",
 };
-pub(super) const DEFINITIONS: [&Definition; 15] = [
+pub(super) const DEFINITIONS: [&Definition; 16] = [
     &RECONCILE_SECONDS,
     &RECONCILE_ERRORS,
     &QUEUES,
+    &WORKERS,
     &BROKERS,
     &READY_MESSAGES,
     &RETRYING_MESSAGES,

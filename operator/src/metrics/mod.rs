@@ -1,10 +1,10 @@
 //! The operator's own metrics, `warren_operator_*`. Labels are names of resources and enums, nothing unbounded.
 
 mod definitions;
+mod readiness;
 mod series;
 
-use std::collections::{BTreeSet, HashSet};
-use std::sync::{Mutex, MutexGuard};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use prometheus::core::Collector;
@@ -17,12 +17,12 @@ pub use definitions::reference;
 use definitions::{
     API_WRITES, BROKERS, DEAD_MESSAGES, DECISIONS, DRIFT_INTERVAL, LEADER, PROBE_INTERVAL, QUEUES,
     READY_MESSAGES, RECONCILE_ERRORS, RECONCILE_SECONDS, RETRYING_MESSAGES, SCALINGS, SERVICE_SECONDS,
-    WORKER_REPLICAS,
+    WORKER_REPLICAS, WORKERS,
 };
+use readiness::Readiness;
 use series::Series;
 
 use crate::brokers::Key;
-use crate::locked::locked;
 use crate::scaler::reason::Reason;
 
 /// Every metric of the process.
@@ -31,7 +31,8 @@ pub struct Metrics {
     registry: Registry,
     reconcile_seconds: HistogramVec,
     reconcile_errors: IntCounterVec,
-    queues: IntGaugeVec,
+    queues: Readiness,
+    workers: Readiness,
     brokers: IntGaugeVec,
     of_queues: Series,
     of_workers: Series,
@@ -39,13 +40,6 @@ pub struct Metrics {
     drift_interval: Gauge,
     leader: IntGauge,
     api_writes: IntCounter,
-    ready_queues: Mutex<QueueStates>,
-}
-
-#[derive(Debug, Default)]
-struct QueueStates {
-    ready: HashSet<Key>,
-    not_ready: HashSet<Key>,
 }
 
 impl Metrics {
@@ -62,7 +56,8 @@ impl Metrics {
                 RECONCILE_SECONDS.labels,
             )?,
             reconcile_errors: RECONCILE_ERRORS.counters()?,
-            queues: QUEUES.int_gauges()?,
+            queues: Readiness::new(&QUEUES)?,
+            workers: Readiness::new(&WORKERS)?,
             brokers: BROKERS.int_gauges()?,
             of_queues: Series::new(&[&READY_MESSAGES, &RETRYING_MESSAGES, &DEAD_MESSAGES]),
             of_workers: Series::new(&[&WORKER_REPLICAS, &DECISIONS, &SCALINGS, &SERVICE_SECONDS]),
@@ -70,7 +65,6 @@ impl Metrics {
             drift_interval: Gauge::with_opts(DRIFT_INTERVAL.opts())?,
             leader: IntGauge::with_opts(LEADER.opts())?,
             api_writes: IntCounter::with_opts(API_WRITES.opts())?,
-            ready_queues: Mutex::default(),
         };
         metrics.register_all()?;
         Ok(metrics)
@@ -82,6 +76,7 @@ impl Metrics {
             reconcile_seconds,
             reconcile_errors,
             queues,
+            workers,
             brokers,
             of_queues: _,
             of_workers: _,
@@ -89,12 +84,12 @@ impl Metrics {
             drift_interval,
             leader,
             api_writes,
-            ready_queues: _,
         } = self;
-        let collectors: [Box<dyn Collector>; 8] = [
+        let collectors: [Box<dyn Collector>; 9] = [
             Box::new(reconcile_seconds.clone()),
             Box::new(reconcile_errors.clone()),
-            Box::new(queues.clone()),
+            Box::new(queues.gauges.clone()),
+            Box::new(workers.gauges.clone()),
             Box::new(brokers.clone()),
             Box::new(probe_interval.clone()),
             Box::new(drift_interval.clone()),
@@ -110,6 +105,8 @@ impl Metrics {
     /// # Errors
     /// A metric that cannot be written as text.
     pub fn text(&self) -> prometheus::Result<String> {
+        self.queues.count();
+        self.workers.count();
         let mut text = TextEncoder::new().encode_to_string(&self.registry.gather())?;
         self.of_queues.write(&mut text);
         self.of_workers.write(&mut text);
@@ -126,44 +123,22 @@ impl Metrics {
         self.reconcile_errors.with_label_values(&[kind, category]).inc();
     }
 
-    fn queue_states(&self) -> MutexGuard<'_, QueueStates> {
-        locked(&self.ready_queues)
-    }
-
     /// Says whether a Queue is Ready.
     pub fn queue_ready(&self, queue: &Key, ready: bool) {
-        let mut states = self.queue_states();
-        let QueueStates { ready: yes, not_ready: no } = &mut *states;
-        let (to, from) = if ready { (yes, no) } else { (no, yes) };
-        from.remove(queue);
-        to.insert(queue.clone());
-        self.count_queues(&states);
+        self.queues.set(queue, ready);
     }
 
     /// A Queue is gone.
     pub fn forget_queue(&self, queue: &Key) {
-        let mut states = self.queue_states();
-        states.ready.remove(queue);
-        states.not_ready.remove(queue);
-        self.count_queues(&states);
-        drop(states);
+        self.queues.forget(queue);
         self.of_queues.forget(queue);
     }
 
     /// Only these Queues of `namespace` (none: of all) are left, and only the messages of those that are `watched` are still read.
     pub fn retain_queues(&self, namespace: Option<&str>, living: &BTreeSet<Key>, watched: &BTreeSet<Key>) {
         let elsewhere = |queue: &Key| namespace.is_some_and(|namespace| namespace != queue.namespace);
-        let mut states = self.queue_states();
-        states.ready.retain(|queue| elsewhere(queue) || living.contains(queue));
-        states.not_ready.retain(|queue| elsewhere(queue) || living.contains(queue));
-        self.count_queues(&states);
-        drop(states);
+        self.queues.retain(|queue| elsewhere(queue) || living.contains(queue));
         self.of_queues.retain(|queue| elsewhere(queue) || watched.contains(queue));
-    }
-
-    fn count_queues(&self, states: &QueueStates) {
-        self.queues.with_label_values(&["true"]).set(gauge(states.ready.len()));
-        self.queues.with_label_values(&["false"]).set(gauge(states.not_ready.len()));
     }
 
     /// Says how many brokers are connected.
@@ -183,6 +158,11 @@ impl Metrics {
                 None => {}
             }
         }
+    }
+
+    /// Says whether a Worker is Ready, or on its way there.
+    pub fn worker_ready(&self, worker: &Key, ready: bool) {
+        self.workers.set(worker, ready);
     }
 
     /// Says how many pods a Worker has.
@@ -209,6 +189,7 @@ impl Metrics {
 
     /// A Worker is gone.
     pub fn forget_worker(&self, worker: &Key) {
+        self.workers.forget(worker);
         self.of_workers.forget(worker);
     }
 
@@ -258,6 +239,7 @@ mod tests {
         let key = Key { namespace: "n".to_owned(), name: "a".to_owned() };
         metrics.worker_replicas(&key, 3, 2, 1);
         metrics.worker_replicas(&key, 4, 2, 1);
+        metrics.worker_ready(&key, false);
         metrics.decided(&key, Reason::Idle);
         metrics.decided(&key, Reason::Idle);
         metrics.service_seconds(&key, 0.25);
@@ -265,6 +247,7 @@ mod tests {
         let text = metrics.text().unwrap();
         for line in [
             "# TYPE warren_operator_worker_replicas gauge",
+            "warren_operator_workers{ready=\"false\"} 1",
             "warren_operator_worker_replicas{namespace=\"n\",worker=\"a\",state=\"desired\"} 4",
             "# TYPE warren_operator_scale_decisions_total counter",
             "warren_operator_scale_decisions_total{namespace=\"n\",worker=\"a\",reason=\"Idle\"} 2",

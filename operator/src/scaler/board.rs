@@ -21,6 +21,8 @@ pub struct Handlers {
     pub scraped: u32,
     /// Of these, how many hold consuming back because their handler fails.
     pub held: u32,
+    /// Whether one has ever listened.
+    pub listened: bool,
     /// The HTTP status that tells of a wrong path or missing rights.
     pub misconfigured: Option<u16>,
     /// Of the scraped, how many are connected to the broker.

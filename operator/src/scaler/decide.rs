@@ -57,7 +57,9 @@ pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (
     let Some((ready, _)) = fresh else {
         let why = match inputs.ready {
             None => "the queue's depth is not known; replicas are held until the broker answers".to_owned(),
-            Some((_, age)) => format!("the queue's depth was last read {age:.0} s ago; replicas are held"),
+            Some(_) => format!(
+                "the queue's depth has not been read for more than {STALE_SECONDS:.0} s; replicas are held"
+            ),
         };
         history.interrupted(now);
         return (hold(Reason::DepthUnknown, current, why), history);
@@ -120,8 +122,8 @@ fn trouble(
         return Some((
             Reason::Stalled,
             format!(
-                "{ready} messages wait and nothing has moved for {idle:.0} s with {} handler calls running: look at the handler's logs; replicas are held",
-                sidecars.in_flight
+                "messages wait and nothing has moved for more than {:.0} s, which is longer than a call may take: look at the handler's logs, and whether it answers 429 to all; replicas are held",
+                spec.handler_timeout + STALL_MARGIN
             ),
         ));
     }

@@ -11,6 +11,7 @@ use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
 use tokio::time::Instant;
+use warren_api::conditions::READY;
 use warren_api::worker::ScalingMode;
 use warren_api::{Queue, Worker};
 use warren_broker::declare::QueueDepth;
@@ -30,6 +31,7 @@ use super::side::Side;
 use super::task::fleet_pause;
 use super::tell;
 use crate::brokers::{Key, Prober};
+use crate::condition::find;
 use crate::context::{Context, SIDECARS_LEARN};
 use crate::queue::validate;
 use crate::tick;
@@ -153,7 +155,7 @@ impl Follower {
         let (sidecars, handlers) = self.fold(&pods, sidecars);
         self.settled.observe(sidecars.settled, sidecars.started, self.now());
         let contradicted = consumes && self.depth.is_some_and(|(depth, _)| depth.consumers == 0);
-        self.publish_metrics(queue.as_deref(), deployment.as_deref(), &pods, contradicted);
+        self.publish_metrics(worker, queue.as_deref(), deployment.as_deref(), &pods, contradicted);
 
         if !builtin {
             self.own = Own::default();
@@ -250,6 +252,7 @@ impl Follower {
             scraped: sidecars.scraped,
             held: sidecars.held,
             misconfigured,
+            listened: sidecars.able > 0,
             connected: count(connected),
         };
         (sidecars, handlers)
@@ -373,11 +376,14 @@ impl Follower {
 
     fn publish_metrics(
         &self,
+        worker: &Worker,
         queue: Option<&Queue>,
         deployment: Option<&LiveDeployment>,
         pods: &[Arc<Pod>],
         contradicted: bool,
     ) {
+        let ready = worker.status.as_ref().and_then(|status| find(&status.conditions, READY));
+        self.context.metrics.worker_ready(&self.key, ready.is_none_or(|ready| ready.status != "False"));
         let desired = deployment.and_then(|deployment| deployment.facts.desired).unwrap_or_default();
         let living = pods.iter().filter(|pod| !pods::ended(pod)).count();
         let ready = pods.iter().filter(|pod| pods::ready(pod)).count();

@@ -192,7 +192,8 @@ fn assumed(load: &Load<'_>) -> Option<More> {
     let target = load.spec.target_wait;
     let pods = load.sane((rate + backlog / target) * load.per_rate);
     let text = format!(
-        "({rate:.1} messages/s arriving + {backlog:.0} waiting / {target:.1} s) {}, {in_flight} running",
+        "({} arriving + {backlog:.0} waiting / {target:.1} s) {}, {in_flight} running",
+        per_second(rate),
         load.per_message()
     );
     (pods > load.current * SCALE_OUT_TOLERANCE).then_some(More { pods, text, tells: false })
@@ -224,7 +225,8 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
         let rate = history.rate();
         let pods = load.sane(by_backlog.max((rate * load.per_rate).min(load.useful)));
         let text = format!(
-            "the larger of {rate:.1} messages/s arriving and {left:.0} waiting / {seconds:.1} s, {}, {in_flight} running",
+            "the larger of {} arriving and {left:.0} waiting / {seconds:.1} s, {}, {in_flight} running",
+            per_second(rate),
             load.per_message()
         );
         More { pods, text, tells: loaded && pods <= current * LARGE_BURST }
@@ -235,8 +237,9 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     let of_growth = is_growth.then(|| {
         let pods = load.sane((lasting_rate * load.per_rate).min(load.useful).max(current + 1.0));
         let text = format!(
-            "{backlog:.0} wait for up to {:.1} s; {lasting_rate:.1} messages/s arriving {}, {in_flight} running",
+            "{backlog:.0} wait for up to {:.1} s; {} arriving {}, {in_flight} running",
             backlog / (current * pace),
+            per_second(lasting_rate),
             load.per_message()
         );
         More { pods, text, tells: loaded }
@@ -245,13 +248,19 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     both.max_by(|one, other| one.pods.total_cmp(&other.pods))
 }
 
+/// A rate for people: what is purged or expires is no arrival, and counts as less than none.
+fn per_second(rate: f64) -> String {
+    format!("{:.1} messages/s", rate.max(0.0) + 0.0)
+}
+
 /// Pods for the load as it has been lately.
 fn lasting(load: &Load<'_>, history: &History, rate: f64, now: f64) -> (f64, String) {
     let by_rate = load.kept(rate);
     let too_few = history.too_few(rate, now).filter(|few| by_rate <= f64::from(*few));
     let pods = too_few.map_or(by_rate, |few| f64::from(few.saturating_add(1)));
     let mut text = format!(
-        "{rate:.1} messages/s over {:.0} s x {:.3} s per message ({}) / ({} at once x {:.2}), {:.0} waiting, {} running",
+        "{} over {:.0} s x {:.3} s per message ({}) / ({} at once x {:.2}), {:.0} waiting, {} running",
+        per_second(rate),
         window(load.spec),
         load.service,
         load.known,

@@ -3,18 +3,26 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::jiff::SignedDuration;
 use kube::ResourceExt;
 use warren_api::names::SIDECAR_CONTAINER;
 
 /// The reason of a container that ended again and again, and waits to be started.
 const CRASH: &str = "CrashLoopBackOff";
+/// Reasons of a container whose image is not to be had.
+const NO_IMAGE: [&str; 4] = ["ImagePullBackOff", "ErrImagePull", "ErrImageNeverPull", "InvalidImageName"];
+/// A container that has run for so long starts at once when it ends, see
+/// <https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#restart-policy>.
+const LONG_RUN: SignedDuration = SignedDuration::from_mins(10);
+/// The label by which pods of one template are known.
+const POD_TEMPLATE_HASH: &str = "pod-template-hash";
 /// Reasons of a waiting container that do not pass by themselves, or not soon.
 const STUCK: [&str; 8] = [
     CRASH,
-    "ImagePullBackOff",
-    "ErrImagePull",
-    "ErrImageNeverPull",
-    "InvalidImageName",
+    NO_IMAGE[0],
+    NO_IMAGE[1],
+    NO_IMAGE[2],
+    NO_IMAGE[3],
     "CreateContainerConfigError",
     "CreateContainerError",
     "RunContainerError",
@@ -41,10 +49,17 @@ pub const fn ending(pod: &Pod) -> bool {
 
 fn stuck(pod: &Pod) -> Option<(String, String)> {
     container_statuses(pod).find_map(|container| {
-        let waiting = container.state.as_ref()?.waiting.as_ref()?;
-        let reason = waiting.reason.as_deref().filter(|reason| STUCK.contains(reason))?;
-        let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
-        let detail = match (last, &waiting.message) {
+        let state = container.state.as_ref()?;
+        let waiting = state.waiting.as_ref();
+        let (reason, last) = match state.terminated.as_ref().filter(|_| ends_again(pod, container)) {
+            // For up to a minute the kubelet says so of one that it will start again.
+            Some(last) => (CRASH, Some(last)),
+            None => {
+                let reason = waiting?.reason.as_deref().filter(|reason| STUCK.contains(reason))?;
+                (reason, container.last_state.as_ref().and_then(|state| state.terminated.as_ref()))
+            }
+        };
+        let detail = match (last, waiting.and_then(|waiting| waiting.message.clone())) {
             (Some(last), _) if reason == CRASH => {
                 format!(
                     "it ended with exit code {} ({})",
@@ -52,7 +67,7 @@ fn stuck(pod: &Pod) -> Option<(String, String)> {
                     last.reason.as_deref().unwrap_or("Error")
                 )
             }
-            (_, Some(message)) => message.clone(),
+            (_, Some(message)) => message,
             (_, None) => "no detail".to_owned(),
         };
         let (name, pod_name) = (&container.name, pod.name_any());
@@ -63,6 +78,35 @@ fn stuck(pod: &Pod) -> Option<(String, String)> {
         };
         Some((reason.to_owned(), format!("pod {pod_name}, container {name}: {detail}; {look}")))
     })
+}
+
+/// Whether a container has ended, soon after its start and not for the first time. An init container ends by itself once it has
+/// succeeded.
+fn ends_again(pod: &Pod, container: &ContainerStatus) -> bool {
+    let inits = pod.status.iter().flat_map(|status| status.init_container_statuses.iter().flatten());
+    let is_init = inits.into_iter().any(|init| init.name == container.name);
+    let ended = container.state.as_ref().and_then(|state| state.terminated.as_ref());
+    ended.is_some_and(|ended| {
+        let ran = ended.started_at.as_ref().zip(ended.finished_at.as_ref());
+        let soon = ran.is_none_or(|(from, to)| to.0.duration_since(from.0) < LONG_RUN);
+        soon && container.restart_count > 0 && (ended.exit_code != 0 || !is_init)
+    })
+}
+
+/// Whether pods wait for an image of the sidecar's with which none of their kind runs.
+pub fn cannot_get(pods: &[Arc<Pod>], image: &str) -> bool {
+    let kind = |pod: &Pod| pod.labels().get(POD_TEMPLATE_HASH).cloned();
+    let waits = |pod: &&Arc<Pod>| {
+        container_statuses(pod).any(|container| {
+            let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref());
+            let reason = waiting.and_then(|waiting| waiting.reason.as_deref());
+            container.name == SIDECAR_CONTAINER
+                && container.image == image
+                && reason.is_some_and(|reason| NO_IMAGE.contains(&reason))
+        })
+    };
+    let runs = |pod: &Pod| pods.iter().any(|other| kind(other) == kind(pod) && sidecar_runs(other));
+    staying(pods).filter(waits).any(|pod| !runs(pod))
 }
 
 fn unschedulable(pod: &Pod) -> Option<(String, String)> {
@@ -146,6 +190,43 @@ mod tests {
         assert_eq!(reason, "CrashLoopBackOff");
         assert!(crash(&[pod]));
         assert!(message.contains("p-1, container app") && message.contains("exit code 2"), "{message}");
+    }
+
+    #[test]
+    fn a_container_that_has_ended_again_is_one_too_while_the_kubelet_does_not_say_so_yet() {
+        let ended = |kind: &str, restarts: u32, code: u32, to: &str| {
+            let state = json!({"exitCode": code, "startedAt": "2026-01-01T00:00:00Z", "finishedAt": to});
+            pod(json!({kind: [{
+                "name": "app", "image": "", "imageID": "", "ready": false, "restartCount": restarts,
+                "state": {"terminated": state},
+            }]}))
+        };
+        let soon = "2026-01-01T00:00:02Z";
+        let app = "containerStatuses";
+        let (reason, message) = trouble(&[ended(app, 5, 3, soon)]).unwrap();
+        assert!(reason == CRASH && message.contains("exit code 3"), "{message}");
+        assert!(crash(&[ended(app, 1, 0, soon)]));
+        assert!(!crash(&[ended(app, 0, 3, soon)]), "it is started again at once");
+        assert!(!crash(&[ended(app, 1, 3, "2026-01-01T01:00:00Z")]), "so is one that ran for long");
+        assert!(!crash(&[ended("initContainerStatuses", 1, 0, soon)]), "its work is done");
+    }
+
+    #[test]
+    fn an_image_is_not_to_be_had_where_pods_wait_for_it_and_none_of_their_template_runs() {
+        let pod = |template: &str, state: Value| {
+            let sidecar = json!({
+                "name": SIDECAR_CONTAINER, "image": "sidecar:typo", "imageID": "", "ready": false,
+                "restartCount": 0, "state": state,
+            });
+            let metadata = json!({"name": "p", "labels": {"pod-template-hash": template}});
+            let pod = json!({"metadata": metadata, "status": {"initContainerStatuses": [sidecar]}});
+            Arc::new(serde_json::from_value::<Pod>(pod).unwrap())
+        };
+        let waits = |template| pod(template, json!({"waiting": {"reason": "ImagePullBackOff"}}));
+        let runs = |template| pod(template, json!({"running": {}}));
+        assert!(cannot_get(&[waits("b"), runs("a")], "sidecar:typo"));
+        assert!(!cannot_get(&[waits("b"), runs("b")], "sidecar:typo"), "one node alone cannot pull it");
+        assert!(!cannot_get(&[waits("b")], "sidecar:other"));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use super::build::build;
 use super::dereference::{Surroundings, dereference};
 use super::live::LiveDeployment;
 use super::owed::owed;
+use super::pods::cannot_get;
 use super::status::status;
 use super::validate::{DISORDER, validate};
 use crate::condition::find;
@@ -108,12 +109,10 @@ async fn converge(
     let view = entry.view();
     let replicas = replicas(worker, around, &view);
     mark(worker, around, entry, replicas, context).await;
-    let built = build(
-        &valid,
-        &around.deployment.as_deref().map(LiveDeployment::rolled).unwrap_or_default(),
-        &context.sidecar_image,
-        replicas,
-    );
+    let mut rolled = around.deployment.as_deref().map(LiveDeployment::rolled).unwrap_or_default();
+    // What nothing runs with protects nothing.
+    rolled.image = rolled.image.filter(|image| !cannot_get(&around.pods, image));
+    let built = build(&valid, &rolled, &context.sidecar_image, replicas);
     match apply(worker, &built, around, context).await? {
         Ok(made) => {
             let made_before = worker.status.as_ref().is_some_and(|status| status.sidecar_version.is_some());

@@ -26,6 +26,8 @@ const UNSEEN: &str = "Starting";
 const SCALE_REFUSED: &str = "ScaleRefused";
 /// Reason of pods that must not come yet.
 const HELD_BACK: &str = "PodsHeldBack";
+/// What is said where the user has paused consuming.
+const PAUSED: &str = "consumer.paused is set: pods stay and consume nothing";
 /// What is added where somebody scales a Worker that scales itself.
 const REPLICAS_IGNORED: &str =
     ". spec.replicas is ignored in scaling.mode Builtin: use minReplicas and maxReplicas, or mode Manual";
@@ -54,9 +56,10 @@ pub fn status(
         template_valid(problem),
         queue_ready(worker, problem, around),
         available(worker, problem, desired, around, view),
-        scaling_active,
     ];
+    // The cause comes before what the scaler makes of it.
     all.extend(handler_healthy(worker, desired, view, &former));
+    all.push(scaling_active);
     let mut all: Vec<Statement> = all.into_iter().map(|statement| kept(statement, &former)).collect();
     all.insert(0, summary(worker, &all));
     WorkerStatus {
@@ -165,12 +168,7 @@ fn available(
         return Statement::new(AVAILABLE, false, reason.clone(), message);
     }
     if worker.spec.consumer.paused {
-        return Statement::new(
-            AVAILABLE,
-            true,
-            "Paused",
-            "consumer.paused is set: pods stay and consume nothing",
-        );
+        return Statement::new(AVAILABLE, true, "Paused", PAUSED);
     }
     let unsure = around.queue.as_deref().is_some_and(is_unsure);
     if unsure || problem.is_some_and(|problem| HOLDS.contains(&problem.reason)) {
@@ -189,7 +187,7 @@ fn available(
         let message = "no sidecar is connected to the broker: see the logs of container warren-sidecar, and the rights of the Secret that the Queue names";
         return Statement::new(AVAILABLE, false, "SidecarsDisconnected", message);
     }
-    Statement::new(AVAILABLE, true, "PodsReady", "pods are ready and consume")
+    Statement::new(AVAILABLE, true, "PodsReady", "pods are ready")
 }
 
 fn scaling_active(worker: &Worker, held_back: bool, view: &View) -> Statement {
@@ -237,26 +235,23 @@ fn handler_healthy(worker: &Worker, desired: i32, view: &View, former: &WorkerSt
         let before = find(&former.conditions, HANDLER_HEALTHY).filter(|_| desired > 0);
         return before.map(|before| Statement::of(HANDLER_HEALTHY, before));
     }
-    let http = &worker.spec.handler.http;
+    let port = port(worker).map(|port| format!(":{port}")).unwrap_or_default();
+    let url = format!("http://localhost{port}{}", worker.spec.handler.http.path);
     if let Some(code) = handlers.misconfigured {
-        let port = port(worker).map(|port| format!(":{port}")).unwrap_or_default();
-        return Some(Statement::new(
-            HANDLER_HEALTHY,
-            false,
-            "HandlerMisconfigured",
-            format!(
-                "POST http://localhost{port}{} answers {code}: correct spec.handler.http.path or port, or what the application allows. Consuming is held back, nothing is dead-lettered",
-                http.path
-            ),
-        ));
+        let message = format!(
+            "POST {url} answers {code}: correct spec.handler.http.path or port, or what the application allows. Consuming is held back, nothing is dead-lettered"
+        );
+        return Some(Statement::new(HANDLER_HEALTHY, false, "HandlerMisconfigured", message));
     }
     if handlers.most_held() {
-        return Some(Statement::new(
-            HANDLER_HEALTHY,
-            false,
-            "HandlerFailing",
-            "the handler of most pods is away or fails most messages: see the application's logs. Consuming is held back there and resumes by itself",
-        ));
+        let message = if handlers.listened {
+            "the handler of most pods is away or fails most messages: see the application's logs. Consuming is held back there and resumes by itself".to_owned()
+        } else {
+            format!(
+                "nothing has listened at {url} yet: correct spec.handler.http.port, or see the application's logs. Consuming is held back and begins by itself"
+            )
+        };
+        return Some(Statement::new(HANDLER_HEALTHY, false, "HandlerFailing", message));
     }
     Some(Statement::new(HANDLER_HEALTHY, true, "Handling", "the handler takes messages"))
 }
@@ -269,10 +264,8 @@ fn summary(worker: &Worker, all: &[Statement]) -> Statement {
         .or_else(|| all.iter().find(|statement| statement.status == Status::Unknown));
     match worst {
         Some(worst) => Statement::new(READY, worst.status, worst.reason.clone(), worst.message.clone()),
-        None => {
-            let reason = if worker.spec.consumer.paused { "Paused" } else { "Ready" };
-            Statement::new(READY, true, reason, "messages are handled as they come")
-        }
+        None if worker.spec.consumer.paused => Statement::new(READY, true, "Paused", PAUSED),
+        None => Statement::new(READY, true, "Ready", "messages are handled as they come"),
     }
 }
 
@@ -285,7 +278,7 @@ mod tests {
     use serde_json::{from_value, json};
 
     use super::super::owed::tests::around;
-    use super::super::validate::tests::{surroundings, worker};
+    use super::super::validate::tests::{saying, surroundings, worker};
     use super::*;
     use crate::scaler::board::Handlers;
     use crate::scaler::reason::Reason;
@@ -425,7 +418,8 @@ mod tests {
 
     #[test]
     fn a_wrong_path_is_named_with_url_and_status() {
-        let handlers = Handlers { scraped: 1, held: 1, misconfigured: Some(404), connected: 1 };
+        let handlers =
+            Handlers { scraped: 1, held: 1, listened: true, misconfigured: Some(404), connected: 1 };
         let status = say(None, &View { handlers, ..View::default() });
         let healthy = find(&status.conditions, HANDLER_HEALTHY).unwrap();
         assert_eq!(healthy.reason, "HandlerMisconfigured");
@@ -436,7 +430,7 @@ mod tests {
     #[test]
     fn handlers_that_fail_in_most_pods_are_told_of_as_the_scaler_does() {
         let said = |held| {
-            let handlers = Handlers { scraped: 10, held, misconfigured: None, connected: 10 };
+            let handlers = Handlers { scraped: 10, held, misconfigured: None, connected: 10, listened: true };
             let status = say(None, &View { handlers, ..View::default() });
             let healthy = find(&status.conditions, HANDLER_HEALTHY).unwrap();
             (healthy.status.clone(), healthy.reason.clone())
@@ -444,6 +438,28 @@ mod tests {
         let failing = ("False".to_owned(), "HandlerFailing".to_owned());
         assert_eq!((said(10), said(6)), (failing.clone(), failing));
         assert_eq!(said(5), ("True".to_owned(), "Handling".to_owned()));
+    }
+
+    #[test]
+    fn a_port_that_nobody_listens_at_is_named_and_comes_before_what_the_scaler_makes_of_it() {
+        let handlers = Handlers { scraped: 2, held: 2, connected: 2, ..Handlers::default() };
+        let view = View { handlers, ..decided(Reason::HandlerFailing, "replicas are held") };
+        let status = say(None, &view);
+        for kind in [HANDLER_HEALTHY, READY] {
+            let message = &find(&status.conditions, kind).unwrap().message;
+            assert!(message.contains("nothing has listened at http://localhost:8080/ yet"), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_summary_of_a_paused_worker_does_not_say_that_messages_are_handled() {
+        let around = around(1, "u-1");
+        let queue = Some(Arc::new(saying(READY, "True", "Declared")));
+        let paused = worker(json!({"consumer": {"paused": true}}));
+        let view = decided(Reason::Steady, "");
+        let status = status(&paused, None, None, &Surroundings { queue, ..around }, &view, &now());
+        let ready = find(&status.conditions, READY).unwrap();
+        assert_eq!((ready.status.as_str(), ready.message.as_str()), ("True", PAUSED));
     }
 
     #[test]

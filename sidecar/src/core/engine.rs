@@ -137,7 +137,7 @@ impl Engine {
             Event::Published { id, result } => self.published(id, result, now, effects),
             Event::LateAnswer { id, verdict } => self.late_answer(id, verdict, now, effects),
             Event::Extended { id } => self.extended(id, now, effects),
-            Event::HandlerPort { seen } => self.handler_port(seen, effects),
+            Event::HandlerPort { seen } => self.handler_port(seen, now, effects),
             Event::Drain => self.begin_drain(now, effects),
             Event::Terminate => self.terminate(now, effects),
             Event::Leaving => {

@@ -11,6 +11,8 @@ use super::window::State;
 
 /// How long messages are held through an outage of the application before healthy pods get them.
 pub const HOLD: Duration = Duration::from_secs(10);
+/// How long the application may take to listen before that is told: most are started at the same moment.
+const STARTING: Duration = Duration::from_secs(10);
 /// Messages held to probe with while the breaker is open: two, also where the Worker asks for one. A message of an ordering
 /// key that fails keeps its place, and if it is poison it would, alone, keep the breaker open for ever.
 const PROBE_WINDOW: usize = 2;
@@ -64,12 +66,14 @@ pub(super) struct Handler {
     pub probing: bool,
     backoff: Backoff,
     first: bool,
+    /// Whether it was told that it has not come.
+    missed: bool,
 }
 
 impl Handler {
     pub fn new(seed: u64) -> Self {
         let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), seed);
-        Self { down_since: Some(Time::ZERO), probing: false, backoff, first: true }
+        Self { down_since: Some(Time::ZERO), probing: false, backoff, first: true, missed: false }
     }
 
     pub fn is_up(&self) -> bool {
@@ -299,8 +303,12 @@ impl Engine {
         effects.push(Effect::ProbeHandler { after });
     }
 
-    pub(super) fn handler_port(&mut self, seen: Seen, effects: &mut Vec<Effect>) {
+    pub(super) fn handler_port(&mut self, seen: Seen, now: Time, effects: &mut Vec<Effect>) {
         self.handler.probing = false;
+        let never_up = self.handler.down_since == Some(Time::ZERO) && seen != Seen::Accepting;
+        if never_up && now >= STARTING && !std::mem::replace(&mut self.handler.missed, true) {
+            effects.push(Effect::Observe(Observation::HandlerDown));
+        }
         if seen == Seen::Accepting && self.handler.down_since.take().is_some() {
             self.handler.backoff.reset();
             effects.push(Effect::Observe(Observation::HandlerUp));

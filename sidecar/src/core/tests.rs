@@ -1487,6 +1487,20 @@ fn the_auto_window_never_exceeds_its_ceiling() {
 }
 
 #[test]
+fn an_application_that_never_listens_is_told_of_once() {
+    let mut world = World::new(settings());
+    world.port_open = false;
+    world.connect();
+    world.settle();
+    let told =
+        |world: &World| world.observed.iter().filter(|seen| **seen == Observation::HandlerDown).count();
+    world.pass(Duration::from_secs(9));
+    assert_eq!(told(&world), 0, "it may be starting");
+    world.pass(Duration::from_secs(60));
+    assert_eq!(told(&world), 1);
+}
+
+#[test]
 fn not_now_and_answers_that_come_later_say_nothing_about_the_handlers_speed() {
     for verdict in [Verdict::NotNow { after: Some(Duration::ZERO), status: 429 }, Verdict::Later] {
         let late_timeout = Duration::from_secs(5);

@@ -42,6 +42,17 @@ async fn a_queue_name_with_a_slash_is_refused() {
 }
 
 #[tokio::test]
+async fn a_name_that_no_secret_can_have_is_refused() {
+    for name in ["A B", "rabbitmq?x", "../../shop/secrets/rabbitmq", ".."] {
+        for field in ["secretRef", "workerSecretRef"] {
+            let broker = format!("{{broker: {{{field}: {{name: '{name}'}}}}}}");
+            refused(&queue(&broker), "a Secret's name has small letters").await;
+        }
+    }
+    assert!(send(&queue("{broker: {secretRef: {name: rabbitmq-default.user}}}")).await.is_ok());
+}
+
+#[tokio::test]
 async fn retry_delays_must_rise() {
     for delays in ["[5, 3]", "[5, 5]"] {
         refused(&queue(&format!("{{retry: {{delaysSeconds: {delays}}}}}")), "delaysSeconds must rise").await;

@@ -40,6 +40,12 @@ async fn a_template_without_the_named_container_is_refused() {
 }
 
 #[tokio::test]
+async fn a_name_that_no_queue_can_have_is_refused() {
+    let worker = worker("").replace("name: orders", "name: 'Q Q'");
+    refused(&worker, "a Queue's name has small letters").await;
+}
+
+#[tokio::test]
 async fn the_sidecar_s_own_ports_are_refused() {
     for port in [9400, 9401] {
         refused(&worker(&format!("handler: {{http: {{port: {port}}}}},")), "the sidecar's").await;
