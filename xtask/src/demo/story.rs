@@ -99,9 +99,7 @@ impl<'a> View<'a> {
                 continue;
             }
             let Some(pod) = pods(self.stage).await?.into_iter().next() else { continue };
-            let now = ["--grace-period=0", "--force", "--wait=false"];
-            let delete = ["delete", "-n", NAMESPACE, pod.as_str()];
-            self.stage.cluster.kubectl(&[&delete[..], &now].concat()).await?;
+            self.stage.cluster.kill(NAMESPACE, &[&pod]).await?;
             self.progress.show(&format!("        killed {pod} in the middle of its work"));
             return Ok(pod);
         }
