@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use futures::StreamExt;
 use futures::future::{join_all, ready};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, ResourceExt};
@@ -224,18 +224,29 @@ fn running(pod: &Pod) -> bool {
 
 /// Those of several operators' pods that watch a namespace: of the one that names it, else of one that watches all.
 fn watching(pods: Vec<Pod>, namespace: &str) -> Vec<Pod> {
-    let (naming, others): (Vec<_>, Vec<_>) = pods
-        .into_iter()
-        .partition(|pod| watched(pod).is_some_and(|watched| watched.iter().any(|one| one == namespace)));
-    if naming.is_empty() { others.into_iter().filter(|pod| watched(pod).is_none()).collect() } else { naming }
+    let (naming, others): (Vec<_>, Vec<_>) =
+        pods.into_iter().partition(|pod| watched(pod).iter().any(|one| one == namespace));
+    if naming.is_empty() {
+        others.into_iter().filter(|pod| watched(pod).is_empty()).collect()
+    } else {
+        naming
+    }
 }
 
-/// The namespaces that an operator's pod is told to watch; none: all.
-fn watched(pod: &Pod) -> Option<Vec<String>> {
-    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    let mut args = containers.flat_map(|container| container.args.iter().flatten());
-    let named = args.find_map(|arg| arg.strip_prefix("--watch-namespaces="))?;
-    Some(named.split(',').map(str::to_owned).collect())
+/// The namespaces that an operator's pod is told to watch, as the operator reads them: by its flag, else by the variable.
+/// Empty: all.
+fn watched(pod: &Pod) -> Vec<String> {
+    const FLAG: &str = "--watch-namespaces=";
+    let named = |container: &Container| {
+        let args: Vec<&str> = container.args.iter().flatten().map(String::as_str).collect();
+        // The value may be an argument of its own.
+        let args = args.join(" ").replace("--watch-namespaces ", FLAG);
+        let flag = args.split(' ').find_map(|arg| arg.strip_prefix(FLAG)).map(str::to_owned);
+        let mut variables = container.env.iter().flatten();
+        flag.or_else(|| variables.find(|one| one.name == "WARREN_WATCH_NAMESPACES")?.value.clone())
+    };
+    let named = pod.spec.iter().flat_map(|spec| &spec.containers).find_map(named).unwrap_or_default();
+    named.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -299,6 +310,20 @@ pub(crate) mod tests {
         let (cluster, pod) =
             asked(|| async { http::Response::builder().status(404).body(Body::empty()).unwrap() });
         assert_eq!(cluster.page(&pod, OPERATOR_PORT, "decisions/shop/invoices").await.unwrap(), None);
+    }
+
+    #[test]
+    fn what_an_operator_watches_is_read_as_it_reads_it_itself() {
+        let told = |args: &[&str], variable: &str| {
+            let env = json!([{"name": "WARREN_WATCH_NAMESPACES", "value": variable}]);
+            let containers = json!([{"name": "operator", "args": args, "env": env}]);
+            let pod = json!({"metadata": {}, "spec": {"containers": containers}});
+            watched(&serde_json::from_value(pod).unwrap())
+        };
+        assert_eq!(told(&["--watch-namespaces=shop,mail"], "other"), ["shop", "mail"]);
+        assert_eq!(told(&["--watch-namespaces", "shop", "--listen=[::]:1"], "other"), ["shop"]);
+        assert_eq!(told(&["--log-format=json"], "shop,"), ["shop"]);
+        assert!(told(&["--watch-namespaces="], "").is_empty() && told(&[], "").is_empty());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use futures::{join, try_join};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 use kube::api::ListParams;
 use warren_api::conditions::READY;
@@ -120,10 +121,9 @@ impl Seen {
             .filter(|worker| worker.spec.queue_ref.name == name)
             .map(ResourceExt::name_any)
             .collect();
-        let conditions = queue.status.iter().flat_map(|status| &status.conditions);
         [
             name.clone(),
-            condition(conditions.map(|c| (c.type_.as_str(), c.status.as_str()))),
+            ready(queue.status.as_ref().map_or(&[], |status| &status.conditions)),
             format!("{:?}", queue.spec.queue_type),
             messages("warren_operator_queue_ready_messages"),
             self.sum(&workers, 0, held),
@@ -139,7 +139,7 @@ impl Seen {
         let own = std::slice::from_ref(&name);
         [
             name.clone(),
-            condition(status.conditions.iter().map(|c| (c.type_.as_str(), c.status.as_str()))),
+            ready(&status.conditions),
             status.replicas.to_string(),
             status.desired_replicas.to_string(),
             self.sum(own, 0, |sidecar| Some(sidecar.said.as_ref().ok()?.in_flight as f64)),
@@ -185,8 +185,10 @@ fn former<'a>(before: &'a [Sidecar], sidecar: &Sidecar) -> Option<&'a Sidecar> {
     before.iter().find(|former| former.pod.metadata.uid == sidecar.pod.metadata.uid)
 }
 
-fn condition<'a>(mut conditions: impl Iterator<Item = (&'a str, &'a str)>) -> String {
-    conditions.find(|(kind, _)| *kind == READY).map_or(UNKNOWN, |(_, status)| status).to_owned()
+/// Whether a resource is well, as its summary condition says.
+fn ready(conditions: &[Condition]) -> String {
+    let ready = conditions.iter().find(|condition| condition.type_ == READY);
+    ready.map_or(UNKNOWN, |condition| &condition.status).to_owned()
 }
 
 #[cfg(test)]

@@ -11,8 +11,20 @@ use axum::extract::State;
 use axum::routing::post;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+
+use crate::cluster::Cluster;
+use crate::{golang, images};
+
+/// The application's image.
+const APP: &str = "localhost/warren-test-app:dev";
+
+/// Builds the application and gives its image to the cluster.
+pub async fn image(cluster: &Cluster) -> Result<()> {
+    images::program(cluster, APP, &golang::program("tests/cluster/app").await?).await.map(drop)
+}
 
 /// A handler call in a pod.
 #[derive(Debug, Clone, Deserialize)]
@@ -100,9 +112,15 @@ impl Desk {
         Ok(Self { url, book, server })
     }
 
-    /// Its address, for the application's `DESK_URL`.
-    pub fn url(&self) -> &str {
-        &self.url
+    /// A container with the application, which asks this desk.
+    pub fn container(&self) -> Value {
+        json!({
+            "name": "app", "image": APP, "imagePullPolicy": "IfNotPresent", "ports": [{"containerPort": 8080}],
+            "env": [
+                {"name": "DESK_URL", "value": self.url},
+                {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+            ],
+        })
     }
 
     /// Every call so far, in the order of their beginnings.

@@ -10,6 +10,11 @@ use crate::site::workspace;
 pub const NAMESPACE: &str = "warren-system";
 const RELEASE: &str = "warren";
 
+/// Kills the operator's pods, all of them at once and as a crash would.
+pub async fn kill_operator(cluster: &Cluster) -> Result<()> {
+    cluster.kill(NAMESPACE, &["pods", "-l", "app.kubernetes.io/name=warren"]).await
+}
+
 /// Installs or upgrades Warren with the images given, and waits until the operator is ready.
 pub async fn warren(cluster: &Cluster, images: &[Image]) -> Result<()> {
     let chart = workspace().join("charts/warren");

@@ -30,6 +30,12 @@ impl Cluster {
         run_with_input(&mut kubectl, manifest).await
     }
 
+    /// Deletes pods, such as `["pod", "NAME"]`, without any grace and without waiting.
+    pub async fn kill(&self, namespace: &str, pods: &[&str]) -> Result<()> {
+        let now = ["--grace-period=0", "--force", "--wait=false"];
+        self.kubectl(&[&["delete", "-n", namespace], pods, &now].concat()).await.map(drop)
+    }
+
     /// Waits until the API server serves Warren's definitions. `kubectl wait` alone fails on one that has no status yet.
     pub async fn until_established(&self) -> Result<()> {
         let wait = ["wait", "--for=condition=Established", "--timeout=5s"];

@@ -3,6 +3,7 @@
 //! | What | How |
 //! |---|---|
 //! | A cluster | [`Cluster::for_tests`] brings up our own, or takes the one that `WARREN_KUBECONFIG` names |
+//! | A namespace in it | [`namespace::Namespace::new`], then Warren's resources and waits for their conditions |
 //! | Objects in it | [`Cluster::apply`], [`Cluster::get`], [`Cluster::kubectl`], [`Cluster::helm`] |
 //! | Waiting | [`Cluster::eventually`] shows pods, events and logs when it fails; [`wait::eventually`] needs no cluster |
 //! | Images | [`images::warren`] for the operator and the sidecar, [`images::program`] for any static program |
@@ -52,6 +53,7 @@ pub mod install;
 mod kubectl;
 pub mod leftovers;
 mod lifeline;
+pub mod namespace;
 pub mod operator;
 pub mod packages;
 pub mod ports;

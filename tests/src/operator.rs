@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use tokio::process::{Child, Command};
 
 use crate::cluster::Cluster;
 use crate::command::run_program;
+use crate::wait::eventually;
 use crate::{images, ports, process};
 
 /// The metric of Ready Queues.
@@ -17,8 +18,6 @@ pub const READY: &str = "warren_operator_queues{ready=\"true\"}";
 pub const WRITES: &str = "warren_operator_api_writes_total";
 /// How long a state may take to come.
 const PATIENCE: Duration = Duration::from_secs(900);
-/// How often it is looked for.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// A running operator; it ends with this value.
 #[derive(Debug)]
@@ -96,14 +95,13 @@ impl Operator {
 
     /// Waits until a metric reaches a value; gives the seconds since the start.
     pub async fn until(&self, name: &str, at_least: f64) -> Result<f64> {
-        while self.started.elapsed() < PATIENCE {
+        eventually(PATIENCE, &format!("{name} is {at_least}"), async || {
             // Before it listens, there is nothing to read.
-            if self.metric(name).await.unwrap_or(0.0) >= at_least {
-                return Ok(self.started.elapsed().as_secs_f64());
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-        bail!("{name} did not reach {at_least} within {} s", PATIENCE.as_secs())
+            let value = self.metric(name).await?;
+            ensure!(value >= at_least, "it is {value}");
+            Ok(self.started.elapsed().as_secs_f64())
+        })
+        .await
     }
 
     /// Whether it runs, and has not ended by itself.

@@ -27,27 +27,26 @@ pub async fn step<T>(
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
     let step = progress.begin(title);
-    let result = work.await;
-    match &result {
-        Ok(_) => step.done(""),
-        Err(_) => step.failed(),
-    }
-    result
+    ended(step, work.await.map(|value| (value, String::new())))
 }
 
-/// The same for work that tells what it is doing.
+/// The same for work that tells what it is doing, and with what it ended; that may be empty.
 pub async fn step_noting<T>(
     progress: &dyn Progress,
     title: &str,
-    work: impl AsyncFnOnce(&(dyn Fn(&str) + Sync)) -> Result<T>,
+    work: impl AsyncFnOnce(&(dyn Fn(&str) + Sync)) -> Result<(T, String)>,
 ) -> Result<T> {
     let step = progress.begin(title);
     let result = work(&|text| step.note(text)).await;
+    ended(step, result)
+}
+
+fn ended<T>(step: Box<dyn Step>, result: Result<(T, String)>) -> Result<T> {
     match &result {
-        Ok(_) => step.done(""),
+        Ok((_, text)) => step.done(text),
         Err(_) => step.failed(),
     }
-    result
+    result.map(|(value, _)| value)
 }
 
 /// Shows nothing.

@@ -73,9 +73,12 @@ const CLUSTER: &[Stage] = &[
 impl Test {
     pub(crate) async fn run(self) -> Result<()> {
         let progress = Terminal::new();
+        if !self.fast {
+            // First, while somebody is there who may be asked.
+            prepare(&progress, Consent::Ask).await?;
+        }
         let mut passed = run_stages(FAST, None, &progress).await?;
         if !self.fast {
-            prepare(&progress, Consent::Given).await?;
             passed += run_stages(BROKER, None, &progress).await?;
             passed += self.with_cluster(&progress).await?;
         }

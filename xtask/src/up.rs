@@ -23,7 +23,7 @@ impl Up {
         let cluster = match self.kubeconfig {
             Some(file) => Cluster::attach(&file)?,
             None => {
-                prepare(&progress, Consent::Given).await?;
+                prepare(&progress, Consent::Ask).await?;
                 Cluster::up(&progress).await?
             }
         };

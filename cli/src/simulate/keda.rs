@@ -39,25 +39,12 @@ impl KedaHpa {
     /// KEDA with `value` set to the backlog that one pod clears within the target, at `service` seconds a call. Polls and syncs are in the middle of their
     /// intervals, so that a load that begins at a round minute waits for them as long as loads do on average.
     pub fn new(min: u32, max: u32, target_wait: f64, service: f64, concurrency: u32) -> Self {
-        Self::with_first_poll(min, max, target_wait, service, concurrency, POLL / 2.0, SYNC / 2.0)
-    }
-
-    fn with_first_poll(
-        min: u32,
-        max: u32,
-        target_wait: f64,
-        service: f64,
-        concurrency: u32,
-        first_poll: f64,
-        first_sync: f64,
-    ) -> Self {
-        let value = (target_wait * f64::from(concurrency) / service).max(LEAST_VALUE);
         Self {
             min,
             max,
-            value,
-            next_poll: first_poll,
-            next_sync: first_sync,
+            value: (target_wait * f64::from(concurrency) / service).max(LEAST_VALUE),
+            next_poll: POLL / 2.0,
+            next_sync: SYNC / 2.0,
             last_active: f64::NEG_INFINITY,
             recommended: VecDeque::new(),
         }
@@ -133,7 +120,7 @@ mod tests {
     }
 
     fn looks_with(service: f64, ready: impl Fn(f64) -> u64, until: f64) -> Vec<(f64, u32)> {
-        let mut scaler = KedaHpa::with_first_poll(0, 50, 10.0, service, 1, 0.0, 0.0);
+        let mut scaler = KedaHpa { next_poll: 0.0, next_sync: 0.0, ..KedaHpa::new(0, 50, 10.0, service, 1) };
         let (mut now, mut replicas, mut changes) = (0.0, 0, vec![]);
         while now < until {
             let look = scaler.look(&Seen { ready: ready(now), replicas, ..Seen::default() }, now);

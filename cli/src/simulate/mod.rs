@@ -84,11 +84,11 @@ pub struct Both {
 impl Comparison {
     /// Runs a trace through under both. Every call ends well, also one that outlasts the handler's time-out.
     pub fn of(setting: &Setting, trace: &Trace) -> Self {
-        let Setting { spec, pods, .. } = setting;
-        let warren = simulate(trace, pods, &mut Warren::new(spec.clone()));
-        let service = trace.mean_service(pods.service_seconds);
+        let spec = &setting.spec;
+        let warren = simulate(trace, setting, &mut Warren::new(spec.clone()));
+        let service = trace.mean_service(setting.pods.service_seconds);
         let mut keda = KedaHpa::new(spec.min, spec.max, spec.target_wait, service, spec.concurrency);
-        let keda_hpa = simulate(trace, pods, &mut keda);
+        let keda_hpa = simulate(trace, setting, &mut keda);
         let horizon = warren.ended_at.max(keda_hpa.ended_at);
         let figures = |run: &Run| Figures::of(run, spec.target_wait, spec.min, horizon);
         let (ours, theirs) = (figures(&warren), figures(&keda_hpa));
@@ -195,9 +195,23 @@ mod tests {
     }
 
     #[test]
+    fn pods_that_keda_lets_go_begin_what_they_hold_too() {
+        let wide = "consumer: {prefetch: 200, concurrency: 1}\n  queueRef";
+        let mut setting = Setting::parse(&book::WORKER.replace("queueRef", wide), None, 2.0, 5.0).unwrap();
+        // What pods hold is no load to KEDA: it lets them go with it.
+        let trace = Trace::parse("0,2000\n10,0").unwrap();
+        let [at_once, in_time] = [0.0, 15.0].map(|starts| {
+            setting.pods.drain_starts_seconds = starts;
+            Comparison::of(&setting, &trace).keda_hpa.1
+        });
+        assert!(in_time.wait_max < at_once.wait_max, "{in_time:?} {at_once:?}");
+        assert!(in_time.changes < at_once.changes, "{in_time:?} {at_once:?}");
+    }
+
+    #[test]
     fn calls_that_outlast_the_time_out_are_no_stall() {
         let mut setting = Setting::parse(book::WORKER, None, 100.0, 120.0).unwrap();
-        (setting.spec.min, setting.pods.min) = (1, 1);
+        setting.spec.min = 1;
         // The one pod is at work for 100 seconds, and for 60 of them nothing moves: those that come then get their pods at once.
         let both = Comparison::of(&setting, &Trace::parse("0,10\n1,0\n70,100\n71,0").unwrap());
         let asked = both.warren.0.points.iter().find(|point| point.pods > 40).unwrap();

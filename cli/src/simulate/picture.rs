@@ -32,16 +32,16 @@ type Curve = Vec<(f64, f64)>;
 pub fn terminal(comparison: &Comparison, columns: usize) -> String {
     let width = columns.saturating_sub(TERMINAL_LEFT).clamp(LEAST_TERMINAL_WIDTH, MOST_TERMINAL_WIDTH);
     let until = end(comparison);
-    let (warren, keda) = (&comparison.warren.0, &comparison.keda_hpa.0);
-    let most = warren.peak_replicas.max(keda.peak_replicas).max(1);
+    let pods = |run| thinned(run, until, width, |point| point.pods as f64);
+    let curves = [("Warren", pods(&comparison.warren.0)), ("KEDA + HPA", pods(&comparison.keda_hpa.0))];
+    let most = most(curves.iter().map(|(_, curve)| curve));
     let mut text = String::new();
-    for (name, run) in [("Warren", warren), ("KEDA + HPA", keda)] {
-        let curve = thinned(run, until, width, |point| point.pods as f64);
+    for (name, curve) in &curves {
         // Writing to a String cannot fail, here and below.
         let _ = writeln!(text, "{name}: pods");
         for row in (0..TERMINAL_HEIGHT).rev() {
             let cells = curve.iter().map(|(_, pods)| {
-                let eighths = (pods * 8.0 * TERMINAL_HEIGHT as f64 / f64::from(most)).ceil() as usize;
+                let eighths = (pods * 8.0 * TERMINAL_HEIGHT as f64 / most).ceil() as usize;
                 EIGHTHS[eighths.saturating_sub(row * 8).min(8)]
             });
             let label = if row + 1 == TERMINAL_HEIGHT { most.to_string() } else { String::new() };
@@ -83,8 +83,7 @@ pub fn svg(title: &str, trace: &Trace, comparison: &Comparison, font: &str) -> S
 }
 
 fn panel(text: &mut String, top: f64, name: &str, curves: &[(&str, Curve)], until: f64) {
-    let most =
-        curves.iter().flat_map(|(_, curve)| curve).map(|(_, value)| *value).fold(0.0, f64::max).max(1.0);
+    let most = most(curves.iter().map(|(_, curve)| curve));
     let (bottom, right) = (top + PANEL, WIDTH - 10.0);
     // Writing to a String cannot fail.
     let _ = writeln!(
@@ -137,6 +136,11 @@ pub fn page(setting: &Setting, trace: &Trace, comparison: &Comparison) -> String
         setting.pods.service_seconds,
         setting.pods.startup_seconds,
     )
+}
+
+/// The height of a plot: the largest value of its curves, 1 at least.
+fn most<'a>(curves: impl Iterator<Item = &'a Curve>) -> f64 {
+    curves.flatten().map(|(_, value)| *value).fold(1.0, f64::max)
 }
 
 fn end(comparison: &Comparison) -> f64 {
@@ -212,6 +216,21 @@ mod tests {
             text.contains("Warren: pods") && text.contains("KEDA + HPA: pods") && text.contains('█'),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_terminal_shows_pods_that_end_beyond_those_that_are_asked_for() {
+        let (_, _, mut comparison) = compared();
+        comparison.warren.0.peak_replicas = 10;
+        comparison.warren.0.points =
+            vec![Point { at: 0.0, waiting: 0, pods: 20 }, Point { at: 30.0, waiting: 0, pods: 10 }];
+        let text = terminal(&comparison, 102);
+        let height = |column: usize| {
+            let rows = text.lines().skip(1).take(TERMINAL_HEIGHT);
+            rows.filter(|line| line.chars().nth(TERMINAL_LEFT + column) == Some('█')).count()
+        };
+        assert!(text.contains("   20 █"), "{text}");
+        assert_eq!((height(0), height(95)), (8, 4), "{text}");
     }
 
     #[test]

@@ -10,10 +10,9 @@ use std::fmt::Write as _;
 
 use warren_operator::scaler::inputs::Spec;
 
-use super::setting::Setting;
+use super::setting::{Pods, Setting};
 use super::shapes::Chance;
 use super::trace::Trace;
-use super::world::Pods;
 use super::{Both, Comparison};
 
 const SHAPES: usize = 9;
@@ -76,9 +75,7 @@ fn setting(service: f64, concurrency: u32, target_wait: f64) -> Setting {
             service_seconds: service,
             startup_seconds: 5.0,
             prefetch: concurrency,
-            concurrency,
-            timeout_seconds: 30.0,
-            min: 0,
+            drain_starts_seconds: 15.0,
         },
     }
 }

@@ -3,10 +3,10 @@
 use thiserror::Error;
 use warren_api::worker::{PrefetchMode, ScalingMode};
 use warren_operator::scaler::inputs::Spec;
+use warren_operator::worker::validate::drain_seconds;
 
 use super::manifest::{self, ManifestError};
 use super::trace::SERVICE_SECONDS;
-use super::world::Pods;
 
 /// What is wrong with the manifest or the numbers.
 #[derive(Debug, Error)]
@@ -32,6 +32,19 @@ pub enum SettingError {
     /// What the API server refuses.
     #[error("{0}")]
     Refused(&'static str),
+}
+
+/// What the simulated pods are like, besides what the scaler knows of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pods {
+    /// Seconds of a handler call, where the trace says nothing else.
+    pub service_seconds: f64,
+    /// Seconds from the request for a pod to its first message.
+    pub startup_seconds: f64,
+    /// Messages that a pod holds at most.
+    pub prefetch: u32,
+    /// Seconds after which a pod that is let go begins no more calls.
+    pub drain_starts_seconds: f64,
 }
 
 /// A Worker to simulate.
@@ -126,14 +139,11 @@ impl Setting {
                 "consumer.prefetchMode: Auto is not simulated, since its window follows the broker's round trips: leave it out, and let consumer.prefetch be the window",
             ));
         }
-        let pods = Pods {
-            service_seconds,
-            startup_seconds,
-            prefetch,
-            concurrency: spec.concurrency,
-            timeout_seconds: spec.handler_timeout,
-            min: spec.min,
-        };
+        let drain = f64::from(drain_seconds(&worker));
+        // As the sidecar drains: calls that begin end before it does, and where an order is kept none begin.
+        let drain_starts_seconds =
+            if ordered { 0.0 } else { (drain / 2.0).min(drain - spec.handler_timeout) };
+        let pods = Pods { service_seconds, startup_seconds, prefetch, drain_starts_seconds };
         Ok(Self { name: worker.metadata.name.clone().unwrap_or_default(), spec, pods })
     }
 }
@@ -180,6 +190,17 @@ spec:
         assert!(refused(&paused, 1.0).contains("consumer.paused"));
         assert!(refused("kind: [", 1.0).contains("cannot be read"));
         assert!(refused("kind: Deployment", 1.0).contains("no Worker"));
+    }
+
+    #[test]
+    fn a_pod_that_is_let_go_begins_calls_for_as_long_as_the_sidecar_s_drain_does() {
+        let starts = |fields: &str| {
+            let manifest = WORKER.replace("queueRef", &format!("{fields}\n  queueRef"));
+            Setting::parse(&manifest, None, 1.0, 5.0).unwrap().pods.drain_starts_seconds
+        };
+        assert_eq!(starts("consumer: {prefetch: 20}"), 15.0);
+        assert_eq!(starts("shutdown: {drainTimeoutSeconds: 600}"), 300.0);
+        assert_eq!(starts("consumer: {orderingKey: x-customer}\n  scaling: {maxReplicas: 1}"), 0.0);
     }
 
     const ONE_CONSUMER: &str = "apiVersion: warren.dev/v1alpha1\nkind: Queue\nmetadata: {name: orders}\nspec: {singleActiveConsumer: true}\n---";

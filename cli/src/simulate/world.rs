@@ -1,35 +1,21 @@
 //! A queue, its consumers and the cluster that starts and ends them, in virtual time. Pure: the same inputs give the same run.
 //!
 //! Messages wait in one queue, oldest first. The broker hands them to consumers with room in their prefetch, in turn. A pod
-//! consumes `startup_seconds` after it was asked for. A pod that is let go hands back what it has not begun, ends what runs,
-//! and is gone.
+//! consumes `startup_seconds` after it was asked for. A pod that is let go takes no more, goes on beginning calls for
+//! `drain_starts_seconds`, hands back what it has not begun by then, ends what runs, and is gone.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
+use warren_operator::scaler::inputs::Spec;
+
+use super::setting::{Pods, Setting};
 use super::trace::Trace;
 
 /// Seconds after the trace within which everything must be done and let go; what is not done then is unfinished.
 const LONGEST_TAIL: f64 = 4.0 * 3600.0;
 /// Seconds between two points of the recorded series.
 pub const SAMPLE_SECONDS: f64 = 1.0;
-
-/// What the simulated pods are like.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Pods {
-    /// Seconds of a handler call, where the trace says nothing else.
-    pub service_seconds: f64,
-    /// Seconds from the request for a pod to its first message.
-    pub startup_seconds: f64,
-    /// Messages that a pod holds at most.
-    pub prefetch: u32,
-    /// Handler calls at once in a pod, at most `prefetch`.
-    pub concurrency: u32,
-    /// Seconds that a call may take; what takes longer is work that the application ends later.
-    pub timeout_seconds: f64,
-    /// Pods that are there at the beginning and always: the least that the scaler may ask for.
-    pub min: u32,
-}
 
 /// What a scaler can see.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -48,7 +34,7 @@ pub struct Seen {
     pub late: u64,
     /// Of those pods, how many have a call that runs.
     pub busy: u32,
-    /// Handler calls that run in pods which end after them.
+    /// Messages that pods hold which were let go: they are done there, or come back.
     pub ending: u64,
     /// Deliveries so far.
     pub deliveries: u64,
@@ -110,7 +96,12 @@ pub struct Run {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Started(u64),
-    Ended { pod: u64, service_index: usize },
+    Ended {
+        pod: u64,
+        service_index: usize,
+    },
+    /// A pod that was let go begins no more calls.
+    GiveBack(u64),
     Sample,
     Look,
 }
@@ -156,6 +147,7 @@ impl Pod {
 }
 
 struct World<'a> {
+    spec: &'a Spec,
     pods_are: &'a Pods,
     trace: &'a Trace,
     now: f64,
@@ -169,12 +161,7 @@ struct World<'a> {
     turns: VecDeque<u64>,
     interval: usize,
     replicas: u32,
-    started: u32,
-    in_flight: u64,
     late: u64,
-    /// Of these, in pods that end.
-    ending: u64,
-    held: u64,
     deliveries: u64,
     settled: u64,
     call_seconds: f64,
@@ -182,8 +169,8 @@ struct World<'a> {
 }
 
 /// Runs a trace through, until all is done and the pods are let go.
-pub fn simulate(trace: &Trace, pods: &Pods, scaler: &mut dyn Autoscaler) -> Run {
-    let mut world = World::new(trace, pods);
+pub fn simulate(trace: &Trace, setting: &Setting, scaler: &mut dyn Autoscaler) -> Run {
+    let mut world = World::new(trace, setting);
     let deadline = trace.end() + LONGEST_TAIL;
     let mut arrivals = trace.times().peekable();
     loop {
@@ -209,9 +196,11 @@ pub fn simulate(trace: &Trace, pods: &Pods, scaler: &mut dyn Autoscaler) -> Run 
 }
 
 impl<'a> World<'a> {
-    fn new(trace: &'a Trace, pods: &'a Pods) -> Self {
+    fn new(trace: &'a Trace, setting: &'a Setting) -> Self {
+        let least = setting.spec.min;
         let mut world = Self {
-            pods_are: pods,
+            spec: &setting.spec,
+            pods_are: &setting.pods,
             trace,
             now: 0.0,
             events: BinaryHeap::new(),
@@ -221,18 +210,14 @@ impl<'a> World<'a> {
             next_pod: 0,
             turns: VecDeque::new(),
             interval: 0,
-            replicas: pods.min,
-            started: 0,
-            in_flight: 0,
+            replicas: least,
             late: 0,
-            ending: 0,
-            held: 0,
             deliveries: 0,
             settled: 0,
             call_seconds: 0.0,
-            run: Run { peak_replicas: pods.min, ..Run::default() },
+            run: Run { peak_replicas: least, ..Run::default() },
         };
-        for _ in 0..pods.min {
+        for _ in 0..least {
             let pod = world.add_pod();
             world.start(pod);
         }
@@ -256,14 +241,23 @@ impl<'a> World<'a> {
     }
 
     fn at_rest(&self) -> bool {
-        let all_done = self.ready.is_empty() && self.in_flight == 0 && self.held == 0;
-        all_done && self.replicas == self.pods_are.min && self.pods.len() == self.pods_are.min as usize
+        let few = self.replicas == self.spec.min && self.pods.len() == self.spec.min as usize;
+        few && self.ready.is_empty() && self.pods.values().all(|pod| pod.unsettled() == 0)
+    }
+
+    /// Messages that wait in pods.
+    fn held(&self) -> u64 {
+        self.pods.values().map(|pod| pod.held.len() as u64).sum()
     }
 
     fn happens(&mut self, kind: Kind, scaler: &mut dyn Autoscaler) {
         match kind {
             Kind::Started(pod) => self.start(pod),
             Kind::Ended { pod, service_index } => self.end_call(pod, service_index),
+            Kind::GiveBack(pod) => {
+                self.give_back(pod);
+                self.dispatch();
+            }
             Kind::Sample => {
                 self.sample();
                 self.plan(SAMPLE_SECONDS, Kind::Sample);
@@ -277,21 +271,22 @@ impl<'a> World<'a> {
     }
 
     fn sample(&mut self) {
-        let waiting = self.ready.len() as u64 + self.held;
+        let waiting = self.ready.len() as u64 + self.held();
         self.run.points.push(Point { at: self.now, waiting, pods: self.pods.len() as u64 });
     }
 
     fn seen(&self) -> Seen {
+        let staying = || self.pods.values().filter(|pod| pod.started && !pod.ending);
+        let in_flight = staying().map(|pod| u64::from(pod.running)).sum();
         Seen {
             ready: self.ready.len() as u64,
             replicas: self.replicas,
-            started: self.started,
-            unsettled: self.in_flight - self.ending + self.held,
-            in_flight: self.in_flight - self.ending,
-            late: self.late.min(self.in_flight - self.ending),
-            busy: self.pods.values().filter(|pod| pod.started && !pod.ending && pod.running > 0).count()
-                as u32,
-            ending: self.ending,
+            started: staying().count() as u32,
+            unsettled: staying().map(Pod::unsettled).sum(),
+            in_flight,
+            late: self.late.min(in_flight),
+            busy: staying().filter(|pod| pod.running > 0).count() as u32,
+            ending: self.pods.values().filter(|pod| pod.ending).map(Pod::unsettled).sum(),
             deliveries: self.deliveries,
             settled: self.settled,
             call_seconds: self.call_seconds,
@@ -308,7 +303,6 @@ impl<'a> World<'a> {
     fn start(&mut self, id: u64) {
         let Some(pod) = self.pods.get_mut(&id) else { return };
         pod.started = true;
-        self.started += 1;
         self.turns.push_back(id);
         self.dispatch();
     }
@@ -322,14 +316,9 @@ impl<'a> World<'a> {
             if pod.unsettled() < u64::from(self.pods_are.prefetch) {
                 self.turns.push_back(id);
             }
-            self.held += 1;
             self.deliveries += 1;
             self.begin_calls(id);
         }
-    }
-
-    fn service(&self) -> f64 {
-        self.service_of(self.interval)
     }
 
     fn service_of(&self, interval: usize) -> f64 {
@@ -339,21 +328,19 @@ impl<'a> World<'a> {
 
     /// Whether a call that began in an interval outlasts the handler's time-out.
     fn is_late(&self, interval: usize) -> bool {
-        self.service_of(interval) > self.pods_are.timeout_seconds
+        self.service_of(interval) > self.spec.handler_timeout
     }
 
     fn begin_calls(&mut self, id: u64) {
         while let Some(pod) = self.pods.get_mut(&id) {
-            if pod.running >= self.pods_are.concurrency {
+            if pod.running >= self.spec.concurrency {
                 return;
             }
             let Some(arrival) = pod.held.pop_front() else { return };
             pod.running += 1;
-            self.held -= 1;
-            self.in_flight += 1;
             self.late += u64::from(self.is_late(self.interval));
             self.run.begun.push((arrival, self.now));
-            self.plan(self.service(), Kind::Ended { pod: id, service_index: self.interval });
+            self.plan(self.service_of(self.interval), Kind::Ended { pod: id, service_index: self.interval });
         }
     }
 
@@ -361,20 +348,17 @@ impl<'a> World<'a> {
         let Some(pod) = self.pods.get_mut(&id) else { return };
         let full = pod.unsettled() >= u64::from(self.pods_are.prefetch);
         pod.running -= 1;
-        let gone = pod.ending && pod.running == 0;
         let ending = pod.ending;
-        self.in_flight -= 1;
         self.late -= u64::from(self.is_late(service_index));
-        self.ending -= u64::from(ending);
         self.settled += 1;
         self.call_seconds += self.service_of(service_index);
-        if gone {
-            self.pods.remove(&id);
-        } else if !ending {
+        self.begin_calls(id);
+        if ending {
+            self.leave(id);
+        } else {
             if full {
                 self.turns.push_back(id);
             }
-            self.begin_calls(id);
             self.dispatch();
         }
     }
@@ -410,22 +394,32 @@ impl<'a> World<'a> {
     fn let_go(&mut self, id: u64) {
         let Some(pod) = self.pods.get_mut(&id) else { return };
         pod.ending = true;
-        let held = std::mem::take(&mut pod.held);
-        let idle = pod.running == 0;
-        self.started -= u32::from(pod.started);
-        self.ending += u64::from(pod.running);
-        self.held -= held.len() as u64;
-        for arrival in held.into_iter().rev() {
+        if pod.held.is_empty() || self.pods_are.drain_starts_seconds <= 0.0 {
+            self.give_back(id);
+        } else {
+            self.plan(self.pods_are.drain_starts_seconds, Kind::GiveBack(id));
+        }
+    }
+
+    /// What a pod that was let go has not begun is ready again.
+    fn give_back(&mut self, id: u64) {
+        let Some(pod) = self.pods.get_mut(&id) else { return };
+        for arrival in std::mem::take(&mut pod.held).into_iter().rev() {
             self.ready.push_front(arrival);
         }
-        if idle {
+        self.leave(id);
+    }
+
+    /// A pod that was let go ends when nothing is left in it.
+    fn leave(&mut self, id: u64) {
+        if self.pods.get(&id).is_some_and(|pod| pod.unsettled() == 0) {
             self.pods.remove(&id);
         }
     }
 
     fn finish(mut self) -> Run {
         self.sample();
-        self.run.unfinished = self.ready.len() as u64 + self.held + self.in_flight;
+        self.run.unfinished = self.ready.len() as u64 + self.pods.values().map(Pod::unsettled).sum::<u64>();
         self.run.never_begun = self.ready.into();
         self.run.never_begun.extend(self.pods.into_values().flat_map(|pod| pod.held));
         self.run.ended_at = self.now;
@@ -436,6 +430,7 @@ impl<'a> World<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simulate::book::WORKER;
 
     /// Asks for what a table says from a time on.
     struct Planned(Vec<(f64, u32)>);
@@ -452,31 +447,39 @@ mod tests {
         }
     }
 
-    fn pods() -> Pods {
-        Pods {
-            service_seconds: 2.0,
-            startup_seconds: 5.0,
-            prefetch: 1,
-            concurrency: 1,
-            timeout_seconds: 30.0,
-            min: 0,
-        }
+    /// Pods that take 5 s to start and end `concurrency` messages at once, in `service_seconds`.
+    fn setting(prefetch: u32, concurrency: u32, service_seconds: f64) -> Setting {
+        let mut setting = Setting::parse(WORKER, None, service_seconds, 5.0).unwrap();
+        (setting.pods.prefetch, setting.spec.concurrency) = (prefetch, concurrency);
+        setting
     }
 
-    fn run(trace: &str, pods: &Pods, plan: &[(f64, u32)]) -> Run {
-        simulate(&Trace::parse(trace).unwrap(), pods, &mut Planned(plan.to_vec()))
+    fn run(trace: &str, setting: &Setting, plan: &[(f64, u32)]) -> Run {
+        simulate(&Trace::parse(trace).unwrap(), setting, &mut Planned(plan.to_vec()))
     }
 
     #[test]
     fn a_message_waits_for_its_pod_to_start_and_for_those_before_it() {
-        let run = run("0,2\n1,0", &pods(), &[(0.0, 1), (20.0, 0)]);
+        let run = run("0,2\n1,0", &setting(1, 1, 2.0), &[(0.0, 1), (20.0, 0)]);
         assert_eq!(run.begun, [(0.0, 5.0), (0.5, 7.0)]);
         assert_eq!((run.replica_seconds, run.changes, run.peak_replicas, run.unfinished), (20.0, 2, 1, 0));
     }
 
     #[test]
-    fn a_pod_that_is_let_go_ends_what_it_runs_and_hands_back_the_rest() {
-        let two = Pods { prefetch: 2, service_seconds: 10.0, ..pods() };
+    fn a_pod_that_is_let_go_begins_what_it_holds_for_its_drains_time_and_hands_back_the_rest() {
+        let mut four = setting(4, 1, 10.0);
+        four.pods.drain_starts_seconds = 20.0;
+        let run = run("0,4\n1,0", &four, &[(0.0, 1), (6.0, 0), (30.0, 1), (60.0, 0)]);
+        // It begins calls until 26; what it hands back then waits for the next pod.
+        assert_eq!(run.begun, [(0.0, 5.0), (0.25, 15.0), (0.5, 25.0), (0.75, 35.0)]);
+        // They were there from 0 to 35 and from 30 to 60.
+        assert_eq!((run.replica_seconds, run.unfinished), (35.0 + 30.0, 0));
+    }
+
+    #[test]
+    fn a_pod_that_keeps_an_order_hands_back_at_once_what_it_has_not_begun() {
+        let mut two = setting(2, 1, 10.0);
+        two.pods.drain_starts_seconds = 0.0;
         let run = run("0,2\n1,0", &two, &[(0.0, 1), (6.0, 0), (30.0, 1), (60.0, 0)]);
         assert_eq!(run.begun, [(0.0, 5.0), (0.5, 35.0)]);
         // It ran from 0 to 15 and from 30 to 60.
@@ -484,28 +487,47 @@ mod tests {
     }
 
     #[test]
+    fn what_a_pod_holds_that_was_let_go_is_told_apart() {
+        struct Sees(Vec<(u64, u64)>);
+        impl Autoscaler for Sees {
+            fn look(&mut self, seen: &Seen, now: f64) -> Look {
+                self.0.push((seen.unsettled, seen.ending));
+                Look { replicas: u32::from(now < 6.0), again_in: 6.0 }
+            }
+
+            fn spares_the_busy(&self) -> bool {
+                true
+            }
+        }
+        let mut sees = Sees(vec![]);
+        simulate(&Trace::parse("0,3\n1,0").unwrap(), &setting(3, 1, 6.0), &mut sees);
+        assert_eq!(sees.0, [(0, 0), (3, 0), (0, 2), (0, 1)]);
+    }
+
+    #[test]
     fn pods_that_have_not_started_go_first_and_then_the_idle() {
-        let slow = Pods { service_seconds: 100.0, ..pods() };
-        let run = run("0,1\n1,0", &slow, &[(0.0, 1), (10.0, 3), (12.0, 2), (20.0, 1), (200.0, 0)]);
+        let plan = [(0.0, 1), (10.0, 3), (12.0, 2), (20.0, 1), (200.0, 0)];
+        let run = run("0,1\n1,0", &setting(1, 1, 100.0), &plan);
         assert_eq!(run.begun, [(0.0, 5.0)]);
         assert_eq!(run.replica_seconds, 200.0 + 10.0 + 2.0);
     }
 
     #[test]
     fn what_nobody_handles_is_unfinished() {
-        let run = run("0,3\n1,0", &pods(), &[]);
+        let run = run("0,3\n1,0", &setting(1, 1, 2.0), &[]);
         assert_eq!((run.unfinished, run.never_begun.len()), (3, 3));
     }
 
     #[test]
     fn two_calls_at_once_run_side_by_side() {
-        let run = run("0,4\n1,0", &Pods { prefetch: 2, concurrency: 2, ..pods() }, &[(0.0, 1), (20.0, 0)]);
+        let run = run("0,4\n1,0", &setting(2, 2, 2.0), &[(0.0, 1), (20.0, 0)]);
         assert_eq!(run.begun.iter().map(|(_, begun)| *begun).collect::<Vec<_>>(), [5.0, 5.0, 7.0, 7.0]);
     }
 
     #[test]
     fn messages_are_dealt_in_turn_to_the_pods_that_have_room() {
-        let ten = Pods { prefetch: 10, min: 2, ..pods() };
+        let mut ten = setting(10, 1, 2.0);
+        ten.spec.min = 2;
         let run = run("0,0\n1,10\n1.001,0", &ten, &[(0.0, 2)]);
         // Five each, two seconds each: the last ones begin after eight.
         let last: Vec<f64> = run.begun.iter().rev().take(2).map(|(_, begun)| begun.round()).collect();
@@ -514,7 +536,7 @@ mod tests {
 
     #[test]
     fn the_handlers_speed_follows_the_trace() {
-        let run = run("0,1,1\n10,1,4\n20,0", &pods(), &[(0.0, 1), (30.0, 0)]);
+        let run = run("0,1,1\n10,1,4\n20,0", &setting(1, 1, 2.0), &[(0.0, 1), (30.0, 0)]);
         assert_eq!(run.begun, [(0.0, 5.0), (10.0, 10.0)]);
     }
 }

@@ -9,7 +9,7 @@ use warren_tests::amqp::Client;
 use warren_tests::wait::eventually;
 use warren_tests::way::Way;
 
-use crate::operator::{PATIENCE, Room};
+use crate::operator::Room;
 
 fn bound_to(exchange: &str, policy: &str) -> Value {
     let binding = json!({"exchange": exchange, "declare": {"type": "Fanout"}});
@@ -63,7 +63,7 @@ async fn a_binding_is_recorded_before_it_is_made_so_that_another_change_takes_it
     way.cut();
     room.queue("orders", bound_to("b", "Retain")).await?;
     let recorded = async || {
-        let queue: Value = room.cluster.get(&["-n", &room.name, "wq", "orders"]).await?;
+        let queue = room.get("wq", "orders").await?;
         let bindings = queue["status"]["declared"]["bindings"].as_array().context("none")?;
         anyhow::Ok(
             bindings.iter().filter_map(|one| Some(one["exchange"].as_str()?.to_owned())).collect::<Vec<_>>(),
@@ -78,7 +78,7 @@ async fn a_binding_is_recorded_before_it_is_made_so_that_another_change_takes_it
     .await?;
     room.queue("orders", bound_to("c", "Retain")).await?;
     way.mend();
-    eventually(PATIENCE, "only the last is left", async || {
+    room.eventually("only the last is left", async || {
         let recorded = recorded().await?;
         ensure!(recorded == ["c"], "{recorded:?}");
         Ok(())

@@ -1,59 +1,47 @@
 //! Operators as processes beside a real API server and a real broker: conditions, finalizers, and who leads.
 
+use std::ops::Deref;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use warren_tests::Cluster;
 use warren_tests::amqp::Client;
 use warren_tests::broker::Vhost;
 use warren_tests::images::static_binaries;
+use warren_tests::namespace::Namespace;
 use warren_tests::operator::{Operator, READY};
-use warren_tests::wait::eventually;
 
 use crate::cluster;
 
-pub const PATIENCE: Duration = Duration::from_secs(120);
 /// The metric of Queues' reconciles that the API server did not let end.
 const FORBIDDEN: &str = "warren_operator_reconcile_errors_total{category=\"forbidden\",kind=\"queue\"}";
 
 /// A namespace and a vhost of the same name.
 pub struct Room {
-    pub cluster: &'static Cluster,
+    namespace: Namespace,
     pub vhost: Vhost,
-    pub name: String,
+}
+
+impl Deref for Room {
+    type Target = Namespace;
+
+    fn deref(&self) -> &Namespace {
+        &self.namespace
+    }
 }
 
 impl Room {
     pub async fn new(name: &str) -> Result<Self> {
-        let cluster = cluster().await;
         let name = format!("{name}-{}", std::process::id());
-        let room = Self { cluster, vhost: Vhost::new(&name).await?, name };
-        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": room.name}});
-        cluster.apply(&namespace.to_string()).await?;
-        room.secret("rabbitmq", &room.vhost.uri()).await?;
-        Ok(room)
+        let vhost = Vhost::new(&name).await?;
+        let namespace = Namespace::new(cluster().await, &name, json!({})).await?;
+        namespace.secret("rabbitmq", &vhost.uri()).await?;
+        Ok(Self { namespace, vhost })
     }
 
     pub async fn operator(&self, identity: &str) -> Result<Operator> {
         let binary = static_binaries(&["warren-operator"]).await?.remove(0);
-        Operator::start(&binary, self.cluster, &self.name, identity).await
-    }
-
-    pub async fn secret(&self, name: &str, uri: &str) -> Result<()> {
-        let metadata = json!({"name": name, "namespace": self.name});
-        let secret =
-            json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {"uri": uri}});
-        self.cluster.apply(&secret.to_string()).await.map(drop)
-    }
-
-    fn object(&self, name: &str, spec: &Value) -> Value {
-        let metadata = json!({"name": name, "namespace": self.name});
-        json!({"apiVersion": "warren.dev/v1alpha1", "kind": "Queue", "metadata": metadata, "spec": spec})
-    }
-
-    pub async fn queue(&self, name: &str, spec: Value) -> Result<()> {
-        self.cluster.apply(&self.object(name, &spec).to_string()).await.map(drop)
+        Operator::start(&binary, &self.cluster, &self.name, identity).await
     }
 
     /// A Worker of a Queue whose pods need not start.
@@ -64,9 +52,7 @@ impl Room {
         for (field, value) in fields.as_object().context("no object")? {
             spec[field] = value.clone();
         }
-        let mut worker = self.object(name, &spec);
-        worker["kind"] = "Worker".into();
-        self.cluster.apply(&worker.to_string()).await.map(drop)
+        self.apply("Worker", name, spec).await
     }
 
     /// What an operator may do that is [`limited_to`] the namespace.
@@ -77,10 +63,7 @@ impl Room {
         self.cluster.apply(&role.to_string()).await.map(drop)
     }
 
-    pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
-        self.cluster.kubectl(&[&["-n", &self.name], args].concat()).await
-    }
-
+    /// Waits until a Queue's condition is so.
     pub async fn condition(
         &self,
         name: &str,
@@ -96,8 +79,8 @@ impl Room {
     async fn consuming(&self, worker: &str, queue_ready: (&str, &str, &str), consumes: bool) -> Result<()> {
         self.condition_of("wk", worker, "QueueReady", queue_ready).await?;
         let name = format!("{worker}-sidecar");
-        eventually(PATIENCE, &format!("consuming is {consumes}"), async || {
-            let config: Value = self.cluster.get(&["-n", &self.name, "configmap", &name]).await?;
+        self.eventually(&format!("consuming is {consumes}"), async || {
+            let config = self.get("configmap", &name).await?;
             let held = config["data"].to_string().replace(['\\', '"', ' '], "").contains("paused:true");
             ensure!(held != consumes, "{}", config["data"]);
             Ok(())
@@ -112,15 +95,7 @@ impl Room {
         kind: &str,
         (status, reason, word): (&str, &str, &str),
     ) -> Result<()> {
-        eventually(PATIENCE, &format!("{name} has {kind}={status}, {reason}"), async || {
-            let object: Value = self.cluster.get(&["-n", &self.name, resource, name]).await?;
-            let conditions = object["status"]["conditions"].as_array().context("no conditions")?;
-            let found = conditions.iter().find(|c| c["type"] == kind).context("no such condition")?;
-            ensure!(found["status"] == status && found["reason"] == reason, "{found}");
-            ensure!(found["message"].as_str().unwrap_or_default().contains(word), "{found}");
-            Ok(())
-        })
-        .await
+        self.namespace.condition((resource, name), kind, (status, reason), &[word]).await.map(drop)
     }
 
     /// A pod of a Worker, that no kubelet runs.
@@ -129,11 +104,11 @@ impl Room {
         let spec = json!({"containers": [{"name": "app", "image": "app"}]});
         let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}).to_string();
         // The namespace may not have its ServiceAccount yet.
-        eventually(PATIENCE, "there is a pod", async || self.cluster.apply(&pod).await.map(drop)).await
+        self.eventually("there is a pod", async || self.cluster.apply(&pod).await.map(drop)).await
     }
 
     async fn end_pod(&self, name: &str) -> Result<()> {
-        self.kubectl(&["delete", "pod", name, "--force", "--grace-period=0"]).await.map(drop)
+        self.cluster.kill(&self.name, &["pod", name]).await
     }
 
     pub async fn ready(&self, name: &str) -> Result<()> {
@@ -141,12 +116,7 @@ impl Room {
     }
 
     pub async fn gone(&self, name: &str) -> Result<()> {
-        eventually(PATIENCE, &format!("{name} is gone"), async || {
-            let left = self.kubectl(&["get", "wq", name, "--ignore-not-found", "-o", "name"]).await?;
-            ensure!(left.trim().is_empty(), "{left}");
-            Ok(())
-        })
-        .await
+        self.namespace.gone("wq", name).await
     }
 }
 
@@ -180,8 +150,8 @@ async fn an_older_queue_keeps_its_name_while_its_secret_is_away() -> Result<()> 
     room.condition("orders", "BrokerReachable", "False", "SecretNotFound", "\"own\"").await?;
     // The younger one is looked at again.
     room.queue("younger", json!({"queueName": "orders", "retry": {"delaysSeconds": [7]}})).await?;
-    eventually(PATIENCE, "the younger one is refused anew", async || {
-        let queue: Value = room.cluster.get(&["-n", &room.name, "wq", "younger"]).await?;
+    room.eventually("the younger one is refused anew", async || {
+        let queue = room.get("wq", "younger").await?;
         let conditions = queue["status"]["conditions"].as_array().context("no conditions")?;
         let declared = conditions.iter().find(|c| c["type"] == "Declared").context("no such condition")?;
         ensure!(declared["observedGeneration"] == queue["metadata"]["generation"], "{declared}");
@@ -213,8 +183,8 @@ async fn a_worker_whose_one_replica_keeps_the_order_replaces_its_pod_and_one_wit
         (json!({}), "RollingUpdate"),
     ] {
         room.worker("invoices", "orders", json!({"scaling": one, "consumer": consumer})).await?;
-        eventually(PATIENCE, &format!("the strategy is {strategy}"), async || {
-            let deployment: Value = room.cluster.get(&["-n", &room.name, "deployment", "invoices"]).await?;
+        room.eventually(&format!("the strategy is {strategy}"), async || {
+            let deployment = room.get("deployment", "invoices").await?;
             ensure!(deployment["spec"]["strategy"]["type"] == strategy, "{}", deployment["spec"]["strategy"]);
             Ok(())
         })
@@ -255,7 +225,7 @@ async fn nothing_is_consumed_from_a_queue_that_is_somebody_else_s() -> Result<()
     room.worker("invoices", "orders", json!({})).await?;
     room.consuming("invoices", ("False", "AlreadyExists", "adoptionPolicy: Adopt"), false).await?;
     room.condition_of("wk", "invoices", "ScalingActive", ("True", "Paused", "QueueReady")).await?;
-    let deployment: Value = room.cluster.get(&["-n", &room.name, "deployment", "invoices"]).await?;
+    let deployment = room.get("deployment", "invoices").await?;
     ensure!(deployment["spec"]["replicas"] == 0, "{}", deployment["spec"]);
     broker.delete("orders").await?;
     room.consuming("invoices", ("True", "QueueReady", ""), true).await
@@ -279,7 +249,7 @@ async fn replicas_that_a_policy_refuses_are_told_and_come_when_it_is_gone() -> R
     room.cluster.apply(&policy.to_string()).await?;
     room.cluster.apply(&binding.to_string()).await?;
     let scale = ["scale", "deployment/invoices", "--replicas=1", "--dry-run=server"];
-    eventually(PATIENCE, "the policy counts", async || {
+    room.eventually("the policy counts", async || {
         let refused = room.kubectl(&scale).await.err().context("it was taken")?;
         ensure!(format!("{refused:#}").contains("no pods today"), "{refused:#}");
         Ok(())
@@ -291,8 +261,8 @@ async fn replicas_that_a_policy_refuses_are_told_and_come_when_it_is_gone() -> R
     for kind in ["validatingadmissionpolicybinding", "validatingadmissionpolicy"] {
         room.cluster.kubectl(&["delete", kind, &room.name]).await?;
     }
-    eventually(PATIENCE, "there is a replica", async || {
-        let deployment: Value = room.cluster.get(&["-n", &room.name, "deployment", "invoices"]).await?;
+    room.eventually("there is a replica", async || {
+        let deployment = room.get("deployment", "invoices").await?;
         ensure!(deployment["spec"]["replicas"] == 1, "{}", deployment["spec"]);
         Ok(())
     })
@@ -306,8 +276,8 @@ async fn in_mode_manual_the_replicas_count_also_while_the_queue_is_gone() -> Res
     room.queue("orders", json!({})).await?;
     room.worker("invoices", "orders", json!({"scaling": {"mode": "Manual"}, "replicas": 2})).await?;
     let replicas = async |count: u64| {
-        eventually(PATIENCE, &format!("{count} replicas are asked for"), async || {
-            let deployment: Value = room.cluster.get(&["-n", &room.name, "deployment", "invoices"]).await?;
+        room.eventually(&format!("{count} replicas are asked for"), async || {
+            let deployment = room.get("deployment", "invoices").await?;
             ensure!(deployment["spec"]["replicas"] == count, "{}", deployment["spec"]["replicas"]);
             Ok(())
         })
@@ -398,7 +368,7 @@ async fn a_queue_is_kept_whole_while_a_pod_of_a_worker_that_is_gone_may_hold_its
     client.purge("orders").await?;
     // It is kept as if it were not being deleted, although it is empty.
     client.delete("orders.retry.5s").await?;
-    eventually(PATIENCE, "the rung is back", async || {
+    room.eventually("the rung is back", async || {
         ensure!(client.ready("orders.retry.5s").await?.is_some(), "not yet");
         Ok(())
     })
@@ -422,14 +392,8 @@ async fn a_namespace_goes_with_a_queue_whose_deletion_needs_the_secret_that_goes
     // The worst order: the Secret goes long before the Queue.
     room.kubectl(&["delete", "secret", "rabbitmq"]).await?;
     room.condition("orders", "BrokerReachable", "False", "SecretNotFound", "\"rabbitmq\"").await?;
-    room.cluster.kubectl(&["delete", "namespace", &room.name, "--wait=false"]).await?;
-    eventually(PATIENCE, "the namespace is gone", async || {
-        let left =
-            room.cluster.kubectl(&["get", "ns", &room.name, "--ignore-not-found", "-o", "name"]).await?;
-        ensure!(left.trim().is_empty(), "{left}");
-        Ok(())
-    })
-    .await?;
+    room.delete().await?;
+    room.namespace.gone("ns", &room.name).await?;
     let client = Client::connect(&room.vhost.uri()).await?;
     assert_eq!(client.ready("orders").await?, None);
     Ok(())
@@ -521,12 +485,12 @@ async fn a_name_goes_to_the_younger_queue_only_when_the_older_one_s_finalizer_is
     room.role(no_finalizers()).await?;
     room.kubectl(&["delete", "wq", "older", "--wait=false"]).await?;
     let client = Client::connect(&room.vhost.uri()).await?;
-    eventually(PATIENCE, "the older one's queue is removed", async || {
+    room.eventually("the older one's queue is removed", async || {
         ensure!(client.ready("orders").await?.is_none(), "not yet");
         Ok(())
     })
     .await?;
-    eventually(PATIENCE, "the finalizer is refused several times", async || {
+    room.eventually("the finalizer is refused several times", async || {
         ensure!(operator.metric(FORBIDDEN).await? >= 3.0, "not yet");
         Ok(())
     })
@@ -568,8 +532,8 @@ async fn a_namespace_that_may_not_be_read_keeps_no_other_one_waiting() -> Result
     room.ready("orders").await?;
     room.worker("invoices", "orders", json!({})).await?;
     Client::connect(&room.vhost.uri()).await?.publish("orders", b"work").await?;
-    eventually(PATIENCE, "the Worker is scaled", async || {
-        let deployment: Value = room.cluster.get(&["-n", &room.name, "deployment", "invoices"]).await?;
+    room.eventually("the Worker is scaled", async || {
+        let deployment = room.get("deployment", "invoices").await?;
         ensure!(deployment["spec"]["replicas"].as_u64() > Some(0), "{}", deployment["spec"]["replicas"]);
         Ok(())
     })
@@ -581,13 +545,13 @@ async fn two_thousand_queues_on_a_dead_broker_leave_ten_on_a_live_one_alone() ->
     let room = Room::new("dead").await?;
     room.secret("dead", "amqp://u:p@127.0.0.1:1/").await?;
     let spec = json!({"broker": {"secretRef": {"name": "dead"}}});
-    let dead: Vec<_> = (0..2_000).map(|number| room.object(&format!("dead-{number}"), &spec)).collect();
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": dead});
-    room.cluster.apply(&list.to_string()).await?;
+    let queues = |name: &str, count: usize, spec: &Value| {
+        (0..count).map(|number| room.object("Queue", &format!("{name}-{number}"), spec)).collect()
+    };
+    room.apply_all(queues("dead", 2_000, &spec)).await?;
     let operator = room.operator("one").await?;
-    let live: Vec<_> = (0..10).map(|number| room.object(&format!("live-{number}"), &json!({}))).collect();
     let since = Instant::now();
-    room.cluster.apply(&json!({"apiVersion": "v1", "kind": "List", "items": live}).to_string()).await?;
+    room.apply_all(queues("live", 10, &json!({}))).await?;
     operator.until(READY, 10.0).await?;
     println!("10 Queues beside 2,000 on a dead broker: Ready after {:.1} s", since.elapsed().as_secs_f64());
     ensure!(since.elapsed() < Duration::from_secs(30), "{:?}", since.elapsed());
@@ -615,7 +579,7 @@ async fn a_standby_leads_within_15_s_of_a_crash_and_2_s_of_a_graceful_end() -> R
     room.ready("after").await?;
 
     let third = room.operator("third").await?;
-    eventually(PATIENCE, "the third stands by", async || third.metric(leader).await.map(drop)).await?;
+    room.eventually("the third stands by", async || third.metric(leader).await.map(drop)).await?;
     let since = Instant::now();
     let (ended, led) = tokio::join!(second.stop(), third.until(leader, 1.0));
     ended?;
@@ -633,13 +597,13 @@ async fn a_lease_that_somebody_deletes_is_made_again_by_its_holder_who_goes_on()
     let mut first = room.operator("first").await?;
     first.until(leader, 1.0).await?;
     let second = room.operator("second").await?;
-    eventually(PATIENCE, "the second stands by", async || second.metric(leader).await.map(drop)).await?;
+    room.eventually("the second stands by", async || second.metric(leader).await.map(drop)).await?;
     // By then the second has seen the Lease.
     room.queue("before", json!({})).await?;
     room.ready("before").await?;
     room.kubectl(&["delete", "lease", "warren-operator"]).await?;
-    eventually(PATIENCE, "the Lease is there again", async || {
-        let lease: Value = room.cluster.get(&["-n", &room.name, "lease", "warren-operator"]).await?;
+    room.eventually("the Lease is there again", async || {
+        let lease = room.get("lease", "warren-operator").await?;
         ensure!(lease["spec"]["holderIdentity"] == "first", "{}", lease["spec"]);
         Ok(())
     })

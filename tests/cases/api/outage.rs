@@ -10,10 +10,9 @@ use warren_tests::amqp::Client;
 use warren_tests::app::App;
 use warren_tests::images::static_binaries;
 use warren_tests::operator::{Operator, READY};
-use warren_tests::wait::eventually;
 use warren_tests::way::Way;
 
-use crate::operator::{PATIENCE, Room};
+use crate::operator::Room;
 
 /// A way to the cluster's API server, and a kubeconfig that goes it.
 async fn way_to_the_api(room: &Room) -> Result<(Way, tempfile::NamedTempFile)> {
@@ -56,7 +55,7 @@ async fn consumers_do_not_notice_that_the_api_server_is_gone_and_the_operator_re
     let client = Client::connect(&room.vhost.uri()).await?;
     let handled = async |count: usize| {
         client.publish("orders", count.to_string().as_bytes()).await?;
-        eventually(PATIENCE, "one more message is handled", async || {
+        room.eventually("one more message is handled", async || {
             let calls = app.calls().len();
             ensure!(calls == count, "{calls} of {count}");
             Ok(())
@@ -78,8 +77,8 @@ async fn consumers_do_not_notice_that_the_api_server_is_gone_and_the_operator_re
     way.mend();
     second.until(READY, 2.0).await?;
     client.publish("later", b"wakes the Worker").await?;
-    eventually(PATIENCE, "the Worker is scaled", async || {
-        let deployment: Value = room.cluster.get(&["-n", &room.name, "deployment", "sleeper"]).await?;
+    room.eventually("the Worker is scaled", async || {
+        let deployment = room.get("deployment", "sleeper").await?;
         ensure!(deployment["spec"]["replicas"] == 1, "{}", deployment["spec"]["replicas"]);
         Ok(())
     })

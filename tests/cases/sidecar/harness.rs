@@ -259,8 +259,19 @@ impl Response {
     }
 }
 
-/// One HTTP request on a connection of its own.
+/// One HTTP request on a connection of its own. One that is not answered fails, and with it the test that would hang.
 pub async fn request(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Result<Response> {
+    let answer = tokio::time::timeout(PATIENCE, exchange(address, method, path, headers, body)).await;
+    answer.with_context(|| format!("{method} {path} is not answered"))?
+}
+
+async fn exchange(
     address: SocketAddr,
     method: &str,
     path: &str,

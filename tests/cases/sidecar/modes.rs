@@ -11,6 +11,7 @@ use warren_api::worker::PrefetchMode;
 use warren_broker::BrokerAccess;
 use warren_broker::lapin::options::QueueDeclareOptions;
 use warren_broker::lapin::types::{AMQPValue, FieldTable};
+use warren_sidecar::otlp;
 use warren_tests::amqp::{persistent, queue_type_argument};
 use warren_tests::app::App;
 use warren_tests::wait::eventually;
@@ -296,6 +297,13 @@ async fn an_ordering_key_that_is_set_live_waits_for_what_runs_without_one(place:
     Ok(())
 }
 
+/// Has spans exported to a collector.
+fn spans_to(collector: &App) -> Result<Option<otlp::Config>> {
+    let endpoint = format!("http://localhost:{}", collector.port());
+    let variable = |name: &str| (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| endpoint.clone());
+    Ok(otlp::Config::from_variables(variable)?)
+}
+
 async fn the_span_of_a_batch_links_to_the_trace_of_each_message(place: Place) -> Result<()> {
     let (app, collector) = (App::start().await?, App::start().await?);
     let mut config = config();
@@ -311,10 +319,7 @@ async fn the_span_of_a_batch_links_to_the_trace_of_each_message(place: Place) ->
         client.publish_with(QUEUE, b"x", persistent().with_headers(table)).await?;
     }
     client.publish(QUEUE, b"without a trace").await?;
-    let endpoint = format!("http://localhost:{}", collector.port());
-    let spans = warren_sidecar::otlp::Config::from_variables(|name| {
-        (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| endpoint.clone())
-    })?;
+    let spans = spans_to(&collector)?;
     let access = warren_broker::BrokerAccess::from_uri(&place.uri())?;
     let _sidecar = crate::harness::Running::exporting(config, access, app.port(), spans).await?;
     let export = eventually(PATIENCE, "an export", async || {
@@ -336,10 +341,7 @@ async fn the_span_of_a_batch_links_to_the_trace_of_each_message(place: Place) ->
 async fn a_span_a_message_goes_to_the_collector_in_the_messages_own_trace(place: Place) -> Result<()> {
     let (app, collector) = (App::start().await?, App::start().await?);
     place.declare(&config()).await?;
-    let endpoint = format!("http://localhost:{}", collector.port());
-    let spans = warren_sidecar::otlp::Config::from_variables(|name| {
-        (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| endpoint.clone())
-    })?;
+    let spans = spans_to(&collector)?;
     let access = warren_broker::BrokerAccess::from_uri(&place.uri())?;
     let sidecar = Running::exporting(config(), access, app.port(), spans).await?;
     let mut table = FieldTable::default();

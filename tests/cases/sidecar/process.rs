@@ -1,7 +1,7 @@
 //! The program as a process of its own: its command line, its files, its signals. The process is this test binary, told to
 //! run one "test" that is the program's `main`, so that nothing else need be built.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use tempfile::NamedTempFile;
 use tokio::process::{Child, Command};
 use warren_sidecar::cli::Cli;
 use warren_tests::app::App;
+use warren_tests::ports;
 use warren_tests::wait::eventually;
 
 use crate::harness::{PATIENCE, Place, QUEUE, config, message_of, request};
@@ -49,6 +50,7 @@ struct Program {
 impl Program {
     /// Starts it with free ports, and waits until it is live.
     async fn start(arguments: &[&str]) -> Result<Self> {
+        let free = || anyhow::Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, ports::free()?)));
         let (admin, local) = (free()?, free()?);
         let ports = [format!("--admin-port={}", admin.port()), format!("--local-port={}", local.port())];
         let arguments: Vec<&str> =
@@ -93,11 +95,6 @@ impl Program {
         ensure!(status.success(), "{status}: {}", self.said());
         Ok(())
     }
-}
-
-/// An address that nobody listened on a moment ago.
-fn free() -> Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
 async fn publish_alone_serves_the_api_with_the_address_of_a_mounted_secret_and_follows_its_rotation(

@@ -25,7 +25,7 @@ async fn a_missing_secret_is_named_and_used_once_it_is_there() -> Result<()> {
 #[tokio::test]
 async fn a_secret_without_the_needed_keys_says_which() -> Result<()> {
     let space = space("keyless").await?;
-    space.secret_of(json!({"host": "rabbit", "username": "warren"})).await?;
+    space.secret_of("rabbitmq", json!({"host": "rabbit", "username": "warren"})).await?;
     space.queue("orders", json!({})).await?;
     space.condition(QUEUE, "Ready", ("False", "SecretInvalid"), &["password"]).await?;
     space.secret(&space.uri()).await?;

@@ -55,7 +55,7 @@ async fn the_message_of_a_pod_that_is_killed_while_it_works_is_handled_by_anothe
             entry.map(|entry| entry.call.pod).ok_or_else(|| anyhow::anyhow!("not yet"))
         })
         .await?;
-    space.kubectl(&["delete", "pod", &first, "--grace-period=0", "--force", "--wait=false"]).await?;
+    space.cluster.kill(&space.name, &["pod", &first]).await?;
     space.handled(1).await?;
     let entries = space.desk.entries();
     let second = &entries.last().unwrap().call;

@@ -7,7 +7,7 @@ use serde_json::json;
 use warren_tests::desk::Order;
 use warren_tests::{images, install};
 
-use crate::space::{Space, cluster};
+use crate::space::Space;
 
 #[tokio::test]
 async fn a_pod_has_two_containers_that_are_ready_and_the_sidecar_has_no_token() -> Result<()> {
@@ -73,10 +73,7 @@ async fn consumers_do_not_notice_that_the_operator_is_killed() -> Result<()> {
     let client = space.client().await?;
     client.publish_all("orders", (0..50).map(|n| format!("message {n}").into_bytes())).await?;
     space.handled(5).await?;
-    let pods = ["-n", install::NAMESPACE, "pods", "-l", "app.kubernetes.io/name=warren"];
-    let delete = [&["delete"], &pods[..1], &[pods[1]], &[pods[2]], &pods[3..]].concat();
-    let now = ["--grace-period=0", "--force", "--wait=false"];
-    cluster().await.kubectl(&[&delete[..], &now].concat()).await?;
+    install::kill_operator(&space.cluster).await?;
     space.handled(50).await?;
     assert_eq!(space.desk.called_again(), Vec::<String>::new());
     // The new operator takes over where the old one was.
@@ -120,13 +117,7 @@ async fn a_queue_that_is_deleted_after_its_worker_waits_for_the_calls_that_run()
     space.condition(("wq", "orders"), "DeletionBlocked", blocked, &["\"invoices\"", "deleted"]).await?;
     assert_eq!(client.ready("orders").await?, Some(0), "the pod still has its queue");
     space.handled(1).await?;
-    space
-        .eventually("the Queue is gone", async || {
-            let left = space.kubectl(&["get", "wq", "orders", "--ignore-not-found", "-o", "name"]).await?;
-            ensure!(left.trim().is_empty(), "{left}");
-            Ok(())
-        })
-        .await?;
+    space.gone("wq", "orders").await?;
     assert_eq!(client.ready("orders").await?, None);
     assert_eq!(space.desk.called_again(), Vec::<String>::new());
     Ok(())

@@ -9,7 +9,7 @@ use warren_tests::broker::{Broker, Options};
 use warren_tests::desk::Order;
 use warren_tests::install;
 
-use crate::space::{Space, cluster};
+use crate::space::Space;
 
 const WORKER: (&str, &str) = ("wk", "invoices");
 
@@ -93,9 +93,7 @@ async fn an_operator_that_is_killed_in_the_middle_of_a_load_takes_over_where_it_
     space.ready("wk", "invoices").await?;
     space.client().await?.publish_all("orders", messages(200)).await?;
     space.pods_ready("invoices", 3).await?;
-    let all = ["delete", "pods", "-n", install::NAMESPACE, "-l", "app.kubernetes.io/name=warren"];
-    let now = ["--grace-period=0", "--force", "--wait=false"];
-    cluster().await.kubectl(&[&all[..], &now].concat()).await?;
+    install::kill_operator(&space.cluster).await?;
     space.handled(100).await?;
     assert_eq!(desired(&space).await?, 3, "while there is work, the new operator takes no pod away");
     space.handled(200).await?;

@@ -1,21 +1,18 @@
 //! What each test has to itself: a namespace, a virtual host, a desk, and Warren installed for all.
 
+use std::ops::Deref;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use warren_tests::amqp::Client;
 use warren_tests::broker::Broker;
-use warren_tests::desk::{Call, Desk, Order};
+use warren_tests::desk::{self, Call, Desk, Order};
+use warren_tests::namespace::Namespace;
 use warren_tests::progress::Lines;
-use warren_tests::{Cluster, golang, images, install};
-
-const APP: &str = "localhost/warren-test-app:dev";
-/// How long anything may take on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+use warren_tests::{Cluster, images, install};
 
 /// The cluster with Warren on it, for all tests of this process.
 pub(crate) async fn cluster() -> &'static Cluster {
@@ -23,7 +20,7 @@ pub(crate) async fn cluster() -> &'static Cluster {
     let set_up = async || -> Result<Cluster> {
         let cluster = Cluster::for_tests(&Lines).await?;
         let images = images::warren(&cluster, &Lines).await?;
-        images::program(&cluster, APP, &golang::program("tests/cluster/app").await?).await?;
+        desk::image(&cluster).await?;
         install::warren(&cluster, &images).await?;
         Ok(cluster)
     };
@@ -32,10 +29,17 @@ pub(crate) async fn cluster() -> &'static Cluster {
 
 /// A namespace with a virtual host of the same name on the broker that the tests share, and a desk.
 pub(crate) struct Space {
-    pub(crate) cluster: &'static Cluster,
+    namespace: Namespace,
     pub(crate) broker: Arc<Broker>,
     pub(crate) desk: Desk,
-    pub(crate) name: String,
+}
+
+impl Deref for Space {
+    type Target = Namespace;
+
+    fn deref(&self) -> &Namespace {
+        &self.namespace
+    }
 }
 
 impl Space {
@@ -58,12 +62,9 @@ impl Space {
         let name = format!("{name}-{}", std::process::id());
         broker.vhost(&name).await?;
         let desk = Desk::open(cluster.host_address(), decide).await?;
-        let namespace = json!({
-            "apiVersion": "v1", "kind": "Namespace",
-            "metadata": {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
-        });
-        cluster.apply(&namespace.to_string()).await?;
-        Ok(Self { cluster, broker, desk, name })
+        let labels = json!({"pod-security.kubernetes.io/enforce": "restricted"});
+        let namespace = Namespace::new(cluster, &name, labels).await?;
+        Ok(Self { namespace, broker, desk })
     }
 
     /// The broker's address as pods reach it.
@@ -78,20 +79,7 @@ impl Space {
 
     /// Writes Secret "rabbitmq".
     pub(crate) async fn secret(&self, uri: &str) -> Result<()> {
-        self.secret_of(json!({"uri": uri})).await
-    }
-
-    pub(crate) async fn secret_of(&self, keys: Value) -> Result<()> {
-        let secret = json!({
-            "apiVersion": "v1", "kind": "Secret",
-            "metadata": {"name": "rabbitmq", "namespace": self.name}, "stringData": keys,
-        });
-        self.cluster.apply(&secret.to_string()).await.map(drop)
-    }
-
-    /// Applies a Queue.
-    pub(crate) async fn queue(&self, name: &str, spec: Value) -> Result<()> {
-        self.apply("Queue", name, spec).await
+        self.namespace.secret("rabbitmq", uri).await
     }
 
     /// Applies a Worker of Queue "orders" that runs the test application; `fields` add to its spec.
@@ -103,74 +91,17 @@ impl Space {
 
     /// The pod template of the test application.
     pub(crate) fn template(&self) -> Value {
+        let mut container = self.desk.container();
+        container["securityContext"] = json!({
+            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
+        });
         json!({"spec": {
             "automountServiceAccountToken": false,
             "securityContext": {
                 "runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "containers": [{
-                "name": "app", "image": APP, "imagePullPolicy": "IfNotPresent",
-                "ports": [{"containerPort": 8080}],
-                "env": [
-                    {"name": "DESK_URL", "value": self.desk.url()},
-                    {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-                ],
-                "securityContext": {
-                    "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
-                    "capabilities": {"drop": ["ALL"]},
-                },
-            }],
+            "containers": [container],
         }})
-    }
-
-    async fn apply(&self, kind: &str, name: &str, spec: Value) -> Result<()> {
-        let object = json!({
-            "apiVersion": "warren.dev/v1alpha1", "kind": kind,
-            "metadata": {"name": name, "namespace": self.name}, "spec": spec,
-        });
-        self.cluster.apply(&object.to_string()).await.map(drop)
-    }
-
-    /// `kubectl` in this namespace.
-    pub(crate) async fn kubectl(&self, args: &[&str]) -> Result<String> {
-        self.cluster.kubectl(&[&["-n", &self.name], args].concat()).await
-    }
-
-    /// An object, such as `get("wk", "invoices")`.
-    pub(crate) async fn get(&self, kind: &str, name: &str) -> Result<Value> {
-        self.cluster.get(&["-n", &self.name, kind, name]).await
-    }
-
-    /// Waits until a condition has the status, the reason and a message that holds each of `words`; gives the message.
-    pub(crate) async fn condition(
-        &self,
-        (kind, name): (&str, &str),
-        condition: &str,
-        (status, reason): (&str, &str),
-        words: &[&str],
-    ) -> Result<String> {
-        self.eventually(&format!("{kind}/{name} has {condition}={status}, reason {reason}"), async || {
-            let object = self.get(kind, name).await?;
-            let conditions = object["status"]["conditions"].as_array().context("no conditions yet")?;
-            let found = conditions.iter().find(|c| c["type"] == condition).context("no such condition")?;
-            ensure!(found["status"] == status && found["reason"] == reason, "{found}");
-            let message = found["message"].as_str().unwrap_or_default();
-            ensure!(words.iter().all(|word| message.contains(word)), "{message}");
-            Ok(message.to_owned())
-        })
-        .await
-    }
-
-    /// Waits until the resource's summary condition is True.
-    pub(crate) async fn ready(&self, kind: &str, name: &str) -> Result<()> {
-        self.eventually(&format!("{kind}/{name} is Ready"), async || {
-            let object = self.get(kind, name).await?;
-            let conditions = object["status"]["conditions"].as_array().context("no conditions yet")?;
-            let ready = conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True");
-            ensure!(ready, "{}", object["status"]);
-            Ok(())
-        })
-        .await
     }
 
     /// The names of a Worker's pods that run and are not ending.
@@ -204,15 +135,6 @@ impl Space {
             Ok(())
         })
         .await
-    }
-
-    /// Waits with this namespace's pods, events and logs shown when it takes too long.
-    pub(crate) async fn eventually<T>(
-        &self,
-        what: &str,
-        condition: impl AsyncFnMut() -> Result<T>,
-    ) -> Result<T> {
-        self.cluster.eventually(&self.name, PATIENCE, what, condition).await
     }
 }
 

@@ -39,24 +39,21 @@ pub struct Image {
 /// Builds the operator and the sidecar as static release binaries and gives their images to the cluster.
 pub async fn warren(cluster: &Cluster, progress: &dyn Progress) -> Result<Vec<Image>> {
     let binaries = step_noting(progress, "Static release binaries", async |note| {
-        static_binaries_noting(&["warren-operator", "warren-sidecar"], note).await
+        Ok((static_binaries_noting(&["warren-operator", "warren-sidecar"], note).await?, String::new()))
     })
     .await?;
     let mut images = Vec::new();
     for (reference, binary) in [OPERATOR, SIDECAR].into_iter().zip(&binaries) {
-        let shown = progress.begin(&format!("Image {reference}"));
-        let image = match program(cluster, reference, binary).await {
-            Ok(image) => image,
-            Err(error) => {
-                shown.failed();
-                return Err(error);
-            }
-        };
-        #[allow(clippy::cast_precision_loss, reason = "shown with one digit")]
-        let mebibytes = image.size as f64 / (1024.0 * 1024.0);
-        let over = if image.size > BUDGET { ", OVER THE BUDGET" } else { "" };
-        let unchanged = if image.changed { "" } else { ", unchanged" };
-        shown.done(&format!("{mebibytes:.1} MiB of {}{over}{unchanged}", BUDGET / (1024 * 1024)));
+        let image = step_noting(progress, &format!("Image {reference}"), async |_| {
+            let image = program(cluster, reference, binary).await?;
+            #[allow(clippy::cast_precision_loss, reason = "shown with one digit")]
+            let mebibytes = image.size as f64 / (1024.0 * 1024.0);
+            let over = if image.size > BUDGET { ", OVER THE BUDGET" } else { "" };
+            let unchanged = if image.changed { "" } else { ", unchanged" };
+            let text = format!("{mebibytes:.1} MiB of {}{over}{unchanged}", BUDGET / (1024 * 1024));
+            Ok((image, text))
+        })
+        .await?;
         images.push(image);
     }
     Ok(images)
@@ -184,21 +181,21 @@ async fn build_into(
     }
     let archive = context.path().join("image.tar");
     let tag = format!("oci-archive:{}:{reference}", archive.display());
-    let mut bud = buildah(&dir, context.path());
+    let mut bud = buildah(context.path());
     // Unlike a named image, an image id that nobody else builds is not taken away by a second build at the same time.
     let id = context.path().join("id");
     bud.args(["build", "--quiet", "--isolation", "chroot", "--layers=false", "--timestamp", "0", "--file"]);
     bud.arg(containerfile).arg("--iidfile").arg(&id).arg(context.path());
     run(&mut bud).await?;
     let id = std::fs::read_to_string(&id).context("read the image's id")?;
-    run(buildah(&dir, context.path()).args(["push", "--quiet", id.trim(), &tag])).await?;
+    run(buildah(context.path()).args(["push", "--quiet", id.trim(), &tag])).await?;
     target.import(site, &archive).await?;
     std::fs::write(&stamp, key)?;
     Ok(Image { reference: reference.to_owned(), size, changed: true })
 }
 
 /// Buildah with a store of its own for each build, which goes with the build's folder.
-fn buildah(_dir: &Path, scratch: &Path) -> Command {
+fn buildah(scratch: &Path) -> Command {
     let mut command = Command::new("buildah");
     command.env("BUILDAH_ISOLATION", "chroot").args(["--storage-driver", "vfs"]);
     command.arg("--root").arg(scratch.join(".storage")).arg("--runroot").arg(scratch.join(".run"));

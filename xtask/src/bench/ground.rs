@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -13,9 +13,10 @@ use serde_json::json;
 use warren_api::{Queue, QueueSpec, Worker};
 use warren_tests::Cluster;
 use warren_tests::broker::{Broker, Options};
-use warren_tests::progress::Lines;
-
+use warren_tests::namespace::Namespace;
 use warren_tests::operator::Operator;
+use warren_tests::progress::Lines;
+use warren_tests::wait::eventually;
 
 /// Requests to the API server at once.
 const AT_ONCE: usize = 32;
@@ -24,15 +25,14 @@ const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The cluster, the broker with a vhost "warren", the operator's binary, and a namespace with a Secret.
 pub(super) struct Ground {
-    pub(super) cluster: Cluster,
     pub(super) broker: Broker,
-    pub(super) binary: PathBuf,
-    pub(super) namespace: &'static str,
+    binary: PathBuf,
+    namespace: Namespace,
     client: Client,
 }
 
 impl Ground {
-    pub(super) async fn new(namespace: &'static str) -> Result<Self> {
+    pub(super) async fn new(namespace: &str) -> Result<Self> {
         let cluster = Cluster::for_tests(&Lines).await?;
         let others = ["get", "deployments", "-A", "-l", "app.kubernetes.io/name=warren", "-o", "name"];
         let others = cluster.kubectl(&others).await?;
@@ -44,25 +44,22 @@ impl Ground {
         cluster.apply(include_str!("../../../crds/queues.warren.dev.yaml")).await?;
         cluster.apply(include_str!("../../../crds/workers.warren.dev.yaml")).await?;
         cluster.until_established().await?;
-        let items = json!([
-            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
-            {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "rabbitmq", "namespace": namespace},
-             "stringData": {"uri": broker.uri("warren")}},
-        ]);
-        cluster.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string()).await?;
+        let namespace = Namespace::new(&cluster, namespace, json!({})).await?;
+        namespace.secret("rabbitmq", &broker.uri("warren")).await?;
         warren_broker::install_crypto_provider();
         let kubeconfig = Kubeconfig::read_from(cluster.kubeconfig())?;
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        Ok(Self { client: Client::try_from(config)?, cluster, broker, binary, namespace })
+        Ok(Self { broker, binary, namespace, client: Client::try_from(config)? })
     }
 
     /// Starts the operator.
     pub(super) async fn operator(&self) -> Result<Operator> {
-        Operator::start(&self.binary, &self.cluster, self.namespace, "bench").await
+        let Namespace { cluster, name } = &self.namespace;
+        Operator::start(&self.binary, cluster, name, "bench").await
     }
 
     fn queues(&self) -> Api<Queue> {
-        Api::namespaced(self.client.clone(), self.namespace)
+        Api::namespaced(self.client.clone(), &self.namespace.name)
     }
 
     /// Makes Queues.
@@ -77,7 +74,7 @@ impl Ground {
 
     /// Makes Workers without pods, each of a Queue of its own.
     pub(super) async fn create_workers(&self, numbers: Range<usize>) -> Result<()> {
-        let workers: Api<Worker> = Api::namespaced(self.client.clone(), self.namespace);
+        let workers: Api<Worker> = Api::namespaced(self.client.clone(), &self.namespace.name);
         let made = stream::iter(numbers).map(|number| {
             let workers = workers.clone();
             async move {
@@ -99,7 +96,7 @@ impl Ground {
         // A Deployment that its controller has not looked at yet is going to change.
         let seen = "jsonpath={range .items[*]}{.status.observedGeneration}{\"\\n\"}{end}";
         let missing = async || {
-            let all = self.cluster.kubectl(&["get", "-n", self.namespace, "deployments", "-o", seen]).await?;
+            let all = self.namespace.kubectl(&["get", "deployments", "-o", seen]).await?;
             Ok(count.saturating_sub(all.lines().filter(|line| !line.is_empty()).count()))
         };
         self.until_none(missing).await
@@ -133,14 +130,12 @@ impl Ground {
     }
 
     async fn until_none(&self, left: impl AsyncFn() -> Result<usize>) -> Result<()> {
-        let begun = Instant::now();
-        while begun.elapsed() < PATIENCE {
-            if left().await? == 0 {
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-        bail!("{} are left after {} s", left().await?, PATIENCE.as_secs())
+        eventually(PATIENCE, "none is left", async || {
+            let left = left().await?;
+            ensure!(left == 0, "{left} are left");
+            Ok(())
+        })
+        .await
     }
 
     /// Connections to the broker.
@@ -152,7 +147,7 @@ impl Ground {
 
     /// Takes the namespace away, without waiting for it.
     pub(super) async fn clear(&self) -> Result<()> {
-        self.cluster.kubectl(&["delete", "namespace", self.namespace, "--wait=false"]).await.map(drop)
+        self.namespace.delete().await
     }
 }
 

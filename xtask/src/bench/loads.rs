@@ -9,65 +9,48 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use warren_tests::amqp::Client;
 use warren_tests::broker::{Broker, Options};
-use warren_tests::desk::{Desk, Order};
+use warren_tests::desk::{self, Desk, Order};
+use warren_tests::namespace::Namespace;
 use warren_tests::wait::eventually;
-use warren_tests::{Cluster, golang, images, install, progress};
+use warren_tests::{Cluster, images, install, progress};
 
 use super::replicas::Replicas;
 use super::{figure, say};
 
-const APP: &str = "localhost/warren-test-app:dev";
 const QUEUE: &str = "orders";
 const WORKER: &str = "invoices";
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A namespace with a broker, a Worker and a desk of its own, and its wanted replicas as they change.
 struct Ground {
-    cluster: Cluster,
+    namespace: Namespace,
     broker: Broker,
     desk: Desk,
     client: Client,
-    namespace: String,
     changes: Arc<Mutex<Vec<(Instant, u32)>>>,
     watch: JoinHandle<()>,
 }
 
 impl Ground {
     async fn new(cluster: &Cluster, name: &str, work: Duration, scaling: Value) -> Result<Self> {
-        let namespace = format!("bench-{name}");
-        let broker = Broker::start(Options::new(&namespace)).await?;
+        let namespace = Namespace::new(cluster, &format!("bench-{name}"), json!({})).await?;
+        let broker = Broker::start(Options::new(&namespace.name)).await?;
         let desk = Desk::open(cluster.host_address(), move |_| Order::work(work)).await?;
-        let uri = broker.uri_at(cluster.host_address(), "/");
-        let object = |kind: &str, name: &str, spec: Value| {
-            json!({"apiVersion": "warren.dev/v1alpha1", "kind": kind,
-                   "metadata": {"name": name, "namespace": namespace}, "spec": spec})
-        };
-        let container = json!({
-            "name": "app", "image": APP, "imagePullPolicy": "IfNotPresent", "ports": [{"containerPort": 8080}],
-            "env": [
-                {"name": "DESK_URL", "value": desk.url()},
-                {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-            ],
-        });
+        namespace.secret("rabbitmq", &broker.uri_at(cluster.host_address(), "/")).await?;
+        namespace.queue(QUEUE, json!({})).await?;
         let worker = json!({
-            "queueRef": {"name": QUEUE}, "scaling": scaling, "template": {"spec": {"containers": [container]}},
+            "queueRef": {"name": QUEUE}, "scaling": scaling,
+            "template": {"spec": {"containers": [desk.container()]}},
         });
-        let items = json!([
-            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
-            {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "rabbitmq", "namespace": namespace},
-             "stringData": {"uri": uri}},
-            object("Queue", QUEUE, json!({})),
-            object("Worker", WORKER, worker),
-        ]);
-        cluster.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string()).await?;
-        let ready = ["wait", "-n", &namespace, "--for=condition=Ready", "wq,wk", "--all", "--timeout=120s"];
-        cluster.kubectl(&ready).await?;
+        namespace.apply("Worker", WORKER, worker).await?;
+        namespace.ready("wq", QUEUE).await?;
+        namespace.ready("wk", WORKER).await?;
         let client = Client::connect(&broker.uri("/")).await?;
-        let mut replicas = Replicas::watch(cluster, &namespace, WORKER)?;
+        let mut replicas = Replicas::watch(cluster, &namespace.name, WORKER)?;
         let first = replicas.next(PATIENCE).await?.context("no Deployment")?;
         let changes = Arc::new(Mutex::new(vec![(Instant::now(), first)]));
         let watch = tokio::spawn(record(replicas, Arc::clone(&changes)));
-        Ok(Self { cluster: cluster.clone(), broker, desk, client, namespace, changes, watch })
+        Ok(Self { namespace, broker, desk, client, changes, watch })
     }
 
     async fn publish(&self, from: usize, count: usize) -> Result<()> {
@@ -81,7 +64,8 @@ impl Ground {
             ensure!(handled >= count, "{handled} of {count}");
             Ok(())
         };
-        eventually(PATIENCE, &format!("{count} messages are handled"), enough).await
+        let Namespace { cluster, name } = &self.namespace;
+        cluster.eventually(name, PATIENCE, &format!("{count} messages are handled"), enough).await
     }
 
     /// Every number of replicas that was wanted since a time, with what was wanted then.
@@ -93,7 +77,7 @@ impl Ground {
 
     async fn clear(self) -> Result<()> {
         self.watch.abort();
-        self.cluster.kubectl(&["delete", "namespace", &self.namespace, "--wait=false"]).await?;
+        self.namespace.delete().await?;
         self.broker.remove().await
     }
 }
@@ -113,7 +97,7 @@ async fn record(mut replicas: Replicas, changes: Arc<Mutex<Vec<(Instant, u32)>>>
 pub(super) async fn loads(minutes: u64) -> Result<Value> {
     let cluster = Cluster::for_tests(&progress::Lines).await?;
     let built = images::warren(&cluster, &progress::Lines).await?;
-    images::program(&cluster, APP, &golang::program("tests/cluster/app").await?).await?;
+    desk::image(&cluster).await?;
     install::warren(&cluster, &built).await?;
     let others = async {
         let burst = burst(&cluster).await?;
@@ -179,10 +163,8 @@ async fn killed(cluster: &Cluster) -> Result<Value> {
         Ground::new(cluster, "killed", Duration::from_millis(100), json!({"maxReplicas": 6})).await?;
     ground.publish(0, 2000).await?;
     ground.handled(500).await?;
-    let all = ["delete", "pods", "-n", install::NAMESPACE, "-l", "app.kubernetes.io/name=warren"];
-    let now = ["--grace-period=0", "--force", "--wait=false"];
     let killed = Instant::now();
-    cluster.kubectl(&[&all[..], &now].concat()).await?;
+    install::kill_operator(cluster).await?;
     ground.handled(1800).await?;
     let replicas = ground.replicas(killed);
     ground.handled(2000).await?;

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use warren_tests::amqp::Client;
 use warren_tests::broker::{Broker, Options};
+use warren_tests::namespace::Namespace;
 use warren_tests::{Cluster, images, install, progress};
 
 use super::replicas::Replicas;
@@ -33,13 +34,14 @@ pub(super) async fn scale(workers: usize, rounds: usize) -> Result<Value> {
     let cluster = Cluster::for_tests(&progress::Lines).await?;
     let built = images::warren(&cluster, &progress::Lines).await?;
     install::warren(&cluster, &built).await?;
-    let broker = Broker::start(Options::new("bench-scale")).await?;
-    let made = create(&cluster, &broker, workers).await;
+    let broker = Broker::start(Options::new(NAMESPACE)).await?;
+    let namespace = Namespace::new(&cluster, NAMESPACE, json!({})).await?;
+    let made = create(&namespace, &broker, workers).await;
     let woken = match made {
         Ok(()) => wake_all(&cluster, &broker, rounds).await,
         Err(error) => Err(error),
     };
-    cluster.kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"]).await?;
+    namespace.delete().await?;
     broker.remove().await?;
     let woken = woken?;
     let mut seconds: Vec<f64> = woken.iter().map(|woken| woken.seconds).collect();
@@ -64,30 +66,22 @@ fn name(number: usize) -> String {
 
 /// Makes Queues and Workers and waits until all are Ready at zero. No node takes the pods: what is measured ends with the
 /// patch, and the machine stays quiet.
-async fn create(cluster: &Cluster, broker: &Broker, workers: usize) -> Result<()> {
-    let object = |kind: &str, name: &str, spec: Value| {
-        json!({"apiVersion": "warren.dev/v1alpha1", "kind": kind,
-               "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec})
-    };
-    let uri = broker.uri_at(cluster.host_address(), "/");
-    let mut items = vec![
-        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
-        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "rabbitmq", "namespace": NAMESPACE},
-               "stringData": {"uri": uri}}),
-    ];
+async fn create(namespace: &Namespace, broker: &Broker, workers: usize) -> Result<()> {
+    namespace.secret("rabbitmq", &broker.uri_at(namespace.cluster.host_address(), "/")).await?;
+    let mut items = Vec::new();
     let container = json!({"name": "app", "image": "none", "ports": [{"containerPort": 8080}]});
     let pod = json!({"nodeSelector": {"warren.dev/bench": "none"}, "containers": [container]});
     for number in 0..workers {
         let name = name(number);
-        items.push(object("Queue", &name, json!({"retry": {"delaysSeconds": []}})));
+        items.push(namespace.object("Queue", &name, &json!({"retry": {"delaysSeconds": []}})));
         let spec = json!({
             "queueRef": {"name": name}, "scaling": {"targetWaitSeconds": 1}, "template": {"spec": pod},
         });
-        items.push(object("Worker", &name, spec));
+        items.push(namespace.object("Worker", &name, &spec));
     }
-    cluster.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string()).await?;
-    let wait = ["wait", "-n", NAMESPACE, "--for=condition=Ready", "wq,wk", "--all", "--timeout=300s"];
-    cluster.kubectl(&wait).await?;
+    namespace.apply_all(items).await?;
+    let wait = ["wait", "--for=condition=Ready", "wq,wk", "--all", "--timeout=300s"];
+    namespace.kubectl(&wait).await?;
     say(&format!("{workers} Workers are Ready at zero"));
     Ok(())
 }

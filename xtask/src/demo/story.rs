@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use warren_tests::progress::{Progress, Step};
+use warren_tests::progress::step_noting;
 
 use super::stage::{NAMESPACE, QUEUE, Stage};
 use super::summary::Facts;
@@ -21,22 +21,16 @@ const PODS: &str = "warren.dev/worker=invoices";
 pub(crate) async fn tell(stage: &Stage<'_>, orders: u64, progress: &Terminal) -> Result<Facts> {
     let bodies = stage.orders(orders).await?;
     let first_publish = unix_milliseconds();
-    let step = progress.begin(&format!("Publishing {orders} orders to a queue without a pod"));
-    let published = stage.client.publish_all(QUEUE, bodies).await;
-    let published = ended(step, published)?;
+    let title = format!("Publishing {orders} orders to a queue without a pod");
+    let published = step_noting(progress, &title, async |_| {
+        Ok((stage.client.publish_all(QUEUE, bodies).await?, "all confirmed by the broker".to_owned()))
+    })
+    .await?;
 
     let mut view = View::new(stage, progress, published);
     let killed = view.kill_a_pod_at(published / 3).await?;
     view.until_done().await.with_context(|| format!("after {killed} was killed"))?;
     facts(stage, published, first_publish, view.peak).await
-}
-
-fn ended<T>(step: Box<dyn Step>, result: Result<T>) -> Result<T> {
-    match &result {
-        Ok(_) => step.done("all confirmed by the broker"),
-        Err(_) => step.failed(),
-    }
-    result
 }
 
 async fn facts(stage: &Stage<'_>, published: u64, first_publish: u64, peak: u64) -> Result<Facts> {
@@ -99,9 +93,7 @@ impl<'a> View<'a> {
                 continue;
             }
             let Some(pod) = pods(self.stage).await?.into_iter().next() else { continue };
-            let now = ["--grace-period=0", "--force", "--wait=false"];
-            let delete = ["delete", "-n", NAMESPACE, pod.as_str()];
-            self.stage.cluster.kubectl(&[&delete[..], &now].concat()).await?;
+            self.stage.cluster.kill(NAMESPACE, &[&pod]).await?;
             self.progress.show(&format!("        killed {pod} in the middle of its work"));
             return Ok(pod);
         }
