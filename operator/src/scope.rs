@@ -49,6 +49,7 @@ pub(crate) async fn start(
         cached::<LiveDisruptionBudget>(client, scope, Some(WORKER_LABEL), |_| {});
     let (pods, pod_events) = cached::<Pod>(client, scope, Some(WORKER_LABEL), prune_pod);
     let (queue_changed, queue_triggers) = mpsc::unbounded();
+    shared.brokers.register(namespace.clone(), queue_changed.clone());
     let (worker_changed, worker_triggers) = mpsc::unbounded();
     let (say_filled, all_filled) = watch::channel(false);
     let context = Arc::new(Context {
@@ -168,7 +169,7 @@ fn queue_event(event: &watcher::Event<Queue>, context: &Context) {
         watcher::Event::Delete(queue) => {
             let key = queue::validate::key(queue);
             context.brokers.forget(&key);
-            context.brokers.release(&key, &context.queue_changed);
+            context.brokers.release(&key);
             context.metrics.forget_queue(&key);
             reconcile(&context.workers_of(queue), context);
         }
@@ -251,6 +252,6 @@ async fn sweep(context: Arc<Context>) {
         // Metrics and brokers are the process's, and other scopes have theirs there.
         let scope = context.namespace.as_deref();
         context.metrics.retain_queues(scope, &living, &watched);
-        context.brokers.retain(scope, &living, &context.queue_changed);
+        context.brokers.retain(scope, &living);
     }
 }

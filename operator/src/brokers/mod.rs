@@ -15,6 +15,7 @@ mod remove;
 mod rest;
 mod rungs;
 mod schedule;
+mod scopes;
 mod work;
 
 use std::collections::{BTreeSet, HashMap};
@@ -34,12 +35,13 @@ use claims::Claims;
 use host::Host;
 pub use host::Prober;
 pub use lane::Lane;
+use scopes::Scopes;
 
 use crate::leader::Leadership;
 use crate::locked::locked;
 use crate::problem::Problem;
 
-/// A Queue's namespace and name.
+/// The namespace and name of a Queue or a Worker.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
     /// `metadata.namespace`.
@@ -169,6 +171,7 @@ pub struct LaneOptions {
 #[derive(Debug)]
 pub struct Brokers {
     options: LaneOptions,
+    scopes: Arc<Scopes>,
     state: Mutex<State>,
 }
 
@@ -186,30 +189,23 @@ struct State {
 impl Brokers {
     /// No broker yet.
     pub fn new(options: LaneOptions) -> Self {
-        Self { options, state: Mutex::default() }
+        Self { options, scopes: Arc::default(), state: Mutex::default() }
     }
 
-    /// Has `order` kept on the broker of `access`; whenever the observation changes, the Queue is sent to `changed`.
-    pub fn assign(
-        &self,
-        key: &Key,
-        access: &BrokerAccess,
-        order: Order,
-        changed: &UnboundedSender<ObjectRef<Queue>>,
-    ) -> Option<Observation> {
-        let (lane, former) = {
-            let lane = self.lane(access);
-            let mut state = locked(&self.state);
-            state.lapsed.remove(key);
-            let former = state.assigned.insert(key.clone(), lane.clone());
-            (lane, former)
-        };
-        if let Some(former) = former.filter(|former| !Arc::ptr_eq(former, &lane)) {
-            former.forget(key);
-            drop(former);
-            self.drop_unused();
-        }
-        lane.order(key, order, changed)
+    /// The Queues of `namespace` (none: all) are sent to `changed` whenever they are to be looked at again.
+    pub fn register(&self, namespace: Option<String>, changed: UnboundedSender<ObjectRef<Queue>>) {
+        self.scopes.register(namespace, changed);
+    }
+
+    /// Has `order` kept on the broker of `access`; whenever the observation changes, the Queue is to be looked at again.
+    pub fn assign(&self, key: &Key, access: &BrokerAccess, order: Order) -> Option<Observation> {
+        let lane = self.lane(access);
+        let mut state = locked(&self.state);
+        state.lapsed.remove(key);
+        let former = state.assigned.insert(key.clone(), lane.clone());
+        drop(state);
+        self.leave(key, former.filter(|former| !Arc::ptr_eq(former, &lane)));
+        lane.order(key, order)
     }
 
     /// The lane of these credentials, which shares what its broker stands with the others there.
@@ -222,26 +218,16 @@ impl Brokers {
         let hosts = access.hosts();
         let host = state.hosts.get(&hosts).and_then(Weak::upgrade).unwrap_or_default();
         state.hosts.insert(hosts, Arc::downgrade(&host));
-        let lane = Arc::new(Lane::spawn(access.clone(), &self.options, host));
+        let lane = Arc::new(Lane::spawn(access.clone(), self.options.clone(), host, self.scopes.clone()));
         state.lanes.insert(access.clone(), lane.clone());
         lane
     }
 
     /// Claims the names of a broker's queues for a Queue that was created at `age`. Gives the Queue that has one of them
-    /// already, with that name; Queues whose claim this one overrides are sent to `changed`.
-    pub fn claim(
-        &self,
-        key: &Key,
-        age: i64,
-        address: &str,
-        names: Vec<String>,
-        changed: &UnboundedSender<ObjectRef<Queue>>,
-    ) -> Option<(String, Key)> {
+    /// already, with that name; Queues whose claim this one overrides are to be looked at again.
+    pub fn claim(&self, key: &Key, age: i64, address: &str, names: Vec<String>) -> Option<(String, Key)> {
         let (holder, others) = locked(&self.state).claims.claim(key, age, address, names);
-        for other in &others {
-            // The receiver ends only with the process.
-            let _ = changed.unbounded_send(other.into());
-        }
+        others.iter().for_each(|other| self.scopes.tell(other));
         holder
     }
 
@@ -253,6 +239,10 @@ impl Brokers {
     /// Stops keeping a Queue.
     pub fn forget(&self, key: &Key) {
         let lane = locked(&self.state).assigned.remove(key);
+        self.leave(key, lane);
+    }
+
+    fn leave(&self, key: &Key, lane: Option<Arc<Lane>>) {
         if let Some(lane) = lane {
             lane.forget(key);
             drop(lane);
@@ -268,25 +258,17 @@ impl Brokers {
         self.forget(key);
     }
 
-    /// Gives up the names of a Queue; others that want them are sent to `changed`.
-    pub fn release(&self, key: &Key, changed: &UnboundedSender<ObjectRef<Queue>>) {
+    /// Gives up the names of a Queue; others that want them are to be looked at again.
+    pub fn release(&self, key: &Key) {
         let mut state = locked(&self.state);
         state.lapsed.remove(key);
         let others = state.claims.release(key);
         drop(state);
-        for other in &others {
-            // The receiver ends only with the process.
-            let _ = changed.unbounded_send(other.into());
-        }
+        others.iter().for_each(|other| self.scopes.tell(other));
     }
 
     /// Stops keeping every Queue of `namespace` (none: of all) that is not in `living`.
-    pub fn retain(
-        &self,
-        namespace: Option<&str>,
-        living: &BTreeSet<Key>,
-        changed: &UnboundedSender<ObjectRef<Queue>>,
-    ) {
+    pub fn retain(&self, namespace: Option<&str>, living: &BTreeSet<Key>) {
         let state = locked(&self.state);
         let known = state.assigned.keys().chain(state.claims.claimants());
         let gone: BTreeSet<Key> = known
@@ -296,7 +278,7 @@ impl Brokers {
         drop(state);
         for key in &gone {
             self.forget(key);
-            self.release(key, changed);
+            self.release(key);
         }
         // A lane that was probed when its last Queue left it would connect again and again, for nobody.
         self.drop_unused();

@@ -152,8 +152,7 @@ pub(super) fn conflict(
     order: &Order,
     context: &Context,
 ) -> Option<Problem> {
-    let (name, older) =
-        context.brokers.claim(key, age(queue), address, order.names(), &context.queue_changed)?;
+    let (name, older) = context.brokers.claim(key, age(queue), address, order.names())?;
     let Key { namespace, name: holder } = older;
     let message = format!(
         "queue \"{name}\" of this broker is kept by the older Queue \"{holder}\" in namespace \"{namespace}\": set another spec.queueName, or delete one of the two"

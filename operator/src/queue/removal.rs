@@ -52,7 +52,7 @@ pub(super) async fn end(queue: &Queue, context: &Context) -> Result<End, Error> 
         // try would delete what a younger Queue has made under them meanwhile, or miss the Secret of a namespace that goes.
         if !finalizer::is_set(queue) {
             context.brokers.forget(&key);
-            context.brokers.release(&key, &context.queue_changed);
+            context.brokers.release(&key);
         }
     }
     Ok(end)
@@ -111,7 +111,7 @@ async fn is_bound_again(queue: &Queue, key: &Key, context: &Context) -> Result<b
 
 /// Places an order; gives what has become of it.
 pub(super) fn outcome(key: &Key, access: &BrokerAccess, order: &Order, context: &Context) -> Option<Outcome> {
-    let observation = context.brokers.assign(key, access, order.clone(), &context.queue_changed);
+    let observation = context.brokers.assign(key, access, order.clone());
     observation.filter(|observation| *observation.order == *order).map(|observation| observation.outcome)
 }
 
@@ -195,7 +195,7 @@ fn keep_meanwhile(queue: &Queue, key: &Key, access: Option<BrokerAccess>, contex
     match access {
         Some(access) => {
             let order = plan::keep_under(queue, &access.address(), &context.workers_of(queue));
-            context.brokers.assign(key, &access, order, &context.queue_changed);
+            context.brokers.assign(key, &access, order);
         }
         None => context.brokers.forget(key),
     }

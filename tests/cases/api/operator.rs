@@ -168,6 +168,23 @@ async fn of_two_queues_that_name_the_same_broker_queue_the_older_keeps_it() -> R
 }
 
 #[tokio::test]
+async fn a_name_that_is_given_up_in_one_watched_namespace_goes_to_the_next_queue_in_another() -> Result<()> {
+    // Of two that were created in the same second, the namespace's name decides.
+    let (one, other) = (Room::new("given-a").await?, Room::new("given-b").await?);
+    let binary = static_binaries(&["warren-operator"]).await?.remove(0);
+    let both = [one.name.as_str(), other.name.as_str()];
+    let _operator = Operator::watching(&binary, one.cluster.kubeconfig(), &both, "one").await?;
+    one.secret("shared", &other.vhost.uri()).await?;
+    one.queue("older", json!({"queueName": "orders", "broker": {"secretRef": {"name": "shared"}}})).await?;
+    one.ready("older").await?;
+    other.queue("younger", json!({"queueName": "orders"})).await?;
+    other.condition("younger", "Declared", "False", "Conflict", "\"older\" in namespace").await?;
+    one.kubectl(&["delete", "wq", "older"]).await?;
+    // Sooner than a Queue is looked at for no reason.
+    other.ready("younger").await
+}
+
+#[tokio::test]
 async fn an_older_queue_keeps_its_name_while_its_secret_is_away() -> Result<()> {
     let room = Room::new("secretless").await?;
     let operator = room.operator("one").await?;
