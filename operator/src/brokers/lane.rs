@@ -301,11 +301,7 @@ mod tests {
     #[tokio::test]
     async fn a_queue_that_gets_or_loses_a_name_in_favour_of_another_scope_s_is_told_there() {
         let brokers = brokers();
-        let [mut of_a, mut of_b] = ["a", "b"].map(|namespace| {
-            let (changed, news) = futures::channel::mpsc::unbounded();
-            brokers.register(Some(namespace.to_owned()), changed);
-            news
-        });
+        let [mut of_a, mut of_b] = ["a", "b"].map(|namespace| brokers.register(Some(namespace.to_owned())).1);
         let [older, younger] =
             ["a", "b"].map(|namespace| Key { namespace: namespace.to_owned(), name: "orders".to_owned() });
         let claim = |key, age| brokers.claim(key, age, "amqp://h/v", vec!["orders".to_owned()]);

@@ -22,7 +22,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use futures::channel::mpsc::UnboundedSender;
 use kube::runtime::reflector::ObjectRef;
 use warren_api::names::retry_queue;
 use warren_api::queue::DeclaredBinding;
@@ -35,6 +34,7 @@ use claims::Claims;
 use host::Host;
 pub use host::Prober;
 pub use lane::Lane;
+pub use scopes::Changes;
 use scopes::Scopes;
 
 use crate::leader::Leadership;
@@ -192,9 +192,20 @@ impl Brokers {
         Self { options, scopes: Arc::default(), state: Mutex::default() }
     }
 
-    /// The Queues of `namespace` (none: all) are sent to `changed` whenever they are to be looked at again.
-    pub fn register(&self, namespace: Option<String>, changed: UnboundedSender<ObjectRef<Queue>>) {
-        self.scopes.register(namespace, changed);
+    /// Takes a scope in, one namespace or (none) all, whose Queues are not known yet; gives where they are sent whenever they
+    /// are to be looked at again.
+    pub fn register(&self, namespace: Option<String>) -> Changes {
+        self.scopes.register(namespace)
+    }
+
+    /// Every Queue of a scope has been [expected](Self::expect).
+    pub fn listed(&self, namespace: Option<&str>) {
+        self.scopes.listed(namespace);
+    }
+
+    /// Whether every Queue of every scope has been [expected](Self::expect).
+    pub fn all_listed(&self) -> bool {
+        self.scopes.all_listed()
     }
 
     /// Has `order` kept on the broker of `access`; whenever the observation changes, the Queue is to be looked at again.
@@ -231,9 +242,21 @@ impl Brokers {
         holder
     }
 
+    /// Takes in what a Queue names that may have claimed nothing in this process yet: it had that on the broker at `address`
+    /// when it was last looked at; none: on a broker that is not known.
+    pub fn expect(&self, key: &Key, age: i64, address: Option<&str>, names: Vec<String>) {
+        let others = locked(&self.state).claims.expect(key, age, address, names);
+        others.iter().for_each(|other| self.scopes.tell(other));
+    }
+
     /// Whether a Queue has claimed its names, with success or not.
     pub fn has_claimed(&self, key: &Key) -> bool {
         locked(&self.state).claims.has_claimed(key)
+    }
+
+    /// An older Queue, of any scope, that names one of `names` and of which it is not known on which broker.
+    pub fn older_to_come(&self, key: &Key, age: i64, names: &[String]) -> Option<Key> {
+        locked(&self.state).claims.older_to_come(key, age, names).cloned()
     }
 
     /// Stops keeping a Queue.
@@ -270,7 +293,7 @@ impl Brokers {
     /// Stops keeping every Queue of `namespace` (none: of all) that is not in `living`.
     pub fn retain(&self, namespace: Option<&str>, living: &BTreeSet<Key>) {
         let state = locked(&self.state);
-        let known = state.assigned.keys().chain(state.claims.claimants());
+        let known = state.assigned.keys().chain(state.claims.known());
         let gone: BTreeSet<Key> = known
             .filter(|key| namespace.is_none_or(|n| n == key.namespace) && !living.contains(*key))
             .cloned()

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use futures::channel::mpsc::{UnboundedReceiver, unbounded};
+use futures::channel::mpsc::UnboundedReceiver;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::reflector::ObjectRef;
@@ -44,9 +44,8 @@ impl Keeper {
             held_back: Duration::from_secs(2),
             leadership,
         };
-        let (changed, news) = unbounded();
         let brokers = Brokers::new(options);
-        brokers.register(None, changed);
+        let (_, news) = brokers.register(None);
         Self { brokers, news }
     }
 
