@@ -3,8 +3,6 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use lapin::Channel;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -20,6 +18,7 @@ use super::channels::{Channels, Pooled};
 use super::entries::{Due, Entries};
 use super::host::{Host, Prober};
 use super::pace::{Pace, patience};
+use super::running::Running;
 use super::schedule::interval;
 use super::scopes::Scopes;
 use super::work::{Patience, carry_out, of_main};
@@ -213,14 +212,14 @@ pub(super) async fn open(link: &Link) -> Result<Channel, BrokerError> {
 /// The lane's loop: follows the link and declares what is due.
 async fn run(shared: Arc<Shared>) {
     let mut states = shared.supervisor.state();
-    let mut running = FuturesUnordered::new();
+    let mut running = Running::on(shared.host.clone());
     let mut generation = 0;
     let mut pace = Pace::default();
     let mut down: Option<(Instant, Arc<BrokerError>)> = None;
     states.mark_changed();
     loop {
         let link = shared.link().ok();
-        let next = if link.is_some() && running.len() < pace.width() {
+        let next = if link.is_some() && running.working() < pace.width() {
             locked(&shared.entries).first_due()
         } else {
             None
@@ -248,7 +247,8 @@ async fn run(shared: Arc<Shared>) {
                     LinkState::Up(_) | LinkState::Connecting => {}
                 }
             }
-            Some((due, result)) = running.next() => {
+            ended = running.next(), if !running.is_empty() => {
+                let Some((due, result)) = ended else { continue };
                 let result: Result<Outcome, DeclareError> = result;
                 match &result {
                     Err(error) if error.error.category() == Category::Retryable => pace.lost(),
@@ -269,10 +269,10 @@ async fn run(shared: Arc<Shared>) {
                 let due = locked(&shared.entries).take_due(Instant::now());
                 if let Some(mut due) = due {
                     let shared = shared.clone();
-                    running.push(async move {
-                        let result = shared.host.declare(Box::pin(shared.carry_out(&link, &mut due))).await;
+                    running.push(Box::pin(async move {
+                        let result = shared.carry_out(&link, &mut due).await;
                         (due, result)
-                    });
+                    }));
                 }
             }
         }

@@ -14,6 +14,7 @@ mod pace;
 mod remove;
 mod rest;
 mod rungs;
+mod running;
 mod schedule;
 mod scopes;
 mod work;
