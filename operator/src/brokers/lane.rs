@@ -14,9 +14,10 @@ use warren_broker::supervisor::{Link, LinkState, Supervisor};
 use warren_broker::{BrokerAccess, BrokerError, Category};
 
 use super::aside::Aside;
-use super::channels::{Channels, Pooled};
+use super::channels::Channels;
 use super::entries::{Due, Entries};
 use super::host::{Host, Prober};
+use super::link::{put_back, take};
 use super::pace::{Pace, patience};
 use super::running::Running;
 use super::schedule::interval;
@@ -52,7 +53,6 @@ struct Shared {
     release: Aside<Release>,
     probes: Semaphore,
     host: Arc<Host>,
-    probe_channels: Mutex<Channels<Channel>>,
 }
 
 impl Lane {
@@ -77,7 +77,6 @@ impl Lane {
             release: Aside::default(),
             probes: Semaphore::new(PROBES_AT_ONCE),
             host,
-            probe_channels: Mutex::default(),
         });
         let task = tokio::spawn(run(shared.clone()));
         Self { shared, task }
@@ -166,15 +165,9 @@ impl Shared {
             tokio::time::sleep_until(turn).await;
         }
         let link = self.link()?;
-        let idle = locked(&self.probe_channels).take(link.generation);
-        let pooled = match idle {
-            Some(pooled) => pooled,
-            None => Pooled::fresh(open(&link).await?),
-        };
+        let pooled = take(&link, &self.channels).await?;
         let depth = declare::depth(&pooled.channel, queue).await?;
-        if pooled.channel.status().connected() {
-            locked(&self.probe_channels).put_back(link.generation, pooled);
-        }
+        put_back(&link, &self.channels, pooled);
         Ok(depth)
     }
 
@@ -203,10 +196,6 @@ impl Shared {
         }
         Ok(outcome)
     }
-}
-
-pub(super) async fn open(link: &Link) -> Result<Channel, BrokerError> {
-    link.connection.create_channel().await.map_err(|error| BrokerError::from_lapin(&error))
 }
 
 /// The lane's loop: follows the link and declares what is due.

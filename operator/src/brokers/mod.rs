@@ -10,6 +10,7 @@ mod counted;
 mod entries;
 mod host;
 mod lane;
+mod link;
 mod pace;
 mod remove;
 mod rest;
