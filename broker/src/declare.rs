@@ -132,13 +132,16 @@ async fn declare_exchange(channel: &Channel, plan: &ExchangePlan) -> Result<(), 
     Ok(channel.exchange_declare(name, kind, options, FieldTable::default()).await?)
 }
 
-async fn declare_queue(channel: &Channel, plan: &QueuePlan) -> Result<QueueDepth, BrokerError> {
+/// Declares one queue; gives how full it is.
+///
+/// # Errors
+/// Why the broker refused; `channel` is closed then.
+pub async fn declare_queue(channel: &Channel, plan: &QueuePlan) -> Result<QueueDepth, BrokerError> {
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    Ok(depth_of(channel.queue_declare(queue_name(&plan.name)?, options, table(&plan.arguments)).await?))
+    Ok(depth_of(&channel.queue_declare(queue_name(&plan.name)?, options, table(&plan.arguments)).await?))
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "what a declaration answers")]
-fn depth_of(answer: lapin::Queue) -> QueueDepth {
+fn depth_of(answer: &lapin::Queue) -> QueueDepth {
     QueueDepth { ready: answer.message_count(), consumers: answer.consumer_count() }
 }
 
@@ -185,7 +188,7 @@ pub async fn unbind(channel: &Channel, queue: &str, plan: &DeclaredBinding) -> R
 /// [`BrokerError::NotFound`] where the queue is missing; `channel` is closed by any error.
 pub async fn depth(channel: &Channel, queue: &str) -> Result<QueueDepth, BrokerError> {
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    Ok(depth_of(channel.queue_declare(queue_name(queue)?, options, FieldTable::default()).await?))
+    Ok(depth_of(&channel.queue_declare(queue_name(queue)?, options, FieldTable::default()).await?))
 }
 
 /// Whether a queue gives no message, which a quorum queue without a leader cannot answer; a message that it gives is put

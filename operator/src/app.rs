@@ -144,9 +144,9 @@ async fn lead(
 
 /// Works in every scope as soon as its own caches are filled: a namespace that cannot be read keeps no other one waiting.
 async fn work(shared: &Shared, ready: &AtomicBool) -> anyhow::Result<()> {
-    let scopes = shared.args.scopes();
-    let mut starting: FuturesUnordered<_> =
-        scopes.into_iter().map(|scope| scope::start(shared, scope)).collect();
+    // Each is registered before the first one starts: what is not known yet may be the others' concern.
+    let start = |scope: Option<String>| scope::start(shared, scope.clone(), shared.brokers.register(scope));
+    let mut starting: FuturesUnordered<_> = shared.args.scopes().into_iter().map(start).collect();
     let mut running = JoinSet::new();
     let mut ended = std::pin::pin!(shared.shutdown.clone().cancelled());
     loop {

@@ -18,7 +18,7 @@ use warren_api::names::WORKER_LABEL;
 use warren_api::{Queue, Worker};
 
 use crate::app::Shared;
-use crate::brokers::Key;
+use crate::brokers::{Changes, Key};
 use crate::context::{Context, Retries, Stores};
 use crate::scaler::board::Board;
 use crate::scaler::scrape::Scraper;
@@ -37,6 +37,7 @@ const SWEEP: Duration = Duration::from_secs(10);
 pub(crate) async fn start(
     shared: &Shared,
     namespace: Option<String>,
+    (queue_changed, queue_triggers): Changes,
 ) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
     let scope = namespace.as_deref();
     let client = &shared.client;
@@ -48,7 +49,6 @@ pub(crate) async fn start(
     let (disruption_budgets, budget_events) =
         cached::<LiveDisruptionBudget>(client, scope, Some(WORKER_LABEL), |_| {});
     let (pods, pod_events) = cached::<Pod>(client, scope, Some(WORKER_LABEL), prune_pod);
-    let (queue_changed, queue_triggers) = mpsc::unbounded();
     let (worker_changed, worker_triggers) = mpsc::unbounded();
     let (say_filled, all_filled) = watch::channel(false);
     let context = Arc::new(Context {
@@ -163,16 +163,18 @@ fn note_end_of_list<K>(event: &watcher::Event<K>, listed: &watch::Sender<bool>) 
 fn queue_event(event: &watcher::Event<Queue>, context: &Context) {
     match event {
         watcher::Event::Apply(queue) | watcher::Event::InitApply(queue) => {
+            queue::place::expect(queue, context);
             reconcile(&context.workers_of(queue), context);
         }
         watcher::Event::Delete(queue) => {
             let key = queue::validate::key(queue);
             context.brokers.forget(&key);
-            context.brokers.release(&key, &context.queue_changed);
+            context.brokers.release(&key);
             context.metrics.forget_queue(&key);
             reconcile(&context.workers_of(queue), context);
         }
-        watcher::Event::Init | watcher::Event::InitDone => {}
+        watcher::Event::InitDone => context.brokers.listed(context.namespace.as_deref()),
+        watcher::Event::Init => {}
     }
 }
 
@@ -251,6 +253,6 @@ async fn sweep(context: Arc<Context>) {
         // Metrics and brokers are the process's, and other scopes have theirs there.
         let scope = context.namespace.as_deref();
         context.metrics.retain_queues(scope, &living, &watched);
-        context.brokers.retain(scope, &living, &context.queue_changed);
+        context.brokers.retain(scope, &living);
     }
 }

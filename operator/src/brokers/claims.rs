@@ -13,6 +13,8 @@ pub(super) struct Claims {
     /// Who wants each name, the oldest first. That is nearly always one, for which a set would keep room for eleven.
     names: HashMap<String, HashMap<String, Vec<Place>>>,
     claimants: BTreeMap<Key, Claimed>,
+    /// Queues that have claimed nothing yet, and of which it is not known on which broker they have what they name.
+    unplaced: BTreeMap<Key, (i64, Vec<String>)>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -23,6 +25,31 @@ struct Claimed {
 }
 
 impl Claims {
+    /// Takes in what a Queue that has claimed nothing yet names: it had that on the broker at `address` when it was last looked
+    /// at, by a process before this one; none: on a broker that is not known. Gives the Queues whose case this changed.
+    pub(super) fn expect(
+        &mut self,
+        key: &Key,
+        age: i64,
+        address: Option<&str>,
+        names: Vec<String>,
+    ) -> Vec<Key> {
+        match address {
+            _ if self.has_claimed(key) => Vec::new(),
+            Some(address) => self.claim(key, age, address, names).1,
+            None => {
+                self.unplaced.insert(key.clone(), (age, names));
+                Vec::new()
+            }
+        }
+    }
+
+    /// An older Queue that names one of `names` and of which it is not known on which broker.
+    pub(super) fn older_to_come(&self, key: &Key, age: i64, names: &[String]) -> Option<&Key> {
+        let mut older = self.unplaced.iter().filter(|(other, (at, _))| (*at, *other) < (age, key));
+        older.find(|(_, (_, wanted))| wanted.iter().any(|name| names.contains(name))).map(|(other, _)| other)
+    }
+
     /// Claims names. Gives the older Queue that has one of them, with that name, and the Queues whose case this changed.
     pub(super) fn claim(
         &mut self,
@@ -31,6 +58,7 @@ impl Claims {
         address: &str,
         names: Vec<String>,
     ) -> (Option<(String, Key)>, Vec<Key>) {
+        self.unplaced.remove(key);
         let claimed = Claimed { age, address: address.to_owned(), names };
         let mut others = Vec::new();
         if self.claimants.get(key) != Some(&claimed) {
@@ -63,6 +91,7 @@ impl Claims {
 
     /// Gives every name of a Queue up; gives the Queues that want one of them.
     pub(super) fn release(&mut self, key: &Key) -> Vec<Key> {
+        self.unplaced.remove(key);
         let Some(Claimed { address, names, .. }) = self.claimants.remove(key) else { return Vec::new() };
         let mut others = Vec::new();
         let Some(at_address) = self.names.get_mut(&address) else { return others };
@@ -86,9 +115,9 @@ impl Claims {
         self.claimants.contains_key(key)
     }
 
-    /// Every Queue with a claim.
-    pub(super) fn claimants(&self) -> impl Iterator<Item = &Key> {
-        self.claimants.keys()
+    /// Every Queue that is known here.
+    pub(super) fn known(&self) -> impl Iterator<Item = &Key> {
+        self.claimants.keys().chain(self.unplaced.keys())
     }
 }
 
@@ -135,5 +164,40 @@ mod tests {
         let mut claims = Claims::default();
         claims.claim(&key("orders"), 1, "a", names(&["orders", "orders.dlq"]));
         assert!(claims.claim(&key("other"), 2, "a", names(&["orders.dlq", "orders.dlq.dlq"])).0.is_some());
+    }
+
+    #[test]
+    fn what_a_queue_had_before_a_restart_is_its_own_before_it_is_looked_at() {
+        let mut claims = Claims::default();
+        assert!(claims.claim(&key("late"), 3, "a", names(&["q"])).0.is_none());
+        assert_eq!(claims.expect(&key("old"), 1, Some("a"), names(&["q", "q.dlq"])), [key("late")]);
+        let holder = |claims: &mut Claims, address| claims.claim(&key("young"), 2, address, names(&["q"])).0;
+        assert_eq!(holder(&mut claims, "a"), Some(("q".to_owned(), key("old"))));
+        assert_eq!(holder(&mut claims, "b"), None);
+        // What it claims itself counts from then on, whatever its status has said.
+        claims.claim(&key("old"), 1, "c", names(&["q"]));
+        assert_eq!(claims.expect(&key("old"), 1, Some("a"), names(&["q"])), []);
+        assert_eq!(holder(&mut claims, "a"), None);
+    }
+
+    #[test]
+    fn an_older_queue_of_which_it_is_not_known_where_it_is_may_have_what_it_names_until_it_claims_something()
+    {
+        let mut claims = Claims::default();
+        claims.expect(&key("old"), 1, None, names(&["q", "q.dlq"]));
+        let to_come = |claims: &Claims, age, wanted: &[&str]| {
+            claims.older_to_come(&key("young"), age, &names(wanted)).cloned()
+        };
+        assert_eq!(to_come(&claims, 2, &["q"]), Some(key("old")));
+        assert_eq!(to_come(&claims, 2, &["q.dlq", "q.dlq.dlq"]), Some(key("old")), "a derived name too");
+        assert_eq!(to_come(&claims, 2, &["other"]), None);
+        assert_eq!(to_come(&claims, 0, &["q"]), None, "it is the younger one");
+        assert_eq!(claims.known().collect::<Vec<_>>(), [&key("old")]);
+        claims.claim(&key("old"), 1, "b", names(&["q"]));
+        assert_eq!(to_come(&claims, 2, &["q"]), None);
+        claims.release(&key("old"));
+        claims.expect(&key("old"), 1, None, names(&["q"]));
+        claims.release(&key("old"));
+        assert_eq!((to_come(&claims, 2, &["q"]), claims.known().count()), (None, 0));
     }
 }

@@ -4,16 +4,14 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::channel::mpsc::UnboundedSender;
-use kube::runtime::reflector::ObjectRef;
 use tokio::time::Instant;
-use warren_api::Queue;
 use warren_broker::Category;
 use warren_broker::declare::DeclareError;
 
 use super::host::Host;
 use super::rest::Rest;
 use super::schedule::{Last, next_check};
+use super::scopes::Scopes;
 use super::{Key, Observation, Order, Outcome};
 use crate::problem::{self, Problem};
 use crate::tick;
@@ -33,6 +31,8 @@ pub(super) struct Entries {
     running: HashSet<Key>,
     /// Whose checks share a ceiling.
     host: Arc<Host>,
+    /// Who is told of what is observed.
+    scopes: Arc<Scopes>,
 }
 
 #[derive(Debug)]
@@ -43,7 +43,6 @@ struct Entry {
     declared: Option<Instant>,
     /// How long its queues that are to go have read empty.
     rest: Rest,
-    changed: UnboundedSender<ObjectRef<Queue>>,
     observation: Option<Observation>,
     failures: u32,
     /// When it is due; none while it is being carried out, and once everything is removed.
@@ -64,8 +63,8 @@ pub(super) struct Due {
 
 impl Entries {
     /// None yet, of a lane of this broker.
-    pub(super) fn on(host: Arc<Host>) -> Self {
-        Self { host, ..Self::default() }
+    pub(super) fn on(host: Arc<Host>, scopes: Arc<Scopes>) -> Self {
+        Self { host, scopes, ..Self::default() }
     }
 
     /// Takes an order in; gives what is known of it. `down` is why nothing can be known.
@@ -73,7 +72,6 @@ impl Entries {
         &mut self,
         key: &Key,
         order: Order,
-        changed: &UnboundedSender<ObjectRef<Queue>>,
         down: Option<Problem>,
         now: Instant,
     ) -> Option<Observation> {
@@ -90,7 +88,6 @@ impl Entries {
                 order: Arc::new(order),
                 declared: None,
                 rest: Rest::default(),
-                changed: changed.clone(),
                 observation: None,
                 failures: 0,
                 due: None,
@@ -174,7 +171,8 @@ impl Entries {
     pub(super) fn broker_is_down(&mut self, problem: &Problem) {
         for (key, entry) in self.entries.iter_mut().filter(|(_, entry)| !entry.removed()) {
             let order = entry.order.clone();
-            entry.observe(key, Observation { order, outcome: Outcome::Unreachable(problem.clone()) });
+            let observation = Observation { order, outcome: Outcome::Unreachable(problem.clone()) };
+            entry.observe(key, observation, &self.scopes);
         }
     }
 
@@ -203,7 +201,7 @@ impl Entries {
                     Outcome::Refused(_) | Outcome::Unreachable(_) => Last::Refused,
                     Outcome::Declared(_) | Outcome::Absent | Outcome::Removed => Last::Declared,
                 };
-                entry.observe(key, Observation { order: order.clone(), outcome });
+                entry.observe(key, Observation { order: order.clone(), outcome }, &self.scopes);
                 last
             }
             Err(error) => {
@@ -212,7 +210,7 @@ impl Entries {
                 // One lost channel is no news; the link tells of a lost connection.
                 if terminal || entry.failures > 2 {
                     let outcome = Outcome::Refused(problem::refused(&error));
-                    entry.observe(key, Observation { order: order.clone(), outcome });
+                    entry.observe(key, Observation { order: order.clone(), outcome }, &self.scopes);
                 }
                 if terminal { Last::Refused } else { Last::Failed { in_a_row: entry.failures } }
             }
@@ -231,11 +229,10 @@ impl Entries {
 }
 
 impl Entry {
-    fn observe(&mut self, key: &Key, observation: Observation) {
+    fn observe(&mut self, key: &Key, observation: Observation, scopes: &Scopes) {
         if self.observation.as_ref() != Some(&observation) {
             self.observation = Some(observation);
-            // The receiver ends only with the process.
-            let _ = self.changed.unbounded_send(ObjectRef::from(key));
+            scopes.tell(key);
         }
     }
 
@@ -276,18 +273,11 @@ mod tests {
 
     #[test]
     fn an_order_waits_for_the_end_of_the_one_before_it() {
-        let (changed, _receiver) = futures::channel::mpsc::unbounded();
         let (mut entries, now) = (Entries::default(), Instant::now());
         let later = now + Duration::from_secs(1);
-        entries.order(&key(), keep(&[]), &changed, None, now);
+        entries.order(&key(), keep(&[]), None, now);
         let first = entries.take_due(now).unwrap();
-        entries.order(
-            &key(),
-            order(Goal::Remove { only_if_empty: false, unbind: vec![] }),
-            &changed,
-            None,
-            now,
-        );
+        entries.order(&key(), order(Goal::Remove { only_if_empty: false, unbind: vec![] }), None, now);
         entries.all_due(now);
         assert_eq!((entries.first_due(), entries.take_due(later).is_none()), (None, true));
         entries.done(&first, declared(), DRIFT, now);
@@ -299,12 +289,11 @@ mod tests {
 
     #[test]
     fn a_queue_that_comes_back_waits_for_what_was_begun_before_it_went() {
-        let (changed, _receiver) = futures::channel::mpsc::unbounded();
         let (mut entries, now) = (Entries::default(), Instant::now());
-        entries.order(&key(), keep(&[]), &changed, None, now);
+        entries.order(&key(), keep(&[]), None, now);
         let first = entries.take_due(now).unwrap();
         entries.forget(&key());
-        entries.order(&key(), keep(&[5]), &changed, None, now);
+        entries.order(&key(), keep(&[5]), None, now);
         assert!(entries.take_due(now).is_none());
         entries.done(&first, declared(), DRIFT, now);
         assert!(entries.take_due(now + Duration::from_secs(1)).is_some());
@@ -312,10 +301,9 @@ mod tests {
 
     #[test]
     fn sidecars_have_learned_of_an_order_some_time_after_it_was_carried_out_not_after_it_was_placed() {
-        let (changed, _receiver) = futures::channel::mpsc::unbounded();
         let (mut entries, now) = (Entries::default(), Instant::now());
         let at = |minutes: u64| now + Duration::from_secs(minutes * 60);
-        entries.order(&key(), keep(&[5]), &changed, None, now);
+        entries.order(&key(), keep(&[5]), None, now);
         // The broker was away for long.
         let first = entries.take_due(at(10)).unwrap();
         assert_eq!(first.age, Duration::ZERO);
@@ -328,12 +316,11 @@ mod tests {
 
     #[test]
     fn how_long_a_queue_has_read_empty_is_kept_until_a_look_fails_or_the_connection_is_another() {
-        let (changed, _receiver) = futures::channel::mpsc::unbounded();
         let (mut entries, now) = (Entries::default(), Instant::now());
         let at = |minutes: u64| now + Duration::from_secs(minutes * 60);
         let mut rested = Rest::default();
         rested.seen("orders.retry.5s", true, now);
-        entries.order(&key(), keep(&[5]), &changed, None, now);
+        entries.order(&key(), keep(&[5]), None, now);
         let mut look = |minute, result, new_connection| {
             let mut due = entries.take_due(at(minute)).unwrap();
             let before = due.rest.clone();
@@ -354,9 +341,8 @@ mod tests {
 
     #[test]
     fn a_queue_that_is_missing_is_declared_a_second_after_the_first_look_that_missed_it() {
-        let (changed, _receiver) = futures::channel::mpsc::unbounded();
         let (mut entries, now) = (Entries::default(), Instant::now());
-        entries.order(&key(), keep(&[]), &changed, None, now);
+        entries.order(&key(), keep(&[]), None, now);
         let due = entries.take_due(now).unwrap();
         entries.done(&due, declared(), DRIFT, now);
 

@@ -3,15 +3,10 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::channel::mpsc::UnboundedSender;
-use futures::stream::FuturesUnordered;
-use kube::runtime::reflector::ObjectRef;
 use lapin::Channel;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use warren_api::Queue;
 use warren_broker::connect::ConnectOptions;
 use warren_broker::declare::{self, DeclareError, QueueDepth};
 use warren_broker::release::{self, Release};
@@ -19,14 +14,16 @@ use warren_broker::supervisor::{Link, LinkState, Supervisor};
 use warren_broker::{BrokerAccess, BrokerError, Category};
 
 use super::aside::Aside;
-use super::channels::{Channels, Pooled};
+use super::channels::Channels;
 use super::entries::{Due, Entries};
 use super::host::{Host, Prober};
+use super::link::{put_back, take};
 use super::pace::{Pace, patience};
+use super::running::Running;
 use super::schedule::interval;
+use super::scopes::Scopes;
 use super::work::{Patience, carry_out, of_main};
 use super::{Key, LaneOptions, Observation, Order, Outcome};
-use crate::leader::Leadership;
 use crate::locked::locked;
 use crate::{problem, tick};
 
@@ -49,22 +46,23 @@ struct Shared {
     supervisor: Supervisor,
     link: watch::Receiver<LinkState>,
     access: BrokerAccess,
-    drift_check: Duration,
-    sidecars_learn: Duration,
-    held_back: Duration,
-    leadership: Leadership,
+    options: LaneOptions,
     entries: Mutex<Entries>,
     changed: Notify,
     channels: Mutex<Channels<Channel>>,
     release: Aside<Release>,
     probes: Semaphore,
     host: Arc<Host>,
-    probe_channels: Mutex<Channels<Channel>>,
 }
 
 impl Lane {
     /// Starts connecting.
-    pub(super) fn spawn(access: BrokerAccess, options: &LaneOptions, host: Arc<Host>) -> Self {
+    pub(super) fn spawn(
+        access: BrokerAccess,
+        options: LaneOptions,
+        host: Arc<Host>,
+        scopes: Arc<Scopes>,
+    ) -> Self {
         // Another access is another lane: this one never changes.
         let (_, fixed) = watch::channel(Arc::new(access.clone()));
         let supervisor = Supervisor::spawn(fixed, ConnectOptions::named(&options.connection_name));
@@ -72,17 +70,13 @@ impl Lane {
             link: supervisor.state(),
             supervisor,
             access,
-            drift_check: options.drift_check,
-            sidecars_learn: options.sidecars_learn,
-            held_back: options.held_back,
-            leadership: options.leadership.clone(),
-            entries: Mutex::new(Entries::on(host.clone())),
+            options,
+            entries: Mutex::new(Entries::on(host.clone(), scopes)),
             changed: Notify::new(),
             channels: Mutex::default(),
             release: Aside::default(),
             probes: Semaphore::new(PROBES_AT_ONCE),
             host,
-            probe_channels: Mutex::default(),
         });
         let task = tokio::spawn(run(shared.clone()));
         Self { shared, task }
@@ -98,17 +92,12 @@ impl Lane {
         self.shared.link.borrow().link().is_some()
     }
 
-    pub(super) fn order(
-        &self,
-        key: &Key,
-        order: Order,
-        changed: &UnboundedSender<ObjectRef<Queue>>,
-    ) -> Option<Observation> {
+    pub(super) fn order(&self, key: &Key, order: Order) -> Option<Observation> {
         let down = match &*self.shared.link.borrow() {
             LinkState::Down { error, .. } => Some(problem::unreachable(error)),
             LinkState::Connecting | LinkState::Up(_) => None,
         };
-        let observation = locked(&self.shared.entries).order(key, order, changed, down, Instant::now());
+        let observation = locked(&self.shared.entries).order(key, order, down, Instant::now());
         self.shared.changed.notify_one();
         observation
     }
@@ -144,7 +133,7 @@ impl Lane {
 
     /// The time between two drift checks of a Queue, before jitter.
     pub(super) fn drift_check(&self) -> Duration {
-        interval(self.shared.drift_check, self.shared.host.queues())
+        interval(self.shared.options.drift_check, self.shared.host.queues())
     }
 }
 
@@ -176,15 +165,9 @@ impl Shared {
             tokio::time::sleep_until(turn).await;
         }
         let link = self.link()?;
-        let idle = locked(&self.probe_channels).take(link.generation);
-        let pooled = match idle {
-            Some(pooled) => pooled,
-            None => Pooled::fresh(open(&link).await?),
-        };
+        let pooled = take(&link, &self.channels).await?;
         let depth = declare::depth(&pooled.channel, queue).await?;
-        if pooled.channel.status().connected() {
-            locked(&self.probe_channels).put_back(link.generation, pooled);
-        }
+        put_back(&link, &self.channels, pooled);
         Ok(depth)
     }
 
@@ -199,10 +182,11 @@ impl Shared {
     /// Carries out what is due, for as long as this process may write.
     async fn carry_out(&self, link: &Link, due: &mut Due) -> Result<Outcome, DeclareError> {
         let Due { order, age, rest, .. } = due;
-        let patience = Patience { learned: *age >= self.sidecars_learn, held_back: self.held_back };
+        let patience =
+            Patience { learned: *age >= self.options.sidecars_learn, held_back: self.options.held_back };
         let work = carry_out(link, &self.channels, order, patience, rest);
         let mut outcome =
-            self.leadership.fenced(work).await.unwrap_or_else(|lost| {
+            self.options.leadership.fenced(work).await.unwrap_or_else(|lost| {
                 Err(of_main(order, BrokerError::Closed { detail: lost.to_string() }))
             })?;
         if let Outcome::Declared(seen) = &mut outcome
@@ -214,21 +198,17 @@ impl Shared {
     }
 }
 
-pub(super) async fn open(link: &Link) -> Result<Channel, BrokerError> {
-    link.connection.create_channel().await.map_err(|error| BrokerError::from_lapin(&error))
-}
-
 /// The lane's loop: follows the link and declares what is due.
 async fn run(shared: Arc<Shared>) {
     let mut states = shared.supervisor.state();
-    let mut running = FuturesUnordered::new();
+    let mut running = Running::on(shared.host.clone());
     let mut generation = 0;
     let mut pace = Pace::default();
     let mut down: Option<(Instant, Arc<BrokerError>)> = None;
     states.mark_changed();
     loop {
         let link = shared.link().ok();
-        let next = if link.is_some() && running.len() < pace.width() {
+        let next = if link.is_some() && running.working() < pace.width() {
             locked(&shared.entries).first_due()
         } else {
             None
@@ -256,13 +236,14 @@ async fn run(shared: Arc<Shared>) {
                     LinkState::Up(_) | LinkState::Connecting => {}
                 }
             }
-            Some((due, result)) = running.next() => {
+            ended = running.next(), if !running.is_empty() => {
+                let Some((due, result)) = ended else { continue };
                 let result: Result<Outcome, DeclareError> = result;
                 match &result {
                     Err(error) if error.error.category() == Category::Retryable => pace.lost(),
                     Err(_) | Ok(_) => pace.succeeded(),
                 }
-                locked(&shared.entries).done(&due, result, shared.drift_check, Instant::now());
+                locked(&shared.entries).done(&due, result, shared.options.drift_check, Instant::now());
             }
             () = shared.changed.notified() => {}
             () = tokio::time::sleep_until(news.unwrap_or_else(Instant::now)), if news.is_some() => {
@@ -277,10 +258,10 @@ async fn run(shared: Arc<Shared>) {
                 let due = locked(&shared.entries).take_due(Instant::now());
                 if let Some(mut due) = due {
                     let shared = shared.clone();
-                    running.push(async move {
-                        let result = shared.host.declare(Box::pin(shared.carry_out(&link, &mut due))).await;
+                    running.push(Box::pin(async move {
+                        let result = shared.carry_out(&link, &mut due).await;
                         (due, result)
-                    });
+                    }));
                 }
             }
         }
@@ -293,6 +274,7 @@ mod tests {
 
     use super::super::Brokers;
     use super::*;
+    use crate::leader::Leadership;
     use crate::queue::plan;
 
     fn brokers() -> Brokers {
@@ -306,48 +288,61 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_queue_that_gets_or_loses_a_name_in_favour_of_another_scope_s_is_told_there() {
+        let brokers = brokers();
+        let [mut of_a, mut of_b] = ["a", "b"].map(|namespace| brokers.register(Some(namespace.to_owned())).1);
+        let [older, younger] =
+            ["a", "b"].map(|namespace| Key { namespace: namespace.to_owned(), name: "orders".to_owned() });
+        let claim = |key, age| brokers.claim(key, age, "amqp://h/v", vec!["orders".to_owned()]);
+        assert_eq!(claim(&younger, 2), None);
+        assert_eq!(claim(&older, 1), None);
+        assert_eq!(of_b.try_recv().ok(), Some((&younger).into()), "it has lost it");
+        assert!(claim(&younger, 2).is_some());
+        brokers.release(&older);
+        assert_eq!(of_b.try_recv().ok(), Some((&younger).into()), "it may have it");
+        assert!(of_a.try_recv().is_err());
+    }
+
+    #[tokio::test]
     async fn how_a_queue_was_reached_is_known_without_its_secret_until_its_names_are_given_up() {
-        let (changed, _receiver) = futures::channel::mpsc::unbounded();
         let brokers = brokers();
         let access = BrokerAccess::from_uri("amqp://u:p@127.0.0.1:1/a").unwrap();
         let key = Key { namespace: "shop".to_owned(), name: "orders".to_owned() };
         let order = plan::keep(&warren_api::Queue::new("orders", Default::default()), &access.address());
-        brokers.assign(&key, &access, order, &changed);
+        brokers.assign(&key, &access, order);
         brokers.lapse(&key);
         assert!(brokers.lane_of(&key).is_none());
         brokers.lapse(&key);
         assert_eq!(brokers.access_of(&key), Some(access));
-        brokers.release(&key, &changed);
+        brokers.release(&key);
         assert_eq!(brokers.access_of(&key), None);
     }
 
     #[tokio::test]
     async fn a_lane_that_is_probed_when_its_last_queue_leaves_goes_with_the_next_sweep() {
-        let (changed, _receiver) = futures::channel::mpsc::unbounded();
         let brokers = brokers();
         let key = Key { namespace: "shop".to_owned(), name: "orders".to_owned() };
         let [old, new] = ["old", "new"]
             .map(|user| BrokerAccess::from_uri(&format!("amqp://{user}:p@127.0.0.1:1/")).unwrap());
         let order = || plan::keep(&warren_api::Queue::new("orders", Default::default()), &old.address());
-        brokers.assign(&key, &old, order(), &changed);
+        brokers.assign(&key, &old, order());
         let probed = brokers.lane_of(&key).unwrap();
-        brokers.assign(&key, &new, order(), &changed);
-        brokers.retain(None, &BTreeSet::from([key.clone()]), &changed);
+        brokers.assign(&key, &new, order());
+        brokers.retain(None, &BTreeSet::from([key.clone()]));
         assert_eq!(brokers.connected(), (0, 2), "it must not go under a probe");
         drop(probed);
-        brokers.retain(None, &BTreeSet::from([key]), &changed);
+        brokers.retain(None, &BTreeSet::from([key]));
         assert_eq!(brokers.connected(), (0, 1));
     }
 
     #[tokio::test]
     async fn vhosts_of_one_broker_share_what_it_gets_of_checks_and_declarations() {
-        let (changed, _receiver) = futures::channel::mpsc::unbounded();
         let brokers = brokers();
         let keep = |vhost: &str, number: usize| {
             let access = BrokerAccess::from_uri(&format!("amqp://u:p@127.0.0.1:1/{vhost}")).unwrap();
             let key = Key { namespace: vhost.to_owned(), name: format!("orders-{number}") };
             let order = plan::keep(&warren_api::Queue::new(&key.name, Default::default()), &access.address());
-            brokers.assign(&key, &access, order, &changed);
+            brokers.assign(&key, &access, order);
             key
         };
         let keys: Vec<_> = (0..6_000).map(|number| keep(["a", "b"][number % 2], number)).collect();

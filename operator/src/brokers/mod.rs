@@ -10,18 +10,20 @@ mod counted;
 mod entries;
 mod host;
 mod lane;
+mod link;
 mod pace;
 mod remove;
 mod rest;
 mod rungs;
+mod running;
 mod schedule;
+mod scopes;
 mod work;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use futures::channel::mpsc::UnboundedSender;
 use kube::runtime::reflector::ObjectRef;
 use warren_api::names::retry_queue;
 use warren_api::queue::DeclaredBinding;
@@ -34,12 +36,14 @@ use claims::Claims;
 use host::Host;
 pub use host::Prober;
 pub use lane::Lane;
+pub use scopes::Changes;
+use scopes::Scopes;
 
 use crate::leader::Leadership;
 use crate::locked::locked;
 use crate::problem::Problem;
 
-/// A Queue's namespace and name.
+/// The namespace and name of a Queue or a Worker.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
     /// `metadata.namespace`.
@@ -169,6 +173,7 @@ pub struct LaneOptions {
 #[derive(Debug)]
 pub struct Brokers {
     options: LaneOptions,
+    scopes: Arc<Scopes>,
     state: Mutex<State>,
 }
 
@@ -186,30 +191,34 @@ struct State {
 impl Brokers {
     /// No broker yet.
     pub fn new(options: LaneOptions) -> Self {
-        Self { options, state: Mutex::default() }
+        Self { options, scopes: Arc::default(), state: Mutex::default() }
     }
 
-    /// Has `order` kept on the broker of `access`; whenever the observation changes, the Queue is sent to `changed`.
-    pub fn assign(
-        &self,
-        key: &Key,
-        access: &BrokerAccess,
-        order: Order,
-        changed: &UnboundedSender<ObjectRef<Queue>>,
-    ) -> Option<Observation> {
-        let (lane, former) = {
-            let lane = self.lane(access);
-            let mut state = locked(&self.state);
-            state.lapsed.remove(key);
-            let former = state.assigned.insert(key.clone(), lane.clone());
-            (lane, former)
-        };
-        if let Some(former) = former.filter(|former| !Arc::ptr_eq(former, &lane)) {
-            former.forget(key);
-            drop(former);
-            self.drop_unused();
-        }
-        lane.order(key, order, changed)
+    /// Takes a scope in, one namespace or (none) all, whose Queues are not known yet; gives where they are sent whenever they
+    /// are to be looked at again.
+    pub fn register(&self, namespace: Option<String>) -> Changes {
+        self.scopes.register(namespace)
+    }
+
+    /// Every Queue of a scope has been [expected](Self::expect).
+    pub fn listed(&self, namespace: Option<&str>) {
+        self.scopes.listed(namespace);
+    }
+
+    /// Whether every Queue of every scope has been [expected](Self::expect).
+    pub fn all_listed(&self) -> bool {
+        self.scopes.all_listed()
+    }
+
+    /// Has `order` kept on the broker of `access`; whenever the observation changes, the Queue is to be looked at again.
+    pub fn assign(&self, key: &Key, access: &BrokerAccess, order: Order) -> Option<Observation> {
+        let lane = self.lane(access);
+        let mut state = locked(&self.state);
+        state.lapsed.remove(key);
+        let former = state.assigned.insert(key.clone(), lane.clone());
+        drop(state);
+        self.leave(key, former.filter(|former| !Arc::ptr_eq(former, &lane)));
+        lane.order(key, order)
     }
 
     /// The lane of these credentials, which shares what its broker stands with the others there.
@@ -222,27 +231,24 @@ impl Brokers {
         let hosts = access.hosts();
         let host = state.hosts.get(&hosts).and_then(Weak::upgrade).unwrap_or_default();
         state.hosts.insert(hosts, Arc::downgrade(&host));
-        let lane = Arc::new(Lane::spawn(access.clone(), &self.options, host));
+        let lane = Arc::new(Lane::spawn(access.clone(), self.options.clone(), host, self.scopes.clone()));
         state.lanes.insert(access.clone(), lane.clone());
         lane
     }
 
     /// Claims the names of a broker's queues for a Queue that was created at `age`. Gives the Queue that has one of them
-    /// already, with that name; Queues whose claim this one overrides are sent to `changed`.
-    pub fn claim(
-        &self,
-        key: &Key,
-        age: i64,
-        address: &str,
-        names: Vec<String>,
-        changed: &UnboundedSender<ObjectRef<Queue>>,
-    ) -> Option<(String, Key)> {
+    /// already, with that name; Queues whose claim this one overrides are to be looked at again.
+    pub fn claim(&self, key: &Key, age: i64, address: &str, names: Vec<String>) -> Option<(String, Key)> {
         let (holder, others) = locked(&self.state).claims.claim(key, age, address, names);
-        for other in &others {
-            // The receiver ends only with the process.
-            let _ = changed.unbounded_send(other.into());
-        }
+        others.iter().for_each(|other| self.scopes.tell(other));
         holder
+    }
+
+    /// Takes in what a Queue names that may have claimed nothing in this process yet: it had that on the broker at `address`
+    /// when it was last looked at; none: on a broker that is not known.
+    pub fn expect(&self, key: &Key, age: i64, address: Option<&str>, names: Vec<String>) {
+        let others = locked(&self.state).claims.expect(key, age, address, names);
+        others.iter().for_each(|other| self.scopes.tell(other));
     }
 
     /// Whether a Queue has claimed its names, with success or not.
@@ -250,9 +256,18 @@ impl Brokers {
         locked(&self.state).claims.has_claimed(key)
     }
 
+    /// An older Queue, of any scope, that names one of `names` and of which it is not known on which broker.
+    pub fn older_to_come(&self, key: &Key, age: i64, names: &[String]) -> Option<Key> {
+        locked(&self.state).claims.older_to_come(key, age, names).cloned()
+    }
+
     /// Stops keeping a Queue.
     pub fn forget(&self, key: &Key) {
         let lane = locked(&self.state).assigned.remove(key);
+        self.leave(key, lane);
+    }
+
+    fn leave(&self, key: &Key, lane: Option<Arc<Lane>>) {
         if let Some(lane) = lane {
             lane.forget(key);
             drop(lane);
@@ -268,27 +283,19 @@ impl Brokers {
         self.forget(key);
     }
 
-    /// Gives up the names of a Queue; others that want them are sent to `changed`.
-    pub fn release(&self, key: &Key, changed: &UnboundedSender<ObjectRef<Queue>>) {
+    /// Gives up the names of a Queue; others that want them are to be looked at again.
+    pub fn release(&self, key: &Key) {
         let mut state = locked(&self.state);
         state.lapsed.remove(key);
         let others = state.claims.release(key);
         drop(state);
-        for other in &others {
-            // The receiver ends only with the process.
-            let _ = changed.unbounded_send(other.into());
-        }
+        others.iter().for_each(|other| self.scopes.tell(other));
     }
 
     /// Stops keeping every Queue of `namespace` (none: of all) that is not in `living`.
-    pub fn retain(
-        &self,
-        namespace: Option<&str>,
-        living: &BTreeSet<Key>,
-        changed: &UnboundedSender<ObjectRef<Queue>>,
-    ) {
+    pub fn retain(&self, namespace: Option<&str>, living: &BTreeSet<Key>) {
         let state = locked(&self.state);
-        let known = state.assigned.keys().chain(state.claims.claimants());
+        let known = state.assigned.keys().chain(state.claims.known());
         let gone: BTreeSet<Key> = known
             .filter(|key| namespace.is_none_or(|n| n == key.namespace) && !living.contains(*key))
             .cloned()
@@ -296,7 +303,7 @@ impl Brokers {
         drop(state);
         for key in &gone {
             self.forget(key);
-            self.release(key, changed);
+            self.release(key);
         }
         // A lane that was probed when its last Queue left it would connect again and again, for nobody.
         self.drop_unused();

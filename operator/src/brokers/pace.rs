@@ -59,7 +59,7 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// How many declarations may run at once.
+    /// How many declarations may be at work at once; one that hangs is not.
     pub(super) const fn width(self) -> usize {
         self.width
     }

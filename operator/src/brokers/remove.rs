@@ -7,13 +7,13 @@ use tokio::time::Instant;
 use warren_api::QueueType;
 use warren_api::conditions::queue::DELETION_BLOCKED;
 use warren_api::queue::DeclaredBinding;
-use warren_broker::declare::{self, DeclareError, QueueDepth};
+use warren_broker::declare::{self, DeclareError, Object, QueueDepth};
 use warren_broker::supervisor::Link;
 use warren_broker::topology::{QueuePlan, Role, Topology};
 use warren_broker::{BrokerError, Category};
 
-use super::counted::{close, count};
-use super::lane::open;
+use super::counted::count;
+use super::link::{close, open};
 use super::rest::Rest;
 use super::work::{Patience, of_main, refuses_when_full};
 use super::{Order, Outcome};
@@ -63,7 +63,7 @@ async fn kept(
     let rested = rest.seen(&order.main, kept.is_empty(), Instant::now());
     if rested.is_some_and(|rested| rested < held_back) && may_hold_back(order) {
         let message = "every queue reads empty, and deletionPolicy DeleteIfEmpty waits a little longer than three minutes: so long may the broker hold back a message that a full queue has refused";
-        return Ok(Some(Problem::new(DELETION_BLOCKED, "Settling", message.to_owned())));
+        return Ok(Some(Problem::new(DELETION_BLOCKED, "Settling", message)));
     }
     // Only what looks empty is unbound and counted again: without its bindings, what producers send is dropped.
     if kept.is_empty() {
@@ -94,15 +94,12 @@ async fn ours<'a>(
 ) -> Result<Vec<(&'a QueuePlan, QueueDepth)>, DeclareError> {
     let mut ours = Vec::new();
     for queue in &order.topology.queues {
-        match declare::declare(channel, &Topology::of(vec![queue.clone()])).await {
-            Ok(depths) => ours.extend(depths.into_iter().map(|depth| (queue, depth))),
-            Err(DeclareError {
-                error: BrokerError::Precondition { .. } | BrokerError::Locked { .. },
-                ..
-            }) => {
+        match declare::declare_queue(channel, queue).await {
+            Ok(depth) => ours.push((queue, depth)),
+            Err(BrokerError::Precondition { .. } | BrokerError::Locked { .. }) => {
                 *channel = open(link).await.map_err(|error| of_main(order, error))?;
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(DeclareError { object: Object::Queue(queue.name.clone()), error }),
         }
     }
     Ok(ours)

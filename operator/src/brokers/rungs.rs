@@ -4,10 +4,10 @@ use warren_api::QueueType;
 use warren_broker::BrokerError;
 use warren_broker::declare::{self, QueueDepth};
 use warren_broker::supervisor::Link;
-use warren_broker::topology::{QueuePlan, Topology};
+use warren_broker::topology::QueuePlan;
 
-use super::counted::{close, count, depth_of};
-use super::lane::open;
+use super::counted::{count, depth_of};
+use super::link::on_own_channel;
 
 /// Deletes a rung if it may go, which depends on whether it is empty and unused; says whether none of Warren's is left.
 pub(super) async fn retired(
@@ -22,25 +22,22 @@ pub(super) async fn retired(
         Ok(Some(_)) => {}
         Err(error) => return Err(error),
     }
-    let channel = open(link).await?;
-    match declare::declare(&channel, &Topology::of(vec![rung.clone()])).await.map_err(|refused| refused.error)
-    {
-        Ok(_) => {}
-        // Somebody's own, which happens to have the name: an order that never ended is recorded with all its rungs.
-        Err(BrokerError::Precondition { .. } | BrokerError::Locked { .. }) => return Ok(true),
-        Err(error) => return Err(error),
-    }
-    let counted = count(link, &channel, &[&rung.name], queue_type).await?;
-    if !may_go(counted == [QueueDepth::default()]) {
-        close(&channel).await;
-        return Ok(false);
-    }
-    match declare::delete(&channel, &rung.name, queue_type == QueueType::Classic).await {
-        Ok(()) => {}
-        // Something has come since it was counted.
-        Err(BrokerError::Precondition { .. }) => return Ok(false),
-        Err(error) => return Err(error),
-    }
-    close(&channel).await;
-    Ok(true)
+    on_own_channel(link, async |channel| {
+        match declare::declare_queue(channel, rung).await {
+            Ok(_) => {}
+            // Somebody's own, which happens to have the name: an order that never ended is recorded with all its rungs.
+            Err(BrokerError::Precondition { .. } | BrokerError::Locked { .. }) => return Ok(true),
+            Err(error) => return Err(error),
+        }
+        let counted = count(link, channel, &[&rung.name], queue_type).await?;
+        if !may_go(counted == [QueueDepth::default()]) {
+            return Ok(false);
+        }
+        match declare::delete(channel, &rung.name, queue_type == QueueType::Classic).await {
+            // Something has come since it was counted.
+            Err(BrokerError::Precondition { .. }) => Ok(false),
+            deleted => deleted.map(|()| true),
+        }
+    })
+    .await
 }

@@ -13,14 +13,13 @@ use warren_broker::declare::{self, DeclareError, Object, QueueDepth};
 use warren_broker::supervisor::Link;
 use warren_broker::topology::{Argument, QueuePlan, Role, Topology, retry_queue};
 
-use super::channels::{Channels, Pooled};
-use super::counted::{close, depth_of};
-use super::lane::open;
+use super::channels::Channels;
+use super::counted::depth_of;
+use super::link::{on_own_channel, put_back, take};
 use super::remove::{bind_again, remove};
 use super::rest::Rest;
 use super::rungs::retired;
 use super::{Claim, Goal, Order, Outcome, Seen};
-use crate::locked::locked;
 use crate::problem::{ALREADY_EXISTS, Problem};
 
 /// How long an attempt at an order may take, and what is bound again after it.
@@ -71,11 +70,7 @@ async fn attempt(
     patience: Patience,
     rest: &mut Rest,
 ) -> Result<Outcome, DeclareError> {
-    let idle = locked(channels).take(link.generation);
-    let mut pooled = match idle {
-        Some(pooled) => pooled,
-        None => Pooled::fresh(open(link).await.map_err(|error| of_main(order, error))?),
-    };
+    let mut pooled = take(link, channels).await.map_err(|error| of_main(order, error))?;
     let outcome = match &order.goal {
         Goal::Keep { claim, unbind, retire, untold } => {
             let patience = Patience { learned: patience.learned && !untold, ..patience };
@@ -85,9 +80,7 @@ async fn attempt(
             remove(link, &mut pooled.channel, order, (*only_if_empty, unbind), patience, rest).await
         }
     }?;
-    if pooled.channel.status().connected() {
-        locked(channels).put_back(link.generation, pooled);
-    }
+    put_back(link, channels, pooled);
     Ok(outcome)
 }
 
@@ -154,10 +147,9 @@ async fn keep(
     Ok(Outcome::Declared(Seen { leftover, dead_letter_full, release: None }))
 }
 
-/// Takes a binding back that may have been made, on a channel of its own, as a refusal closes it.
+/// Takes a binding back that may have been made.
 async fn take_back(link: &Link, main: &str, binding: &DeclaredBinding) -> Result<(), BrokerError> {
-    let channel = open(link).await?;
-    match declare::unbind(&channel, main, binding).await {
+    match on_own_channel(link, async |channel| declare::unbind(channel, main, binding).await).await {
         // The right that is missing is needed to bind too: most likely there is nothing to take back, and the spec, which asks
         // for nothing there any more, must not wait for it.
         Err(BrokerError::AccessRefused { detail }) => {
@@ -165,10 +157,7 @@ async fn take_back(link: &Link, main: &str, binding: &DeclaredBinding) -> Result
             tracing::warn!(queue = main, exchange, %detail, "a binding that the spec has dropped is not looked after any more");
             Ok(())
         }
-        unbound => {
-            close(&channel).await;
-            unbound
-        }
+        unbound => unbound,
     }
 }
 

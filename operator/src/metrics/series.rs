@@ -56,10 +56,7 @@ impl Series {
 
     fn change(&self, key: &Key, family: &'static str, label: &'static str, change: impl FnOnce(&mut f64)) {
         let mut rows = self.rows();
-        if !rows.contains_key(key) {
-            rows.insert(key.clone(), Vec::new());
-        }
-        let Some(points) = rows.get_mut(key) else { return };
+        let points = rows.entry(key.clone()).or_default();
         match points.iter_mut().find(|point| point.family == family && point.label == label) {
             Some(point) => change(&mut point.value),
             None => {

@@ -3,6 +3,7 @@
 pub mod consumers;
 mod dereference;
 mod finalizer;
+pub(crate) mod place;
 pub mod plan;
 pub mod reconcile;
 mod record;

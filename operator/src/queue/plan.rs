@@ -6,7 +6,7 @@ use kube::ResourceExt;
 use serde_json::{Value, json};
 use warren_api::conditions::worker::{QUEUE_READY, TEMPLATE_VALID};
 use warren_api::queue::{AdoptionPolicy, Declared, DeclaredBinding, DeletionPolicy};
-use warren_api::{Queue, QueueStatus, Worker};
+use warren_api::{Queue, Worker};
 use warren_broker::topology::{self, Topology};
 
 use crate::brokers::{Claim, Goal, Order};
@@ -15,10 +15,9 @@ use crate::condition::find;
 /// The order for the lane of the broker at `address` that keeps a Queue.
 pub fn keep(queue: &Queue, address: &str) -> Order {
     let topology = topology::plan(queue.broker_name(), &queue.spec);
-    let status = queue.status.as_ref();
     let retire = dropped_rungs(queue).map(|delay| delay.unsigned_abs()).collect();
     let unbind = dropped_bindings(queue, &topology);
-    let claim = match claim(queue, status) {
+    let claim = match claim(queue) {
         Claim::Declare if made_elsewhere(queue, address) => Claim::MustBeAbsent,
         claim => claim,
     };
@@ -51,7 +50,7 @@ pub fn remove(queue: &Queue) -> Option<Order> {
         DeletionPolicy::DeleteIfEmpty => true,
         DeletionPolicy::Delete => false,
     };
-    match claim(queue, queue.status.as_ref()) {
+    match claim(queue) {
         Claim::MustExist | Claim::MustBeAbsent => return None,
         Claim::Declare => {}
     }
@@ -67,7 +66,7 @@ pub fn remove(queue: &Queue) -> Option<Order> {
 pub fn may_be_unbound(queue: &Queue) -> bool {
     queue.spec.deletion_policy == DeletionPolicy::Retain
         && !queue.spec.bindings.is_empty()
-        && claim(queue, queue.status.as_ref()) == Claim::Declare
+        && claim(queue) == Claim::Declare
 }
 
 fn order(queue: &Queue, topology: Topology, goal: Goal) -> Order {
@@ -89,11 +88,12 @@ fn dropped_bindings(queue: &Queue, topology: &Topology) -> Vec<DeclaredBinding> 
 }
 
 /// What was once declared, or is known to have been absent before, is Warren's.
-fn claim(queue: &Queue, status: Option<&QueueStatus>) -> Claim {
+fn claim(queue: &Queue) -> Claim {
+    let created = queue.status.as_ref().is_some_and(|status| status.created == Some(true));
     match queue.spec.adoption_policy {
         AdoptionPolicy::Adopt => Claim::Declare,
         AdoptionPolicy::AsIs => Claim::MustExist,
-        AdoptionPolicy::FailIfExists if status.is_some_and(|s| s.created == Some(true)) => Claim::Declare,
+        AdoptionPolicy::FailIfExists if created => Claim::Declare,
         AdoptionPolicy::FailIfExists => Claim::MustBeAbsent,
     }
 }
@@ -137,8 +137,7 @@ pub fn declared(queue: &Queue, leftover: &[u32]) -> Declared {
 /// which are taken back once the spec drops them. Sidecars go by the rungs, so these stay as they are.
 pub fn begun(queue: &Queue, address: &str) -> Option<Declared> {
     let former = queue.status.as_ref().and_then(|status| status.declared.clone());
-    let makes =
-        matches!(claim(queue, queue.status.as_ref()), Claim::Declare) && !made_elsewhere(queue, address);
+    let makes = claim(queue) == Claim::Declare && !made_elsewhere(queue, address);
     if !makes || queue.spec.bindings.is_empty() {
         return former;
     }
@@ -164,8 +163,8 @@ pub fn record(queue: &Queue, address: &str) -> Option<Value> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use warren_api::QueueSpec;
     use warren_api::queue::{Binding, Retry};
+    use warren_api::{QueueSpec, QueueStatus};
 
     use super::*;
 

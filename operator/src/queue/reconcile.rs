@@ -11,20 +11,20 @@ use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, controller, watcher};
 use kube::{Resource, ResourceExt};
 use warren_api::conditions::READY;
-use warren_api::conditions::queue::{DEAD_LETTER_AVAILABLE, DECLARED};
+use warren_api::conditions::queue::DEAD_LETTER_AVAILABLE;
 use warren_api::queue::QueueStatus;
 use warren_api::{Queue, Worker};
 
+use super::place::{FIRST_ANSWER, conflict, older_to_come, outcome, patience};
 use super::record::record;
-use super::removal::{End, end, older_to_come, outcome};
+use super::removal::{End, end};
 use super::status::{Progress, conflicting, status};
 use super::validate::{key, validate};
 use super::{dereference, finalizer, plan};
-use crate::brokers::{Key, Order, Outcome, Seen};
+use crate::brokers::{Outcome, Seen};
 use crate::condition::{find, is_true};
 use crate::context::Context;
 use crate::error::Error;
-use crate::problem::{CONFLICT, Problem};
 use crate::scaler::board::Durability;
 use crate::scaler::task::worker_key;
 use crate::secrets::SecretState;
@@ -32,10 +32,6 @@ use crate::watch::Complaints;
 
 /// Reconciles at once: none of them waits for a broker.
 const CONCURRENCY: u16 = 32;
-/// A broker that answers at once spares a new Queue the condition Unknown.
-const FIRST_ANSWER: Duration = Duration::from_secs(2);
-/// How long a Queue waits for its turn on a broker that answers, before it says that it waits.
-const TURN: Duration = Duration::from_secs(300);
 /// What keeps a deletion, such as a Worker's pods, is looked at again so often.
 const BLOCKED_RETRY: Duration = Duration::from_secs(5);
 /// Whether sidecars can be told of the ladder is looked at so often while rungs are to go: more often than these may go.
@@ -130,8 +126,11 @@ async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, 
         context.brokers.forget(&key);
         return Ok(Some(Progress::Invalid(problem)));
     }
-    // After a restart the older one may be late to claim its names, or cannot while its Secret is bad.
-    if conflicting(queue).is_some() && older_to_come(queue, &address, &order, context).is_some() {
+    // After a restart the older one may be in a namespace that is late, or it is not known where it is before its Secret can
+    // be read.
+    if conflicting(queue).is_some()
+        && (!context.brokers.all_listed() || older_to_come(queue, &key, &order, context).is_some())
+    {
         return Ok(None);
     }
     if !record(queue, &address, context).await? {
@@ -144,28 +143,6 @@ async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, 
     }
 }
 
-/// An older Queue that has one of the names on the broker already.
-pub(super) fn conflict(
-    queue: &Queue,
-    key: &Key,
-    address: &str,
-    order: &Order,
-    context: &Context,
-) -> Option<Problem> {
-    let (name, older) =
-        context.brokers.claim(key, age(queue), address, order.names(), &context.queue_changed)?;
-    let Key { namespace, name: holder } = older;
-    let message = format!(
-        "queue \"{name}\" of this broker is kept by the older Queue \"{holder}\" in namespace \"{namespace}\": set another spec.queueName, or delete one of the two"
-    );
-    Some(Problem::new(DECLARED, CONFLICT, message))
-}
-
-/// When a Queue was created: of two that name the same queue, the older has it.
-pub(super) fn age(queue: &Queue) -> i64 {
-    queue.creation_timestamp().map_or(i64::MAX, |created| created.0.as_second())
-}
-
 /// Whether a Queue that waits for its broker's first answer is to say so. One that has a status for this generation, such
 /// as after the operator's restart, keeps it until there is news; one of many on a broker that answers waits its turn.
 fn first_answer_is_due(queue: &Queue, context: &Context) -> bool {
@@ -174,12 +151,6 @@ fn first_answer_is_due(queue: &Queue, context: &Context) -> bool {
         .as_ref()
         .is_some_and(|s| !s.conditions.is_empty() && s.observed_generation == queue.metadata.generation);
     !said && context.seen_for(queue) >= patience(&key(queue), context)
-}
-
-/// How long a Queue waits for its broker's answer before it says so.
-pub(super) fn patience(key: &Key, context: &Context) -> Duration {
-    let answers = context.brokers.lane_of(key).is_some_and(|lane| lane.is_up());
-    if answers { TURN } else { FIRST_ANSWER }
 }
 
 async fn write(queue: &Queue, status: QueueStatus, context: &Context) -> Result<(), Error> {

@@ -11,7 +11,7 @@ use warren_api::Queue;
 use warren_api::conditions::queue::DELETION_BLOCKED;
 use warren_broker::BrokerAccess;
 
-use super::reconcile::{age, conflict, patience};
+use super::place::{conflict, older_to_come, outcome, patience};
 use super::status::conflicting;
 use super::validate::{key, validate};
 use super::{dereference, finalizer, plan};
@@ -52,7 +52,7 @@ pub(super) async fn end(queue: &Queue, context: &Context) -> Result<End, Error> 
         // try would delete what a younger Queue has made under them meanwhile, or miss the Secret of a namespace that goes.
         if !finalizer::is_set(queue) {
             context.brokers.forget(&key);
-            context.brokers.release(&key, &context.queue_changed);
+            context.brokers.release(&key);
         }
     }
     Ok(end)
@@ -109,12 +109,6 @@ async fn is_bound_again(queue: &Queue, key: &Key, context: &Context) -> Result<b
     Ok(true)
 }
 
-/// Places an order; gives what has become of it.
-pub(super) fn outcome(key: &Key, access: &BrokerAccess, order: &Order, context: &Context) -> Option<Outcome> {
-    let observation = context.brokers.assign(key, access, order.clone(), &context.queue_changed);
-    observation.filter(|observation| *observation.order == *order).map(|observation| observation.outcome)
-}
-
 /// Has the broker's queues removed.
 async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> Result<End, Error> {
     let access = access(queue, key, context).await?;
@@ -140,7 +134,7 @@ async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> R
             return Ok(blocked(wrong.reason, message));
         }
     };
-    if let Some(older) = older_to_come(queue, &access.address(), &order, context) {
+    if let Some(older) = older_to_come(queue, key, &order, context) {
         // After a start each of them claims its names at once.
         if waited(queue, context) < patience(key, context) {
             return Ok(End::Underway);
@@ -195,30 +189,10 @@ fn keep_meanwhile(queue: &Queue, key: &Key, access: Option<BrokerAccess>, contex
     match access {
         Some(access) => {
             let order = plan::keep_under(queue, &access.address(), &context.workers_of(queue));
-            context.brokers.assign(key, &access, order, &context.queue_changed);
+            context.brokers.assign(key, &access, order);
         }
         None => context.brokers.forget(key),
     }
-}
-
-/// An older Queue that names a queue of this one and has not claimed it in this process yet.
-pub(super) fn older_to_come(queue: &Queue, address: &str, order: &Order, context: &Context) -> Option<Key> {
-    let names = order.names();
-    let others = context.stores.queues.state();
-    let mut older =
-        others.iter().filter(|other| may_own(other, queue, address, &names)).map(|other| key(other));
-    older.find(|other| !context.brokers.has_claimed(other))
-}
-
-/// Whether `other` is older than `queue` and names one of its `names`, on the broker at `address` as far as is known. One that is
-/// deleted and leaves what is on the broker does not count: it never claims anything again.
-fn may_own(other: &Queue, queue: &Queue, address: &str, names: &[String]) -> bool {
-    let ends = other.metadata.deletion_timestamp.is_some() && !finalizer::is_set(other);
-    let known = other.status.as_ref().and_then(|status| status.broker_address.as_deref());
-    (age(other), key(other)) < (age(queue), key(queue))
-        && !ends
-        && known.is_none_or(|known| known == address)
-        && plan::keep(other, address).names().iter().any(|name| names.contains(name))
 }
 
 /// How long this process has waited for the end of a Queue: its deletion may have been asked for long before it began.
@@ -235,8 +209,8 @@ fn deleted_for(queue: &Queue) -> Duration {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use warren_api::QueueSpec;
     use warren_api::conditions::queue::DECLARED;
-    use warren_api::{QueueSpec, QueueStatus};
 
     use super::super::status::{Progress, status};
     use super::*;
@@ -271,28 +245,5 @@ mod tests {
             !after(at(Outcome::Refused(wrong("ArgumentsDiffer")))),
             "the others of its queues may be its own"
         );
-    }
-
-    #[test]
-    fn an_older_queue_of_the_same_name_may_own_it_unless_its_broker_is_known_to_be_another() {
-        let younger = queue("younger", 2, "orders");
-        let names = plan::keep(&younger, ADDRESS).names();
-        let owns = |other: &Queue| may_own(other, &younger, ADDRESS, &names);
-        let mut older = queue("older", 1, "orders");
-        assert!(owns(&older));
-        assert!(owns(&queue("older", 1, "orders.dlq")), "a derived name too");
-        assert!(!owns(&queue("older", 1, "other")));
-        assert!(!owns(&queue("z", 3, "orders")) && !owns(&younger));
-        let at = |address: &str| QueueStatus {
-            broker_address: Some(address.to_owned()),
-            ..QueueStatus::default()
-        };
-        older.status = Some(at(ADDRESS));
-        assert!(owns(&older));
-        older.status = Some(at("amqp://b:5672/shop"));
-        assert!(!owns(&older));
-        let mut ends = queue("older", 1, "orders");
-        ends.metadata.deletion_timestamp = Some(Time(Timestamp::from_second(5).unwrap()));
-        assert!(!owns(&ends), "what it leaves is nobody's");
     }
 }

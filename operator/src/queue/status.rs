@@ -65,7 +65,7 @@ pub fn status(queue: &Queue, progress: Progress, durability: Durability, now: &T
     };
     let still = still_conflicting(queue, &progress);
     let mut statements = match progress {
-        Progress::Invalid(problem) => unreachable(&problem),
+        Progress::Invalid(problem) => not_asked(&problem),
         Progress::Pending { .. } => pending(),
         Progress::Observed { outcome, .. } => observed(queue, &mut next, outcome),
         Progress::Blocked(problem) => {
@@ -110,7 +110,7 @@ fn observed(queue: &Queue, next: &mut QueueStatus, outcome: Outcome) -> Vec<Stat
             Statement::new(BROKER_REACHABLE, true, "Connected", "the broker answers"),
             Statement::new(DECLARED, false, problem.reason, problem.message),
         ],
-        Outcome::Unreachable(problem) => unreachable(&problem),
+        Outcome::Unreachable(problem) => not_asked(&problem),
     }
 }
 
@@ -140,19 +140,17 @@ fn pending() -> Vec<Statement> {
         .to_vec()
 }
 
-/// What is on a broker that cannot be asked is not known.
-fn unreachable(problem: &Problem) -> Vec<Statement> {
-    if problem.condition == DECLARED {
-        return vec![
-            Statement::new(READY, false, problem.reason, problem.message.clone()),
-            Statement::new(BROKER_REACHABLE, Status::Unknown, problem.reason, "not asked"),
-            Statement::new(DECLARED, false, problem.reason, problem.message.clone()),
-        ];
-    }
+/// Before a broker is asked, or where it cannot be: what is on it is not known, unless it is said to be an older Queue's.
+fn not_asked(problem: &Problem) -> Vec<Statement> {
+    let (reason, message) = (problem.reason, &problem.message);
+    let about = |kind, otherwise: &str| match problem.condition == kind {
+        true => Statement::new(kind, false, reason, message.clone()),
+        false => Statement::new(kind, Status::Unknown, reason, otherwise),
+    };
     vec![
-        Statement::new(READY, false, problem.reason, problem.message.clone()),
-        Statement::new(BROKER_REACHABLE, false, problem.reason, problem.message.clone()),
-        Statement::new(DECLARED, Status::Unknown, problem.reason, "not known until the broker answers"),
+        Statement::new(READY, false, reason, message.clone()),
+        about(BROKER_REACHABLE, "not asked"),
+        about(DECLARED, "not known until the broker answers"),
     ]
 }
 

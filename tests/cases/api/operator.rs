@@ -138,6 +138,23 @@ async fn of_two_queues_that_name_the_same_broker_queue_the_older_keeps_it() -> R
 }
 
 #[tokio::test]
+async fn a_name_that_is_given_up_in_one_watched_namespace_goes_to_the_next_queue_in_another() -> Result<()> {
+    // Of two that were created in the same second, the namespace's name decides.
+    let (one, other) = (Room::new("given-a").await?, Room::new("given-b").await?);
+    let binary = static_binaries(&["warren-operator"]).await?.remove(0);
+    let both = [one.name.as_str(), other.name.as_str()];
+    let _operator = Operator::watching(&binary, one.cluster.kubeconfig(), &both, "one").await?;
+    one.secret("shared", &other.vhost.uri()).await?;
+    one.queue("older", json!({"queueName": "orders", "broker": {"secretRef": {"name": "shared"}}})).await?;
+    one.ready("older").await?;
+    other.queue("younger", json!({"queueName": "orders"})).await?;
+    other.condition("younger", "Declared", "False", "Conflict", "\"older\" in namespace").await?;
+    one.kubectl(&["delete", "wq", "older"]).await?;
+    // Sooner than a Queue is looked at for no reason.
+    other.ready("younger").await
+}
+
+#[tokio::test]
 async fn an_older_queue_keeps_its_name_while_its_secret_is_away() -> Result<()> {
     let room = Room::new("secretless").await?;
     let operator = room.operator("one").await?;
@@ -165,6 +182,9 @@ async fn an_older_queue_keeps_its_name_while_its_secret_is_away() -> Result<()> 
     room.queue("later", json!({})).await?;
     room.ready("later").await?;
     room.condition("younger", "Declared", "False", "Conflict", "\"orders\" in namespace").await?;
+    // Nor does one that is new then.
+    room.queue("newest", json!({"queueName": "orders"})).await?;
+    room.condition("newest", "Declared", "False", "Conflict", "\"orders\" in namespace").await?;
     room.secret("own", &room.vhost.uri()).await?;
     room.ready("orders").await
 }
@@ -422,8 +442,10 @@ async fn a_younger_queue_leaves_what_an_older_one_without_its_secret_may_own() -
     let ladder = r#"{"spec": {"retry": {"delaysSeconds": [7]}}}"#;
     room.kubectl(&["patch", "wq", "younger", "--type=merge", "-p", ladder]).await?;
     room.condition("younger", "Declared", "Unknown", "SecretNotFound", "").await?;
-    // What the next operator knows, it knows from the objects.
+    // What the next operator knows, it knows from the objects; where the older one is may not be written yet.
     first.stop().await?;
+    let nowhere = r#"{"status": {"brokerAddress": null}}"#;
+    room.kubectl(&["patch", "wq", "older", "--subresource=status", "--type=merge", "-p", nowhere]).await?;
     room.kubectl(&["delete", "wq", "younger", "--wait=false"]).await?;
     room.secret("younger", &room.vhost.uri()).await?;
     let _second = room.operator("two").await?;
@@ -437,28 +459,73 @@ async fn a_younger_queue_leaves_what_an_older_one_without_its_secret_may_own() -
     Ok(())
 }
 
+/// A Queue "younger" that says that an older one of another namespace has its queue, in which a message waits, and no operator.
+struct BesideLate {
+    late: Room,
+    room: Room,
+    broker: Client,
+}
+
+impl BesideLate {
+    async fn new(name: &str) -> Result<Self> {
+        // Of two that were created in the same second, the namespace's name decides.
+        let (late, room) = (Room::new(&format!("{name}-a")).await?, Room::new(&format!("{name}-b")).await?);
+        let broker = Client::connect(&room.vhost.uri()).await?;
+        let beside = Self { late, room, broker };
+        let first = beside.operator(beside.room.cluster.kubeconfig(), "one").await?;
+        let Self { late, room, broker } = &beside;
+        late.secret("shared", &room.vhost.uri()).await?;
+        let spec = json!({"queueName": "orders", "broker": {"secretRef": {"name": "shared"}}});
+        late.queue("older", spec).await?;
+        late.ready("older").await?;
+        room.queue("younger", json!({"queueName": "orders", "deletionPolicy": "Delete"})).await?;
+        room.condition("younger", "Declared", "False", "Conflict", "\"older\" in namespace").await?;
+        first.stop().await?;
+        broker.publish("orders", b"the older one's").await?;
+        Ok(beside)
+    }
+
+    async fn operator(&self, kubeconfig: &std::path::Path, identity: &str) -> Result<Operator> {
+        let binary = static_binaries(&["warren-operator"]).await?.remove(0);
+        let both = [self.room.name.as_str(), self.late.name.as_str()];
+        Operator::watching(&binary, kubeconfig, &both, identity).await
+    }
+}
+
 #[tokio::test]
 async fn a_younger_queue_leaves_what_an_older_one_in_a_namespace_that_is_late_owns() -> Result<()> {
-    // Of two that were created in the same second, the namespace's name decides.
-    let (late, room) = (Room::new("ages-a").await?, Room::new("ages-b").await?);
-    let binary = static_binaries(&["warren-operator"]).await?.remove(0);
-    let kubeconfig = room.cluster.kubeconfig();
-    let both = [room.name.as_str(), late.name.as_str()];
-    let first = Operator::watching(&binary, kubeconfig, &both, "one").await?;
-    late.secret("shared", &room.vhost.uri()).await?;
-    late.queue("older", json!({"queueName": "orders", "broker": {"secretRef": {"name": "shared"}}})).await?;
-    late.ready("older").await?;
-    room.queue("younger", json!({"queueName": "orders", "deletionPolicy": "Delete"})).await?;
-    room.condition("younger", "Declared", "False", "Conflict", "\"older\" in namespace").await?;
-    first.stop().await?;
-    let client = Client::connect(&room.vhost.uri()).await?;
-    client.publish("orders", b"the older one's").await?;
+    let beside = BesideLate::new("ages").await?;
+    let BesideLate { room, broker, .. } = &beside;
     room.kubectl(&["delete", "wq", "younger", "--wait=false"]).await?;
     // As late as can be: the older one's namespace may not be read at all.
-    let limited = limited_to(&room).await?;
-    let _second = Operator::watching(&binary, limited.path(), &both, "two").await?;
+    let limited = limited_to(room).await?;
+    let _second = beside.operator(limited.path(), "two").await?;
     room.gone("younger").await?;
-    assert_eq!(client.ready("orders").await?, Some(1));
+    assert_eq!(broker.ready("orders").await?, Some(1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_younger_queue_takes_nothing_over_while_the_older_one_s_namespace_is_late() -> Result<()> {
+    let beside = BesideLate::new("takes").await?;
+    let BesideLate { room, broker, .. } = &beside;
+    let limited = limited_to(room).await?;
+    let second = beside.operator(limited.path(), "two").await?;
+    // By then the younger one has been looked at.
+    room.queue("later", json!({})).await?;
+    room.ready("later").await?;
+    room.condition("younger", "Declared", "False", "Conflict", "\"older\" in namespace").await?;
+    second.stop().await?;
+    // What was late is known in the end.
+    let third = beside.operator(room.cluster.kubeconfig(), "three").await?;
+    room.queue("last", json!({})).await?;
+    room.ready("last").await?;
+    room.condition("younger", "Declared", "False", "Conflict", "\"older\" in namespace").await?;
+    third.stop().await?;
+    let _fourth = beside.operator(limited.path(), "four").await?;
+    room.kubectl(&["delete", "wq", "younger", "--wait=false"]).await?;
+    room.gone("younger").await?;
+    assert_eq!(broker.ready("orders").await?, Some(1));
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
+use futures::channel::mpsc::UnboundedReceiver;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::reflector::ObjectRef;
@@ -24,7 +24,6 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 /// The operator's brokers.
 pub struct Keeper {
     pub brokers: Brokers,
-    changed: UnboundedSender<ObjectRef<Queue>>,
     pub news: UnboundedReceiver<ObjectRef<Queue>>,
 }
 
@@ -45,8 +44,9 @@ impl Keeper {
             held_back: Duration::from_secs(2),
             leadership,
         };
-        let (changed, news) = unbounded();
-        Self { brokers: Brokers::new(options), changed, news }
+        let brokers = Brokers::new(options);
+        let (_, news) = brokers.register(None);
+        Self { brokers, news }
     }
 
     /// A Queue "orders" on the broker of `uri`.
@@ -79,8 +79,8 @@ impl Kept<'_> {
     /// One turn of the reconcile.
     pub fn turn(&mut self) {
         let order = plan::keep(&self.queue, &self.access.address());
-        let Keeper { brokers, changed, .. } = self.keeper;
-        let observation = brokers.assign(&key(&self.queue), &self.access, order.clone(), changed);
+        let Keeper { brokers, .. } = self.keeper;
+        let observation = brokers.assign(&key(&self.queue), &self.access, order.clone());
         let address = self.access.address();
         let progress = match observation.filter(|observation| *observation.order == order) {
             Some(observation) => Progress::Observed { address, outcome: observation.outcome },
@@ -124,9 +124,9 @@ impl Kept<'_> {
     /// Deletes the Queue; waits for what becomes of it.
     pub async fn end(&self) -> Result<Outcome> {
         let order = plan::remove(&self.queue).context("nothing is to be removed")?;
-        let Keeper { brokers, changed, .. } = self.keeper;
+        let Keeper { brokers, .. } = self.keeper;
         eventually(PATIENCE, "the deletion has an outcome", async || {
-            let observation = brokers.assign(&key(&self.queue), &self.access, order.clone(), changed);
+            let observation = brokers.assign(&key(&self.queue), &self.access, order.clone());
             let observation = observation.filter(|observation| *observation.order == order);
             Ok(observation.context("none yet")?.outcome)
         })
