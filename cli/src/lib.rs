@@ -70,6 +70,11 @@ impl Answer {
     }
 }
 
+/// Says of a namespace that there is nothing of Warren in it.
+fn nothing_in(namespace: &str) -> String {
+    format!("No Queues and Workers in namespace {namespace}.\n")
+}
+
 /// The name in `KIND/NAME`, or NAME alone; `kinds`: the kind as kubectl takes it, the plainest first.
 fn name<const N: usize>(text: &str, kinds: [&str; N]) -> Result<String, String> {
     let (kind, name) = text.split_once('/').unwrap_or((kinds[0], text));

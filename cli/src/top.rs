@@ -12,16 +12,22 @@ use kube::api::ListParams;
 use warren_api::conditions::READY;
 use warren_api::{Queue, Worker};
 
-use crate::Answer;
 use crate::cluster::{Cluster, Sidecar};
 use crate::exposition::Exposition;
 use crate::read::{Read, said};
 use crate::table::table;
+use crate::{Answer, nothing_in};
 
 /// The least time over which rates are measured.
 const OVER: Duration = Duration::from_secs(1);
 /// What cannot be told.
 const UNKNOWN: &str = "?";
+/// What there is none of, and what nobody counts.
+const NONE: &str = "-";
+/// The operator's metrics of a Queue's messages.
+const READY_MESSAGES: &str = "warren_operator_queue_ready_messages";
+const RETRYING_MESSAGES: &str = "warren_operator_queue_retrying_messages";
+const DEAD_MESSAGES: &str = "warren_operator_queue_dead_messages";
 
 /// Shows Queues with what waits in them, and Workers with their pods.
 #[derive(Debug, Args)]
@@ -68,7 +74,7 @@ impl Top {
 impl Seen {
     fn text(&self) -> String {
         if self.queues.is_empty() && self.workers.is_empty() {
-            return format!("No Queues and Workers in namespace {}.\n", self.namespace);
+            return nothing_in(&self.namespace);
         }
         let queues: Vec<_> = self.queues.iter().map(|queue| self.queue(queue)).collect();
         let workers: Vec<_> = self.workers.iter().map(|worker| self.worker(worker)).collect();
@@ -79,10 +85,20 @@ impl Seen {
         format!("{queues}\n{workers}{}", self.notes())
     }
 
-    /// What could not be read, and why.
+    /// What is not counted, and what could not be read, and why.
     fn notes(&self) -> String {
         let mut notes = String::new();
+        let uncounted = |queue| {
+            let messages = [READY_MESSAGES, RETRYING_MESSAGES, DEAD_MESSAGES];
+            messages.iter().any(|metric| self.messages(queue, metric) == NONE)
+        };
         // Writing to a String cannot fail, here and below.
+        if self.queues.iter().any(uncounted) {
+            let _ = writeln!(
+                notes,
+                "\n- in READY, RETRYING and DEAD: no Worker, not counted (the operator counts a Queue's messages for its Workers)."
+            );
+        }
         if let Err(why) = &self.operator {
             let _ = writeln!(notes, "\nWhat waits is not known: {why}. See kubectl warren doctor.");
         }
@@ -110,27 +126,33 @@ impl Seen {
 
     fn queue(&self, queue: &Queue) -> [String; 8] {
         let name = queue.name_any();
-        let labels = [("namespace", self.namespace.as_str()), ("queue", name.as_str())];
-        let messages = |metric| {
-            let known = self.operator.as_ref().ok().and_then(|metrics| metrics.sum(metric, &labels));
-            known.map_or_else(|| UNKNOWN.to_owned(), |messages| format!("{messages:.0}"))
-        };
-        let workers: Vec<String> = self
-            .workers
-            .iter()
-            .filter(|worker| worker.spec.queue_ref.name == name)
-            .map(ResourceExt::name_any)
-            .collect();
+        let workers = self.workers_of(&name);
         [
-            name.clone(),
+            name,
             ready(queue.status.as_ref().map_or(&[], |status| &status.conditions)),
             format!("{:?}", queue.spec.queue_type),
-            messages("warren_operator_queue_ready_messages"),
+            self.messages(queue, READY_MESSAGES),
             self.sum(&workers, 0, held),
-            messages("warren_operator_queue_retrying_messages"),
-            messages("warren_operator_queue_dead_messages"),
-            if workers.is_empty() { "-".to_owned() } else { workers.join(",") },
+            self.messages(queue, RETRYING_MESSAGES),
+            self.messages(queue, DEAD_MESSAGES),
+            if workers.is_empty() { NONE.to_owned() } else { workers.join(",") },
         ]
+    }
+
+    /// What a metric of the operator says of a Queue, as a cell. The operator counts for Workers only: without one it is not
+    /// that the number cannot be read.
+    fn messages(&self, queue: &Queue, metric: &str) -> String {
+        let name = queue.name_any();
+        let labels = [("namespace", self.namespace.as_str()), ("queue", name.as_str())];
+        let Ok(metrics) = &self.operator else { return UNKNOWN.to_owned() };
+        let known = metrics.sum(metric, &labels).map(|messages| format!("{messages:.0}"));
+        let none = if self.workers_of(&name).is_empty() { NONE } else { UNKNOWN };
+        known.unwrap_or_else(|| none.to_owned())
+    }
+
+    fn workers_of(&self, queue: &str) -> Vec<String> {
+        let of = self.workers.iter().filter(|worker| worker.spec.queue_ref.name == queue);
+        of.map(ResourceExt::name_any).collect()
     }
 
     fn worker(&self, worker: &Worker) -> [String; 8] {
@@ -301,6 +323,23 @@ mod tests {
             text.contains("What waits is not known: no operator leads. See kubectl warren doctor.\n"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn what_nobody_counts_for_want_of_a_worker_is_told_apart_from_what_is_not_known() {
+        let idle = || Seen { workers: vec![], ..seen(Ok(vec![]), Ok(vec![])) };
+        let none = Seen { operator: Ok(Exposition::default()), ..idle() }.text();
+        assert_eq!(row(&none, "orders"), ["orders", "?", "Quorum", "-", "0", "-", "-", "-"]);
+        let note = "- in READY, RETRYING and DEAD: no Worker, not counted";
+        assert!(none.contains(note), "{none}");
+        // What is still told of a Worker that has just gone is shown.
+        assert_eq!(row(&idle().text(), "orders")[3..7], ["42", "0", "-", "3"]);
+        let unread = Seen { operator: Err("no operator leads".to_owned()), ..idle() }.text();
+        assert_eq!(row(&unread, "orders")[3..7], ["?", "0", "?", "?"]);
+        assert!(!unread.contains(note), "{unread}");
+        let early = Seen { operator: Ok(Exposition::default()), ..seen(Ok(vec![]), Ok(vec![])) }.text();
+        assert_eq!(row(&early, "orders")[3..7], ["?", "0", "?", "?"], "its Worker has just come");
+        assert!(!early.contains(note), "{early}");
     }
 
     #[test]
