@@ -50,7 +50,15 @@ impl Check {
 
 /// Every check, from the installation to the Queues and their Workers.
 pub fn checks(facts: &Facts) -> Vec<Check> {
-    let mut all = vec![definitions(facts), operator(facts), leader(facts), rights(facts)];
+    let mut all = vec![definitions(facts), operator(facts), leader(facts)];
+    all.push(match facts.exists {
+        Ok(false) => Check::bad(
+            format!("namespace {} exists", facts.namespace),
+            "there is no such namespace: name another with --namespace, see kubectl get namespaces",
+        ),
+        // Who may not read namespaces learns the rest all the same.
+        Ok(true) | Err(_) => rights(facts),
+    });
     match &facts.queues {
         Err(why) => all.push(Check::unknown("Queues", why)),
         Ok(queues) => all.extend(queues.iter().flat_map(|queue| of_queue(queue, facts))),
@@ -280,7 +288,7 @@ fn restricts(policy: &NetworkPolicy, pod: &Pod) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeMap;
     use std::time::Instant;
 
@@ -304,7 +312,8 @@ mod tests {
         json!({"type": kind, "status": status, "reason": "Why", "message": "do this", "lastTransitionTime": "2026-01-01T00:00:00Z"})
     }
 
-    fn facts() -> Facts {
+    /// Of a sound installation with Queue "orders" and Worker "invoices".
+    pub(in super::super) fn facts() -> Facts {
         let pod = json!({"metadata": {"name": "op", "namespace": "warren"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
         let queue = json!({"apiVersion": "warren.dev/v1alpha1", "kind": "Queue", "metadata": {"name": "orders"}, "spec": {},
             "status": {"conditions": [condition("Ready", "True"), condition("DeletionBlocked", "False")]}});
@@ -313,6 +322,7 @@ mod tests {
         let secret = json!({"metadata": {"name": "rabbitmq"}, "data": {"uri": "YW1xcDovL3U6aGlkZGVuQGhvc3Q6NTY3Mi8="}});
         Facts {
             namespace: "shop".to_owned(),
+            exists: Ok(true),
             definitions: Ok(vec![("queues.warren.dev".to_owned(), true)]),
             operator: Ok(vec![serde_json::from_value(pod).unwrap()]),
             leads: Ok(true),
@@ -352,6 +362,7 @@ mod tests {
             one(|f| f.definitions = Ok(vec![("queues.warren.dev".to_owned(), false)]))
                 .contains("kubectl apply")
         );
+        assert!(one(|f| f.exists = Ok(false)).contains("there is no such namespace"));
         assert!(one(|f| f.operator = Ok(vec![])).contains("install the chart"));
         assert!(one(|f| f.operator = Ok(vec![Pod::default()])).contains("no pod is ready"));
         assert!(
@@ -390,6 +401,18 @@ mod tests {
             (1, "1 of 3 sidecars answer and are connected: late".to_owned())
         );
         assert_eq!(one(|f| f.sidecars = Ok(vec![])), (0, String::new()), "no pod, nothing to say");
+    }
+
+    #[test]
+    fn rights_are_told_of_a_namespace_that_is_there_or_may_not_be_read_and_of_no_other() {
+        let told = |exists: Read<bool>| {
+            let all = checks(&Facts { exists, ..facts() });
+            assert!(all.iter().all(|check| check.verdict != Verdict::Unknown), "{all:?}");
+            let rights = "the operator has its rights in namespace shop";
+            all.iter().any(|check| check.verdict == Verdict::Good && check.what == rights)
+        };
+        assert!(told(Ok(true)) && told(Err("namespaces \"shop\" is forbidden".to_owned())));
+        assert!(!told(Ok(false)));
     }
 
     /// What is wrong with a Worker whose scaler says so, among these policies.

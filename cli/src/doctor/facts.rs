@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Context as _;
 use futures::StreamExt;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -35,6 +35,8 @@ pub struct Right {
 #[derive(Debug)]
 pub struct Facts {
     pub namespace: String,
+    /// Whether there is such a namespace: lists of one that is not there are empty, and rights may be given in it.
+    pub exists: Read<bool>,
     /// Whether each of [`DEFINITIONS`] is established.
     pub definitions: Read<Vec<(String, bool)>>,
     pub operator: Read<Vec<Pod>>,
@@ -53,6 +55,8 @@ pub struct Facts {
 pub async fn read(cluster: &Cluster, queue: Option<&str>) -> anyhow::Result<Facts> {
     cluster.client.apiserver_version().await.context("ask the API server for its version")?;
     let all = ListParams::default();
+    let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
+    let exists = namespaces.get_opt(&cluster.namespace).await.map(|found| found.is_some()).map_err(said);
     let operator = cluster.operator_pods().await.map_err(said);
     let account = operator.as_ref().map(|pods| {
         let pod = pods.first()?;
@@ -86,6 +90,7 @@ pub async fn read(cluster: &Cluster, queue: Option<&str>) -> anyhow::Result<Fact
     }
     Ok(Facts {
         namespace: cluster.namespace.clone(),
+        exists,
         definitions: definitions(cluster).await,
         leads: cluster.operator_metrics().await.map(|leader| leader.is_some()).map_err(said),
         operator,

@@ -6,8 +6,9 @@ mod facts;
 use clap::Args;
 
 use self::checks::{Check, Verdict, checks};
+use self::facts::Facts;
 use crate::cluster::Cluster;
-use crate::{Answer, name};
+use crate::{Answer, name, nothing_in};
 
 /// The kind as kubectl takes it.
 const KINDS: [&str; 4] = ["queue", "queues", "wq", "queues.warren.dev"];
@@ -29,12 +30,22 @@ impl Doctor {
         let facts = facts::read(cluster, self.queue.as_deref()).await?;
         let checks = checks(&facts);
         let well = checks.iter().all(|check| check.verdict != Verdict::Bad);
-        Ok(Answer { text: checklist(&checks), well })
+        Ok(Answer { text: checklist(&checks, &nothing(&facts)), well })
     }
 }
 
-/// A line a check, and below it what to do.
-fn checklist(checks: &[Check]) -> String {
+/// What is said where there is nothing to check, lest that be taken for all being well.
+fn nothing(facts: &Facts) -> String {
+    match (&facts.queues, &facts.workers) {
+        (Ok(queues), Ok(workers)) if queues.is_empty() && workers.is_empty() => {
+            format!("\n{}", nothing_in(&facts.namespace))
+        }
+        _ => String::new(),
+    }
+}
+
+/// A line a check, and below it what to do; then a remark and the counts.
+fn checklist(checks: &[Check], remark: &str) -> String {
     let mut text = String::new();
     for Check { verdict, what, detail } in checks {
         let mark = match verdict {
@@ -48,25 +59,40 @@ fn checklist(checks: &[Check]) -> String {
         }
     }
     let count = |verdict| checks.iter().filter(|check| check.verdict == verdict).count();
-    text + &format!(
-        "\n{} ok, {} wrong, {} unknown\n",
-        count(Verdict::Good),
-        count(Verdict::Bad),
-        count(Verdict::Unknown)
-    )
+    text + remark
+        + &format!(
+            "\n{} ok, {} wrong, {} unknown\n",
+            count(Verdict::Good),
+            count(Verdict::Bad),
+            count(Verdict::Unknown)
+        )
 }
 
 #[cfg(test)]
 mod tests {
+    use super::checks::tests::facts;
     use super::*;
 
     #[test]
     fn a_checklist_ends_with_its_counts() {
         let checks = [Check::good("a"), Check::bad("b", "do c"), Check::unknown("d", "needs e")];
-        let text = checklist(&checks);
+        let text = checklist(&checks, "");
         assert_eq!(
             text,
             "ok       a\nWRONG    b\n           do c\nunknown  d\n           needs e\n\n1 ok, 1 wrong, 1 unknown\n"
         );
+    }
+
+    #[test]
+    fn a_namespace_without_queues_and_workers_is_said_to_be_one() {
+        let nothing_there = || Facts { queues: Ok(vec![]), workers: Ok(vec![]), ..facts() };
+        let text = checklist(&[Check::good("a")], &nothing(&nothing_there()));
+        assert_eq!(
+            text,
+            "ok       a\n\nNo Queues and Workers in namespace shop.\n\n1 ok, 0 wrong, 0 unknown\n"
+        );
+        assert_eq!(nothing(&facts()), "");
+        let unread = Facts { queues: Err("queues is forbidden".to_owned()), ..nothing_there() };
+        assert_eq!(nothing(&unread), "", "there may be some");
     }
 }
