@@ -1,4 +1,4 @@
-//! What the operator's `/metrics` says. Pure.
+//! What a `/metrics` says. Pure.
 
 use warren_operator::scaler::sample::name_and_value;
 

@@ -218,6 +218,7 @@ fn of_worker(worker: &Worker, facts: &Facts) -> Vec<Check> {
         all.push(Check { verdict: Verdict::Unknown, ..policies(&name, facts) });
     }
     all.extend(connections(&name, facts));
+    all.extend(publishing(&name, facts));
     all
 }
 
@@ -247,6 +248,25 @@ fn connections(worker: &str, facts: &Facts) -> Option<Check> {
         }
         None => Check::good(format!("{what}: {read} connected")),
     })
+}
+
+/// Whether the broker takes what the sidecars publish. Where they are not all connected, or do not answer, [`connections`]
+/// says so, and those that are blocked are named all the same.
+fn publishing(worker: &str, facts: &Facts) -> Option<Check> {
+    let what = format!("Worker {worker}: the broker takes what its pods publish");
+    let sidecars = of(worker, facts.sidecars.as_ref().ok()?);
+    let blocked = sidecars.iter().filter(|one| one.blocked).count();
+    if blocked > 0 {
+        return Some(Check::bad(
+            what,
+            format!(
+                "it blocks {blocked} of {} sidecars, by a memory or disk alarm: what is to be tried again, dead-lettered or replied waits. Give the broker room (rabbitmqctl status shows its alarms); all goes on by itself then",
+                sidecars.len()
+            ),
+        ));
+    }
+    let connected = sidecars.iter().all(|one| one.said.as_ref().is_ok_and(|said| said.connected));
+    (connected && !sidecars.is_empty()).then(|| Check::good(what))
 }
 
 /// The sidecars of a Worker's pods that stay.
@@ -401,6 +421,26 @@ pub(super) mod tests {
             (1, "1 of 3 sidecars answer and are connected: late".to_owned())
         );
         assert_eq!(one(|f| f.sidecars = Ok(vec![])), (0, String::new()), "no pod, nothing to say");
+    }
+
+    #[test]
+    fn a_broker_that_blocks_what_pods_publish_is_told_of() {
+        let told = |sidecars: Read<Vec<Sidecar>>, blocked: &[usize]| {
+            let mut facts = Facts { sidecars, ..facts() };
+            for index in blocked {
+                facts.sidecars.as_mut().unwrap()[*index].blocked = true;
+            }
+            let what = "Worker invoices: the broker takes what its pods publish";
+            let check = checks(&facts).into_iter().find(|check| check.what == what);
+            check.map(|check| (check.verdict, check.detail.unwrap_or_default()))
+        };
+        assert_eq!(told(sidecars(&[Ok(true), Ok(true)]), &[]), Some((Verdict::Good, String::new())));
+        let (verdict, detail) = told(sidecars(&[Ok(true), Ok(true), Err("late")]), &[1]).unwrap();
+        assert_eq!(verdict, Verdict::Bad);
+        assert!(detail.starts_with("it blocks 1 of 3 sidecars, by a memory or disk alarm"), "{detail}");
+        for untold in [sidecars(&[]), sidecars(&[Ok(true), Err("late")]), sidecars(&[Ok(true), Ok(false)])] {
+            assert_eq!(told(untold, &[]), None);
+        }
     }
 
     #[test]
