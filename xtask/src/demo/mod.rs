@@ -21,6 +21,9 @@ use self::summary::Summary;
 use crate::prepare::{Consent, prepare};
 use crate::progress::Terminal;
 
+/// What `--keep` leaves. Not the Prometheus: the demo itself tells it of pods, and one that hears of none shows what is gone.
+const KEPT: &str = "the cluster, RabbitMQ, Warren and the example";
+
 /// Sets up a cluster, a broker and Warren, sends orders, kills a pod, and counts: nothing may be lost.
 #[derive(Args)]
 pub(crate) struct Demo {
@@ -32,7 +35,8 @@ pub(crate) struct Demo {
     #[arg(long)]
     json: bool,
 
-    /// Leave everything running to play with; `cargo xtask down` removes it
+    /// Leave the cluster, RabbitMQ, Warren and the example running to play with, but not the demo's Prometheus;
+    /// `cargo xtask down` removes them
     #[arg(long)]
     keep: bool,
 
@@ -57,7 +61,7 @@ impl Demo {
         };
         let result = self.tell(&cluster, &progress, started).await;
         if self.keep {
-            progress.print(&format!("\nIt all runs on. To play with it:\n{}", stage::hints(&cluster)));
+            progress.print(&format!("\n{}\n{}", kept(), stage::hints(&cluster)));
         } else if cluster.site().is_some() {
             Cluster::down(&progress).await?;
         }
@@ -74,5 +78,25 @@ impl Demo {
         let stage = Stage::set_up(cluster, self.keep, progress).await?;
         let facts = story::tell(&stage, self.orders, progress).await?;
         Ok(Summary::of(&facts, started.elapsed()))
+    }
+}
+
+/// What runs on, and what does not.
+fn kept() -> String {
+    format!("What runs on: {KEPT}; the demo's Prometheus has ended. To play with them:")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_keep_leaves_is_said_alike_by_the_demo_its_help_and_the_readme() {
+        let command = Demo::augment_args(clap::Command::new("demo"));
+        let keep = command.get_arguments().find(|argument| argument.get_id() == "keep").unwrap();
+        let readme = include_str!("../../../README.md").split_whitespace().collect::<Vec<_>>().join(" ");
+        for text in [kept(), keep.get_help().unwrap().to_string(), readme] {
+            assert!(text.contains(KEPT) && text.contains("the demo's Prometheus"), "{text}");
+        }
     }
 }
