@@ -91,7 +91,7 @@ async fn is_bound_again(queue: &Queue, key: &Key, context: &Context) -> Result<b
             {
                 return Ok(true);
             }
-            match outcome(key, &access, &order, context) {
+            match outcome(queue, key, &access, &order, context) {
                 Some(Outcome::Declared(_)) => return Ok(true),
                 Some(Outcome::Refused(problem) | Outcome::Unreachable(problem)) => problem.message,
                 None if waited(queue, context) < patience(key, context) => return Ok(false),
@@ -146,7 +146,7 @@ async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> R
         );
         return Ok(blocked(CONFLICT, message));
     }
-    match outcome(key, &access, &order, context) {
+    match outcome(queue, key, &access, &order, context) {
         Some(Outcome::Removed) => Ok(End::Gone),
         Some(Outcome::Refused(refused)) => Ok(blocked(refused.reason, refused.message)),
         Some(Outcome::Unreachable(down)) => Ok(blocked(
@@ -201,7 +201,7 @@ fn keep_meanwhile(queue: &Queue, key: &Key, access: Option<BrokerAccess>, contex
     match access {
         Some(access) => {
             let order = plan::keep_under(queue, &access.address(), &context.workers_of(queue));
-            context.brokers.assign(key, &access, order);
+            context.brokers.assign(key, &access, order, false);
         }
         None => context.brokers.forget(key),
     }
