@@ -144,6 +144,11 @@ impl BrokerError {
         }
     }
 
+    /// Whether the broker says that there is no such queue. One whose node is down is not found either, and may come back.
+    pub fn says_no_queue(&self) -> bool {
+        matches!(self, Self::NotFound { detail } if detail.contains("no queue '"))
+    }
+
     /// What a library error on an open connection means.
     pub fn from_lapin(error: &Error) -> Self {
         let protocol = match error.kind() {
@@ -214,6 +219,15 @@ mod tests {
         let error = lapin::types::parsing::parse_short_string(&[1, 0xE9][..]).unwrap_err();
         let error = BrokerError::from_lapin(&ErrorKind::ParsingError(error).into());
         assert!(matches!(error, BrokerError::Unreadable { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_queue_whose_node_is_down_is_not_one_that_does_not_exist() {
+        let says = |detail: &str| BrokerError::NotFound { detail: detail.to_owned() }.says_no_queue();
+        assert!(says("NOT_FOUND - no queue 'orders' in vhost '/'"));
+        assert!(!says(
+            "NOT_FOUND - home node 'rabbit@b' of durable queue 'orders' in vhost '/' is down or inaccessible"
+        ));
     }
 
     #[test]

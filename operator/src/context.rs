@@ -26,7 +26,7 @@ use crate::condition::status_patch;
 use crate::error::{Error, retry_delay};
 use crate::locked::locked;
 use crate::metrics::Metrics;
-use crate::queue::consumers::Consumers;
+use crate::queue::consumers::{Consumers, Holding};
 use crate::scaler::board::Board;
 use crate::scaler::record::Records;
 use crate::scaler::scrape::Scraper;
@@ -125,10 +125,16 @@ impl Context {
         locked(&self.consumers).on(&worker_key(worker), queue, SIDECARS_LEARN + drain, turned, Instant::now())
     }
 
-    /// The first of `workers` whose pods may hold messages of a Queue of their namespace.
-    pub fn first_consuming<'a>(&self, workers: &'a [Key], queue: &str, now: Instant) -> Option<&'a Key> {
+    /// The one of `workers` of whose pods it is best known that they may hold messages of a Queue of their namespace.
+    pub fn best_known_to_consume<'a>(
+        &self,
+        workers: &'a [Key],
+        queue: &str,
+        now: Instant,
+    ) -> Option<(&'a Key, Holding)> {
         let consumers = locked(&self.consumers);
-        workers.iter().find(|worker| consumers.may_hold(worker, queue, now))
+        let holding = |worker: &'a Key| Some((worker, consumers.may_hold(worker, queue, now)?));
+        workers.iter().filter_map(holding).max_by_key(|(_, holding)| *holding)
     }
 
     /// The same of those of which it is known.

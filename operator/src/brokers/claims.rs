@@ -22,6 +22,8 @@ struct Claimed {
     age: i64,
     address: String,
     names: Vec<String>,
+    /// Whether the main queue was declared there.
+    there: bool,
 }
 
 impl Claims {
@@ -59,7 +61,9 @@ impl Claims {
         names: Vec<String>,
     ) -> (Option<(String, Key)>, Vec<Key>) {
         self.unplaced.remove(key);
-        let claimed = Claimed { age, address: address.to_owned(), names };
+        let former = self.claimants.get(key).filter(|former| former.age == age && former.address == address);
+        let there = former.is_some_and(|former| former.there);
+        let claimed = Claimed { age, address: address.to_owned(), names, there };
         let mut others = Vec::new();
         if self.claimants.get(key) != Some(&claimed) {
             others = self.release(key);
@@ -76,7 +80,19 @@ impl Claims {
             }
             self.claimants.insert(key.clone(), claimed);
         }
-        (self.holder(key), others)
+        let holder = self.holder(key);
+        if holder.is_some() {
+            self.note_declared(key, false, false);
+        }
+        (holder, others)
+    }
+
+    /// Notes whether the main queue of a Queue was `declared` where it has its claim; gives whether it ever was since it was
+    /// claimed. One that is no longer the Queue's to declare was not.
+    pub(super) fn note_declared(&mut self, key: &Key, declares: bool, declared: bool) -> bool {
+        let Some(claimed) = self.claimants.get_mut(key) else { return declares && declared };
+        claimed.there = declares && (claimed.there || declared);
+        claimed.there
     }
 
     /// The older Queue that has one of the names of `key`.
@@ -92,7 +108,9 @@ impl Claims {
     /// Gives every name of a Queue up; gives the Queues that want one of them.
     pub(super) fn release(&mut self, key: &Key) -> Vec<Key> {
         self.unplaced.remove(key);
-        let Some(Claimed { address, names, .. }) = self.claimants.remove(key) else { return Vec::new() };
+        let Some(Claimed { address, names, age: _, there: _ }) = self.claimants.remove(key) else {
+            return Vec::new();
+        };
         let mut others = Vec::new();
         let Some(at_address) = self.names.get_mut(&address) else { return others };
         for name in names {
@@ -157,6 +175,35 @@ mod tests {
         let mut claims = Claims::default();
         claims.claim(&key("old"), 1, "amqp://h/a", names(&["q"]));
         assert_eq!(claims.claim(&key("young"), 2, "amqp://h/b", names(&["q"])).0, None);
+    }
+
+    #[test]
+    fn that_a_queue_was_declared_is_known_until_it_moves_is_another_or_is_not_to_be_declared() {
+        let mut claims = Claims::default();
+        let claim = |claims: &mut Claims, age, address, name| {
+            claims.claim(&key("orders"), age, address, names(&[name]));
+        };
+        let there = |claims: &mut Claims| claims.note_declared(&key("orders"), true, false);
+        let declared = |claims: &mut Claims| assert!(claims.note_declared(&key("orders"), true, true));
+        claim(&mut claims, 2, "a", "q");
+        assert!(!there(&mut claims), "it is new");
+        declared(&mut claims);
+        claim(&mut claims, 2, "a", "q.dlq");
+        assert!(there(&mut claims), "another ladder is no other place");
+        claim(&mut claims, 2, "b", "q");
+        assert!(!there(&mut claims), "another broker");
+        declared(&mut claims);
+        claim(&mut claims, 3, "b", "q");
+        assert!(!there(&mut claims), "another Queue of that name");
+        declared(&mut claims);
+        assert!(
+            !claims.note_declared(&key("orders"), false, true) && !there(&mut claims),
+            "it is left to others"
+        );
+        declared(&mut claims);
+        claims.claim(&key("older"), 1, "b", names(&["q"]));
+        claim(&mut claims, 3, "b", "q");
+        assert!(!there(&mut claims), "an older one has it");
     }
 
     #[test]

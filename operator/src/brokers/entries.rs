@@ -9,6 +9,7 @@ use warren_broker::Category;
 use warren_broker::declare::DeclareError;
 
 use super::host::Host;
+use super::loss::{self, Back, Loss};
 use super::rest::Rest;
 use super::schedule::{Last, next_check};
 use super::scopes::Scopes;
@@ -33,6 +34,8 @@ pub(super) struct Entries {
     host: Arc<Host>,
     /// Who is told of what is observed.
     scopes: Arc<Scopes>,
+    /// What the present connection has shown.
+    back: Back,
 }
 
 #[derive(Debug)]
@@ -43,6 +46,7 @@ struct Entry {
     declared: Option<Instant>,
     /// How long its queues that are to go have read empty.
     rest: Rest,
+    loss: Loss,
     observation: Option<Observation>,
     failures: u32,
     /// When it is due; none while it is being carried out, and once everything is removed.
@@ -59,6 +63,8 @@ pub(super) struct Due {
     pub(super) age: Duration,
     /// How long its queues that are to go have read empty.
     pub(super) rest: Rest,
+    /// Whether the main queue was there before.
+    pub(super) there: bool,
 }
 
 impl Entries {
@@ -88,6 +94,7 @@ impl Entries {
                 order: Arc::new(order),
                 declared: None,
                 rest: Rest::default(),
+                loss: Loss::default(),
                 observation: None,
                 failures: 0,
                 due: None,
@@ -106,6 +113,13 @@ impl Entries {
         entry.due = Some(now);
         self.due.insert((now, key.clone()));
         entry.observation.clone()
+    }
+
+    /// Takes in whether the main queue of a Queue was declared before, where it is to be.
+    pub(super) fn expect(&mut self, key: &Key, there: bool) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.loss.expect(there);
+        }
     }
 
     pub(super) fn forget(&mut self, key: &Key) {
@@ -129,20 +143,25 @@ impl Entries {
         entry.again = false;
         self.running.insert(key.clone());
         let age = entry.declared.map_or(Duration::ZERO, |declared| now.duration_since(declared));
-        Some(Due { order: entry.order.clone(), key, age, rest: std::mem::take(&mut entry.rest) })
+        let (rest, there) = (std::mem::take(&mut entry.rest), entry.loss.is_expected());
+        Some(Due { order: entry.order.clone(), key, age, rest, there })
     }
 
     /// Everything is looked at again, but what failed keeps its date: it may be what ended the connection. While there was
     /// none, nobody looked.
     pub(super) fn all_due(&mut self, now: Instant) {
-        self.entries.values_mut().for_each(|entry| entry.rest = Rest::default());
+        self.back = Back::at(now);
+        for entry in self.entries.values_mut() {
+            entry.rest = Rest::default();
+            entry.loss.connected();
+        }
         let sound = self.entries.iter().filter(|(_, entry)| entry.failures == 0);
         let keys: Vec<Key> = sound.map(|(key, _)| key.clone()).collect();
         keys.iter().for_each(|key| self.due_by(key, now));
     }
 
-    /// A main queue is missing that was there: its Queue is looked at again [`soon`](CONSUMERS_TOLD). One that is refused keeps
-    /// its date.
+    /// A main queue is missing that was there: its Queue is looked at again [`soon`](CONSUMERS_TOLD), and says so where that takes
+    /// longer. One that is refused keeps its date.
     pub(super) fn missing(&mut self, main: &str, now: Instant) {
         let declared = |entry: &Entry| {
             entry.observation.as_ref().is_some_and(|seen| matches!(seen.outcome, Outcome::Declared(_)))
@@ -150,7 +169,36 @@ impl Entries {
         let found = self.entries.iter().find(|(_, entry)| entry.order.main == main && declared(entry));
         if let Some(key) = found.map(|(key, _)| key.clone()) {
             self.due_by(&key, now + CONSUMERS_TOLD);
+            if let Some(entry) = self.entries.get_mut(&key)
+                && entry.loss.missed(now)
+            {
+                entry.observe_problem(&key, loss::gone(main), &self.scopes);
+            }
         }
+    }
+
+    /// A look at a main queue that was there has seen it, or missed it.
+    pub(super) fn looked(&mut self, key: &Key, gone: bool, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.loss.looked(gone);
+        }
+        if self.back.looked(gone, now) {
+            for (key, entry) in self.entries.iter_mut().filter(|(_, entry)| entry.loss.may_be_gone()) {
+                entry.observe_problem(key, loss::presumed_gone(&entry.order.main), &self.scopes);
+            }
+        }
+    }
+
+    /// A main queue that is gone is not declared again within a moment.
+    pub(super) fn still_gone(&mut self, key: &Key) {
+        if let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.loss.is_gone()) {
+            entry.observe_problem(key, loss::gone(&entry.order.main), &self.scopes);
+        }
+    }
+
+    /// Whether the main queue of a Queue was gone, and is declared again; told once.
+    pub(super) fn take_recreated(&mut self, key: &Key) -> bool {
+        self.entries.get_mut(key).is_some_and(|entry| entry.loss.take_recreated())
     }
 
     /// A Queue is due at `at`, if it is not earlier.
@@ -194,6 +242,9 @@ impl Entries {
                 entry.declared.get_or_insert(now);
             }
         }
+        if entry.loss.ended(&result) {
+            self.scopes.tell(key);
+        }
         let last = match result {
             Ok(outcome) => {
                 entry.failures = 0;
@@ -211,6 +262,8 @@ impl Entries {
                 if terminal || entry.failures > 2 {
                     let outcome = Outcome::Refused(problem::refused(&error));
                     entry.observe(key, Observation { order: order.clone(), outcome }, &self.scopes);
+                } else if entry.loss.is_gone() {
+                    entry.observe_problem(key, loss::gone(&order.main), &self.scopes);
                 }
                 if terminal { Last::Refused } else { Last::Failed { in_a_row: entry.failures } }
             }
@@ -233,6 +286,15 @@ impl Entry {
         if self.observation.as_ref() != Some(&observation) {
             self.observation = Some(observation);
             scopes.tell(key);
+        }
+    }
+
+    /// Says what is wrong with a main queue that was there, unless something else is said to be wrong.
+    fn observe_problem(&mut self, key: &Key, problem: Problem, scopes: &Scopes) {
+        let sound = |seen: &Observation| matches!(seen.outcome, Outcome::Declared(_));
+        if self.observation.as_ref().is_none_or(sound) {
+            let (order, outcome) = (self.order.clone(), Outcome::Refused(problem));
+            self.observe(key, Observation { order, outcome }, scopes);
         }
     }
 
@@ -349,5 +411,89 @@ mod tests {
         entries.missing("orders", now);
         entries.missing("orders", now + Duration::from_millis(400));
         assert_eq!(entries.first_due(), Some(now + CONSUMERS_TOLD));
+    }
+
+    /// What is said of a Queue: the reason of what is wrong.
+    fn wrong(entries: &mut Entries, name: &str) -> Option<&'static str> {
+        let seen = entries.order(&named(name), keep(&[]), None, Instant::now())?;
+        match seen.outcome {
+            Outcome::Refused(problem) => Some(problem.reason),
+            _ => None,
+        }
+    }
+
+    fn named(name: &str) -> Key {
+        Key { name: name.to_owned(), ..key() }
+    }
+
+    /// Queues that were declared before, on a broker that has just come back.
+    fn come_back(names: &[&str], now: Instant) -> Entries {
+        let mut entries = Entries::default();
+        for name in names {
+            entries.order(&named(name), keep(&[]), None, now);
+            let due = entries.take_due(now).unwrap();
+            assert!(!due.there, "nobody looks for what is new");
+            entries.done(&due, declared(), DRIFT, now);
+            entries.expect(&named(name), true);
+        }
+        entries.all_due(now);
+        entries
+    }
+
+    fn failed() -> Result<Outcome, DeclareError> {
+        let object = warren_broker::declare::Object::Queue("orders".to_owned());
+        Err(DeclareError { object, error: warren_broker::BrokerError::Closed { detail: "x".to_owned() } })
+    }
+
+    #[test]
+    fn a_queue_that_was_gone_is_told_once_and_is_not_said_to_be_there_while_it_cannot_be_declared() {
+        let now = Instant::now();
+        let mut entries = come_back(&["a"], now);
+        let due = entries.take_due(now).unwrap();
+        assert!(due.there);
+        entries.looked(&due.key, true, now);
+        assert_eq!(wrong(&mut entries, "a"), None, "a moment is no reason");
+        entries.done(&due, failed(), DRIFT, now);
+        assert_eq!(wrong(&mut entries, "a"), Some("QueueNotFound"));
+        assert!(!entries.take_recreated(&due.key));
+        let again = entries.take_due(now + DRIFT).unwrap();
+        entries.done(&again, declared(), DRIFT, now + DRIFT);
+        assert_eq!(wrong(&mut entries, "a"), None);
+        assert_eq!((entries.take_recreated(&due.key), entries.take_recreated(&due.key)), (true, false));
+    }
+
+    #[test]
+    fn a_queue_whose_declaration_takes_longer_than_a_moment_is_said_to_be_gone_only_if_it_is() {
+        let now = Instant::now();
+        let mut entries = come_back(&["a", "b"], now);
+        entries.looked(&named("a"), true, now);
+        entries.looked(&named("b"), false, now);
+        ["a", "b"].iter().for_each(|name| entries.still_gone(&named(name)));
+        assert_eq!((wrong(&mut entries, "a"), wrong(&mut entries, "b")), (Some("QueueNotFound"), None));
+    }
+
+    #[test]
+    fn queues_of_a_broker_that_has_come_back_empty_are_not_said_to_be_there_while_they_wait_their_turn() {
+        let now = Instant::now();
+        let told = |found: bool| {
+            let mut entries = come_back(&["a", "b", "c"], now);
+            let first = entries.take_due(now).unwrap();
+            entries.looked(&first.key, !found, now);
+            entries.done(&first, declared(), DRIFT, now);
+            entries.looked(&named("b"), true, now + loss::MOMENT);
+            ["a", "b", "c"].map(|name| wrong(&mut entries, name))
+        };
+        assert_eq!(told(false), [None, None, Some("QueueNotFound")]);
+        assert_eq!(told(true), [None, None, None], "one is gone, and the broker is not empty");
+    }
+
+    #[test]
+    fn a_queue_that_probes_miss_is_not_said_to_be_there_for_longer_than_a_moment() {
+        let now = Instant::now();
+        let mut entries = come_back(&["a"], now);
+        entries.missing("orders", now);
+        assert_eq!(wrong(&mut entries, "a"), None);
+        entries.missing("orders", now + loss::MOMENT);
+        assert_eq!(wrong(&mut entries, "a"), Some("QueueNotFound"));
     }
 }

@@ -18,6 +18,7 @@ use super::channels::Channels;
 use super::entries::{Due, Entries};
 use super::host::{Host, Prober};
 use super::link::{put_back, take};
+use super::loss::MOMENT;
 use super::pace::{Pace, patience};
 use super::running::Running;
 use super::schedule::interval;
@@ -92,18 +93,27 @@ impl Lane {
         self.shared.link.borrow().link().is_some()
     }
 
-    pub(super) fn order(&self, key: &Key, order: Order) -> Option<Observation> {
+    /// Takes an order in; gives what is known of it. `there`: whether the main queue was declared here before.
+    pub(super) fn order(&self, key: &Key, order: Order, there: bool) -> Option<Observation> {
         let down = match &*self.shared.link.borrow() {
             LinkState::Down { error, .. } => Some(problem::unreachable(error)),
             LinkState::Connecting | LinkState::Up(_) => None,
         };
-        let observation = locked(&self.shared.entries).order(key, order, down, Instant::now());
+        let mut entries = locked(&self.shared.entries);
+        let observation = entries.order(key, order, down, Instant::now());
+        entries.expect(key, there);
+        drop(entries);
         self.shared.changed.notify_one();
         observation
     }
 
     pub(super) fn forget(&self, key: &Key) {
         locked(&self.shared.entries).forget(key);
+    }
+
+    /// Whether the main queue of a Queue was gone, and is declared again; told once.
+    pub(super) fn take_recreated(&self, key: &Key) -> bool {
+        locked(&self.shared.entries).take_recreated(key)
     }
 
     /// Takes a place among those that probe this lane's broker; `former` is kept where it is one.
@@ -164,11 +174,28 @@ impl Shared {
         if turn > now {
             tokio::time::sleep_until(turn).await;
         }
-        let link = self.link()?;
-        let pooled = take(&link, &self.channels).await?;
+        self.look(&self.link()?, queue).await
+    }
+
+    /// Asks for a queue's depth on a channel that is used again, which changes nothing.
+    async fn look(&self, link: &Link, queue: &str) -> Result<QueueDepth, BrokerError> {
+        let pooled = take(link, &self.channels).await?;
         let depth = declare::depth(&pooled.channel, queue).await?;
-        put_back(&link, &self.channels, pooled);
+        put_back(link, &self.channels, pooled);
         Ok(depth)
+    }
+
+    /// Whether a main queue that was there is gone. What keeps that from being known keeps it from being declared, too, and is
+    /// told by that.
+    async fn is_gone(&self, link: &Link, due: &Due) -> bool {
+        let look = tokio::time::timeout(PROBE_TIMEOUT, self.look(link, &due.order.main));
+        let gone = match look.await {
+            Ok(Ok(_)) => false,
+            Ok(Err(error)) if error.says_no_queue() => true,
+            Ok(Err(_)) | Err(_) => return false,
+        };
+        locked(&self.entries).looked(&due.key, gone, Instant::now());
+        gone
     }
 
     /// The broker's release, once that is known: the next check tells it.
@@ -179,8 +206,22 @@ impl Shared {
         })
     }
 
-    /// Carries out what is due, for as long as this process may write.
+    /// Carries out what is due. A main queue that is gone is told of where that takes longer than a moment.
     async fn carry_out(&self, link: &Link, due: &mut Due) -> Result<Outcome, DeclareError> {
+        if !due.there || !self.is_gone(link, due).await {
+            return self.work(link, due).await;
+        }
+        let key = due.key.clone();
+        let mut work = Box::pin(self.work(link, due));
+        if let Ok(done) = tokio::time::timeout(MOMENT, &mut work).await {
+            return done;
+        }
+        locked(&self.entries).still_gone(&key);
+        work.await
+    }
+
+    /// Does what an order asks for, for as long as this process may write.
+    async fn work(&self, link: &Link, due: &mut Due) -> Result<Outcome, DeclareError> {
         let Due { order, age, rest, .. } = due;
         let patience =
             Patience { learned: *age >= self.options.sidecars_learn, held_back: self.options.held_back };
@@ -309,7 +350,7 @@ mod tests {
         let access = BrokerAccess::from_uri("amqp://u:p@127.0.0.1:1/a").unwrap();
         let key = Key { namespace: "shop".to_owned(), name: "orders".to_owned() };
         let order = plan::keep(&warren_api::Queue::new("orders", Default::default()), &access.address());
-        brokers.assign(&key, &access, order);
+        brokers.assign(&key, &access, order, false);
         brokers.lapse(&key);
         assert!(brokers.lane_of(&key).is_none());
         brokers.lapse(&key);
@@ -325,9 +366,9 @@ mod tests {
         let [old, new] = ["old", "new"]
             .map(|user| BrokerAccess::from_uri(&format!("amqp://{user}:p@127.0.0.1:1/")).unwrap());
         let order = || plan::keep(&warren_api::Queue::new("orders", Default::default()), &old.address());
-        brokers.assign(&key, &old, order());
+        brokers.assign(&key, &old, order(), false);
         let probed = brokers.lane_of(&key).unwrap();
-        brokers.assign(&key, &new, order());
+        brokers.assign(&key, &new, order(), false);
         brokers.retain(None, &BTreeSet::from([key.clone()]));
         assert_eq!(brokers.connected(), (0, 2), "it must not go under a probe");
         drop(probed);
@@ -342,7 +383,7 @@ mod tests {
             let access = BrokerAccess::from_uri(&format!("amqp://u:p@127.0.0.1:1/{vhost}")).unwrap();
             let key = Key { namespace: vhost.to_owned(), name: format!("orders-{number}") };
             let order = plan::keep(&warren_api::Queue::new(&key.name, Default::default()), &access.address());
-            brokers.assign(&key, &access, order);
+            brokers.assign(&key, &access, order, false);
             key
         };
         let keys: Vec<_> = (0..6_000).map(|number| keep(["a", "b"][number % 2], number)).collect();

@@ -11,6 +11,7 @@ mod entries;
 mod host;
 mod lane;
 mod link;
+mod loss;
 mod pace;
 mod remove;
 mod rest;
@@ -72,6 +73,11 @@ pub struct Order {
 }
 
 impl Order {
+    /// Whether the main queue is Warren's to declare.
+    fn declares(&self) -> bool {
+        matches!(self.goal, Goal::Keep { claim: Claim::Declare, .. })
+    }
+
     /// The names of the broker's queues that are this Queue's: the main queue first, which is what people know. Rungs that the
     /// spec has dropped stay its own for as long as they are there.
     pub fn names(&self) -> Vec<String> {
@@ -211,14 +217,35 @@ impl Brokers {
     }
 
     /// Has `order` kept on the broker of `access`; whenever the observation changes, the Queue is to be looked at again.
-    pub fn assign(&self, key: &Key, access: &BrokerAccess, order: Order) -> Option<Observation> {
+    /// `declared`: whether the Queue's status says that its main queue was declared there.
+    pub fn assign(
+        &self,
+        key: &Key,
+        access: &BrokerAccess,
+        order: Order,
+        declared: bool,
+    ) -> Option<Observation> {
         let lane = self.lane(access);
+        let declares = order.declares();
         let mut state = locked(&self.state);
         state.lapsed.remove(key);
+        let there = state.claims.note_declared(key, declares, declared);
         let former = state.assigned.insert(key.clone(), lane.clone());
         drop(state);
         self.leave(key, former.filter(|former| !Arc::ptr_eq(former, &lane)));
-        lane.order(key, order)
+        let observation = lane.order(key, order, there);
+        if let Some(Observation { order, outcome: Outcome::Declared(_) }) = &observation
+            && declares
+            && order.declares()
+        {
+            locked(&self.state).claims.note_declared(key, true, true);
+        }
+        observation
+    }
+
+    /// Whether the main queue of a Queue was gone, and is declared again; told once.
+    pub fn take_recreated(&self, key: &Key) -> bool {
+        self.lane_of(key).is_some_and(|lane| lane.take_recreated(key))
     }
 
     /// The lane of these credentials, which shares what its broker stands with the others there.

@@ -19,6 +19,15 @@ struct History {
     unknown: Option<Instant>,
 }
 
+/// What is known of a Worker whose pods may hold messages of a Queue. What is known for sure is more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Holding {
+    /// It may have named the Queue before this process began, and pods that have to do with that may work on for so long.
+    Unseen(Duration),
+    /// It names the Queue or did, or was deleted before this process began.
+    Known,
+}
+
 /// A Queue that a Worker consumes, or did.
 #[derive(Debug)]
 struct Consumed {
@@ -58,9 +67,12 @@ impl Consumers {
 
     /// Whether pods of a Worker may hold messages of `queue`. Of one that was never seen, any may be: it was deleted before this
     /// process began.
-    pub fn may_hold(&self, worker: &Key, queue: &str, now: Instant) -> bool {
-        let unknown = self.0.get(worker).and_then(|history| history.unknown);
-        unknown.is_some_and(|until| now < until) || self.holds(worker, queue, now)
+    pub fn may_hold(&self, worker: &Key, queue: &str, now: Instant) -> Option<Holding> {
+        if self.holds(worker, queue, now) {
+            return Some(Holding::Known);
+        }
+        let until = self.0.get(worker)?.unknown?;
+        (now < until).then(|| Holding::Unseen(until - now))
     }
 
     /// The same but for a Worker that may have turned unseen, before this process began: rather that than many that stand still
@@ -87,15 +99,15 @@ mod tests {
     #[test]
     fn pods_of_a_worker_hold_messages_of_its_queue_alone_also_once_it_is_gone() {
         let (mut consumers, now) = (Consumers::default(), Instant::now());
-        assert!(consumers.may_hold(&worker(), "orders", now), "nothing is known of it");
+        assert!(consumers.may_hold(&worker(), "orders", now).is_some(), "nothing is known of it");
         consumers.on(&worker(), "orders", Duration::from_secs(60), false, now);
         let late = now + Duration::from_secs(3600);
         assert_eq!(
             (consumers.may_hold(&worker(), "orders", late), consumers.may_hold(&worker(), "other", late)),
-            (true, false)
+            (Some(Holding::Known), None)
         );
         consumers.retain(|_| false);
-        assert!(consumers.may_hold(&worker(), "other", late), "nothing is known of it any more");
+        assert!(consumers.may_hold(&worker(), "other", late).is_some(), "nothing is known of it any more");
     }
 
     #[test]
@@ -107,10 +119,10 @@ mod tests {
         assert!(consumers.on(&worker(), "other", minute, false, at(10)));
         // Seen again, as at each change of its status.
         assert!(!consumers.on(&worker(), "other", minute, false, at(50)));
-        let holds = |queue, seconds| consumers.may_hold(&worker(), queue, at(seconds));
+        let holds = |queue, seconds| consumers.may_hold(&worker(), queue, at(seconds)).is_some();
         assert_eq!((holds("orders", 69), holds("orders", 71), holds("other", 500)), (true, false, true));
         assert!(consumers.on(&worker(), "orders", minute, false, at(60)));
-        assert!(consumers.may_hold(&worker(), "orders", at(500)), "it is back");
+        assert!(consumers.may_hold(&worker(), "orders", at(500)).is_some(), "it is back");
     }
 
     #[test]
@@ -120,7 +132,8 @@ mod tests {
         let (hour, minute) = (Duration::from_secs(3600), Duration::from_secs(60));
         consumers.on(&worker(), "orders", hour, false, now);
         consumers.on(&worker(), "other", minute, false, at(10));
-        let holds = |consumers: &Consumers, seconds| consumers.may_hold(&worker(), "orders", at(seconds));
+        let holds =
+            |consumers: &Consumers, seconds| consumers.may_hold(&worker(), "orders", at(seconds)).is_some();
         assert_eq!((holds(&consumers, 3609), holds(&consumers, 3611)), (true, false));
 
         // The drain is shorter first, and pods that have begun the longer one are still there.
@@ -146,7 +159,8 @@ mod tests {
         consumers.on(&worker(), "orders", minute, true, now);
         consumers.on(&worker(), "orders", minute, true, at(50));
         let holds = |queue, seconds| consumers.may_hold(&worker(), queue, at(seconds));
-        assert_eq!((holds("other", 59), holds("other", 61), holds("orders", 61)), (true, false, true));
+        let (unseen, known) = (Some(Holding::Unseen(Duration::from_secs(1))), Some(Holding::Known));
+        assert_eq!((holds("other", 59), holds("other", 61), holds("orders", 59)), (unseen, None, known));
         assert!(!consumers.holds(&worker(), "other", at(59)), "as far as is known");
     }
 }

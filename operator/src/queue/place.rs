@@ -68,8 +68,15 @@ pub(super) fn older_to_come(queue: &Queue, key: &Key, order: &Order, context: &C
 }
 
 /// Places an order; gives what has become of it.
-pub(super) fn outcome(key: &Key, access: &BrokerAccess, order: &Order, context: &Context) -> Option<Outcome> {
-    let observation = context.brokers.assign(key, access, order.clone());
+pub(super) fn outcome(
+    queue: &Queue,
+    key: &Key,
+    access: &BrokerAccess,
+    order: &Order,
+    context: &Context,
+) -> Option<Outcome> {
+    let declared = plan::was_declared(queue, &access.address());
+    let observation = context.brokers.assign(key, access, order.clone(), declared);
     observation.filter(|observation| *observation.order == *order).map(|observation| observation.outcome)
 }
 

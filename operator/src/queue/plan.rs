@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kube::ResourceExt;
 use serde_json::{Value, json};
+use warren_api::conditions::queue::DECLARED;
 use warren_api::conditions::worker::{QUEUE_READY, TEMPLATE_VALID};
 use warren_api::queue::{AdoptionPolicy, Declared, DeclaredBinding, DeletionPolicy};
 use warren_api::{Queue, Worker};
@@ -96,6 +97,15 @@ fn claim(queue: &Queue) -> Claim {
         AdoptionPolicy::FailIfExists if created => Claim::Declare,
         AdoptionPolicy::FailIfExists => Claim::MustBeAbsent,
     }
+}
+
+/// Whether the status says that everything was on the broker at `address`, for the spec as it is.
+pub fn was_declared(queue: &Queue, address: &str) -> bool {
+    let Some(status) = &queue.status else { return false };
+    let declared = find(&status.conditions, DECLARED).is_some_and(|condition| {
+        condition.status == "True" && condition.observed_generation == queue.metadata.generation
+    });
+    declared && status.broker_address.as_deref() == Some(address)
 }
 
 /// Whether `status.created` is about another broker or vhost than the one at `address`: what is there may be somebody's.
@@ -345,6 +355,24 @@ pub(super) mod tests {
         assert!(!may(spec(AdoptionPolicy::FailIfExists, &["shop"])), "it was never made");
         let deletion_policy = DeletionPolicy::DeleteIfEmpty;
         assert!(!may(QueueSpec { deletion_policy, ..spec(AdoptionPolicy::Adopt, &["shop"]) }));
+    }
+
+    #[test]
+    fn a_queue_was_declared_where_its_status_says_so_of_the_spec_as_it_is() {
+        let mut queue = queue(QueueSpec::default(), QueueStatus::default());
+        assert!(!was_declared(&queue, ADDRESS), "it is new");
+        let mut said = |status: &str, address: &str, generation| {
+            let declared = json!({"type": "Declared", "status": status, "reason": "R", "message": "m",
+                "observedGeneration": 1, "lastTransitionTime": "2026-01-01T00:00:00Z"});
+            let status = json!({"brokerAddress": address, "conditions": [declared]});
+            queue.status = Some(serde_json::from_value(status).unwrap());
+            queue.metadata.generation = Some(generation);
+            was_declared(&queue, ADDRESS)
+        };
+        assert!(said("True", ADDRESS, 1));
+        assert!(!said("Unknown", ADDRESS, 1), "it may never have been");
+        assert!(!said("True", "amqp://a:5672/other", 1), "it has moved");
+        assert!(!said("True", ADDRESS, 2), "it is being changed");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use futures::{FutureExt, Stream, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::controller::{Action, Config};
+use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, controller, watcher};
 use kube::{Resource, ResourceExt};
@@ -136,7 +137,11 @@ async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, 
     if !record(queue, &address, context).await? {
         return Ok(None);
     }
-    match outcome(&key, &access, &order, context) {
+    let outcome = outcome(queue, &key, &access, &order, context);
+    if context.brokers.take_recreated(&key) {
+        tell_recreated(queue, &address, context);
+    }
+    match outcome {
         Some(outcome) => Ok(Some(Progress::Observed { address, outcome })),
         None if first_answer_is_due(queue, context) => Ok(Some(Progress::Pending { address })),
         None => Ok(None),
@@ -177,6 +182,14 @@ fn tell(queue: &Queue, condition: Option<&Condition>, context: &Context) {
     if status == "False" || former.is_some_and(|former| former.status == "False") {
         context.condition_event(&queue.object_ref(&()), condition, "Declare");
     }
+}
+
+/// Logs and publishes that messages are lost: `Ready` may say so for a moment only, or not at all.
+fn tell_recreated(queue: &Queue, address: &str, context: &Context) {
+    let name = queue.broker_name();
+    let note = format!("queue \"{name}\" was gone, with its messages, and is declared again");
+    tracing::warn!(namespace = queue.namespace(), queue = %queue.name_any(), broker = address, "{note}");
+    context.event(&queue.object_ref(&()), EventType::Warning, "QueueRecreated", &note, "Declare");
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the controller's signature")]

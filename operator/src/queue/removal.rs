@@ -11,6 +11,7 @@ use warren_api::Queue;
 use warren_api::conditions::queue::DELETION_BLOCKED;
 use warren_broker::BrokerAccess;
 
+use super::consumers::Holding;
 use super::place::{conflict, older_to_come, outcome, patience};
 use super::status::conflicting;
 use super::validate::{key, validate};
@@ -90,7 +91,7 @@ async fn is_bound_again(queue: &Queue, key: &Key, context: &Context) -> Result<b
             {
                 return Ok(true);
             }
-            match outcome(key, &access, &order, context) {
+            match outcome(queue, key, &access, &order, context) {
                 Some(Outcome::Declared(_)) => return Ok(true),
                 Some(Outcome::Refused(problem) | Outcome::Unreachable(problem)) => problem.message,
                 None if waited(queue, context) < patience(key, context) => return Ok(false),
@@ -145,7 +146,7 @@ async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> R
         );
         return Ok(blocked(CONFLICT, message));
     }
-    match outcome(key, &access, &order, context) {
+    match outcome(queue, key, &access, &order, context) {
         Some(Outcome::Removed) => Ok(End::Gone),
         Some(Outcome::Refused(refused)) => Ok(blocked(refused.reason, refused.message)),
         Some(Outcome::Unreachable(down)) => Ok(blocked(
@@ -168,20 +169,31 @@ fn blocked(reason: &'static str, message: String) -> End {
 /// Whose pods may hold messages of a Queue, and what ends that. A Worker that is deleted goes before its pods do.
 fn consuming(key: &Key, context: &Context) -> Option<String> {
     let holding = context.pods.workers(&key.namespace);
-    let worker = context.first_consuming(&holding, &key.name, Instant::now())?;
-    let name = &worker.name;
-    let living = context.stores.workers.get(&ObjectRef::new(name).within(&worker.namespace));
-    Some(match living {
-        Some(living) if living.spec.queue_ref.name == key.name => {
-            format!("Worker \"{name}\" still has pods on this queue: delete it first")
+    let (worker, holding) = context.best_known_to_consume(&holding, &key.name, Instant::now())?;
+    let living = context.stores.workers.get(&ObjectRef::new(&worker.name).within(&worker.namespace));
+    let names_this = living.map(|living| living.spec.queue_ref.name == key.name);
+    Some(holds(&worker.name, holding, names_this))
+}
+
+/// What a Worker's pods have to do with a Queue, and what ends that. `names_this`: whether it names the Queue; none: it is gone.
+fn holds(name: &str, holding: Holding, names_this: Option<bool>) -> String {
+    match (holding, names_this) {
+        (_, Some(true)) => format!("Worker \"{name}\" still has pods on this queue: delete it first"),
+        (Holding::Unseen(rest), Some(false) | None) => {
+            // Whole minutes: a status is not written each time that it is looked at.
+            let minutes = rest.as_secs().div_ceil(60).max(1);
+            let minutes = if minutes == 1 { "a minute".to_owned() } else { format!("{minutes} minutes") };
+            format!(
+                "Worker \"{name}\" was changed before the operator started, and may have named this Queue until then: wait for up to {minutes}, in which its pods end what they may have of it"
+            )
         }
-        Some(_) => format!(
+        (Holding::Known, Some(false)) => format!(
             "pods of Worker \"{name}\", which names another Queue now, may still work on messages of this one: wait until they have ended that"
         ),
-        None => format!(
+        (Holding::Known, None) => format!(
             "pods of Worker \"{name}\", which is deleted, may still work on messages of this queue: wait until they have ended, or delete them"
         ),
-    })
+    }
 }
 
 /// Takes back a removal that has been ordered, so that pods find what they consume, with its bindings.
@@ -189,7 +201,7 @@ fn keep_meanwhile(queue: &Queue, key: &Key, access: Option<BrokerAccess>, contex
     match access {
         Some(access) => {
             let order = plan::keep_under(queue, &access.address(), &context.workers_of(queue));
-            context.brokers.assign(key, &access, order);
+            context.brokers.assign(key, &access, order, false);
         }
         None => context.brokers.forget(key),
     }
@@ -224,6 +236,20 @@ mod tests {
         let mut queue = Queue::new(name, spec);
         queue.metadata.creation_timestamp = Some(Time(Timestamp::from_second(created).unwrap()));
         queue
+    }
+
+    #[test]
+    fn a_worker_that_may_have_named_the_queue_unseen_is_not_said_to_have_done_so() {
+        let unseen =
+            |seconds, names_this| holds("ok", Holding::Unseen(Duration::from_secs(seconds)), names_this);
+        let said = unseen(200, Some(false));
+        assert!(said.starts_with(
+            "Worker \"ok\" was changed before the operator started, and may have named this Queue"
+        ));
+        assert!(said.contains("wait for up to 4 minutes, in which"), "{said}");
+        assert!(unseen(1, None).contains("wait for up to a minute, in which"));
+        assert!(unseen(200, Some(true)).contains("delete it first"));
+        assert!(holds("ok", Holding::Known, Some(false)).contains("names another Queue now"));
     }
 
     #[test]

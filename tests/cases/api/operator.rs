@@ -401,6 +401,51 @@ async fn a_queue_is_kept_whole_while_a_pod_of_a_worker_that_is_gone_may_hold_its
 }
 
 #[tokio::test]
+async fn a_queue_that_went_while_no_operator_ran_is_told_as_lost_and_a_new_one_is_not() -> Result<()> {
+    let room = Room::new("recreated").await?;
+    let first = room.operator("one").await?;
+    for name in ["orders", "sound"] {
+        room.queue(name, json!({})).await?;
+        room.ready(name).await?;
+    }
+    first.stop().await?;
+    let client = Client::connect(&room.vhost.uri()).await?;
+    client.delete("orders").await?;
+    room.queue("new", json!({})).await?;
+    let _second = room.operator("two").await?;
+    room.ready("new").await?;
+    room.eventually("the loss is told", async || {
+        let events = room.kubectl(&["get", "events", "--field-selector", "reason=QueueRecreated"]).await?;
+        ensure!(events.contains("queue/orders") && events.contains("with its messages"), "{events}");
+        ensure!(!events.contains("queue/new") && !events.contains("queue/sound"), "{events}");
+        Ok(())
+    })
+    .await?;
+    assert_eq!(client.ready("orders").await?, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_worker_that_was_changed_before_the_operator_started_is_not_said_to_have_turned() -> Result<()> {
+    let room = Room::new("unseen").await?;
+    let first = room.operator("one").await?;
+    room.queue("orders", json!({"deletionPolicy": "Delete"})).await?;
+    room.ready("orders").await?;
+    room.worker("other", "other", json!({})).await?;
+    room.pod("of-other", "other").await?;
+    let changed = r#"{"spec": {"scaling": {"minReplicas": 1}}}"#;
+    room.kubectl(&["patch", "wk", "other", "--type=merge", "-p", changed]).await?;
+    first.stop().await?;
+    room.kubectl(&["delete", "wq", "orders", "--wait=false"]).await?;
+    let _second = room.operator("two").await?;
+    let said = "Worker \"other\" was changed before the operator started";
+    room.condition("orders", "DeletionBlocked", "True", "WorkersRunning", said).await?;
+    let retain = r#"{"spec": {"deletionPolicy": "Retain"}}"#;
+    room.kubectl(&["patch", "wq", "orders", "--type=merge", "-p", retain]).await?;
+    room.gone("orders").await
+}
+
+#[tokio::test]
 async fn a_namespace_goes_with_a_queue_whose_deletion_needs_the_secret_that_goes_too() -> Result<()> {
     let (home, room) = (Room::new("namespace-home").await?, Room::new("namespace-gone").await?);
     let binary = static_binaries(&["warren-operator"]).await?.remove(0);

@@ -127,7 +127,15 @@ async fn a_queue_that_is_deleted_by_hand_is_declared_again_and_consuming_resumes
         .await?;
     // RabbitMQ shows a quorum queue before it takes messages, and rejects what comes in between.
     space.eventually("the queue takes a message", async || client.publish("orders", b"after").await).await?;
-    space.handled(2).await
+    space.handled(2).await?;
+    space
+        .eventually("the loss is told", async || {
+            let events =
+                space.kubectl(&["get", "events", "--field-selector", "reason=QueueRecreated"]).await?;
+            ensure!(events.matches("queue/orders").count() == 1, "{events}");
+            Ok(())
+        })
+        .await
 }
 
 #[tokio::test]

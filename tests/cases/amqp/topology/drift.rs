@@ -54,6 +54,10 @@ async fn queues_that_are_deleted_come_back_with_their_bindings(vhost: Vhost) -> 
     let keeper = Keeper::new();
     let mut queue = keeper.queue(&vhost.uri(), spec())?;
     queue.ready().await?;
+    // Its status says so by now.
+    queue.turn();
+    let told = || keeper.brokers.take_recreated(&key(&queue.queue));
+    assert!(!told(), "it is new");
     let client = Client::connect(&vhost.uri()).await?;
     for name in ["orders", "orders.dlq", "orders.retry.60s"] {
         client.delete(name).await?;
@@ -65,7 +69,20 @@ async fn queues_that_are_deleted_come_back_with_their_bindings(vhost: Vhost) -> 
         })
         .await?;
     }
-    routed(&client).await
+    eventually(PATIENCE, "the loss is told", async || {
+        ensure!(told(), "not yet");
+        Ok(())
+    })
+    .await?;
+    routed(&client).await?;
+    client.delete("orders.dlq").await?;
+    eventually(PATIENCE, "there is another drift check", async || {
+        ensure!(client.ready("orders.dlq").await?.is_some(), "not yet");
+        Ok(())
+    })
+    .await?;
+    assert!(!told(), "one loss is told once, and the main queue's alone");
+    Ok(())
 }
 
 async fn an_exchange_or_binding_that_is_deleted_comes_back(vhost: Vhost) -> Result<()> {

@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 use tokio::net::TcpListener;
 use warren_broker::BrokerAccess;
+use warren_operator::queue::validate::key;
 use warren_tests::amqp::Client;
 use warren_tests::broker::{Alarm, Broker, Options, Version, Vhost};
 use warren_tests::wait::eventually;
@@ -119,12 +120,17 @@ async fn survives(version: Version) -> Result<()> {
     queue.until("BrokerReachable", ("False", "BrokerUnreachable"), &[]).await?;
     broker.start_again().await?;
     queue.ready().await?;
+    // Its status says so by now.
+    queue.turn();
+    assert!(!keeper.brokers.take_recreated(&key(&queue.queue)), "nothing was lost");
 
     broker.wipe().await?;
     let client = Client::connect(&broker.uri("/")).await?;
     comes_back(&client, "orders").await?;
     comes_back(&client, "in-alarm").await?;
-    queue.ready().await
+    queue.ready().await?;
+    assert!(keeper.brokers.take_recreated(&key(&queue.queue)), "everything was");
+    Ok(())
 }
 
 #[tokio::test]

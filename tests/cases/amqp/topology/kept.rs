@@ -80,7 +80,8 @@ impl Kept<'_> {
     pub fn turn(&mut self) {
         let order = plan::keep(&self.queue, &self.access.address());
         let Keeper { brokers, .. } = self.keeper;
-        let observation = brokers.assign(&key(&self.queue), &self.access, order.clone());
+        let declared = plan::was_declared(&self.queue, &self.access.address());
+        let observation = brokers.assign(&key(&self.queue), &self.access, order.clone(), declared);
         let address = self.access.address();
         let progress = match observation.filter(|observation| *observation.order == order) {
             Some(observation) => Progress::Observed { address, outcome: observation.outcome },
@@ -126,7 +127,7 @@ impl Kept<'_> {
         let order = plan::remove(&self.queue).context("nothing is to be removed")?;
         let Keeper { brokers, .. } = self.keeper;
         eventually(PATIENCE, "the deletion has an outcome", async || {
-            let observation = brokers.assign(&key(&self.queue), &self.access, order.clone());
+            let observation = brokers.assign(&key(&self.queue), &self.access, order.clone(), false);
             let observation = observation.filter(|observation| *observation.order == order);
             Ok(observation.context("none yet")?.outcome)
         })
