@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use futures::StreamExt;
 use serde_json::json;
 use warren_broker::lapin::options::{BasicPublishOptions, ExchangeDeleteOptions};
@@ -69,9 +69,17 @@ async fn queues_that_are_deleted_come_back_with_their_bindings(vhost: Vhost) -> 
         })
         .await?;
     }
+    let mut looks = 0;
     eventually(PATIENCE, "the loss is told", async || {
-        ensure!(told(), "not yet");
-        Ok(())
+        if told() {
+            return Ok(());
+        }
+        looks += 1;
+        // A drift check that was under way when it was deleted may have declared it again without having missed it.
+        if looks % 50 == 0 {
+            client.delete("orders").await?;
+        }
+        bail!("not yet")
     })
     .await?;
     routed(&client).await?;
@@ -182,10 +190,11 @@ async fn a_dropped_rung_stays_while_the_main_queue_may_refuse_what_it_gives_back
     // Each time that the dead-letter queue comes back there was a look at the rungs.
     for _ in 0..5 {
         client.delete("orders.dlq").await?;
+        // RabbitMQ shows a quorum queue before it takes messages, and one that is deleted in between can never be declared again
+        // (rabbitmq-server issue 17457).
         eventually(PATIENCE, "there was another look", async || {
             queue.turn();
-            ensure!(client.ready("orders.dlq").await?.is_some(), "not yet");
-            Ok(())
+            client.publish("orders.dlq", b"sound").await
         })
         .await?;
     }
