@@ -126,24 +126,6 @@ impl BrokerError {
         }
     }
 
-    /// A stable name, for metric labels and condition reasons.
-    pub const fn label(&self) -> &'static str {
-        match self {
-            Self::Unreachable { .. } => "BrokerUnreachable",
-            Self::Tls { .. } => "TlsFailed",
-            Self::AuthRefused { .. } => "AuthRefused",
-            Self::VhostRefused { .. } => "VhostRefused",
-            Self::AccessRefused { .. } => "AccessRefused",
-            Self::NotFound { .. } => "NotFound",
-            Self::Locked { .. } => "Locked",
-            Self::Precondition { .. } => "ArgumentsDiffer",
-            Self::FrameTooLarge { .. } => "FrameTooLarge",
-            Self::Unreadable { .. } => "Unreadable",
-            Self::Closed { .. } => "ConnectionLost",
-            Self::TimedOut { .. } => "TimedOut",
-        }
-    }
-
     /// Whether the broker says that there is no such queue. One whose node is down is not found either, and may come back.
     pub fn says_no_queue(&self) -> bool {
         matches!(self, Self::NotFound { detail } if detail.contains("no queue '"))

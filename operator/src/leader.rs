@@ -123,15 +123,8 @@ impl Leadership {
 #[error("this replica does not lead, so it writes nothing")]
 pub struct NotLeading;
 
-/// What a standby does about the Lease it sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Move {
-    Take,
-    Wait,
-}
-
 /// Whether to take a Lease that has not changed for `unchanged`, or to make one where there has been none for as long.
-fn judge(spec: Option<&LeaseSpec>, unchanged: Duration, me: &str) -> Move {
+fn may_take(spec: Option<&LeaseSpec>, unchanged: Duration, me: &str) -> bool {
     let holder = spec.and_then(|spec| spec.holder_identity.as_deref());
     let duration = match (spec, holder) {
         // The holder of one that was deleted makes it again.
@@ -142,7 +135,7 @@ fn judge(spec: Option<&LeaseSpec>, unchanged: Duration, me: &str) -> Move {
             Duration::from_secs(u64::from(spec.lease_duration_seconds.unwrap_or(0).max(0).unsigned_abs()))
         }
     };
-    if unchanged >= duration { Move::Take } else { Move::Wait }
+    unchanged >= duration
 }
 
 /// The Lease as `me` holds it from `now` on.
@@ -199,7 +192,7 @@ impl Elector {
             }
         };
         let spec = found.as_ref().map(|lease| lease.spec.clone().unwrap_or_default());
-        if judge(spec.as_ref(), unchanged, &self.identity) == Move::Wait {
+        if !may_take(spec.as_ref(), unchanged, &self.identity) {
             return Ok(None);
         }
         match self.hold(found).await {
@@ -304,15 +297,15 @@ mod tests {
 
     #[test]
     fn a_lease_that_is_renewed_is_left_alone_and_one_that_is_not_is_taken() {
-        assert_eq!(judge(Some(&held("a")), DURATION - LOOK, "b"), Move::Wait);
-        assert_eq!(judge(Some(&held("a")), DURATION, "b"), Move::Take);
+        assert!(!may_take(Some(&held("a")), DURATION - LOOK, "b"));
+        assert!(may_take(Some(&held("a")), DURATION, "b"));
     }
 
     #[test]
     fn a_released_lease_and_ones_own_are_taken_at_once() {
         let released = LeaseSpec { holder_identity: None, ..held("a") };
-        assert_eq!(judge(Some(&released), Duration::ZERO, "b"), Move::Take);
-        assert_eq!(judge(Some(&held("a")), Duration::ZERO, "a"), Move::Take);
+        assert!(may_take(Some(&released), Duration::ZERO, "b"));
+        assert!(may_take(Some(&held("a")), Duration::ZERO, "a"));
     }
 
     /// An API server that keeps one Lease, or none.

@@ -16,10 +16,10 @@ fn rule(group: &str, resources: &[&str], verbs: &[&str]) -> PolicyRule {
 pub fn rules() -> Vec<PolicyRule> {
     vec![
         // Resources of the Warren API.
-        rule("warren.dev", &["queues", "workers"], &["get", "list", "watch"]),
+        rule(warren_api::GROUP, &["queues", "workers"], &["get", "list", "watch"]),
         // For finalizers.
-        rule("warren.dev", &["queues"], &["patch"]),
-        rule("warren.dev", &["queues/status", "workers/status"], &["patch"]),
+        rule(warren_api::GROUP, &["queues"], &["patch"]),
+        rule(warren_api::GROUP, &["queues/status", "workers/status"], &["patch"]),
         // What a Worker becomes; the garbage collector deletes it.
         rule("apps", &["deployments"], &["get", "list", "watch", "create", "patch"]),
         rule("apps", &["deployments/scale"], &["patch"]),

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use futures::stream::{FuturesUnordered, StreamExt};
+use warren_broker::BrokerError;
 use warren_broker::lapin::options::{
     BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
     QueueDeleteOptions, QueuePurgeOptions,
@@ -94,7 +95,7 @@ impl Client {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         match channel.queue_declare(queue.into(), options, FieldTable::default()).await {
             Ok(answer) => Ok(Some(answer.message_count())),
-            Err(error) if warren_broker::BrokerError::from_lapin(&error).label() == "NotFound" => Ok(None),
+            Err(error) if matches!(BrokerError::from_lapin(&error), BrokerError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use lapin::Channel;
 use warren_api::QueueType;
 use warren_broker::BrokerError;
 use warren_broker::declare::{self, QueueDepth};
+use warren_broker::lapin::Channel;
 use warren_broker::supervisor::Link;
 
 use super::link::on_own_channel;

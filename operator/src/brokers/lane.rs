@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lapin::Channel;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use warren_broker::connect::ConnectOptions;
 use warren_broker::declare::{self, DeclareError, QueueDepth};
+use warren_broker::lapin::Channel;
 use warren_broker::release::{self, Release};
 use warren_broker::supervisor::{Link, LinkState, Supervisor};
 use warren_broker::{BrokerAccess, BrokerError, Category};

@@ -2,8 +2,8 @@
 
 use std::sync::Mutex;
 
-use lapin::Channel;
 use warren_broker::BrokerError;
+use warren_broker::lapin::Channel;
 use warren_broker::supervisor::Link;
 
 use super::channels::{Channels, Pooled};

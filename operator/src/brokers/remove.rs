@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use lapin::Channel;
 use tokio::time::Instant;
 use warren_api::QueueType;
 use warren_api::conditions::queue::DELETION_BLOCKED;
 use warren_api::queue::DeclaredBinding;
 use warren_broker::declare::{self, DeclareError, Object, QueueDepth};
+use warren_broker::lapin::Channel;
 use warren_broker::supervisor::Link;
 use warren_broker::topology::{QueuePlan, Role, Topology};
 use warren_broker::{BrokerError, Category};

@@ -3,13 +3,13 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lapin::Channel;
 use tokio::time::Instant;
 use warren_api::QueueType;
 use warren_api::conditions::queue::DECLARED;
 use warren_api::queue::DeclaredBinding;
 use warren_broker::BrokerError;
 use warren_broker::declare::{self, DeclareError, Object, QueueDepth};
+use warren_broker::lapin::Channel;
 use warren_broker::supervisor::Link;
 use warren_broker::topology::{Argument, QueuePlan, Role, Topology, retry_queue};
 

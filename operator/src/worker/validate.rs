@@ -86,11 +86,6 @@ fn not_alone(worker: &Worker, queue: &Queue, beside: Option<&str>) -> Option<Pro
     })
 }
 
-/// Whatever keeps the order that was asked for from being kept; `beside`: whose pods may consume, too.
-pub fn disorder(worker: &Worker, queue: &Queue, beside: Option<&str>) -> Option<Problem> {
-    unordered(worker, queue).or_else(|| not_alone(worker, queue, beside))
-}
-
 /// Why a Queue gives its Workers nothing to consume: the queue of its name is somebody else's.
 fn not_ours(queue: &Queue) -> Option<Problem> {
     let (reason, declared) = others(queue)?;
@@ -107,7 +102,7 @@ pub fn is_unsure(queue: &Queue) -> bool {
 
 /// What is wrong that has consuming held; `beside`: whose pods may consume, too.
 fn hold(worker: &Worker, queue: &Queue, beside: Option<&str>) -> Option<Problem> {
-    not_ours(queue).or_else(|| disorder(worker, queue, beside))
+    not_ours(queue).or_else(|| unordered(worker, queue)).or_else(|| not_alone(worker, queue, beside))
 }
 
 /// Whether consuming is held; `beside`: see [`hold`].
@@ -396,7 +391,7 @@ pub(crate) mod tests {
         let mut around =
             Surroundings { beside: Some("the pods of Worker \"other\" …".to_owned()), ..surroundings() };
         let one = worker(json!({"consumer": {"orderingKey": "x-customer"}, "scaling": {"maxReplicas": 1}}));
-        let problem = disorder(&one, around.queue.as_deref().unwrap(), around.beside.as_deref()).unwrap();
+        let problem = hold(&one, around.queue.as_deref().unwrap(), around.beside.as_deref()).unwrap();
         assert!(problem.message.contains("Worker \"other\""), "{}", problem.message);
         assert!(validate(&one, &around).unwrap().held);
         assert!(!validate(&worker(json!({})), &around).unwrap().held, "it asks for no order");
