@@ -86,6 +86,7 @@ pub(crate) async fn open(
                         AMQPScheme::AMQPS => stream.into_tls(&host, tls.as_ref()).await,
                     }
                 };
+                // The library's thread waits for this by itself, whatever becomes of the attempt.
                 timeout(limit, opening)
                     .await
                     .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))

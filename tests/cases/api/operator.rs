@@ -1,6 +1,7 @@
 //! Operators as processes beside a real API server and a real broker: conditions, finalizers, and who leads.
 
 use std::ops::Deref;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -28,6 +29,12 @@ impl Deref for Room {
     fn deref(&self) -> &Namespace {
         &self.namespace
     }
+}
+
+/// An operator that watches these namespaces as the user of a kubeconfig.
+async fn watching(kubeconfig: &Path, namespaces: &[&str], identity: &str) -> Result<Operator> {
+    let binary = static_binaries(&["warren-operator"]).await?.remove(0);
+    Operator::watching(&binary, kubeconfig, namespaces, identity).await
 }
 
 impl Room {
@@ -141,9 +148,8 @@ async fn of_two_queues_that_name_the_same_broker_queue_the_older_keeps_it() -> R
 async fn a_name_that_is_given_up_in_one_watched_namespace_goes_to_the_next_queue_in_another() -> Result<()> {
     // Of two that were created in the same second, the namespace's name decides.
     let (one, other) = (Room::new("given-a").await?, Room::new("given-b").await?);
-    let binary = static_binaries(&["warren-operator"]).await?.remove(0);
     let both = [one.name.as_str(), other.name.as_str()];
-    let _operator = Operator::watching(&binary, one.cluster.kubeconfig(), &both, "one").await?;
+    let _operator = watching(one.cluster.kubeconfig(), &both, "one").await?;
     one.secret("shared", &other.vhost.uri()).await?;
     one.queue("older", json!({"queueName": "orders", "broker": {"secretRef": {"name": "shared"}}})).await?;
     one.ready("older").await?;
@@ -448,10 +454,9 @@ async fn a_worker_that_was_changed_before_the_operator_started_is_not_said_to_ha
 #[tokio::test]
 async fn a_namespace_goes_with_a_queue_whose_deletion_needs_the_secret_that_goes_too() -> Result<()> {
     let (home, room) = (Room::new("namespace-home").await?, Room::new("namespace-gone").await?);
-    let binary = static_binaries(&["warren-operator"]).await?.remove(0);
     // Its Lease stays.
     let namespaces = [home.name.as_str(), room.name.as_str()];
-    let _operator = Operator::watching(&binary, room.cluster.kubeconfig(), &namespaces, "one").await?;
+    let _operator = watching(room.cluster.kubeconfig(), &namespaces, "one").await?;
     room.queue("orders", json!({"deletionPolicy": "Delete"})).await?;
     room.ready("orders").await?;
     // The worst order: the Secret goes long before the Queue.
@@ -530,10 +535,8 @@ impl BesideLate {
         Ok(beside)
     }
 
-    async fn operator(&self, kubeconfig: &std::path::Path, identity: &str) -> Result<Operator> {
-        let binary = static_binaries(&["warren-operator"]).await?.remove(0);
-        let both = [self.room.name.as_str(), self.late.name.as_str()];
-        Operator::watching(&binary, kubeconfig, &both, identity).await
+    async fn operator(&self, kubeconfig: &Path, identity: &str) -> Result<Operator> {
+        watching(kubeconfig, &[&self.room.name, &self.late.name], identity).await
     }
 }
 
@@ -587,9 +590,8 @@ fn no_finalizers() -> Value {
 #[tokio::test]
 async fn a_name_goes_to_the_younger_queue_only_when_the_older_one_s_finalizer_is_gone() -> Result<()> {
     let room = Room::new("finalizer").await?;
-    let binary = static_binaries(&["warren-operator"]).await?.remove(0);
     let kubeconfig = limited_to(&room).await?;
-    let operator = Operator::watching(&binary, kubeconfig.path(), &[&room.name], "one").await?;
+    let operator = watching(kubeconfig.path(), &[&room.name], "one").await?;
     room.queue("older", json!({"queueName": "orders", "deletionPolicy": "Delete"})).await?;
     room.ready("older").await?;
     room.queue("younger", json!({"queueName": "orders"})).await?;
@@ -636,10 +638,9 @@ async fn limited_to(room: &Room) -> Result<tempfile::NamedTempFile> {
 #[tokio::test]
 async fn a_namespace_that_may_not_be_read_keeps_no_other_one_waiting() -> Result<()> {
     let room = Room::new("scopes").await?;
-    let binary = static_binaries(&["warren-operator"]).await?.remove(0);
     let kubeconfig = limited_to(&room).await?;
     let namespaces = [room.name.as_str(), "kube-system"];
-    let _operator = Operator::watching(&binary, kubeconfig.path(), &namespaces, "one").await?;
+    let _operator = watching(kubeconfig.path(), &namespaces, "one").await?;
     room.queue("orders", json!({})).await?;
     room.ready("orders").await?;
     room.worker("invoices", "orders", json!({})).await?;
