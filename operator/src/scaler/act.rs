@@ -65,7 +65,7 @@ pub async fn mark_costs(
     pods: &[Arc<Pod>],
     work: impl Fn(&str) -> Option<(u64, u64)>,
 ) -> bool {
-    let costs = pods.iter().filter(|pod| !pods::ending(pod) && !pods::ended(pod)).filter_map(|pod| {
+    let costs = pods::staying(pods).filter_map(|pod| {
         let cost = cost(work(&pod.uid().unwrap_or_default()));
         let marked = pod.annotations().get(DELETION_COST);
         let same = marked.map_or(cost == 0, |marked| *marked == cost.to_string());

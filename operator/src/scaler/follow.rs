@@ -238,8 +238,8 @@ impl Follower {
     fn fold(&mut self, pods: &[Arc<Pod>], answers: Vec<Answer>) -> (Sidecars, Handlers) {
         let living: BTreeSet<String> =
             pods.iter().filter(|pod| !pods::ended(pod)).filter_map(|pod| pod.uid()).collect();
-        let runs = |pod: &Pod| pods::sidecar_runs(pod) && !pods::ended(pod) && !pods::ending(pod);
-        let staying = pods.iter().filter(|pod| runs(pod)).filter_map(|pod| pod.uid()).collect();
+        let running = pods::staying(pods).filter(|pod| pods::sidecar_runs(pod));
+        let staying = running.filter_map(|pod| pod.uid()).collect();
         let misconfigured = answers
             .iter()
             .filter(|answer| !answer.ending)

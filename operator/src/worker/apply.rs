@@ -13,7 +13,7 @@ use super::build::{Built, digest};
 use super::covers::covers;
 use super::dereference::Surroundings;
 use super::live::{Live, LiveConfigMap, LiveDeployment, LiveDisruptionBudget};
-use super::pods;
+use super::pods::staying;
 use crate::context::{Context, FIELD_MANAGER};
 use crate::error::Error;
 use crate::problem::Problem;
@@ -116,9 +116,9 @@ fn required(worker: &Worker, desired: &Value) -> Value {
 /// <https://kubernetes.io/docs/tasks/configure-pod-container/configure-pod-configmap/#mounted-configmaps-are-updated-automatically>.
 async fn hasten(built: &Built, around: &Surroundings, context: &Context) {
     let digest = digest(&built.config_map["data"]);
-    let living = around.pods.iter().filter(|pod| !pods::ending(pod) && !pods::ended(pod));
     // A pod that this does not reach sees the ConfigMap when the kubelet looks next.
-    annotate(context, CONFIG_DIGEST, living.map(|pod| (pod.clone(), digest.clone())).collect()).await;
+    let values = staying(&around.pods).map(|pod| (pod.clone(), digest.clone()));
+    annotate(context, CONFIG_DIGEST, values.collect()).await;
 }
 
 /// Applies one object; gives whether there was none.

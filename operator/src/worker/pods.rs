@@ -16,17 +16,8 @@ const NO_IMAGE: [&str; 4] = ["ImagePullBackOff", "ErrImagePull", "ErrImageNeverP
 const LONG_RUN: SignedDuration = SignedDuration::from_mins(10);
 /// The label by which pods of one template are known.
 const POD_TEMPLATE_HASH: &str = "pod-template-hash";
-/// Reasons of a waiting container that do not pass by themselves, or not soon.
-const STUCK: [&str; 8] = [
-    CRASH,
-    NO_IMAGE[0],
-    NO_IMAGE[1],
-    NO_IMAGE[2],
-    NO_IMAGE[3],
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "RunContainerError",
-];
+/// Other reasons of a waiting container that do not pass by themselves, or not soon.
+const STUCK: [&str; 4] = [CRASH, "CreateContainerConfigError", "CreateContainerError", "RunContainerError"];
 
 /// What keeps pods from working: a reason and a sentence.
 pub fn trouble(pods: &[Arc<Pod>]) -> Option<(String, String)> {
@@ -38,7 +29,8 @@ pub fn crash(pods: &[Arc<Pod>]) -> bool {
     staying(pods).filter_map(|pod| stuck(pod)).any(|(reason, _)| reason == CRASH)
 }
 
-fn staying(pods: &[Arc<Pod>]) -> impl Iterator<Item = &Arc<Pod>> {
+/// Pods that neither end nor have ended.
+pub fn staying(pods: &[Arc<Pod>]) -> impl Iterator<Item = &Arc<Pod>> {
     pods.iter().filter(|pod| !ending(pod) && !ended(pod))
 }
 
@@ -55,7 +47,8 @@ fn stuck(pod: &Pod) -> Option<(String, String)> {
             // For up to a minute the kubelet says so of one that it will start again.
             Some(last) => (CRASH, Some(last)),
             None => {
-                let reason = waiting?.reason.as_deref().filter(|reason| STUCK.contains(reason))?;
+                let stuck = |reason: &&str| STUCK.contains(reason) || NO_IMAGE.contains(reason);
+                let reason = waiting?.reason.as_deref().filter(stuck)?;
                 (reason, container.last_state.as_ref().and_then(|state| state.terminated.as_ref()))
             }
         };
@@ -83,8 +76,8 @@ fn stuck(pod: &Pod) -> Option<(String, String)> {
 /// Whether a container has ended, soon after its start and not for the first time. An init container ends by itself once it has
 /// succeeded.
 fn ends_again(pod: &Pod, container: &ContainerStatus) -> bool {
-    let inits = pod.status.iter().flat_map(|status| status.init_container_statuses.iter().flatten());
-    let is_init = inits.into_iter().any(|init| init.name == container.name);
+    let mut inits = pod.status.iter().flat_map(|status| status.init_container_statuses.iter().flatten());
+    let is_init = inits.any(|init| init.name == container.name);
     let ended = container.state.as_ref().and_then(|state| state.terminated.as_ref());
     ended.is_some_and(|ended| {
         let ran = ended.started_at.as_ref().zip(ended.finished_at.as_ref());
