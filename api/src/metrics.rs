@@ -1,4 +1,4 @@
-//! Names of the sidecar metrics that the operator's scaler reads.
+//! Names of the sidecar metrics that the operator's scaler and the plugin read.
 
 /// Gauge: messages delivered to the sidecar and not settled.
 pub const UNSETTLED: &str = "warren_sidecar_unsettled";
@@ -23,5 +23,7 @@ pub const TRANSIENT: &str = "warren_sidecar_transient_messages_total";
 /// Gauge: the HTTP status (401, 403, 404, 405 or 431) with which the handler answers while consuming is held back because of
 /// it, 0 otherwise: not the messages are at fault then, but the handler's address or rights.
 pub const HANDLER_MISCONFIGURED: &str = "warren_sidecar_handler_misconfigured_status";
+/// Gauge: 1 while the broker takes no publishes, by a memory or disk alarm.
+pub const PUBLISH_BLOCKED: &str = "warren_sidecar_publish_blocked";
 /// Gauge: 1 while the breaker is open: most handler calls fail, and consuming is held for that.
 pub const BREAKER_OPEN: &str = "warren_sidecar_breaker_open";

@@ -23,8 +23,6 @@ use crate::read::{Read, said};
 pub const OPERATOR_LABELS: &str = "app.kubernetes.io/part-of=warren,app.kubernetes.io/component=operator";
 /// The operator's port.
 const OPERATOR_PORT: u16 = 8080;
-/// The sidecar's metric that is 1 while the broker takes no publishes.
-const PUBLISH_BLOCKED: &str = "warren_sidecar_publish_blocked";
 /// Sidecars that are read at once.
 const AT_ONCE: usize = 16;
 /// How long the API server may take to answer.
@@ -73,8 +71,6 @@ pub struct Sidecar {
     pub at: Instant,
     /// Its metrics.
     pub said: Read<Sample>,
-    /// Whether it says that the broker takes no publishes.
-    pub blocked: bool,
 }
 
 impl Sidecar {
@@ -154,7 +150,11 @@ impl Cluster {
         let reads = pods.into_iter().filter(sidecar_runs).map(|pod| async move {
             // Who has gone since the list was made is none.
             let text = self.page(&pod, SIDECAR_PORT, "metrics").await.transpose()?;
-            Some(sidecar(pod, Instant::now(), text.map_err(said)))
+            let said = text.map_err(said).and_then(|text| {
+                sample::parse(&text)
+                    .ok_or_else(|| format!("pod {}: these are no sidecar's metrics", pod.name_any()))
+            });
+            Some(Sidecar { pod, at: Instant::now(), said })
         });
         Ok(futures::stream::iter(reads).buffer_unordered(AT_ONCE).filter_map(ready).collect().await)
     }
@@ -198,20 +198,6 @@ impl Cluster {
         };
         answer.with_context(|| format!("read /{page} of pod {name} through the API server"))
     }
-}
-
-/// A pod whose sidecar gave this page of metrics.
-fn sidecar(pod: Pod, at: Instant, page: Read<String>) -> Sidecar {
-    let blocked = page.as_ref().is_ok_and(|text| blocked(text));
-    let said = page.and_then(|text| {
-        sample::parse(&text).ok_or_else(|| format!("pod {}: these are no sidecar's metrics", pod.name_any()))
-    });
-    Sidecar { pod, at, said, blocked }
-}
-
-fn blocked(page: &str) -> bool {
-    let value = Exposition::new(page.to_owned()).sum(PUBLISH_BLOCKED, &[]);
-    value.is_some_and(|blocked| blocked > 0.0)
 }
 
 /// What the one that leads says; none where all have answered and none leads.
@@ -276,7 +262,7 @@ pub(crate) mod tests {
     pub(crate) fn sidecar(worker: &str, uid: &str, at: Instant, said: Read<Sample>) -> Sidecar {
         let metadata = json!({"uid": uid, "labels": {(WORKER_LABEL): worker, "app": "shop"}});
         let pod = serde_json::from_value(json!({"metadata": metadata})).unwrap();
-        Sidecar { pod, at, said, blocked: false }
+        Sidecar { pod, at, said }
     }
 
     fn leader(leads: u32) -> Exposition {
@@ -293,20 +279,6 @@ pub(crate) mod tests {
         for answers in [vec![unread(), Ok(leader(0))], vec![Ok(leader(0)), unread()]] {
             assert!(leading(answers).is_err(), "the one that was not read may lead");
         }
-    }
-
-    #[test]
-    fn a_sidecar_says_by_its_metrics_whether_the_broker_takes_no_publishes() {
-        let said = |page: Read<String>| super::sidecar(Pod::default(), Instant::now(), page);
-        let with = |more: &str| {
-            said(Ok(format!("warren_sidecar_unsettled 0\nwarren_sidecar_in_flight 0\n{more}\n")))
-        };
-        let (blocked, free) = (with(&format!("{PUBLISH_BLOCKED} 1")), with(&format!("{PUBLISH_BLOCKED} 0")));
-        assert!(blocked.blocked && blocked.said.is_ok());
-        assert!(!free.blocked && free.said.is_ok());
-        // One of an older version says nothing about it.
-        assert!(!with("").blocked && !said(Err("late".to_owned())).blocked);
-        assert!(include_str!("../../docs/sidecar-metrics.md").contains(PUBLISH_BLOCKED));
     }
 
     fn asked<F>(answer: fn() -> F) -> (Cluster, Pod)

@@ -1,4 +1,4 @@
-//! What a `/metrics` says. Pure.
+//! What the operator's `/metrics` says. Pure.
 
 use warren_operator::scaler::sample::name_and_value;
 

@@ -243,7 +243,7 @@ impl Metrics {
             breaker_open: make.gauge(names::BREAKER_OPEN, "1 while most handler calls fail and consuming is held for that")?,
             misconfigured: make.gauge(names::HANDLER_MISCONFIGURED, "The HTTP status (401, 403, 404, 405 or 431) that failed calls have while the breaker is open: the handler's address or rights are wrong; 0 otherwise")?,
             draining: make.gauge("warren_sidecar_draining", "1 from the begin of a drain until it is taken back")?,
-            blocked: make.gauge("warren_sidecar_publish_blocked", "1 while the broker takes no publishes (memory or disk alarm)")?,
+            blocked: make.gauge(names::PUBLISH_BLOCKED, "1 while the broker takes no publishes (memory or disk alarm)")?,
             deliveries: make.counter(names::DELIVERIES, "Messages delivered by the broker")?,
             redeliveries: make.counter("warren_sidecar_redeliveries_total", "Messages delivered with the broker's redelivered flag")?,
             extensions: make.counter(names::EXTENSIONS, "Times that the application asked for more time for a delivery that it ends later")?,

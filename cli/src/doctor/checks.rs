@@ -255,7 +255,8 @@ fn connections(worker: &str, facts: &Facts) -> Option<Check> {
 fn publishing(worker: &str, facts: &Facts) -> Option<Check> {
     let what = format!("Worker {worker}: the broker takes what its pods publish");
     let sidecars = of(worker, facts.sidecars.as_ref().ok()?);
-    let blocked = sidecars.iter().filter(|one| one.blocked).count();
+    let blocked =
+        sidecars.iter().filter(|one| one.said.as_ref().is_ok_and(|said| said.publish_blocked)).count();
     if blocked > 0 {
         return Some(Check::bad(
             what,
@@ -428,7 +429,7 @@ pub(super) mod tests {
         let told = |sidecars: Read<Vec<Sidecar>>, blocked: &[usize]| {
             let mut facts = Facts { sidecars, ..facts() };
             for index in blocked {
-                facts.sidecars.as_mut().unwrap()[*index].blocked = true;
+                facts.sidecars.as_mut().unwrap()[*index].said.as_mut().unwrap().publish_blocked = true;
             }
             let what = "Worker invoices: the broker takes what its pods publish";
             let check = checks(&facts).into_iter().find(|check| check.what == what);

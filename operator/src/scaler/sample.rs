@@ -38,6 +38,8 @@ pub struct Sample {
     pub transient: u64,
     /// Whether the consuming connection is up.
     pub connected: bool,
+    /// Whether the broker takes no publishes.
+    pub publish_blocked: bool,
     /// Whether the handler takes calls.
     pub handler_up: bool,
     /// The status that tells of a wrong path or missing rights.
@@ -81,6 +83,7 @@ pub fn parse(text: &str) -> Option<Sample> {
             metrics::EXTENSIONS => sample.extensions += count,
             metrics::TRANSIENT => sample.transient += count,
             metrics::CONNECTED => sample.connected = value > 0.0,
+            metrics::PUBLISH_BLOCKED => sample.publish_blocked = value > 0.0,
             metrics::HANDLER_UP => sample.handler_up = value > 0.0,
             metrics::HANDLER_MISCONFIGURED => {
                 sample.misconfigured = u16::try_from(count).ok().filter(|status| *status != 0);
@@ -227,6 +230,18 @@ warren_sidecar_connected 0
 warren_sidecar_handler_misconfigured_status 404
 something_else NaN
 "#;
+
+    #[test]
+    fn a_sidecar_says_by_its_metrics_whether_the_broker_takes_no_publishes() {
+        let blocked = |more: &str| {
+            let page = format!("warren_sidecar_unsettled 0\nwarren_sidecar_in_flight 0\n{more}\n");
+            parse(&page).unwrap().publish_blocked
+        };
+        let said = |value: u8| blocked(&format!("{} {value}", metrics::PUBLISH_BLOCKED));
+        assert!(said(1) && !said(0));
+        assert!(!blocked(""), "one of an older version says nothing about it");
+        assert!(include_str!("../../../docs/sidecar-metrics.md").contains(metrics::PUBLISH_BLOCKED));
+    }
 
     #[test]
     fn a_sidecars_metrics_are_read() {
