@@ -54,9 +54,7 @@ pub fn refused(error: &DeclareError) -> Problem {
             Some(difference) => differs(object, &difference, vhost(detail)),
             None => (
                 "ArgumentsRefused",
-                format!(
-                    "the broker does not take {object}: {detail}. Change the spec to what this version of RabbitMQ supports"
-                ),
+                format!("the broker does not take {object}: {detail}. {}", way_out_of_refusal(object)),
             ),
         },
         BrokerError::NotFound { detail } => match object {
@@ -116,11 +114,23 @@ fn vhost(detail: &str) -> &str {
     named.map_or("VHOST", |(vhost, _)| vhost)
 }
 
+/// Most arguments of a queue are immutable in the spec, as they are on the broker.
+fn way_out_of_refusal(object: &Object) -> &'static str {
+    match object {
+        Object::Queue(_) => {
+            "Delete this Queue and make it again with what this version of RabbitMQ supports, or upgrade RabbitMQ"
+        }
+        Object::Exchange(_) | Object::Binding(..) => {
+            "Change bindings to what this version of RabbitMQ supports"
+        }
+    }
+}
+
 /// What a restart of the broker would take, and how to be rid of it.
 fn not_durable(object: &Object, vhost: &str) -> String {
     match object {
         Object::Queue(name) => format!(
-            "{object} exists and is not durable, so it and its messages would not survive a restart of the broker. Warren leaves it as it is: delete it when it is empty (rabbitmqctl delete_queue {name} --vhost {vhost} --if-empty --if-unused) and it is declared durable by itself, or use another name"
+            "{object} exists and is not durable, so it and its messages would not survive a restart of the broker. Warren leaves it as it is: delete it when it is empty (rabbitmqctl delete_queue {name} --vhost {vhost} --if-empty --if-unused) and it is declared durable by itself, or delete this Queue and make it again with another queueName"
         ),
         Object::Exchange(_) | Object::Binding(..) => format!(
             "{object} exists and is not durable, so it and its bindings would not survive a restart of the broker. Warren leaves it as it is: have whoever declares it declare it durable, delete it when nobody publishes to it (then it is declared durable by itself), or name another in bindings"
@@ -134,8 +144,16 @@ fn differs(object: &Object, difference: &Difference, vhost: &str) -> (&'static s
         return ("NotDurable", not_durable(object, vhost));
     }
     let asked = if asked.is_empty() { "\"\"" } else { asked.as_str() };
+    let way_out = match object {
+        Object::Queue(_) => {
+            "set adoptionPolicy: AsIs to consume a main queue as it is, or delete the queue when it is empty, or delete this Queue and make it again with what exists or with another queueName (docs/changing-a-queue.md)"
+        }
+        Object::Exchange(_) | Object::Binding(..) => {
+            "leave declare out of the binding to use the exchange as it is, or name another in bindings"
+        }
+    };
     let message = format!(
-        "{object} exists with {field} = {existing}, and the spec asks for {asked}. Warren leaves it as it is: change the spec to what exists, or use another name and move over (docs/changing-a-queue.md), or delete it when it is empty"
+        "{object} exists with {field} = {existing}, and the spec asks for {asked}. Warren leaves it as it is: {way_out}"
     );
     ("ArgumentsDiffer", message)
 }
@@ -186,6 +204,18 @@ mod tests {
             "{}",
             problem.message
         );
+        assert!(problem.message.contains("adoptionPolicy: AsIs"), "{}", problem.message);
+    }
+
+    #[test]
+    fn an_exchange_that_differs_can_be_used_as_it_is() {
+        let detail = "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'shop' in vhost '/': received 'topic' but current is 'direct'";
+        let object = Object::Exchange("shop".to_owned());
+        let error = BrokerError::Precondition { detail: detail.to_owned() };
+        let problem = refused(&DeclareError { object, error });
+        assert_eq!(problem.reason, "ArgumentsDiffer");
+        assert!(problem.message.contains("leave declare out"), "{}", problem.message);
+        assert!(!problem.message.contains("queueName"), "{}", problem.message);
     }
 
     #[test]

@@ -116,7 +116,7 @@ async fn keep(
         Claim::MustBeAbsent => {
             if depth_of(link, main).await.map_err(|error| of_main(order, error))?.is_some() {
                 let message = format!(
-                    "queue \"{main}\" exists already, which adoptionPolicy FailIfExists refuses: use adoptionPolicy: Adopt to take it over, or another queueName"
+                    "queue \"{main}\" exists already, which adoptionPolicy FailIfExists refuses: set adoptionPolicy: Adopt to take it over, or delete this Queue and make it again with another queueName"
                 );
                 return Ok(Outcome::Refused(Problem::new(DECLARED, ALREADY_EXISTS, message)));
             }

@@ -406,7 +406,7 @@ pub(crate) mod tests {
 
     /// A Queue with a condition.
     pub(crate) fn saying(kind: &str, status: &str, reason: &str) -> Queue {
-        let condition = json!({"type": kind, "status": status, "reason": reason, "message": "use another queueName", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let condition = json!({"type": kind, "status": status, "reason": reason, "message": "delete one of the two", "lastTransitionTime": "2026-01-01T00:00:00Z"});
         let mut queue = surroundings().queue.map(Arc::unwrap_or_clone).unwrap();
         queue.status = Some(serde_json::from_value(json!({"conditions": [condition]})).unwrap());
         queue
@@ -424,7 +424,7 @@ pub(crate) mod tests {
         for reason in ["AlreadyExists", "Conflict"] {
             let problem = problem(declared("False", reason)).unwrap();
             assert_eq!((problem.condition, problem.reason), (QUEUE_READY, reason));
-            for text in ["Queue \"orders\"", "use another queueName", "Consuming is held"] {
+            for text in ["Queue \"orders\"", "delete one of the two", "Consuming is held"] {
                 assert!(problem.message.contains(text), "{}", problem.message);
             }
         }
