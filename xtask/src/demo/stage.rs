@@ -71,8 +71,10 @@ impl<'a> Stage<'a> {
 /// What a reader can type next.
 pub(crate) fn hints(cluster: &Cluster) -> String {
     let path = cluster.kubectl_path().parent().map(|bin| format!("export PATH={}:$PATH\n", bin.display()));
+    let uri =
+        format!("uri=$(kubectl -n {NAMESPACE} get secret rabbitmq -o jsonpath='{{.data.uri}}' | base64 -d)");
     format!(
-        "export KUBECONFIG={}\n{}kubectl -n {NAMESPACE} get wq,wk,pods\nkubectl -n {NAMESPACE} describe wk invoices",
+        "export KUBECONFIG={}\n{}kubectl -n {NAMESPACE} get wq,wk,pods\nkubectl -n {NAMESPACE} describe wk invoices\n{uri}",
         cluster.kubeconfig().display(),
         path.filter(|_| cluster.site().is_some()).unwrap_or_default(),
     )
