@@ -15,7 +15,9 @@ async function handle(request) {
   return 204; // done: ack
 }
 
-createServer(async (request, response) => {
+const server = createServer(async (request, response) => {
   const status = await handle(request).catch(() => 500); // perhaps later: retry
   response.writeHead(status).end();
-}).listen(8080, "127.0.0.1");
+});
+server.listen(8080, "127.0.0.1");
+process.once("SIGTERM", () => server.close()); // ends once calls that run are answered; PID 1 of a container ignores it otherwise

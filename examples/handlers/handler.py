@@ -1,5 +1,7 @@
 """Handles orders with the standard library alone: python3 handler.py"""
 import json
+import signal
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -21,4 +23,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-ThreadingHTTPServer(("127.0.0.1", 8080), Handler).serve_forever()
+class Server(ThreadingHTTPServer):
+    daemon_threads = False  # the end waits for calls that run
+
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # PID 1 of a container ignores it otherwise
+with Server(("127.0.0.1", 8080), Handler) as server:
+    server.serve_forever()
