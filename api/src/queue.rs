@@ -135,7 +135,7 @@ pub struct QueueSpec {
     #[serde(default, rename = "type")]
     pub queue_type: QueueType,
 
-    /// Exchanges that route into the queue.
+    /// Exchanges that route into the queue; default none. The default exchange reaches it by its name in any case.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     pub bindings: Vec<Binding>,
@@ -157,11 +157,11 @@ pub struct QueueSpec {
     #[schemars(range(min = 1, max = 1_000_000))]
     pub delivery_limit: Option<i32>,
 
-    /// One consumer at a time receives messages, the others stand by. Immutable.
+    /// One consumer at a time receives messages, the others stand by; default false. Immutable.
     #[serde(default)]
     pub single_active_consumer: bool,
 
-    /// Classic only: the highest message priority. Immutable.
+    /// Classic only: the highest message priority; higher ones count as this. Default: messages have no priorities. Immutable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 255))]
     pub max_priority: Option<i32>,
@@ -293,7 +293,7 @@ pub struct Binding {
         .message("an argument's name may have at most 63 characters: use a shorter one"))]
     pub arguments: BTreeMap<String, String>,
 
-    /// Declare the exchange, durable; without it the exchange must exist.
+    /// Declare the exchange, durable; without it the exchange must exist, and is used as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub declare: Option<DeclareExchange>,
 }
@@ -327,12 +327,13 @@ pub enum ExchangeType {
         .message("delaysSeconds must rise: each delay longer than the one before, such as [5, 60, 600]; the last one repeats")
 )]
 pub struct Retry {
-    /// Seconds that a failed message waits before each further attempt, rising, at most 10; `[]` for no retries.
+    /// Seconds that a failed message waits before each further attempt, rising, at most 10 of them; default [5, 60, 600]. `[]`: no
+    /// retries, the first failure dead-letters.
     #[serde(default = "default_delays")]
     #[schemars(length(max = 10), inner(range(min = 1, max = 2_592_000)))]
     pub delays_seconds: Vec<i32>,
 
-    /// Attempts in all, the first included, before the message is dead-lettered.
+    /// Attempts in all, the first included, before the message is dead-lettered; default 24.
     #[serde(default = "default_max_attempts")]
     #[schemars(range(min = 1, max = 10_000))]
     pub max_attempts: i32,
@@ -356,12 +357,13 @@ fn default_max_attempts() -> i32 {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct DeadLetter {
-    /// Seconds after which a dead message is dropped.
+    /// Seconds after which a dead message is dropped; default: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4_000_000))]
     pub message_ttl_seconds: Option<i32>,
 
-    /// How many dead messages are kept; further ones are refused and stay where they are.
+    /// How many dead messages are kept; default: no limit. When the dead-letter queue is full, further ones are refused: they stay
+    /// unacknowledged with the sidecars, and the condition DeadLetterAvailable says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub max_length: Option<i32>,
@@ -371,22 +373,24 @@ pub struct DeadLetter {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Limits {
-    /// How many ready messages the queue holds.
+    /// How many ready messages the queue holds; default: no limit. `overflow` says what becomes of more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub max_length: Option<i32>,
 
-    /// How many bytes of ready messages the queue holds.
+    /// How many bytes of ready messages the queue holds; default: no limit. `overflow` says what becomes of more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub max_length_bytes: Option<i64>,
 
-    /// Seconds after which a waiting message is dead-lettered.
+    /// Seconds after which a waiting message is dead-lettered; default: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4_000_000))]
     pub message_ttl_seconds: Option<i32>,
 
-    /// What a full queue does: refuse the producer (`RejectPublish`) or dead-letter its oldest message (`DropHead`).
+    /// What a queue does that is full by `maxLength` or `maxLengthBytes`. `RejectPublish` (default): it refuses a new message, which
+    /// its producer learns only with confirms. `DropHead`: it dead-letters its oldest message; on a quorum queue the broker
+    /// then gives no guarantee for what it dead-letters by itself.
     #[serde(default)]
     pub overflow: Overflow,
 }

@@ -76,7 +76,7 @@ pub struct WorkerSpec {
     #[serde(default)]
     pub consumer: Consumer,
 
-    /// The scale subresource's field: obeyed in scaling modes `External` and `Manual`, ignored in `Builtin`.
+    /// The scale subresource's field: obeyed in scaling modes `External` and `Manual`, ignored in `Builtin`; default 1.
     #[serde(default = "default_replicas")]
     #[schemars(range(min = 0, max = 10_000))]
     pub replicas: i32,
@@ -236,7 +236,7 @@ pub struct Consumer {
     #[schemars(range(min = 1, max = 2000))]
     pub concurrency: Option<i32>,
 
-    /// Stop consuming: what runs ends, the pods stay.
+    /// Stop consuming: what runs ends, the pods stay; default false.
     #[serde(default)]
     pub paused: bool,
 
@@ -245,7 +245,7 @@ pub struct Consumer {
     pub prefetch_mode: PrefetchMode,
 
     /// A header's name, or "routing-key": messages with the same value are handled one at a time, in order. Needs
-    /// singleActiveConsumer on the Queue, or scaling.maxReplicas: 1.
+    /// singleActiveConsumer on the Queue, or scaling.maxReplicas: 1 (replicas: 1 in scaling modes External and Manual).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
     pub ordering_key: Option<String>,
@@ -416,7 +416,7 @@ pub struct Sidecar {
     #[schemars(schema_with = "crate::template::resources_schema")]
     pub resources: Option<ResourceRequirements>,
 
-    /// How much the sidecar logs; default info.
+    /// How much the sidecar logs: error, warn, info (default), debug or trace.
     #[serde(default)]
     pub log_level: LogLevel,
 
