@@ -21,8 +21,10 @@ pub struct ConnectOptions {
     pub name: String,
     /// Seconds between heartbeats: a silent peer is given up after two.
     pub heartbeat_seconds: u16,
-    /// The largest frame to ask for, in bytes; none: the broker's maximum. The library allocates 64 frames.
-    pub frame_max: Option<u32>,
+    /// The largest frame to ask for, in bytes. The library allocates 64 frames, and takes no more than was asked for.
+    pub frame_max: u32,
+    /// What may be asked for at most, once a frame was too large.
+    pub frame_limit: u32,
     /// How long all of connecting may take.
     pub timeout: Duration,
 }
@@ -30,15 +32,37 @@ pub struct ConnectOptions {
 impl ConnectOptions {
     /// A frame size that keeps a connection at 2 MiB instead of 8.
     pub const SMALL_FRAME: u32 = 32 * 1024;
+    /// Just above the default of RabbitMQ, so that it shows whether the limit is the broker's own.
+    const MIDDLE_FRAME: u32 = 128 * 1024 + 1;
+    /// The largest headers fit, and a broker that has no limit costs 64 MiB at most.
+    const LARGE_FRAME: u32 = 1024 * 1024;
 
     /// Options that suit both programs: a peer that is gone is noticed within 20 s.
     pub fn named(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
             heartbeat_seconds: 10,
-            frame_max: Some(Self::SMALL_FRAME),
+            frame_max: Self::SMALL_FRAME,
+            frame_limit: Self::SMALL_FRAME,
             timeout: Duration::from_secs(10),
         }
+    }
+
+    /// The same for who has messages to carry, whose headers may need a larger frame.
+    #[must_use]
+    pub fn with_large_frames(self) -> Self {
+        Self { frame_limit: Self::LARGE_FRAME, ..self }
+    }
+
+    /// What to ask for after a frame that was too large.
+    pub(crate) fn larger_frame(&self) -> u32 {
+        let next = if self.frame_max < Self::MIDDLE_FRAME { Self::MIDDLE_FRAME } else { Self::LARGE_FRAME };
+        next.min(self.frame_limit)
+    }
+
+    /// The frame that all must be made to fit, of what was agreed on; none: the next connection takes a larger one.
+    pub(crate) fn final_frame(&self, agreed: u32) -> Option<u32> {
+        (agreed < self.frame_max || self.frame_max >= self.frame_limit).then_some(agreed)
     }
 }
 
@@ -61,7 +85,7 @@ pub(crate) async fn open(
     options: &ConnectOptions,
 ) -> Result<(Connection, Option<TcpStream>), BrokerError> {
     let query = AMQPQueryString {
-        frame_max: options.frame_max,
+        frame_max: Some(options.frame_max),
         heartbeat: Some(options.heartbeat_seconds),
         ..AMQPQueryString::default()
     };
@@ -188,6 +212,21 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
+
+    #[test]
+    fn everything_must_fit_a_frame_that_is_the_brokers_own_or_the_last_that_is_asked_for() {
+        let mut options = ConnectOptions::named("test").with_large_frames();
+        let small = ConnectOptions::SMALL_FRAME;
+        assert_eq!(options.final_frame(small), None, "the broker may take larger ones");
+        assert_eq!(options.final_frame(8192), Some(8192));
+        options.frame_max = options.larger_frame();
+        assert_eq!(options.final_frame(131_072), Some(131_072), "the broker's default");
+        assert_eq!(options.final_frame(options.frame_max), None);
+        options.frame_max = options.larger_frame();
+        assert_eq!(options.final_frame(1_048_576), Some(1_048_576), "a broker without a limit");
+        assert_eq!(options.larger_frame(), options.frame_max);
+        assert_eq!(ConnectOptions::named("test").final_frame(small), Some(small));
+    }
 
     #[test]
     fn only_a_handshake_that_is_refused_is_told_as_tls_and_one_that_breaks_off_passes_by_itself() {

@@ -14,6 +14,8 @@ pub mod access;
 pub mod connect;
 pub mod declare;
 pub mod error;
+#[cfg(test)]
+mod peer;
 pub mod release;
 pub mod supervisor;
 pub mod topology;

@@ -60,8 +60,8 @@ pub struct Link {
     pub generation: u64,
     /// The connection.
     pub connection: Arc<Connection>,
-    /// The largest frame that was asked for, in bytes; none: the broker's maximum.
-    pub frame_asked: Option<u32>,
+    /// The frame that all must be made to fit, in bytes; none: over one that is too large the next connection takes a larger one.
+    pub frame: Option<u32>,
     /// Why the broker reads no publishes (`connection.blocked`), while it does not.
     pub blocked: Option<Arc<str>>,
 }
@@ -135,7 +135,7 @@ impl Keeper {
                 Err(error) => (error, Duration::ZERO),
             };
             if let BrokerError::FrameTooLarge { .. } = error {
-                self.options.frame_max = None;
+                self.options.frame_max = self.options.larger_frame();
             }
             let pause = pace.failed(lived, access.endpoints());
             let attempts = pace.attempts;
@@ -162,8 +162,8 @@ impl Keeper {
         let generation = self.generation;
         let mut events = std::pin::pin!(connection.events_listener());
         let connection = Arc::new(connection);
-        let frame_asked = self.options.frame_max;
-        let mut link = Link { generation, connection: Arc::clone(&connection), frame_asked, blocked: None };
+        let frame = self.options.final_frame(connection.configuration().frame_max());
+        let mut link = Link { generation, connection: Arc::clone(&connection), frame, blocked: None };
         tracing::info!(name = %self.options.name, generation, "connected to the broker");
         self.publish.send_replace(LinkState::Up(link.clone()));
         let mut access_open = true;
@@ -256,6 +256,39 @@ async fn close(connection: &Connection) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peer::Peer;
+
+    /// What a supervisor asks for in its first connections, each of which ends over a frame, of a broker that offers so much.
+    async fn frames_asked<const N: usize>(options: ConnectOptions, offered: u32) -> [u32; N] {
+        let (listener, uri) = Peer::listen();
+        let access = Arc::new(BrokerAccess::from_uri(&uri).unwrap());
+        let supervisor = Supervisor::spawn(watch::channel(access).1, options);
+        let asked = tokio::task::spawn_blocking(move || {
+            std::array::from_fn(|_| {
+                let mut peer = Peer::accept(&listener);
+                let asked = peer.greet(offered);
+                peer.close(501, "FRAME_ERROR");
+                asked
+            })
+        });
+        let asked = asked.await.unwrap();
+        drop(supervisor);
+        asked
+    }
+
+    #[tokio::test]
+    async fn after_a_frame_that_was_too_large_a_broker_without_a_limit_is_asked_for_a_bounded_one() {
+        let small = ConnectOptions::SMALL_FRAME;
+        let check = async |offered| {
+            let (operator, sidecar) = tokio::join!(
+                frames_asked::<2>(ConnectOptions::named("test"), offered),
+                frames_asked::<4>(ConnectOptions::named("test").with_large_frames(), offered)
+            );
+            assert_eq!(operator, [small; 2]);
+            assert_eq!(sidecar, [small, 131_073, 1_048_576, 1_048_576]);
+        };
+        tokio::join!(check(0), check(u32::MAX));
+    }
 
     #[test]
     fn all_addresses_are_tried_before_a_pause_also_when_each_connection_ends_at_once() {

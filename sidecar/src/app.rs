@@ -70,7 +70,8 @@ impl Sidecar {
         let metrics = Arc::new(Metrics::new(labels).map_err(std::io::Error::other)?);
         metrics.mark_start();
         let health = Arc::new(Health::default());
-        let options = ConnectOptions::named(format!("warren-sidecar {} publish", fixed.instance));
+        let options =
+            ConnectOptions::named(format!("warren-sidecar {} publish", fixed.instance)).with_large_frames();
         // What publishes turns to another broker when the consumer does, and not before: until then copies belong where their
         // messages came from.
         let (access, followed) = watch::channel(live.access.borrow().clone());
@@ -143,8 +144,10 @@ pub async fn publish_only(
     let metrics = Arc::new(Metrics::new(labels).map_err(std::io::Error::other)?);
     metrics.mark_start();
     let health = Arc::new(Health::default());
-    let publisher =
-        Publisher::new(access, ConnectOptions::named(format!("warren-sidecar {instance} publish")));
+    let publisher = Publisher::new(
+        access,
+        ConnectOptions::named(format!("warren-sidecar {instance} publish")).with_large_frames(),
+    );
     let servers = spawn_servers(
         admin,
         Admin { metrics: Arc::clone(&metrics), health: Arc::clone(&health), engine: None, drain_token: None },
