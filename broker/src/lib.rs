@@ -11,6 +11,7 @@
 //! | [`release`] | which RabbitMQ a broker is |
 
 pub mod access;
+mod alarm;
 pub mod connect;
 pub mod declare;
 pub mod error;

@@ -41,9 +41,13 @@ impl Peer {
         let _ = self.0.read_to_end(&mut Vec::new());
     }
 
-    /// Sends bytes.
-    pub fn say(&mut self, bytes: &[u8]) {
-        self.0.write_all(bytes).unwrap();
+    /// Sends bytes, while the client listens.
+    pub fn try_say(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.write_all(bytes)
+    }
+
+    fn say(&mut self, bytes: &[u8]) {
+        self.try_say(bytes).unwrap();
     }
 
     /// The payload of the client's next frame.

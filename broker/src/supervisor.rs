@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::access::BrokerAccess;
+use crate::alarm::{Alarm, Heard};
 use crate::connect::{ConnectOptions, hang_up, open};
 use crate::error::BrokerError;
 
@@ -168,28 +169,33 @@ impl Keeper {
         self.publish.send_replace(LinkState::Up(link.clone()));
         let mut access_open = true;
         let mut pulse = tokio::time::interval(PULSE);
+        let mut alarm = Alarm::new(Instant::now());
         loop {
+            // A peer may have more to say at any time, and others want to be heard, too.
+            tokio::task::yield_now().await;
             tokio::select! {
                 // What the library says of an end comes before the look that only sees one.
                 biased;
                 event = events.next() => match event {
-                    Some(Event::ConnectionBlocked(reason)) => {
-                        tracing::warn!(name = %self.options.name, %reason, "the broker blocks publishing");
-                        link.blocked = Some(reason.into());
-                        self.publish.send_replace(LinkState::Up(link.clone()));
-                    }
-                    Some(Event::ConnectionUnblocked) => {
-                        link.blocked = None;
-                        self.publish.send_replace(LinkState::Up(link.clone()));
-                    }
                     Some(Event::Error(error)) => {
                         // A refused declaration closes its channel and is reported to whoever made it.
                         if !connection.status().connected() {
                             return BrokerError::from_lapin(&error);
                         }
                     }
-                    // Flow is the library's business; later kinds of event change nothing here.
-                    Some(_) => {}
+                    Some(event) => match alarm.hear(event, Instant::now()) {
+                        Heard::Changed { blocked, log } => {
+                            if let Some(reason) = blocked.as_deref().filter(|_| log) {
+                                tracing::warn!(name = %self.options.name, %reason, "the broker blocks publishing");
+                            }
+                            link.blocked = blocked;
+                            self.publish.send_replace(LinkState::Up(link.clone()));
+                        }
+                        Heard::TooMuch => return BrokerError::Closed {
+                            detail: "the peer says without end that it blocks publishing, and that it does not".to_owned(),
+                        },
+                        Heard::Nothing => {}
+                    },
                     None => return BrokerError::Closed { detail: "the connection ended".to_owned() },
                 },
                 _ = pulse.tick() => if !connection.status().connected() {
@@ -256,7 +262,7 @@ async fn close(connection: &Connection) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peer::Peer;
+    use crate::peer::{Peer, method};
 
     /// What a supervisor asks for in its first connections, each of which ends over a frame, of a broker that offers so much.
     async fn frames_asked<const N: usize>(options: ConnectOptions, offered: u32) -> [u32; N] {
@@ -288,6 +294,23 @@ mod tests {
             assert_eq!(sidecar, [small, 131_073, 1_048_576, 1_048_576]);
         };
         tokio::join!(check(0), check(u32::MAX));
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_blocks_and_unblocks_without_end_is_given_up() {
+        let (listener, uri) = Peer::listen();
+        let access = Arc::new(BrokerAccess::from_uri(&uri).unwrap());
+        let supervisor = Supervisor::spawn(watch::channel(access).1, ConnectOptions::named("test"));
+        // It may take the system minutes to find that nobody reads any more: nobody waits for that.
+        std::thread::spawn(move || {
+            let mut peer = Peer::accept(&listener);
+            peer.greet(0);
+            let changes = [method(10, 60, b"\x01x"), method(10, 61, b"")].concat().repeat(100);
+            while peer.try_say(&changes).is_ok() {}
+        });
+        let mut state = supervisor.state();
+        let down = state.wait_for(|state| matches!(state, LinkState::Down { .. })).await.unwrap().clone();
+        assert!(format!("{down:?}").contains("without end"), "{down:?}");
     }
 
     #[test]
