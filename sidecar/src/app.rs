@@ -21,7 +21,7 @@ use crate::runtime::{self, Parts};
 use crate::server::admin::Admin;
 use crate::server::local::Local;
 use crate::server::publish::Publish;
-use crate::server::{Closing, listen, serve};
+use crate::server::{Bounds, Closing, listen, serve};
 
 /// The ports of a sidecar.
 #[derive(Clone, Copy, Debug)]
@@ -187,11 +187,13 @@ async fn listen_locally(address: SocketAddr) -> std::io::Result<LocalPort> {
 
 fn spawn_servers(admin_port: TcpListener, admin: Admin, local_port: LocalPort, local: Local) -> Closing {
     let closing = Closing::default();
-    tokio::spawn(serve(admin_port, closing.subscribe(), move |request| admin.clone().handle(request)));
+    tokio::spawn(serve(admin_port, Bounds::ANYBODY, closing.subscribe(), move |request| {
+        admin.clone().handle(request)
+    }));
     let (first, second) = local_port;
     let local = move |request| local.clone().handle(request);
     for port in [Some(first), second].into_iter().flatten() {
-        tokio::spawn(serve(port, closing.subscribe(), local.clone()));
+        tokio::spawn(serve(port, Bounds::APPLICATION, closing.subscribe(), local.clone()));
     }
     closing
 }
