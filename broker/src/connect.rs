@@ -6,13 +6,14 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use lapin::tcp::{AsyncTcpStream, OwnedIdentity, OwnedTLSConfig};
-use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri};
+use lapin::tcp::AsyncTcpStream;
+use lapin::uri::{AMQPQueryString, AMQPUri};
 use lapin::{Connection, ConnectionProperties, ErrorKind};
 use tokio::time::timeout;
 
-use crate::access::{BrokerAccess, Tls};
+use crate::access::BrokerAccess;
 use crate::error::BrokerError;
+use crate::tls::secured;
 
 /// How to connect.
 #[derive(Clone, Debug)]
@@ -91,24 +92,20 @@ pub(crate) async fn open(
     };
     let properties = ConnectionProperties::default().with_connection_name(options.name.as_str().into());
     let attempt = Arc::new(Attempt::default());
-    let (begun, limit, tls) = (Arc::downgrade(&attempt), options.timeout, tls_config(access.tls()));
+    let (begun, limit, tls) = (Arc::downgrade(&attempt), options.timeout, access.tls().cloned());
     let connecting = async {
         let (uri, runtime) = (access.uri(endpoint, query), lapin::runtime::default_runtime()?);
         Connection::connector(
             uri,
             runtime,
             async move |uri: AMQPUri, runtime| {
-                let AMQPAuthority { host, port, .. } = uri.authority;
                 let opening = async {
-                    let addresses = runtime.to_socket_addrs((host.clone(), port));
+                    let addresses = runtime.to_socket_addrs((uri.authority.host.clone(), uri.authority.port));
                     let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
                     if let AsyncTcpStream::Plain(socket) = &stream {
                         Attempt::opened(&begun, socket.get_ref().as_fd().try_clone_to_owned()?.into())?;
                     }
-                    match uri.scheme {
-                        AMQPScheme::AMQP => Ok(stream),
-                        AMQPScheme::AMQPS => stream.into_tls(&host, tls.as_ref()).await,
-                    }
+                    secured(stream, &uri, tls.as_ref()).await
                 };
                 // The library's thread waits for this by itself, whatever becomes of the attempt.
                 timeout(limit, opening)
@@ -158,17 +155,6 @@ impl Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         hang_up(self.socket().take());
-    }
-}
-
-pub(crate) fn tls_config(tls: Option<&Tls>) -> OwnedTLSConfig {
-    let Some(Tls { ca, identity }) = tls else { return OwnedTLSConfig::default() };
-    OwnedTLSConfig {
-        cert_chain: ca.clone(),
-        identity: identity.as_ref().map(|(cert, key)| OwnedIdentity::PKCS8 {
-            pem: cert.clone().into_bytes(),
-            key: key.clone().into_bytes(),
-        }),
     }
 }
 

@@ -19,6 +19,7 @@ pub mod error;
 mod peer;
 pub mod release;
 pub mod supervisor;
+mod tls;
 pub mod topology;
 
 pub use access::{BrokerAccess, SecretError};

@@ -8,13 +8,13 @@ use std::io;
 use std::time::Duration;
 
 use futures::{AsyncReadExt, AsyncWriteExt};
-use lapin::tcp::AMQPUriTcpExt;
+use lapin::tcp::AsyncTcpStream;
 use lapin::types::AMQPValue;
 use lapin::types::parsing::parse_field_table;
 use lapin::uri::AMQPQueryString;
 
 use crate::access::BrokerAccess;
-use crate::connect::tls_config;
+use crate::tls::secured;
 
 const PROTOCOL_HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
 /// A frame's type, channel and size.
@@ -71,9 +71,10 @@ pub async fn ask(access: &BrokerAccess, timeout: Duration) -> Option<Release> {
 
 async fn ask_one(access: &BrokerAccess, endpoint: usize) -> io::Result<Option<Release>> {
     let runtime = lapin::runtime::default_runtime().map_err(io::Error::other)?;
-    let tls = tls_config(access.tls());
     let uri = access.uri(endpoint, AMQPQueryString::default());
-    let mut stream = uri.connect_with_config_async(tls.as_ref(), &runtime).await?;
+    let addresses = runtime.to_socket_addrs((uri.authority.host.clone(), uri.authority.port));
+    let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
+    let mut stream = secured(stream, &uri, access.tls()).await?;
     stream.write_all(PROTOCOL_HEADER).await?;
     let mut header = [0; FRAME_HEADER];
     stream.read_exact(&mut header).await?;
