@@ -3,11 +3,10 @@
 use std::time::SystemTime;
 
 use http::{HeaderMap, Method, Request, StatusCode};
-use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use tokio::sync::{mpsc, oneshot};
 
-use super::publish::{LARGEST, Publish};
+use super::publish::Publish;
 use super::{Reply, reply};
 use crate::core::{DeadReason, DeliveryId, Failure, LateReply, Verdict};
 use crate::delivery_id;
@@ -66,11 +65,10 @@ impl Local {
             return reply(StatusCode::NOT_FOUND, "nothing is consumed here\n");
         };
         let (head, body) = request.into_parts();
-        let body = match Limited::new(body, LARGEST).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(_) => {
-                return reply(StatusCode::PAYLOAD_TOO_LARGE, "the body did not come whole or is too large\n");
-            }
+        // The room is kept until the engine has taken the body.
+        let (_room, body) = match self.publish.upload(body).await {
+            Ok(uploaded) => uploaded,
+            Err(ended) => return ended.reply(),
         };
         let body = ReplyBody::of(&head.headers, body);
         match ask(engine, id, said, &head.headers, body).await {
