@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use crate::access::BrokerAccess;
 use crate::error::BrokerError;
+use crate::guard::{self, Guarded};
 use crate::tls::secured;
 
 /// How to connect.
@@ -93,24 +94,26 @@ pub(crate) async fn open(
     let properties = ConnectionProperties::default().with_connection_name(options.name.as_str().into());
     let attempt = Arc::new(Attempt::default());
     let (begun, limit, tls) = (Arc::downgrade(&attempt), options.timeout, access.tls().cloned());
+    let largest = options.frame_limit;
     let connecting = async {
-        let (uri, runtime) = (access.uri(endpoint, query), lapin::runtime::default_runtime()?);
+        let (uri, tokio) = (access.uri(endpoint, query), lapin::runtime::default_runtime()?);
         Connection::connector(
             uri,
-            runtime,
-            async move |uri: AMQPUri, runtime| {
+            guard::runtime(largest),
+            async move |uri: AMQPUri, _| {
                 let opening = async {
-                    let addresses = runtime.to_socket_addrs((uri.authority.host.clone(), uri.authority.port));
-                    let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
+                    let addresses = tokio.to_socket_addrs((uri.authority.host.clone(), uri.authority.port));
+                    let stream = AsyncTcpStream::connect(&tokio, addresses).await?;
                     if let AsyncTcpStream::Plain(socket) = &stream {
                         Attempt::opened(&begun, socket.get_ref().as_fd().try_clone_to_owned()?.into())?;
                     }
-                    secured(stream, &uri, tls.as_ref()).await
+                    let stream = secured(stream, &uri, tls.as_ref()).await?;
+                    Ok(AsyncTcpStream::Plain(Guarded::new(stream, largest)))
                 };
                 // The library's thread waits for this by itself, whatever becomes of the attempt.
                 timeout(limit, opening)
                     .await
-                    .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+                    .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut)))
                     .map_err(Into::into)
             },
             properties,
@@ -198,6 +201,7 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
+    use crate::peer::{Peer, method};
 
     #[test]
     fn everything_must_fit_a_frame_that_is_the_brokers_own_or_the_last_that_is_asked_for() {
@@ -231,6 +235,29 @@ mod tests {
         ] {
             assert!(matches!(error(kind, text), BrokerError::Unreachable { .. }), "{text}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_nests_what_it_says_of_itself_deeper_than_a_stack_is_not_listened_to() {
+        let (listener, uri) = Peer::listen();
+        let depth = 200_000;
+        let mut table = b"\x01x".to_vec();
+        for level in (0..depth).rev() {
+            table.push(b'A');
+            table.extend_from_slice(&(5_u32 * level).to_be_bytes());
+        }
+        let size = u32::try_from(table.len()).unwrap().to_be_bytes();
+        let start = [&[0, 9][..], &size, &table, b"\0\0\0\x05PLAIN\0\0\0\x05en_US"].concat();
+        std::thread::spawn(move || {
+            loop {
+                // The client hangs up before it has read all.
+                let _ = Peer::accept(&listener).try_say(&method(10, 10, &start));
+            }
+        });
+        let access = BrokerAccess::from_uri(&uri).unwrap();
+        let options = ConnectOptions { timeout: Duration::from_secs(2), ..ConnectOptions::named("test") };
+        let error = connect(&access, 0, &options).await.unwrap_err();
+        assert!(matches!(error, BrokerError::Unreachable { .. }), "{error}");
     }
 
     #[tokio::test]

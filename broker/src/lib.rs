@@ -15,6 +15,7 @@ mod alarm;
 pub mod connect;
 pub mod declare;
 pub mod error;
+mod guard;
 #[cfg(test)]
 mod peer;
 pub mod release;
