@@ -21,6 +21,22 @@ pub const FRAME_HEADER: usize = 7;
 pub const LARGEST_METHOD: u32 = 8 * 1024;
 
 const METHOD: u8 = 1;
+const HEADER: u8 = 2;
+/// Levels of a message's headers that there is stack for, as many as there can be in the largest frame of RabbitMQ's default.
+const DEEPEST: u32 = 26_000;
+/// What a level takes at least: its kind and its size.
+const LEVEL: u32 = 5;
+
+/// Why a connection is ended over what its peer sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// A frame of a kind that has no use for so much.
+    #[error("the peer sends a frame of {0} bytes, where a broker's has {1} at most")]
+    TooLarge(u32, u32),
+    /// A message's headers.
+    #[error("headers that are nested more than {DEEPEST} times")]
+    TooDeep,
+}
 
 /// The frames of one connection, as they come.
 #[derive(Debug)]
@@ -31,23 +47,27 @@ struct Frames {
     known: usize,
     /// Bytes of the frame that are still to come after its head.
     left: usize,
+    /// Levels that the headers may have, by what was seen of them, where there may be too many.
+    levels: Option<u32>,
+    last: u8,
 }
 
 impl Frames {
     const fn new(largest: u32) -> Self {
-        Self { largest, head: [0; FRAME_HEADER], known: 0, left: 0 }
+        Self { largest, head: [0; FRAME_HEADER], known: 0, left: 0, levels: None, last: 0 }
     }
 
     /// Takes in what was read.
     ///
     /// # Errors
-    /// A frame is larger than one that a broker would send.
-    fn pass(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+    /// Why no more may be read.
+    fn pass(&mut self, mut bytes: &[u8]) -> Result<(), Refused> {
         while let Some((byte, rest)) = bytes.split_first() {
             if self.left > 0 {
-                let passed = self.left.min(bytes.len());
-                self.left -= passed;
-                bytes = bytes.get(passed..).unwrap_or_default();
+                let (passed, next) = bytes.split_at(self.left.min(bytes.len()));
+                self.left -= passed.len();
+                self.look(passed)?;
+                bytes = next;
                 continue;
             }
             if let Some(place) = self.head.get_mut(self.known) {
@@ -61,16 +81,34 @@ impl Frames {
                 let size = u32::from_be_bytes(size);
                 let largest = if kind == METHOD { LARGEST_METHOD } else { self.largest };
                 if size > largest {
-                    let text = format!(
-                        "the peer sends a frame of {size} bytes, where a broker's has {largest} at most"
-                    );
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+                    return Err(Refused::TooLarge(size, largest));
                 }
+                self.levels = (kind == HEADER && size / LEVEL > DEEPEST).then_some(0);
+                self.last = 0;
                 // The byte that ends a frame is not counted in its size.
                 self.left = (size as usize).saturating_add(1);
             }
         }
         Ok(())
+    }
+
+    /// Counts what may be the beginning of a level: its kind, and the first byte of its size, which is 0 in all that are smaller
+    /// than 16 MiB. There is no such thing in text, and each level has one.
+    fn look(&mut self, bytes: &[u8]) -> Result<(), Refused> {
+        let Some(levels) = &mut self.levels else { return Ok(()) };
+        for byte in bytes {
+            if *byte == 0 && matches!(self.last, b'A' | b'F') {
+                *levels += 1;
+            }
+            self.last = *byte;
+        }
+        if *levels > DEEPEST { Err(Refused::TooDeep) } else { Ok(()) }
+    }
+}
+
+impl From<Refused> for io::Error {
+    fn from(refused: Refused) -> Self {
+        Self::new(io::ErrorKind::InvalidData, refused)
     }
 }
 
@@ -205,10 +243,34 @@ mod tests {
             }
             assert!(frames.pass(&frame(1, LARGEST_METHOD + 1)[..FRAME_HEADER]).is_err(), "{piece}");
         }
+    }
+
+    #[test]
+    fn long_headers_pass_unless_they_are_nested_deeper_than_there_is_stack_for() {
+        let size = DEEPEST * LEVEL * 4;
+        let nested = |levels: u32| {
+            let mut frame = frame(2, size);
+            for level in 0..levels as usize {
+                frame[100 + level * 5..105 + level * 5].copy_from_slice(b"A\0\x01\x02\x03");
+            }
+            frame
+        };
+        for piece in [1000, 1001, size as usize] {
+            let pass = |bytes: Vec<u8>| {
+                let mut frames = Frames::new(size);
+                bytes.chunks(piece).try_for_each(|bytes| frames.pass(bytes))
+            };
+            assert_eq!(pass([nested(DEEPEST), nested(DEEPEST)].concat()), Ok(()));
+            assert_eq!(pass(nested(DEEPEST + 1)), Err(Refused::TooDeep));
+        }
+    }
+
+    #[test]
+    fn what_a_message_comes_in_has_the_limit_of_its_connection() {
         for kind in [2, 3] {
             let mut frames = Frames::new(20_000);
-            frames.pass(&good).unwrap();
-            assert!(frames.pass(&frame(kind, 20_001)).is_err());
+            frames.pass(&frame(kind, 20_000)).unwrap();
+            assert_eq!(frames.pass(&frame(kind, 20_001)), Err(Refused::TooLarge(20_001, 20_000)));
         }
     }
 }

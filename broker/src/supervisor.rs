@@ -313,6 +313,32 @@ mod tests {
         assert!(format!("{down:?}").contains("without end"), "{down:?}");
     }
 
+    #[tokio::test]
+    async fn a_message_whose_headers_are_nested_too_deep_is_told_as_one_that_cannot_be_read() {
+        let (listener, uri) = Peer::listen();
+        let access = Arc::new(BrokerAccess::from_uri(&uri).unwrap());
+        let options = ConnectOptions::named("test").with_large_frames();
+        let supervisor = Supervisor::spawn(watch::channel(access).1, options);
+        let (connected, wait) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut peer = Peer::accept(&listener);
+            peer.greet(0);
+            wait.recv().unwrap();
+            let nested = b"A\0\0\0\0".repeat(100_000);
+            let head = [&[2, 0, 1][..], &u32::try_from(nested.len()).unwrap().to_be_bytes()].concat();
+            // The client hangs up before it has read all.
+            let _ = peer.try_say(&[head, nested].concat());
+        });
+        let mut state = supervisor.state();
+        state.wait_for(|state| state.link().is_some()).await.unwrap();
+        connected.send(()).unwrap();
+        let down = state.wait_for(|state| matches!(state, LinkState::Down { .. })).await.unwrap().clone();
+        assert!(
+            matches!(&down, LinkState::Down { error, .. } if matches!(**error, BrokerError::Unreadable { .. })),
+            "{down:?}"
+        );
+    }
+
     #[test]
     fn all_addresses_are_tried_before_a_pause_also_when_each_connection_ends_at_once() {
         let mut pace = Pace::new();
