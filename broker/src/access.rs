@@ -39,7 +39,7 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// What TLS needs beyond the system's root certificates, in PEM.
+/// What TLS needs where the system's root certificates are not to be used, and what it shows of itself, in PEM.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Tls {
     pub(crate) ca: Option<String>,

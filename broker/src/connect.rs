@@ -6,13 +6,15 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use lapin::tcp::{AsyncTcpStream, OwnedIdentity, OwnedTLSConfig};
-use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri};
+use lapin::tcp::AsyncTcpStream;
+use lapin::uri::{AMQPQueryString, AMQPUri};
 use lapin::{Connection, ConnectionProperties, ErrorKind};
 use tokio::time::timeout;
 
-use crate::access::{BrokerAccess, Tls};
+use crate::access::BrokerAccess;
 use crate::error::BrokerError;
+use crate::guard::{self, Guarded};
+use crate::tls::secured;
 
 /// How to connect.
 #[derive(Clone, Debug)]
@@ -21,8 +23,10 @@ pub struct ConnectOptions {
     pub name: String,
     /// Seconds between heartbeats: a silent peer is given up after two.
     pub heartbeat_seconds: u16,
-    /// The largest frame to ask for, in bytes; none: the broker's maximum. The library allocates 64 frames.
-    pub frame_max: Option<u32>,
+    /// The largest frame to ask for, in bytes. The library allocates 64 frames, and takes no more than was asked for.
+    pub frame_max: u32,
+    /// What may be asked for at most, once a frame was too large.
+    pub frame_limit: u32,
     /// How long all of connecting may take.
     pub timeout: Duration,
 }
@@ -30,15 +34,37 @@ pub struct ConnectOptions {
 impl ConnectOptions {
     /// A frame size that keeps a connection at 2 MiB instead of 8.
     pub const SMALL_FRAME: u32 = 32 * 1024;
+    /// Just above the default of RabbitMQ, so that it shows whether the limit is the broker's own.
+    const MIDDLE_FRAME: u32 = 128 * 1024 + 1;
+    /// The largest headers fit, and a broker that has no limit costs 64 MiB at most.
+    const LARGE_FRAME: u32 = 1024 * 1024;
 
     /// Options that suit both programs: a peer that is gone is noticed within 20 s.
     pub fn named(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
             heartbeat_seconds: 10,
-            frame_max: Some(Self::SMALL_FRAME),
+            frame_max: Self::SMALL_FRAME,
+            frame_limit: Self::SMALL_FRAME,
             timeout: Duration::from_secs(10),
         }
+    }
+
+    /// The same for who has messages to carry, whose headers may need a larger frame.
+    #[must_use]
+    pub fn with_large_frames(self) -> Self {
+        Self { frame_limit: Self::LARGE_FRAME, ..self }
+    }
+
+    /// What to ask for after a frame that was too large.
+    pub(crate) fn larger_frame(&self) -> u32 {
+        let next = if self.frame_max < Self::MIDDLE_FRAME { Self::MIDDLE_FRAME } else { Self::LARGE_FRAME };
+        next.min(self.frame_limit)
+    }
+
+    /// The frame that all must be made to fit, of what was agreed on; none: the next connection takes a larger one.
+    pub(crate) fn final_frame(&self, agreed: u32) -> Option<u32> {
+        (agreed < self.frame_max || self.frame_max >= self.frame_limit).then_some(agreed)
     }
 }
 
@@ -61,35 +87,33 @@ pub(crate) async fn open(
     options: &ConnectOptions,
 ) -> Result<(Connection, Option<TcpStream>), BrokerError> {
     let query = AMQPQueryString {
-        frame_max: options.frame_max,
+        frame_max: Some(options.frame_max),
         heartbeat: Some(options.heartbeat_seconds),
         ..AMQPQueryString::default()
     };
     let properties = ConnectionProperties::default().with_connection_name(options.name.as_str().into());
     let attempt = Arc::new(Attempt::default());
-    let (begun, limit, tls) = (Arc::downgrade(&attempt), options.timeout, tls_config(access.tls()));
+    let (begun, limit, tls) = (Arc::downgrade(&attempt), options.timeout, access.tls().cloned());
+    let largest = options.frame_limit;
     let connecting = async {
-        let (uri, runtime) = (access.uri(endpoint, query), lapin::runtime::default_runtime()?);
+        let (uri, tokio) = (access.uri(endpoint, query), lapin::runtime::default_runtime()?);
         Connection::connector(
             uri,
-            runtime,
-            async move |uri: AMQPUri, runtime| {
-                let AMQPAuthority { host, port, .. } = uri.authority;
+            guard::runtime(largest),
+            async move |uri: AMQPUri, _| {
                 let opening = async {
-                    let addresses = runtime.to_socket_addrs((host.clone(), port));
-                    let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
+                    let addresses = tokio.to_socket_addrs((uri.authority.host.clone(), uri.authority.port));
+                    let stream = AsyncTcpStream::connect(&tokio, addresses).await?;
                     if let AsyncTcpStream::Plain(socket) = &stream {
                         Attempt::opened(&begun, socket.get_ref().as_fd().try_clone_to_owned()?.into())?;
                     }
-                    match uri.scheme {
-                        AMQPScheme::AMQP => Ok(stream),
-                        AMQPScheme::AMQPS => stream.into_tls(&host, tls.as_ref()).await,
-                    }
+                    let stream = secured(stream, &uri, tls.as_ref()).await?;
+                    Ok(AsyncTcpStream::Plain(Guarded::new(stream, largest)))
                 };
                 // The library's thread waits for this by itself, whatever becomes of the attempt.
                 timeout(limit, opening)
                     .await
-                    .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+                    .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut)))
                     .map_err(Into::into)
             },
             properties,
@@ -137,17 +161,6 @@ impl Drop for Attempt {
     }
 }
 
-pub(crate) fn tls_config(tls: Option<&Tls>) -> OwnedTLSConfig {
-    let Some(Tls { ca, identity }) = tls else { return OwnedTLSConfig::default() };
-    OwnedTLSConfig {
-        cert_chain: ca.clone(),
-        identity: identity.as_ref().map(|(cert, key)| OwnedIdentity::PKCS8 {
-            pem: cert.clone().into_bytes(),
-            key: key.clone().into_bytes(),
-        }),
-    }
-}
-
 /// While connecting, a 403 is about the user and a 530 about the virtual host.
 fn classify(access: &BrokerAccess, error: &lapin::Error) -> BrokerError {
     let address = access.address();
@@ -188,6 +201,22 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
+    use crate::peer::{Peer, method};
+
+    #[test]
+    fn everything_must_fit_a_frame_that_is_the_brokers_own_or_the_last_that_is_asked_for() {
+        let mut options = ConnectOptions::named("test").with_large_frames();
+        let small = ConnectOptions::SMALL_FRAME;
+        assert_eq!(options.final_frame(small), None, "the broker may take larger ones");
+        assert_eq!(options.final_frame(8192), Some(8192));
+        options.frame_max = options.larger_frame();
+        assert_eq!(options.final_frame(131_072), Some(131_072), "the broker's default");
+        assert_eq!(options.final_frame(options.frame_max), None);
+        options.frame_max = options.larger_frame();
+        assert_eq!(options.final_frame(1_048_576), Some(1_048_576), "a broker without a limit");
+        assert_eq!(options.larger_frame(), options.frame_max);
+        assert_eq!(ConnectOptions::named("test").final_frame(small), Some(small));
+    }
 
     #[test]
     fn only_a_handshake_that_is_refused_is_told_as_tls_and_one_that_breaks_off_passes_by_itself() {
@@ -206,6 +235,29 @@ mod tests {
         ] {
             assert!(matches!(error(kind, text), BrokerError::Unreachable { .. }), "{text}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_nests_what_it_says_of_itself_deeper_than_a_stack_is_not_listened_to() {
+        let (listener, uri) = Peer::listen();
+        let depth = 200_000;
+        let mut table = b"\x01x".to_vec();
+        for level in (0..depth).rev() {
+            table.push(b'A');
+            table.extend_from_slice(&(5_u32 * level).to_be_bytes());
+        }
+        let size = u32::try_from(table.len()).unwrap().to_be_bytes();
+        let start = [&[0, 9][..], &size, &table, b"\0\0\0\x05PLAIN\0\0\0\x05en_US"].concat();
+        std::thread::spawn(move || {
+            loop {
+                // The client hangs up before it has read all.
+                let _ = Peer::accept(&listener).try_say(&method(10, 10, &start));
+            }
+        });
+        let access = BrokerAccess::from_uri(&uri).unwrap();
+        let options = ConnectOptions { timeout: Duration::from_secs(2), ..ConnectOptions::named("test") };
+        let error = connect(&access, 0, &options).await.unwrap_err();
+        assert!(matches!(error, BrokerError::Unreachable { .. }), "{error}");
     }
 
     #[tokio::test]

@@ -3,6 +3,8 @@
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::{Error, ErrorKind};
 
+use crate::guard::Refused;
+
 /// What to do about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Category {
@@ -136,6 +138,9 @@ impl BrokerError {
         let protocol = match error.kind() {
             ErrorKind::ProtocolError(protocol) => protocol,
             ErrorKind::ParsingError(error) => return Self::Unreadable { detail: error.to_string() },
+            ErrorKind::IOError(error) if error.get_ref().is_some_and(|inner| inner.is::<Refused>()) => {
+                return Self::Unreadable { detail: error.to_string() };
+            }
             _ => return Self::Closed { detail: error.to_string() },
         };
         let detail = protocol.get_message().to_string();

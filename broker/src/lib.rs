@@ -11,11 +11,16 @@
 //! | [`release`] | which RabbitMQ a broker is |
 
 pub mod access;
+mod alarm;
 pub mod connect;
 pub mod declare;
 pub mod error;
+mod guard;
+#[cfg(test)]
+mod peer;
 pub mod release;
 pub mod supervisor;
+mod tls;
 pub mod topology;
 
 pub use access::{BrokerAccess, SecretError};

@@ -8,21 +8,18 @@ use std::io;
 use std::time::Duration;
 
 use futures::{AsyncReadExt, AsyncWriteExt};
-use lapin::tcp::AMQPUriTcpExt;
+use lapin::tcp::AsyncTcpStream;
 use lapin::types::AMQPValue;
 use lapin::types::parsing::parse_field_table;
 use lapin::uri::AMQPQueryString;
 
 use crate::access::BrokerAccess;
-use crate::connect::tls_config;
+use crate::guard::{FRAME_HEADER, LARGEST_METHOD};
+use crate::tls::secured;
 
 const PROTOCOL_HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
-/// A frame's type, channel and size.
-const FRAME_HEADER: usize = 7;
 /// Class, method and the protocol's version, before the properties.
 const METHOD_HEADER: usize = 6;
-/// The properties have a few hundred bytes.
-const LARGEST: usize = 64 * 1024;
 
 /// A release, such as 3.10.8.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,18 +68,20 @@ pub async fn ask(access: &BrokerAccess, timeout: Duration) -> Option<Release> {
 
 async fn ask_one(access: &BrokerAccess, endpoint: usize) -> io::Result<Option<Release>> {
     let runtime = lapin::runtime::default_runtime().map_err(io::Error::other)?;
-    let tls = tls_config(access.tls());
     let uri = access.uri(endpoint, AMQPQueryString::default());
-    let mut stream = uri.connect_with_config_async(tls.as_ref(), &runtime).await?;
+    let addresses = runtime.to_socket_addrs((uri.authority.host.clone(), uri.authority.port));
+    let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
+    let mut stream = secured(stream, &uri, access.tls()).await?;
     stream.write_all(PROTOCOL_HEADER).await?;
     let mut header = [0; FRAME_HEADER];
     stream.read_exact(&mut header).await?;
     let [_, _, _, size @ ..] = header;
-    let size = u32::from_be_bytes(size) as usize;
-    if size > LARGEST {
+    let size = u32::from_be_bytes(size);
+    // Whatever is longer is nested too deep for the parser, perhaps.
+    if size > LARGEST_METHOD {
         return Ok(None);
     }
-    let mut payload = vec![0; size];
+    let mut payload = vec![0; size as usize];
     stream.read_exact(&mut payload).await?;
     Ok(read(&payload))
 }

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::access::BrokerAccess;
+use crate::alarm::{Alarm, Heard};
 use crate::connect::{ConnectOptions, hang_up, open};
 use crate::error::BrokerError;
 
@@ -60,8 +61,8 @@ pub struct Link {
     pub generation: u64,
     /// The connection.
     pub connection: Arc<Connection>,
-    /// The largest frame that was asked for, in bytes; none: the broker's maximum.
-    pub frame_asked: Option<u32>,
+    /// The frame that all must be made to fit, in bytes; none: over one that is too large the next connection takes a larger one.
+    pub frame: Option<u32>,
     /// Why the broker reads no publishes (`connection.blocked`), while it does not.
     pub blocked: Option<Arc<str>>,
 }
@@ -135,7 +136,7 @@ impl Keeper {
                 Err(error) => (error, Duration::ZERO),
             };
             if let BrokerError::FrameTooLarge { .. } = error {
-                self.options.frame_max = None;
+                self.options.frame_max = self.options.larger_frame();
             }
             let pause = pace.failed(lived, access.endpoints());
             let attempts = pace.attempts;
@@ -162,34 +163,39 @@ impl Keeper {
         let generation = self.generation;
         let mut events = std::pin::pin!(connection.events_listener());
         let connection = Arc::new(connection);
-        let frame_asked = self.options.frame_max;
-        let mut link = Link { generation, connection: Arc::clone(&connection), frame_asked, blocked: None };
+        let frame = self.options.final_frame(connection.configuration().frame_max());
+        let mut link = Link { generation, connection: Arc::clone(&connection), frame, blocked: None };
         tracing::info!(name = %self.options.name, generation, "connected to the broker");
         self.publish.send_replace(LinkState::Up(link.clone()));
         let mut access_open = true;
         let mut pulse = tokio::time::interval(PULSE);
+        let mut alarm = Alarm::new(Instant::now());
         loop {
+            // A peer may have more to say at any time, and others want to be heard, too.
+            tokio::task::yield_now().await;
             tokio::select! {
                 // What the library says of an end comes before the look that only sees one.
                 biased;
                 event = events.next() => match event {
-                    Some(Event::ConnectionBlocked(reason)) => {
-                        tracing::warn!(name = %self.options.name, %reason, "the broker blocks publishing");
-                        link.blocked = Some(reason.into());
-                        self.publish.send_replace(LinkState::Up(link.clone()));
-                    }
-                    Some(Event::ConnectionUnblocked) => {
-                        link.blocked = None;
-                        self.publish.send_replace(LinkState::Up(link.clone()));
-                    }
                     Some(Event::Error(error)) => {
                         // A refused declaration closes its channel and is reported to whoever made it.
                         if !connection.status().connected() {
                             return BrokerError::from_lapin(&error);
                         }
                     }
-                    // Flow is the library's business; later kinds of event change nothing here.
-                    Some(_) => {}
+                    Some(event) => match alarm.hear(event, Instant::now()) {
+                        Heard::Changed { blocked, log } => {
+                            if let Some(reason) = blocked.as_deref().filter(|_| log) {
+                                tracing::warn!(name = %self.options.name, %reason, "the broker blocks publishing");
+                            }
+                            link.blocked = blocked;
+                            self.publish.send_replace(LinkState::Up(link.clone()));
+                        }
+                        Heard::TooMuch => return BrokerError::Closed {
+                            detail: "the peer says without end that it blocks publishing, and that it does not".to_owned(),
+                        },
+                        Heard::Nothing => {}
+                    },
                     None => return BrokerError::Closed { detail: "the connection ended".to_owned() },
                 },
                 _ = pulse.tick() => if !connection.status().connected() {
@@ -256,6 +262,82 @@ async fn close(connection: &Connection) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peer::{Peer, method};
+
+    /// What a supervisor asks for in its first connections, each of which ends over a frame, of a broker that offers so much.
+    async fn frames_asked<const N: usize>(options: ConnectOptions, offered: u32) -> [u32; N] {
+        let (listener, uri) = Peer::listen();
+        let access = Arc::new(BrokerAccess::from_uri(&uri).unwrap());
+        let supervisor = Supervisor::spawn(watch::channel(access).1, options);
+        let asked = tokio::task::spawn_blocking(move || {
+            std::array::from_fn(|_| {
+                let mut peer = Peer::accept(&listener);
+                let asked = peer.greet(offered);
+                peer.close(501, "FRAME_ERROR");
+                asked
+            })
+        });
+        let asked = asked.await.unwrap();
+        drop(supervisor);
+        asked
+    }
+
+    #[tokio::test]
+    async fn after_a_frame_that_was_too_large_a_broker_without_a_limit_is_asked_for_a_bounded_one() {
+        let small = ConnectOptions::SMALL_FRAME;
+        let check = async |offered| {
+            let (operator, sidecar) = tokio::join!(
+                frames_asked::<2>(ConnectOptions::named("test"), offered),
+                frames_asked::<4>(ConnectOptions::named("test").with_large_frames(), offered)
+            );
+            assert_eq!(operator, [small; 2]);
+            assert_eq!(sidecar, [small, 131_073, 1_048_576, 1_048_576]);
+        };
+        tokio::join!(check(0), check(u32::MAX));
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_blocks_and_unblocks_without_end_is_given_up() {
+        let (listener, uri) = Peer::listen();
+        let access = Arc::new(BrokerAccess::from_uri(&uri).unwrap());
+        let supervisor = Supervisor::spawn(watch::channel(access).1, ConnectOptions::named("test"));
+        // It may take the system minutes to find that nobody reads any more: nobody waits for that.
+        std::thread::spawn(move || {
+            let mut peer = Peer::accept(&listener);
+            peer.greet(0);
+            let changes = [method(10, 60, b"\x01x"), method(10, 61, b"")].concat().repeat(100);
+            while peer.try_say(&changes).is_ok() {}
+        });
+        let mut state = supervisor.state();
+        let down = state.wait_for(|state| matches!(state, LinkState::Down { .. })).await.unwrap().clone();
+        assert!(format!("{down:?}").contains("without end"), "{down:?}");
+    }
+
+    #[tokio::test]
+    async fn a_message_whose_headers_are_nested_too_deep_is_told_as_one_that_cannot_be_read() {
+        let (listener, uri) = Peer::listen();
+        let access = Arc::new(BrokerAccess::from_uri(&uri).unwrap());
+        let options = ConnectOptions::named("test").with_large_frames();
+        let supervisor = Supervisor::spawn(watch::channel(access).1, options);
+        let (connected, wait) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut peer = Peer::accept(&listener);
+            peer.greet(0);
+            wait.recv().unwrap();
+            let nested = b"A\0\0\0\0".repeat(100_000);
+            let head = [&[2, 0, 1][..], &u32::try_from(nested.len()).unwrap().to_be_bytes()].concat();
+            // The client hangs up before it has read all.
+            let _ = peer.try_say(&[head, nested].concat());
+        });
+        let mut state = supervisor.state();
+        state.wait_for(|state| state.link().is_some()).await.unwrap();
+        connected.send(()).unwrap();
+        let down = state.wait_for(|state| matches!(state, LinkState::Down { .. })).await.unwrap().clone();
+        assert!(
+            matches!(&down, LinkState::Down { error, .. } if matches!(**error, BrokerError::Unreadable { .. })),
+            "{down:?}"
+        );
+    }
 
     #[test]
     fn all_addresses_are_tried_before_a_pause_also_when_each_connection_ends_at_once() {

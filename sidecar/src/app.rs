@@ -21,7 +21,7 @@ use crate::runtime::{self, Parts};
 use crate::server::admin::Admin;
 use crate::server::local::Local;
 use crate::server::publish::Publish;
-use crate::server::{Closing, listen, serve};
+use crate::server::{Bounds, Closing, listen, serve};
 
 /// The ports of a sidecar.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +70,8 @@ impl Sidecar {
         let metrics = Arc::new(Metrics::new(labels).map_err(std::io::Error::other)?);
         metrics.mark_start();
         let health = Arc::new(Health::default());
-        let options = ConnectOptions::named(format!("warren-sidecar {} publish", fixed.instance));
+        let options =
+            ConnectOptions::named(format!("warren-sidecar {} publish", fixed.instance)).with_large_frames();
         // What publishes turns to another broker when the consumer does, and not before: until then copies belong where their
         // messages came from.
         let (access, followed) = watch::channel(live.access.borrow().clone());
@@ -143,8 +144,10 @@ pub async fn publish_only(
     let metrics = Arc::new(Metrics::new(labels).map_err(std::io::Error::other)?);
     metrics.mark_start();
     let health = Arc::new(Health::default());
-    let publisher =
-        Publisher::new(access, ConnectOptions::named(format!("warren-sidecar {instance} publish")));
+    let publisher = Publisher::new(
+        access,
+        ConnectOptions::named(format!("warren-sidecar {instance} publish")).with_large_frames(),
+    );
     let servers = spawn_servers(
         admin,
         Admin { metrics: Arc::clone(&metrics), health: Arc::clone(&health), engine: None, drain_token: None },
@@ -184,11 +187,13 @@ async fn listen_locally(address: SocketAddr) -> std::io::Result<LocalPort> {
 
 fn spawn_servers(admin_port: TcpListener, admin: Admin, local_port: LocalPort, local: Local) -> Closing {
     let closing = Closing::default();
-    tokio::spawn(serve(admin_port, closing.subscribe(), move |request| admin.clone().handle(request)));
+    tokio::spawn(serve(admin_port, Bounds::ANYBODY, closing.subscribe(), move |request| {
+        admin.clone().handle(request)
+    }));
     let (first, second) = local_port;
     let local = move |request| local.clone().handle(request);
     for port in [Some(first), second].into_iter().flatten() {
-        tokio::spawn(serve(port, closing.subscribe(), local.clone()));
+        tokio::spawn(serve(port, Bounds::APPLICATION, closing.subscribe(), local.clone()));
     }
     closing
 }

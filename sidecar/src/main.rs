@@ -6,8 +6,8 @@ use clap::Parser;
 use warren_sidecar::cli::Cli;
 
 /// Bytes of stack, of which only what is used takes memory. A message's headers may be nested as deep as a frame is long, and
-/// what reads or copies them calls itself for each level: 26,000 levels in the largest frame of a broker take 32 MiB to read and
-/// 8 MiB to copy. The AMQP library's own thread has as much by `RUST_MIN_STACK`, which the image sets.
+/// what reads or copies them calls itself for each level: 26,000 levels, the most that are let in, take 32 MiB to read and 8 MiB to
+/// copy. The AMQP library's own thread has as much by `RUST_MIN_STACK`, which the image sets.
 const STACK: usize = 64 * 1024 * 1024;
 
 fn main() -> ExitCode {

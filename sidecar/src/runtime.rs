@@ -106,7 +106,8 @@ struct Runtime {
 pub async fn run(parts: Parts) {
     let Parts { live, access, fixed, endpoint, metrics, health, mut inbox, sender, publisher, spans } = parts;
     let config = live.config.borrow().clone();
-    let options = ConnectOptions::named(format!("warren-sidecar {} consume", fixed.instance));
+    let options =
+        ConnectOptions::named(format!("warren-sidecar {} consume", fixed.instance)).with_large_frames();
     let supervisor = Supervisor::spawn(access.subscribe(), options);
     let mut links = supervisor.state();
     let settings = config::settings(&config, &fixed);

@@ -71,7 +71,7 @@ impl Line {
         let channel = link.connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         let (jobs, inbox) = mpsc::unbounded_channel();
-        let largest = largest(link.connection.configuration().frame_max(), link.frame_asked);
+        let largest = link.frame.and_then(|frame| usize::try_from(frame).ok());
         tokio::spawn(work(channel.clone(), inbox, largest));
         Ok(Self { channel, jobs })
     }
@@ -88,13 +88,6 @@ impl Line {
         let _ = self.jobs.send(Job { letter, room, done });
         outcome
     }
-}
-
-/// The frame that properties must be made to fit, in bytes. Over one that was asked for the broker ends the connection, and the
-/// next one has the largest that the broker takes.
-fn largest(negotiated: u32, asked: Option<u32>) -> Option<usize> {
-    let brokers_own = Some(negotiated).filter(|frame| *frame > 0 && Some(*frame) != asked);
-    brokers_own.and_then(|frame| usize::try_from(frame).ok())
 }
 
 /// Who waits for a message, and the place that it takes.
@@ -230,19 +223,4 @@ async fn work(channel: Channel, mut inbox: mpsc::UnboundedReceiver<Job>, largest
     }
     // Nobody publishes here any more, and nobody waits for what is in flight.
     let _ = channel.close(200, "done".into()).await;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn properties_are_made_to_fit_every_frame_that_is_the_brokers_own() {
-        let small = 32 * 1024;
-        assert_eq!(largest(small, Some(small)), None, "the broker may take larger ones");
-        assert_eq!(largest(8192, Some(small)), Some(8192));
-        assert_eq!(largest(small, None), Some(32 * 1024));
-        assert_eq!(largest(131_072, None), Some(131_072));
-        assert_eq!(largest(0, None), None, "no limit");
-    }
 }

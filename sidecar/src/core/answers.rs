@@ -368,8 +368,10 @@ impl Engine {
     /// A timer of a delivery has run out; it may have been set for a state that is over.
     pub(super) fn expired(&mut self, id: DeliveryId, now: Time, effects: &mut Vec<Effect>) {
         let held_long = self.held_long();
-        if self.outlived.get(&id).is_some_and(|(_, until)| now >= *until) {
-            self.end_outlived(id);
+        match self.outlived.get(&id) {
+            Some((_, until)) if now >= *until => self.end_outlived(id),
+            Some((_, until)) => self.timers.push(Reverse((*until, id))),
+            None => {}
         }
         let Some(slot) = self.window.get_mut(id) else { return };
         match &slot.state {
@@ -389,9 +391,10 @@ impl Engine {
                 let verdict = Verdict::Retry(Failure { detail, ..Failure::default() });
                 self.end_late(id, verdict, now, effects);
             }
+            // It was extended.
+            State::Later { deadline, .. } => self.timers.push(Reverse((*deadline, id))),
             State::Waiting { .. }
             | State::Unpublished { .. }
-            | State::Later { .. }
             | State::Received
             | State::Running { .. }
             | State::Publishing { .. }

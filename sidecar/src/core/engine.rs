@@ -212,8 +212,10 @@ impl Engine {
 
     /// The application goes on with a message whose channel is gone: the next one of its key waits until it has ended that.
     pub(super) fn outlive(&mut self, id: DeliveryId, key: u64, until: Time) {
-        self.outlived.insert(id, (key, until));
-        self.timers.push(Reverse((until, id)));
+        let before = self.outlived.insert(id, (key, until));
+        if before.is_none_or(|(_, before)| until < before) {
+            self.timers.push(Reverse((until, id)));
+        }
     }
 
     /// Such work has ended.
@@ -261,8 +263,11 @@ impl Engine {
             if let Some(State::Later { deadline: until, .. }) =
                 self.window.get_mut(id).map(|slot| &mut slot.state)
             {
+                // The timer that it has is set again when it is due, or a heartbeat would leave one each time.
+                if deadline < *until {
+                    self.timers.push(Reverse((deadline, id)));
+                }
                 *until = deadline;
-                self.timers.push(Reverse((deadline, id)));
             }
         }
         effects.push(Effect::Late(reply));

@@ -1196,6 +1196,38 @@ fn a_late_answer_ends_the_delivery_once() {
 }
 
 #[test]
+fn a_heartbeat_leaves_no_timer_each_time_and_its_end_is_noticed_in_time() {
+    let mut world = World::running(settings(), 1);
+    world.answer_all(Verdict::Later);
+    let id = world.late[0];
+    for _ in 0..1000 {
+        world.pass(Duration::from_secs(1));
+        world.step(Event::Extended { id });
+        assert_eq!(world.engine.timers.len(), 1);
+    }
+    world.pass(Duration::from_secs(29));
+    assert_eq!(world.retried, []);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.retried.len(), 1);
+}
+
+#[test]
+fn an_extension_by_less_than_before_counts_too() {
+    let mut world = World::running(settings(), 1);
+    world.answer_all(Verdict::Later);
+    let id = world.late[0];
+    let late_timeout = Duration::from_secs(5);
+    world.step(Event::Configured(Box::new(Settings { late_timeout, ..settings() })));
+    world.step(Event::Extended { id });
+    world.pass(Duration::from_secs(3));
+    world.step(Event::Extended { id });
+    world.pass(Duration::from_secs(4));
+    assert_eq!(world.retried, []);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.retried.len(), 1);
+}
+
+#[test]
 fn what_the_application_says_before_its_answer_later_is_read_holds_then_and_only_then() {
     // Each message of a batch for itself: the first is ended early, the second late.
     let batch = Some(Batch { max_messages: 2, max_wait: Duration::from_millis(20) });

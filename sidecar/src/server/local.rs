@@ -2,12 +2,12 @@
 
 use std::time::SystemTime;
 
-use http::{HeaderMap, Method, Request, StatusCode};
-use http_body_util::{BodyExt, Limited};
+use http::header::ORIGIN;
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use hyper::body::Incoming;
 use tokio::sync::{mpsc, oneshot};
 
-use super::publish::{LARGEST, Publish};
+use super::publish::Publish;
 use super::{Reply, reply};
 use crate::core::{DeadReason, DeliveryId, Failure, LateReply, Verdict};
 use crate::delivery_id;
@@ -35,6 +35,12 @@ enum Said {
 impl Local {
     /// Answers one request.
     pub async fn handle(self, request: Request<Incoming>) -> Reply {
+        if is_of_a_foreign_page(request.headers()) {
+            return reply(
+                StatusCode::FORBIDDEN,
+                "no web page may use this: a proxy that hands requests on must leave the header origin out\n",
+            );
+        }
         let path = request.uri().path().to_owned();
         match (request.method(), path.as_str()) {
             (&Method::POST, "/publish") => self.publish.single(request).await,
@@ -66,11 +72,10 @@ impl Local {
             return reply(StatusCode::NOT_FOUND, "nothing is consumed here\n");
         };
         let (head, body) = request.into_parts();
-        let body = match Limited::new(body, LARGEST).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(_) => {
-                return reply(StatusCode::PAYLOAD_TOO_LARGE, "the body did not come whole or is too large\n");
-            }
+        // The room is kept until the engine has taken the body.
+        let (_room, body) = match self.publish.upload(body).await {
+            Ok(uploaded) => uploaded,
+            Err(ended) => return ended.reply(),
         };
         let body = ReplyBody::of(&head.headers, body);
         match ask(engine, id, said, &head.headers, body).await {
@@ -108,6 +113,15 @@ impl Local {
     }
 }
 
+/// Whether a browser sends this for a page of another machine, which anybody may have made: it asks nobody before it posts.
+fn is_of_a_foreign_page(headers: &HeaderMap) -> bool {
+    let is_here = |origin: &HeaderValue| {
+        let origin = Uri::try_from(origin.as_bytes()).ok();
+        origin.is_some_and(|origin| matches!(origin.host(), Some("localhost" | "127.0.0.1" | "[::1]")))
+    };
+    !headers.get_all(ORIGIN).iter().all(is_here)
+}
+
 async fn ask(
     engine: &mpsc::UnboundedSender<Inbox>,
     id: DeliveryId,
@@ -132,4 +146,66 @@ async fn ask(
     };
     engine.send(message).ok()?;
     wait.await.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::sync::Arc;
+
+    use tokio::sync::watch;
+    use warren_broker::BrokerAccess;
+    use warren_broker::connect::ConnectOptions;
+
+    use super::*;
+    use crate::amqp::publisher::Publisher;
+    use crate::metrics::{Labels, Metrics};
+    use crate::server::{Bounds, Closing, listen, serve};
+
+    #[tokio::test]
+    async fn a_foreign_page_that_publishes_is_refused() {
+        let access = Arc::new(BrokerAccess::from_uri("amqp://h").unwrap());
+        let publisher = Publisher::new(watch::channel(access).1, ConnectOptions::named("test"));
+        let labels = Labels { namespace: String::new(), worker: String::new(), queue: String::new() };
+        let publish = Publish::new(&publisher, Arc::new(Metrics::new(labels).unwrap()));
+        let local = Local { engine: None, publish };
+        let listener = listen(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let closing = Closing::default();
+        let handle = move |request| local.clone().handle(request);
+        tokio::spawn(serve(listener, Bounds::APPLICATION, closing.subscribe(), handle));
+        let answer = tokio::task::spawn_blocking(move || {
+            let mut stream = std::net::TcpStream::connect(address).unwrap();
+            // An application's would be asked for a better priority.
+            let head = "POST /publish HTTP/1.1\r\nhost: x\r\nconnection: close\r\nwarren-priority: none\r\n";
+            write!(stream, "{head}origin: https://evil.example\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        });
+        assert!(answer.await.unwrap().starts_with("HTTP/1.1 403"));
+    }
+
+    #[test]
+    fn pages_of_this_machine_and_programs_that_are_no_browser_may_ask_and_foreign_pages_may_not() {
+        let foreign = |origins: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for origin in origins {
+                headers.append(ORIGIN, HeaderValue::from_static(origin));
+            }
+            is_of_a_foreign_page(&headers)
+        };
+        assert!(!foreign(&[]));
+        for here in
+            ["http://localhost:3000", "https://localhost", "http://127.0.0.1:9401", "http://[::1]:8080"]
+        {
+            assert!(!foreign(&[here]), "{here}");
+        }
+        for page in
+            ["https://evil.example", "http://localhost.evil.example", "http://localhost@evil", "null", ""]
+        {
+            assert!(foreign(&[page]), "{page}");
+        }
+        assert!(foreign(&["http://localhost", "https://evil.example"]));
+    }
 }

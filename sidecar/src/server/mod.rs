@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,15 +19,33 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
-use tokio::sync::watch;
-use warren_api::listen::addresses;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, watch};
+use warren_api::listen::{Places, addresses};
 
 /// An answer with its whole body.
 pub type Reply = Response<Full<Bytes>>;
 
-/// How long a client may take to send its head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// What a server bears with.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// How long a client may take to ask, from its connection or its last answer on.
+    pub head_timeout: Duration,
+    /// Bytes that a request without its body may have.
+    pub largest_head: usize,
+    /// How many connections there may be. Beyond that those go first that ask nothing.
+    pub connections: usize,
+}
+
+impl Bounds {
+    /// For whoever reaches the pod: the kubelet, Prometheus, the operator.
+    pub const ANYBODY: Self =
+        Self { head_timeout: Duration::from_secs(5), largest_head: 8 * 1024, connections: 100 };
+    /// For the application, which is trusted, and whose messages' headers come in the head.
+    pub const APPLICATION: Self =
+        Self { head_timeout: Duration::from_secs(30), largest_head: 64 * 1024, connections: usize::MAX };
+}
+
 /// How long the last answers may take: at the end of the grace period a sidecar has two seconds to live.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -66,11 +85,12 @@ impl Closing {
 }
 
 /// Serves every connection of a listener until it is told to close.
-pub async fn serve<H, F>(listener: TcpListener, mut closing: watch::Receiver<()>, handle: H)
+pub async fn serve<H, F>(listener: TcpListener, bounds: Bounds, mut closing: watch::Receiver<()>, handle: H)
 where
     H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Reply> + Send + 'static,
 {
+    let places = Arc::new(Mutex::new(Places::new(bounds.connections)));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -85,32 +105,68 @@ where
                 continue;
             }
         };
-        let (handle, mut closing) = (handle.clone(), closing.clone());
+        let go = Arc::new(Notify::new());
+        let Some((number, gone)) = locked(&places).enter(Arc::clone(&go)) else { continue };
+        if let Some(gone) = gone {
+            gone.notify_one();
+        }
+        let (handle, closing, places) = (handle.clone(), closing.clone(), Arc::clone(&places));
+        let place = Arc::clone(&places);
         tokio::spawn(async move {
-            // Without this a small reply may wait for the client's acknowledgement; it works without it too.
-            let _ = stream.set_nodelay(true);
-            let service = service_fn(move |request| {
-                let replying = handle(request);
-                async move { Ok::<_, Infallible>(replying.await) }
-            });
-            let serving = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .max_buf_size(64 * 1024)
-                .serve_connection(TokioIo::new(stream), service);
-            let mut serving = pin!(serving);
-            let served = tokio::select! {
-                served = serving.as_mut() => served,
-                _ = closing.changed() => {
-                    serving.as_mut().graceful_shutdown();
-                    serving.await
+            let answering = answer(stream, bounds, closing, move |request| {
+                locked(&place).asks(number);
+                let (replying, place) = (handle(request), Arc::clone(&place));
+                async move {
+                    let reply = replying.await;
+                    locked(&place).answered(number);
+                    reply
                 }
-            };
-            if let Err(error) = served {
-                tracing::debug!(%error, "a client's connection ended early");
+            });
+            tokio::select! {
+                () = answering => {}
+                () = go.notified() => {}
             }
+            locked(&places).leave(number);
         });
     }
+}
+
+/// Answers on one connection until it ends.
+async fn answer<F>(
+    stream: TcpStream,
+    bounds: Bounds,
+    mut closing: watch::Receiver<()>,
+    handle: impl Fn(Request<Incoming>) -> F,
+) where
+    F: Future<Output = Reply>,
+{
+    // Without this a small reply may wait for the client's acknowledgement; it works without it too.
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(move |request| {
+        let replying = handle(request);
+        async move { Ok::<_, Infallible>(replying.await) }
+    });
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(bounds.head_timeout)
+        .max_buf_size(bounds.largest_head)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut serving = pin!(serving);
+    let served = tokio::select! {
+        served = serving.as_mut() => served,
+        _ = closing.changed() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "a client's connection ended early");
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Single inserts and removes: a panic leaves nothing half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -150,7 +206,7 @@ mod tests {
             }
         };
         let closing = Closing::default();
-        let server = tokio::spawn(serve(listener, closing.subscribe(), handle));
+        let server = tokio::spawn(serve(listener, Bounds::ANYBODY, closing.subscribe(), handle));
         let asking = ask(address);
         asked.notified().await;
         let closing = tokio::spawn(closing.close());
@@ -159,5 +215,55 @@ mod tests {
         answer.notify_one();
         closing.await.unwrap();
         assert!(asking.await.unwrap().ends_with("drained\n"));
+    }
+
+    #[tokio::test]
+    async fn a_drain_that_waits_and_a_probe_have_their_answers_among_connections_that_ask_nothing() {
+        let listener = listen(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (asked, answer) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let handle = {
+            let (asked, answer) = (Arc::clone(&asked), Arc::clone(&answer));
+            move |_| {
+                let (asked, answer) = (Arc::clone(&asked), Arc::clone(&answer));
+                async move {
+                    asked.notify_one();
+                    answer.notified().await;
+                    reply(StatusCode::OK, "answered\n")
+                }
+            }
+        };
+        let bounds = Bounds { connections: 2, ..Bounds::ANYBODY };
+        let closing = Closing::default();
+        let server = tokio::spawn(serve(listener, bounds, closing.subscribe(), handle));
+        let drain = ask(address);
+        asked.notified().await;
+        let silent: Vec<_> = (0..5).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        let probe = ask(address);
+        asked.notified().await;
+        let closed = tokio::task::spawn_blocking(move || {
+            silent.into_iter().all(|mut stream| stream.read(&mut [0]).is_ok_and(|read| read == 0))
+        });
+        assert!(closed.await.unwrap());
+        answer.notify_waiters();
+        closing.close().await;
+        server.await.unwrap();
+        for asking in [drain, probe] {
+            assert!(asking.await.unwrap().ends_with("answered\n"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_head_that_does_not_end_is_given_up_soon() {
+        let listener = listen(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let closing = Closing::default();
+        let handle = |_| std::future::ready(reply(StatusCode::OK, ""));
+        let bounds = Bounds { head_timeout: Duration::from_millis(50), ..Bounds::ANYBODY };
+        tokio::spawn(serve(listener, bounds, closing.subscribe(), handle));
+        stream.writable().await.unwrap();
+        stream.try_write(b"GET / HTTP/1.1\r\n").unwrap();
+        tokio::time::timeout(Duration::from_secs(10), stream.readable()).await.unwrap().unwrap();
+        assert_eq!(stream.try_read(&mut [0; 64]).unwrap_or(0), 0);
     }
 }

@@ -1,6 +1,7 @@
 //! The publish API: `POST /publish` for one message, `POST /publish/batch` for JSON lines. Persistent, mandatory, confirmed.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,13 +25,15 @@ use crate::handler::batch::JSON_LINES;
 use crate::metrics::{Metrics, PublishClass};
 
 /// The largest body of a message, and of a batch: what a broker takes since RabbitMQ 4.0.
-pub const LARGEST: usize = 16 * 1024 * 1024;
+const LARGEST: usize = 16 * 1024 * 1024;
 /// How much may be on its way at once, unconfirmed messages at [`LEAST`] each included; a further caller is asked to come again.
 const IN_FLIGHT: usize = 32 * 1024 * 1024;
 /// What a message costs at least.
 const LEAST: usize = 1024;
 /// The most lines of a batch: as many as there is room for in the largest body.
 const LINES: usize = LARGEST / LEAST;
+/// How long a body may take to come: an upload that has stalled takes the room of others.
+const UPLOAD: Duration = Duration::from_secs(30);
 /// How long a message waits for its turn to be the first to an exchange.
 const TURN: Duration = Duration::from_secs(30);
 /// Within this the broker says what is wrong with an exchange: one that is slow to confirm is there.
@@ -54,7 +57,7 @@ pub struct Publish {
 
 /// How one publish ended, as HTTP says it.
 #[derive(Debug)]
-struct Ended {
+pub(super) struct Ended {
     status: StatusCode,
     class: PublishClass,
     text: String,
@@ -77,7 +80,7 @@ impl Publish {
     /// One message.
     pub async fn single(&self, request: Request<Incoming>) -> Reply {
         let (head, body) = request.into_parts();
-        let (mut permit, body) = match self.read(body).await {
+        let (mut permit, body) = match self.read(body, UPLOAD).await {
             Ok(read) => read,
             Err(refusal) => return self.answer(refusal, None),
         };
@@ -98,7 +101,7 @@ impl Publish {
 
     /// A batch: each line is published by itself, in the order of the lines, and has its own result in the same order.
     pub async fn batch(&self, request: Request<Incoming>) -> Reply {
-        let (mut permit, body) = match self.read(request.into_body()).await {
+        let (mut permit, body) = match self.read(request.into_body(), UPLOAD).await {
             Ok(read) => read,
             Err(refusal) => return self.answer(refusal, None),
         };
@@ -145,33 +148,46 @@ impl Publish {
         response
     }
 
-    /// Reads a body, if there is room for it. One that says its size is refused before it is read; one that does not takes
-    /// room as it comes.
-    async fn read(&self, mut body: Incoming) -> Result<(OwnedSemaphorePermit, Bytes), Ended> {
+    /// Reads the body of another request, in the room of those that are published; one that has none needs no room.
+    pub(super) async fn upload(
+        &self,
+        body: Incoming,
+    ) -> Result<(Option<OwnedSemaphorePermit>, Bytes), Ended> {
+        if body.is_end_stream() {
+            return Ok((None, Bytes::new()));
+        }
+        self.read(body, UPLOAD).await.map(|(room, body)| (Some(room), body))
+    }
+
+    /// Reads a body, if there is room for it and it comes in time. One that says its size is refused before it is read; one that
+    /// does not takes room as it comes.
+    async fn read<B>(&self, mut body: B, within: Duration) -> Result<(OwnedSemaphorePermit, Bytes), Ended>
+    where
+        B: Body<Data = Bytes, Error: Display> + Unpin,
+    {
         let said = body.size_hint().exact().unwrap_or(0);
         if said > LARGEST as u64 {
             return Err(Ended::too_large());
         }
         let mut room = self.room(cost(usize::try_from(said).unwrap_or(usize::MAX)))?;
-        let mut whole = BytesMut::new();
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| Ended {
-                status: StatusCode::BAD_REQUEST,
-                class: PublishClass::Invalid,
-                text: format!("the body did not come whole: {error}"),
-                retry_after: None,
-            })?;
-            let Ok(data) = frame.into_data() else { continue };
-            if whole.len() + data.len() > LARGEST {
-                return Err(Ended::too_large());
+        let reading = async {
+            let mut whole = BytesMut::new();
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|error| Ended::broken_off(&error))?;
+                let Ok(data) = frame.into_data() else { continue };
+                if whole.len() + data.len() > LARGEST {
+                    return Err(Ended::too_large());
+                }
+                whole.extend_from_slice(&data);
+                let more = cost(whole.len()).saturating_sub(room.num_permits());
+                if more > 0 {
+                    room.merge(self.room(more)?);
+                }
             }
-            whole.extend_from_slice(&data);
-            let more = cost(whole.len()).saturating_sub(room.num_permits());
-            if more > 0 {
-                room.merge(self.room(more)?);
-            }
-        }
-        Ok((room, whole.freeze()))
+            Ok(whole.freeze())
+        };
+        let whole = tokio::time::timeout(within, reading).await.map_err(|_| Ended::stalled(within))??;
+        Ok((room, whole))
     }
 
     /// The room that so many lines need beside what their bytes have.
@@ -267,12 +283,8 @@ impl Publish {
 
     fn answer(&self, ended: Ended, id: Option<&str>) -> Reply {
         self.metrics.published(ended.class);
-        let text = if ended.text.is_empty() { ended.text } else { ended.text + "\n" };
-        let mut response = reply(ended.status, text);
+        let mut response = ended.reply();
         let headers: &mut HeaderMap = response.headers_mut();
-        if let Some(seconds) = ended.retry_after {
-            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
-        }
         if let Some(id) = id.and_then(|id| HeaderValue::from_str(id).ok()) {
             headers.insert(names::MESSAGE_ID, id);
         }
@@ -291,6 +303,33 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Ended {
+    pub(super) fn reply(self) -> Reply {
+        let text = if self.text.is_empty() { self.text } else { self.text + "\n" };
+        let mut response = reply(self.status, text);
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+
+    fn broken_off(error: &impl Display) -> Self {
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            class: PublishClass::Invalid,
+            text: format!("the body did not come whole: {error}"),
+            retry_after: None,
+        }
+    }
+
+    fn stalled(within: Duration) -> Self {
+        Self {
+            status: StatusCode::REQUEST_TIMEOUT,
+            class: PublishClass::Invalid,
+            text: format!("the body did not come whole within {} s: send it again", within.as_secs()),
+            retry_after: None,
+        }
+    }
+
     fn too_large() -> Self {
         Self {
             status: StatusCode::PAYLOAD_TOO_LARGE,
@@ -359,7 +398,53 @@ impl Ended {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use hyper::body::{Frame, SizeHint};
+    use tokio::sync::watch;
+    use warren_broker::BrokerAccess;
+    use warren_broker::connect::ConnectOptions;
+
     use super::*;
+    use crate::metrics::Labels;
+
+    /// A body that says its size, and never comes.
+    struct Stalled(u64);
+
+    impl Body for Stalled {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Pending
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(self.0)
+        }
+    }
+
+    #[tokio::test]
+    async fn uploads_that_stall_are_given_up_and_leave_their_room_to_others() {
+        let access = Arc::new(BrokerAccess::from_uri("amqp://h").unwrap());
+        let publisher = Publisher::new(watch::channel(access).1, ConnectOptions::named("test"));
+        let labels = Labels { namespace: String::new(), worker: String::new(), queue: String::new() };
+        let publish = Publish::new(&publisher, Arc::new(Metrics::new(labels).unwrap()));
+        let size = LARGEST as u64 - 1;
+        let stalled = || publish.read(Stalled(size), Duration::from_millis(20));
+        let (first, second, third) = tokio::join!(stalled(), stalled(), stalled());
+        let statuses = [first, second, third].map(|read| read.unwrap_err().status);
+        assert_eq!(
+            statuses,
+            [StatusCode::REQUEST_TIMEOUT, StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS]
+        );
+        assert!(publish.room(IN_FLIGHT / LEAST).is_ok());
+    }
 
     #[test]
     fn only_a_broker_that_speaks_of_the_size_finds_a_message_too_large() {
