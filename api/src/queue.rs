@@ -363,7 +363,7 @@ pub struct DeadLetter {
 
     /// How many dead messages are kept; further ones are refused and stay where they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 2_147_483_647))]
     pub max_length: Option<i32>,
 }
 
@@ -373,7 +373,7 @@ pub struct DeadLetter {
 pub struct Limits {
     /// How many ready messages the queue holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 2_147_483_647))]
     pub max_length: Option<i32>,
 
     /// How many bytes of ready messages the queue holds.

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use futures::Stream;
+use futures::{Stream, StreamExt, future};
 use k8s_openapi::NamespaceResourceScope;
 use kube::runtime::reflector::{Store, store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
+
+use crate::tolerant::{Sieve, Tolerant};
 
 /// Load balancers drop flows that are idle for 240 s; some API servers refuse longer watches.
 const WATCH_SECONDS: u32 = 200;
@@ -53,7 +55,7 @@ impl Complaints {
 }
 
 /// Watches a kind in a namespace (none: all), fills a cache, and gives the events. Only objects with the label `label`, if
-/// one is named, are seen.
+/// one is named, are seen, and only those that can be read.
 pub fn cached<K>(
     client: &Client,
     namespace: Option<&str>,
@@ -69,7 +71,7 @@ where
         + Sync
         + 'static,
 {
-    let api: Api<K> = match namespace {
+    let api: Api<Tolerant<K>> = match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     };
@@ -78,10 +80,11 @@ where
         config = config.labels(label);
     }
     let (reader, writer) = store();
+    let mut sieve = Sieve::before(reader.clone());
     let events = watcher(api, config)
         .default_backoff()
+        .filter_map(move |event| future::ready(event.map(|event| sieve.pass(event)).transpose()))
         .modify(move |object| {
-            object.managed_fields_mut().clear();
             object.annotations_mut().remove(LAST_APPLIED);
             prune(object);
         })

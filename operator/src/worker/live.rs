@@ -16,6 +16,7 @@ use warren_api::Worker;
 use warren_api::names::{SIDECAR_CONTAINER, WORKER_LABEL};
 
 use super::build::{Rolled, TEMPLATE_DIGEST};
+use crate::tolerant::without_managed_fields;
 
 /// A Deployment.
 pub type LiveDeployment = Live<Deployment, Scale>;
@@ -115,16 +116,13 @@ impl LiveDeployment {
 
 impl<'de, K: Resource<DynamicType = ()>, F: Facts> Deserialize<'de> for Live<K, F> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut object = Value::deserialize(deserializer)?;
+        let mut object = without_managed_fields(deserializer)?;
         let facts = F::of(&object);
         if let Some(object) = object.as_object_mut() {
             // Items of a list do not say what they are.
             object.insert("apiVersion".to_owned(), K::api_version(&()).into());
             object.insert("kind".to_owned(), K::kind(&()).into());
             object.remove("status");
-            if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
-                metadata.remove("managedFields");
-            }
         }
         let metadata = &object["metadata"];
         let text = |field: &str| metadata[field].as_str().map(str::to_owned);
