@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
@@ -79,7 +80,7 @@ impl BrokerAccess {
         let keys = Keys(keys);
         let tls = keys.tls()?;
         let mut access = match keys.uris()? {
-            Some(uris) => Self::from_uris(&uris, keys.text("vhost")?.as_deref(), tls.as_ref())?,
+            Some(uris) => Self::from_uris(&uris, keys.vhost()?.as_deref(), tls.as_ref())?,
             None => Self::from_parts(&keys, tls)?,
         };
         if let Some(vhost) = vhost {
@@ -111,6 +112,11 @@ impl BrokerAccess {
             let invalid = |problem: &str| SecretError::Invalid { key, problem: problem.to_owned() };
             let mut parsed = AMQPUri::from_str(uri)
                 .map_err(|_| invalid("expected amqp://user:password@host:5672/vhost"))?;
+            if has_loose_at(uri) {
+                return Err(invalid(
+                    "a \"/\", \"?\", \"#\" or \"@\" in user, password or vhost is written %2F, %3F, %23, %40",
+                ));
+            }
             // The library takes "localhost" where it finds no domain: also in the place of an IPv6 address.
             match Url::parse(uri).ok().as_ref().and_then(Url::host) {
                 Some(Host::Domain(_)) => {}
@@ -151,6 +157,10 @@ impl BrokerAccess {
     fn from_parts(keys: &Keys<'_>, tls: Option<Tls>) -> Result<Self, SecretError> {
         let host = keys.text("host")?.ok_or(SecretError::NoAddress)?;
         let host = host.trim_matches(['[', ']']).to_owned();
+        if !is_host(&host) {
+            let problem = "expected a host's name or address alone; a whole address goes into \"uri\"";
+            return Err(SecretError::Invalid { key: "host", problem: problem.to_owned() });
+        }
         let port = match keys.text("port")? {
             None if tls.is_some() => AMQPS_PORT,
             None => AMQP_PORT,
@@ -161,7 +171,7 @@ impl BrokerAccess {
         };
         Ok(Self {
             endpoints: vec![Endpoint { host, port }],
-            vhost: or_root(keys.text("vhost")?.unwrap_or_default()),
+            vhost: or_root(keys.vhost()?.unwrap_or_default()),
             username: keys.text("username")?.ok_or(SecretError::Missing("username"))?,
             password: keys.text("password")?.ok_or(SecretError::Missing("password"))?,
             tls,
@@ -252,6 +262,18 @@ fn names_port(uri: &str) -> bool {
     host.rsplit(']').next().unwrap_or_default().contains(':')
 }
 
+/// Whether a URI has an `@` behind its host: a password with a `/` would be taken for a port and a virtual host, and shown.
+fn has_loose_at(uri: &str) -> bool {
+    let rest = uri.split_once("://").map_or(uri, |(_, rest)| rest);
+    rest.split_once(['/', '?', '#']).is_some_and(|(_, behind)| behind.contains('@'))
+}
+
+/// Whether a text is a host's name or address, and no more: it is shown.
+fn is_host(text: &str) -> bool {
+    let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    text.bytes().all(named) || text.parse::<Ipv6Addr>().is_ok()
+}
+
 /// A Secret's keys as text.
 struct Keys<'a>(&'a BTreeMap<String, Vec<u8>>);
 
@@ -276,6 +298,17 @@ impl Keys<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// The virtual host, which is shown.
+    fn vhost(&self) -> Result<Option<String>, SecretError> {
+        match self.text("vhost")? {
+            Some(text) if text.contains("://") => {
+                let problem = "expected a virtual host's name alone; a whole address goes into \"uri\"";
+                Err(SecretError::Invalid { key: "vhost", problem: problem.to_owned() })
+            }
+            other => Ok(other),
+        }
     }
 
     fn tls(&self) -> Result<Option<Tls>, SecretError> {
@@ -394,6 +427,27 @@ mod tests {
             assert_eq!(access.address(), "amqp://[fd00::5]:5672/%2F");
         }
         assert_eq!(parse(&[("uri", "amqp://u:p@10.0.0.5/v")]).unwrap().address(), "amqp://10.0.0.5:5672/v");
+    }
+
+    #[test]
+    fn credentials_in_the_place_of_something_that_is_shown_are_refused_and_not_shown() {
+        let parts = |host, vhost| [("host", host), ("username", "u"), ("password", "p"), ("vhost", vhost)];
+        let uri = "amqp://bob:s3cret@rabbit:5672/";
+        for host in [uri, "bob:s3cret@rabbit", "bob:s3cret", "rabbit/s3cret", "s3cret rabbit"] {
+            let error = parse(&parts(host, "/")).unwrap_err().to_string();
+            assert!(error.contains("\"host\"") && !error.contains("s3cret"), "{error}");
+        }
+        let error = parse(&parts("rabbit", uri)).unwrap_err().to_string();
+        assert!(error.contains("\"vhost\"") && !error.contains("s3cret"), "{error}");
+        for uri in
+            ["amqp://bob:12/s3cret@rabbit/v", "amqp://bob:12?s3cret@rabbit", "amqp://bob:12#s3cret@rabbit"]
+        {
+            let error = parse(&[("uri", uri)]).unwrap_err().to_string();
+            assert!(error.contains("%2F") && !error.contains("s3cret"), "{error}");
+        }
+        for host in ["rabbit_1.shop-a.svc", "10.0.0.5"] {
+            assert_eq!(parse(&parts(host, "a@b")).unwrap().hosts(), format!("{host}:5672"));
+        }
     }
 
     #[test]

@@ -8,9 +8,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::channel::mpsc::UnboundedSender;
+use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
+use kube::api::{GetParams, Request};
 use kube::runtime::reflector::ObjectRef;
-use kube::{Api, Client};
+use kube::{Client, Resource};
+use serde::Deserialize;
+use serde::de::Error;
 use tokio::time::Instant;
 use warren_api::{Queue, Worker};
 
@@ -111,13 +115,13 @@ impl Secrets {
         if !is_name(name) {
             return Ok(SecretState::Missing);
         }
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-        let state = match secrets.get_opt(name).await {
-            Ok(Some(secret)) => {
-                let keys = secret.data.unwrap_or_default().into_iter().map(|(k, v)| (k, v.0)).collect();
-                SecretState::Found(Arc::new(keys))
-            }
-            Ok(None) => SecretState::Missing,
+        let path = Secret::url_path(&(), Some(namespace));
+        let request =
+            Request::new(path).get(name, &GetParams::default()).map_err(kube::Error::BuildRequest)?;
+        // As text: the library would log what it cannot parse.
+        let state = match self.client.request_text(request).await {
+            Ok(text) => SecretState::Found(Arc::new(keys(&text)?)),
+            Err(kube::Error::Api(status)) if status.code == 404 => SecretState::Missing,
             Err(kube::Error::Api(status)) if status.code == 403 => SecretState::Forbidden,
             Err(error) => return Err(error),
         };
@@ -160,6 +164,17 @@ impl Slot {
     }
 }
 
+/// The keys of a Secret; an error says nothing of what is in it.
+fn keys(text: &str) -> Result<BTreeMap<String, Vec<u8>>, kube::Error> {
+    #[derive(Deserialize)]
+    struct Keys {
+        data: Option<BTreeMap<String, ByteString>>,
+    }
+    let read: Keys = serde_json::from_str(text)
+        .map_err(|_| kube::Error::SerdeError(Error::custom("a Secret's data cannot be read")))?;
+    Ok(read.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0)).collect())
+}
+
 /// Whether a Secret can have this name, which goes into a request's path as it is. Admission did not always refuse others.
 fn is_name(name: &str) -> bool {
     name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.')) && !name.starts_with('.')
@@ -174,6 +189,21 @@ mod tests {
         assert!(is_name("rabbitmq-default.user"));
         for name in ["A B", "rabbitmq?x", "../../shop/secrets/rabbitmq", ".."] {
             assert!(!is_name(name), "{name}");
+        }
+    }
+    #[test]
+    fn of_a_secret_nothing_but_its_data_is_read_and_what_is_in_it_is_in_no_error() {
+        let fields = r#"[{"time": "9999-12-31T23:59:59Z"}]"#;
+        let secret = |data: &str| {
+            format!(
+                r#"{{"metadata": {{"name": "s", "managedFields": {fields}}}, "type": 7, "data": {data}}}"#
+            )
+        };
+        assert_eq!(keys(&secret(r#"{"uri": "YQ=="}"#)).unwrap(), [("uri".to_owned(), b"a".to_vec())].into());
+        assert!(keys(&secret("null")).unwrap().is_empty());
+        for data in [r#""c2VjcmV0""#, r#"{"uri": "c2VjcmV0!"}"#, r#"{"uri": ["c2VjcmV0"]}"#] {
+            let error = keys(&secret(data)).unwrap_err().to_string();
+            assert!(!error.contains("c2VjcmV0") && error.contains("cannot be read"), "{error}");
         }
     }
 }
