@@ -16,6 +16,23 @@ const AMQPS_PORT: u16 = 5671;
 /// In bytes. The AMQP library panics over a longer one before it connects.
 const LONGEST_VHOST: usize = 255;
 
+/// Every key that is read.
+pub const KEYS: [&str; 11] = [
+    "uri",
+    "uris",
+    "connection_string",
+    "host",
+    "port",
+    "username",
+    "password",
+    "vhost",
+    "ca.crt",
+    "tls.crt",
+    "tls.key",
+];
+/// Most bytes of a key's value.
+pub const LONGEST_VALUE: usize = 64 * 1024;
+
 /// A broker's addresses (sorted), the identity to present and the virtual host. Equal values may share a connection.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct BrokerAccess {
@@ -281,6 +298,10 @@ impl Keys<'_> {
     /// A key's value without the newline that `echo` and editors leave; none where it is absent or empty.
     fn text(&self, key: &'static str) -> Result<Option<String>, SecretError> {
         let Some(bytes) = self.0.get(key) else { return Ok(None) };
+        if bytes.len() > LONGEST_VALUE {
+            let problem = format!("it has more than {LONGEST_VALUE} bytes, which no broker needs");
+            return Err(SecretError::Invalid { key, problem });
+        }
         let text = std::str::from_utf8(bytes)
             .map_err(|_| SecretError::Invalid { key, problem: "expected UTF-8 text".to_owned() })?
             .trim_end_matches(['\r', '\n']);
@@ -464,6 +485,18 @@ mod tests {
         ] {
             let error = parse(&keys).unwrap_err().to_string();
             assert!(error.contains(expected) && !error.contains("secret"), "{error}");
+        }
+        let long = "secret".repeat(LONGEST_VALUE);
+        for key in KEYS {
+            let others =
+                [("host", "h"), ("username", "u"), ("password", "p"), ("tls.crt", PEM), ("tls.key", PEM)];
+            let mut keys = secret(&others);
+            keys.insert(key.to_owned(), long.clone().into_bytes());
+            let error = BrokerAccess::parse(&keys, None).unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("{key:?} is not usable: it has more than 65536 bytes")),
+                "{error}"
+            );
         }
     }
 }

@@ -27,6 +27,7 @@ use crate::scaler::task::worker_key;
 use crate::watch::{Complaints, cached};
 use crate::worker::live::{LiveConfigMap, LiveDeployment, LiveDisruptionBudget, OfWorker};
 use crate::worker::pod_index::PodIndex;
+use crate::worker::pods::POD_TEMPLATE_HASH;
 use crate::{queue, scaler, worker};
 
 /// How long caches may take to be filled before that is said, and said again.
@@ -154,6 +155,8 @@ fn prune_pod(pod: &mut Pod) {
     if let Some(spec) = &mut pod.spec {
         *spec = Default::default();
     }
+    pod.labels_mut().retain(|label, _| [WORKER_LABEL, POD_TEMPLATE_HASH].contains(&label.as_str()));
+    pod.metadata.owner_references = None;
 }
 
 fn note_end_of_list<K>(event: &watcher::Event<K>, listed: &watch::Sender<bool>) {

@@ -18,6 +18,7 @@ use serde::Deserialize;
 use serde::de::Error;
 use tokio::time::Instant;
 use warren_api::{Queue, Worker};
+use warren_broker::access::{KEYS, LONGEST_VALUE};
 
 use crate::locked::locked;
 
@@ -198,7 +199,7 @@ fn round(mut in_use: Vec<(Name, Option<Instant>)>, most: usize) -> Vec<Name> {
     ranked.into_iter().take(most).map(|(_, _, key)| key).collect()
 }
 
-/// The keys of a Secret; an error says nothing of what is in it.
+/// The keys of a Secret that are read; an error says nothing of what is in it.
 fn keys(text: &str) -> Result<BTreeMap<String, Vec<u8>>, kube::Error> {
     #[derive(Deserialize)]
     struct Keys {
@@ -206,7 +207,15 @@ fn keys(text: &str) -> Result<BTreeMap<String, Vec<u8>>, kube::Error> {
     }
     let read: Keys = serde_json::from_str(text)
         .map_err(|_| kube::Error::SerdeError(Error::custom("a Secret's data cannot be read")))?;
-    Ok(read.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0)).collect())
+    let keys = read.data.unwrap_or_default().into_iter().filter(|(key, _)| KEYS.contains(&key.as_str()));
+    Ok(keys
+        .map(|(key, ByteString(mut value))| {
+            // One byte too many, by which it is refused.
+            value.truncate(LONGEST_VALUE + 1);
+            value.shrink_to_fit();
+            (key, value)
+        })
+        .collect())
 }
 
 /// Whether a Secret can have this name, which goes into a request's path as it is. Admission did not always refuse others.
@@ -240,6 +249,17 @@ mod tests {
             assert!(!error.contains("c2VjcmV0") && error.contains("cannot be read"), "{error}");
         }
     }
+    #[test]
+    fn of_a_secret_no_more_is_kept_than_is_read() {
+        let long = ByteString(vec![b'x'; 500_000]);
+        let data: BTreeMap<_, _> = ["ca.crt", "other"].map(|key| (key.to_owned(), long.clone())).into();
+        let kept = keys(&serde_json::json!({"data": data}).to_string()).unwrap();
+        assert_eq!(
+            kept.into_iter().map(|(key, value)| (key, value.len())).collect::<Vec<_>>(),
+            [("ca.crt".to_owned(), LONGEST_VALUE + 1)]
+        );
+    }
+
     #[test]
     fn many_secrets_of_one_namespace_make_no_other_ones_late() {
         let now = Instant::now();

@@ -10,14 +10,15 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
+use crate::scaler::act::DELETION_COST;
 use crate::tolerant::{Sieve, Tolerant};
 
 /// Load balancers drop flows that are idle for 240 s; some API servers refuse longer watches.
 const WATCH_SECONDS: u32 = 200;
-/// A copy of what a person applied, in the object itself.
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
-/// Objects a page of the first list.
-const PAGE: u32 = 500;
+/// The annotations that are read; others, such as a copy of what a person applied, are not kept.
+const ANNOTATIONS: [&str; 1] = [DELETION_COST];
+/// Objects a page of the first list: a page is read whole, and each of its objects may have a MiB and a half.
+const PAGE: u32 = 50;
 
 /// Between two log lines about one watch: it is tried again by itself, more and more rarely.
 const COMPLAIN: Duration = Duration::from_secs(60);
@@ -85,7 +86,7 @@ where
         .default_backoff()
         .filter_map(move |event| future::ready(event.map(|event| sieve.pass(event)).transpose()))
         .modify(move |object| {
-            object.annotations_mut().remove(LAST_APPLIED);
+            object.annotations_mut().retain(|annotation, _| ANNOTATIONS.contains(&annotation.as_str()));
             prune(object);
         })
         .reflect(writer);
