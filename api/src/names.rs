@@ -6,6 +6,8 @@ use sha2::{Digest, Sha256};
 pub const WORKER_LABEL: &str = "warren.dev/worker";
 /// The value of `app.kubernetes.io/managed-by` on what the operator makes.
 pub const MANAGED_BY: &str = "warren";
+/// The label that says so.
+pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// The sidecar's container name.
 pub const SIDECAR_CONTAINER: &str = "warren-sidecar";
 /// The sidecar's port for metrics, probes and drain, on the pod's address.

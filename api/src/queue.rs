@@ -365,7 +365,7 @@ pub struct DeadLetter {
     /// How many dead messages are kept; default: no limit. When the dead-letter queue is full, further ones are refused: they stay
     /// unacknowledged with the sidecars, and the condition DeadLetterAvailable says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 2_147_483_647))]
     pub max_length: Option<i32>,
 }
 
@@ -375,7 +375,7 @@ pub struct DeadLetter {
 pub struct Limits {
     /// How many ready messages the queue holds; default: no limit. `overflow` says what becomes of more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 2_147_483_647))]
     pub max_length: Option<i32>,
 
     /// How many bytes of ready messages the queue holds; default: no limit. `overflow` says what becomes of more.

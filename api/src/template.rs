@@ -1,33 +1,73 @@
 //! A pod template inside a custom resource.
 //!
-//! It is kept as the JSON that the user wrote, which goes into the Deployment as it is, and it carries the real pod schema
+//! It is kept as the text of the JSON that the user wrote, a tenth of what the values take, which goes into the Deployment as it is, and it carries the real pod schema
 //! without descriptions, so that the API server refuses misspelt fields and the CRD stays small enough for client-side
 //! `kubectl apply` (256 KiB, <https://kubernetes.io/docs/reference/kubectl/>). Fields that are newer than the release of
 //! Kubernetes that `k8s-openapi` is built for are not in that schema: they are refused, or dropped, as misspelt ones are.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{PodTemplateSpec, ResourceRequirements};
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 /// Most containers in a template: bounds the cost of the CEL rules over them.
 const MAX_CONTAINERS: u64 = 32;
 
+/// Most bytes of a template, as compact JSON: values take a hundred times that.
+const LARGEST: usize = 256 * 1024;
+
 /// A pod template as the user wrote it.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[serde(transparent)]
-pub struct Template(pub Value);
+#[derive(Clone, Debug, PartialEq)]
+pub struct Template(Arc<str>);
 
 impl Template {
     /// The template as a typed pod template.
     ///
     /// # Errors
-    /// What in the template is not as Kubernetes defines it.
+    /// What in the template is not as Kubernetes defines it, or that it is too large.
     pub fn parse(&self) -> Result<PodTemplateSpec, serde_json::Error> {
-        PodTemplateSpec::deserialize(&self.0)
+        let bytes = self.0.len();
+        if bytes > LARGEST {
+            let problem = format!(
+                "it has {bytes} bytes, and {LARGEST} are the most: move what is large into a ConfigMap that it mounts"
+            );
+            return Err(Error::custom(problem));
+        }
+        serde_json::from_str(&self.0)
+    }
+
+    /// The template as JSON.
+    pub fn value(&self) -> Value {
+        serde_json::from_str(&self.0).unwrap_or_default()
+    }
+}
+
+impl From<Value> for Template {
+    fn from(value: Value) -> Self {
+        Self(value.to_string().into())
+    }
+}
+
+impl Default for Template {
+    fn default() -> Self {
+        Value::Null.into()
+    }
+}
+
+impl Serialize for Template {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.value().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Template {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Value::deserialize(deserializer).map(Self::from)
     }
 }
 
@@ -126,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_number_where_kubernetes_takes_a_quantity_is_understood() {
-        let template = Template(json!({"spec": {"containers": [
+        let template = Template::from(json!({"spec": {"containers": [
             {"name": "app", "resources": {"limits": {"cpu": 1, "memory": "64Mi"}, "requests": {"cpu": 0.5}}}
         ], "volumes": [{"name": "data", "emptyDir": {"sizeLimit": 1024}}]}}));
         let spec = template.parse().unwrap().spec.unwrap();
@@ -140,8 +180,25 @@ mod tests {
     }
 
     #[test]
+    fn a_template_is_read_and_written_as_the_user_wrote_it() {
+        let written =
+            json!({"spec": {"containers": [{"name": "app", "resources": {"limits": {"cpu": 0.5}}}]}});
+        let template: Template = serde_json::from_value(written.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&template).unwrap(), written);
+        assert_eq!((template.value(), Template::default().value()), (written, Value::Null));
+    }
+
+    #[test]
+    fn a_template_that_would_fill_the_memory_is_not_taken_apart() {
+        let variables: Vec<_> = (0..20_000).map(|number| json!({"name": format!("A{number:05}")})).collect();
+        let template = Template::from(json!({"spec": {"containers": [{"name": "app", "env": variables}]}}));
+        let error = template.parse().unwrap_err().to_string();
+        assert!(error.contains("bytes, and 262144 are the most"), "{error}");
+    }
+
+    #[test]
     fn a_template_of_the_wrong_shape_says_where() {
-        let template = Template(json!({"spec": {"containers": [{"name": 7}]}}));
+        let template = Template::from(json!({"spec": {"containers": [{"name": 7}]}}));
         assert!(template.parse().unwrap_err().to_string().contains("string"));
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
@@ -14,6 +15,23 @@ const AMQP_PORT: u16 = 5672;
 const AMQPS_PORT: u16 = 5671;
 /// In bytes. The AMQP library panics over a longer one before it connects.
 const LONGEST_VHOST: usize = 255;
+
+/// Every key that is read.
+pub const KEYS: [&str; 11] = [
+    "uri",
+    "uris",
+    "connection_string",
+    "host",
+    "port",
+    "username",
+    "password",
+    "vhost",
+    "ca.crt",
+    "tls.crt",
+    "tls.key",
+];
+/// Most bytes of a key's value.
+pub const LONGEST_VALUE: usize = 64 * 1024;
 
 /// A broker's addresses (sorted), the identity to present and the virtual host. Equal values may share a connection.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -79,7 +97,7 @@ impl BrokerAccess {
         let keys = Keys(keys);
         let tls = keys.tls()?;
         let mut access = match keys.uris()? {
-            Some(uris) => Self::from_uris(&uris, keys.text("vhost")?.as_deref(), tls.as_ref())?,
+            Some(uris) => Self::from_uris(&uris, keys.vhost()?.as_deref(), tls.as_ref())?,
             None => Self::from_parts(&keys, tls)?,
         };
         if let Some(vhost) = vhost {
@@ -111,6 +129,11 @@ impl BrokerAccess {
             let invalid = |problem: &str| SecretError::Invalid { key, problem: problem.to_owned() };
             let mut parsed = AMQPUri::from_str(uri)
                 .map_err(|_| invalid("expected amqp://user:password@host:5672/vhost"))?;
+            if has_loose_at(uri) {
+                return Err(invalid(
+                    "a \"/\", \"?\", \"#\" or \"@\" in user, password or vhost is written %2F, %3F, %23, %40",
+                ));
+            }
             // The library takes "localhost" where it finds no domain: also in the place of an IPv6 address.
             match Url::parse(uri).ok().as_ref().and_then(Url::host) {
                 Some(Host::Domain(_)) => {}
@@ -151,6 +174,10 @@ impl BrokerAccess {
     fn from_parts(keys: &Keys<'_>, tls: Option<Tls>) -> Result<Self, SecretError> {
         let host = keys.text("host")?.ok_or(SecretError::NoAddress)?;
         let host = host.trim_matches(['[', ']']).to_owned();
+        if !is_host(&host) {
+            let problem = "expected a host's name or address alone; a whole address goes into \"uri\"";
+            return Err(SecretError::Invalid { key: "host", problem: problem.to_owned() });
+        }
         let port = match keys.text("port")? {
             None if tls.is_some() => AMQPS_PORT,
             None => AMQP_PORT,
@@ -161,7 +188,7 @@ impl BrokerAccess {
         };
         Ok(Self {
             endpoints: vec![Endpoint { host, port }],
-            vhost: or_root(keys.text("vhost")?.unwrap_or_default()),
+            vhost: or_root(keys.vhost()?.unwrap_or_default()),
             username: keys.text("username")?.ok_or(SecretError::Missing("username"))?,
             password: keys.text("password")?.ok_or(SecretError::Missing("password"))?,
             tls,
@@ -252,6 +279,18 @@ fn names_port(uri: &str) -> bool {
     host.rsplit(']').next().unwrap_or_default().contains(':')
 }
 
+/// Whether a URI has an `@` behind its host: a password with a `/` would be taken for a port and a virtual host, and shown.
+fn has_loose_at(uri: &str) -> bool {
+    let rest = uri.split_once("://").map_or(uri, |(_, rest)| rest);
+    rest.split_once(['/', '?', '#']).is_some_and(|(_, behind)| behind.contains('@'))
+}
+
+/// Whether a text is a host's name or address, and no more: it is shown.
+fn is_host(text: &str) -> bool {
+    let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    text.bytes().all(named) || text.parse::<Ipv6Addr>().is_ok()
+}
+
 /// A Secret's keys as text.
 struct Keys<'a>(&'a BTreeMap<String, Vec<u8>>);
 
@@ -259,6 +298,10 @@ impl Keys<'_> {
     /// A key's value without the newline that `echo` and editors leave; none where it is absent or empty.
     fn text(&self, key: &'static str) -> Result<Option<String>, SecretError> {
         let Some(bytes) = self.0.get(key) else { return Ok(None) };
+        if bytes.len() > LONGEST_VALUE {
+            let problem = format!("it has more than {LONGEST_VALUE} bytes, which no broker needs");
+            return Err(SecretError::Invalid { key, problem });
+        }
         let text = std::str::from_utf8(bytes)
             .map_err(|_| SecretError::Invalid { key, problem: "expected UTF-8 text".to_owned() })?
             .trim_end_matches(['\r', '\n']);
@@ -276,6 +319,17 @@ impl Keys<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// The virtual host, which is shown.
+    fn vhost(&self) -> Result<Option<String>, SecretError> {
+        match self.text("vhost")? {
+            Some(text) if text.contains("://") => {
+                let problem = "expected a virtual host's name alone; a whole address goes into \"uri\"";
+                Err(SecretError::Invalid { key: "vhost", problem: problem.to_owned() })
+            }
+            other => Ok(other),
+        }
     }
 
     fn tls(&self) -> Result<Option<Tls>, SecretError> {
@@ -397,6 +451,27 @@ mod tests {
     }
 
     #[test]
+    fn credentials_in_the_place_of_something_that_is_shown_are_refused_and_not_shown() {
+        let parts = |host, vhost| [("host", host), ("username", "u"), ("password", "p"), ("vhost", vhost)];
+        let uri = "amqp://bob:s3cret@rabbit:5672/";
+        for host in [uri, "bob:s3cret@rabbit", "bob:s3cret", "rabbit/s3cret", "s3cret rabbit"] {
+            let error = parse(&parts(host, "/")).unwrap_err().to_string();
+            assert!(error.contains("\"host\"") && !error.contains("s3cret"), "{error}");
+        }
+        let error = parse(&parts("rabbit", uri)).unwrap_err().to_string();
+        assert!(error.contains("\"vhost\"") && !error.contains("s3cret"), "{error}");
+        for uri in
+            ["amqp://bob:12/s3cret@rabbit/v", "amqp://bob:12?s3cret@rabbit", "amqp://bob:12#s3cret@rabbit"]
+        {
+            let error = parse(&[("uri", uri)]).unwrap_err().to_string();
+            assert!(error.contains("%2F") && !error.contains("s3cret"), "{error}");
+        }
+        for host in ["rabbit_1.shop-a.svc", "10.0.0.5"] {
+            assert_eq!(parse(&parts(host, "a@b")).unwrap().hosts(), format!("{host}:5672"));
+        }
+    }
+
+    #[test]
     fn every_bad_secret_names_the_key_and_not_its_value() {
         for (keys, expected) in [
             (vec![], "no broker address"),
@@ -410,6 +485,18 @@ mod tests {
         ] {
             let error = parse(&keys).unwrap_err().to_string();
             assert!(error.contains(expected) && !error.contains("secret"), "{error}");
+        }
+        let long = "secret".repeat(LONGEST_VALUE);
+        for key in KEYS {
+            let others =
+                [("host", "h"), ("username", "u"), ("password", "p"), ("tls.crt", PEM), ("tls.key", PEM)];
+            let mut keys = secret(&others);
+            keys.insert(key.to_owned(), long.clone().into_bytes());
+            let error = BrokerAccess::parse(&keys, None).unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("{key:?} is not usable: it has more than 65536 bytes")),
+                "{error}"
+            );
         }
     }
 }

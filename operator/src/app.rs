@@ -199,19 +199,27 @@ impl Shared {
 }
 
 fn init_logs(format: LogFormat) {
-    let wanted = std::env::var("RUST_LOG").ok().filter(|wanted| !wanted.is_empty());
-    let mut wanted = wanted.unwrap_or_else(|| "info,kube=warn".to_owned());
-    // The library logs each refusal as an error of its own; here refusals are conditions.
-    if !wanted.contains("lapin") {
-        wanted.push_str(",lapin=off");
-    }
-    let filter = tracing_subscriber::EnvFilter::builder().parse_lossy(wanted);
+    let filter =
+        tracing_subscriber::EnvFilter::builder().parse_lossy(log_filter(std::env::var("RUST_LOG").ok()));
     let logs = tracing_subscriber::fmt().with_env_filter(filter);
     // A second initialisation, which only tests do, leaves the first.
     let _ = match format {
         LogFormat::Json => logs.json().flatten_event(true).try_init(),
         LogFormat::Text => logs.try_init(),
     };
+}
+
+/// What is logged, where `RUST_LOG` is `wanted`.
+fn log_filter(wanted: Option<String>) -> String {
+    let wanted = wanted.filter(|wanted| !wanted.is_empty());
+    let mut wanted = wanted.unwrap_or_else(|| "info,kube=warn".to_owned());
+    // The library logs each refusal as an error of its own; here refusals are conditions.
+    if !wanted.contains("lapin") {
+        wanted.push_str(",lapin=off");
+    }
+    // It warns with the whole text of an answer that it cannot read: a list of all tenants' objects, or a Secret.
+    wanted.push_str(",kube_client=error");
+    wanted
 }
 
 async fn ended_by_signal() {
@@ -245,6 +253,16 @@ mod tests {
         let since = tokio::time::Instant::now();
         assert!(pods.get("p-1").await.is_err());
         assert!(since.elapsed() <= ANSWER + Duration::from_secs(1), "{:?}", since.elapsed());
+    }
+
+    #[test]
+    fn answers_of_the_api_server_are_never_logged_whatever_is_asked_for() {
+        for wanted in [None, Some(""), Some("debug"), Some("kube_client=trace,lapin=info")] {
+            let filter = log_filter(wanted.map(str::to_owned));
+            assert!(filter.ends_with(",kube_client=error"), "{filter}");
+            let filter = tracing_subscriber::EnvFilter::builder().parse_lossy(filter).to_string();
+            assert_eq!(filter.matches("kube_client").count(), 1, "{filter}");
+        }
     }
 
     #[tokio::test]

@@ -27,12 +27,14 @@ use crate::error::{Error, retry_delay};
 use crate::locked::locked;
 use crate::metrics::Metrics;
 use crate::queue::consumers::{Consumers, Holding};
+use crate::queue::validate::key;
 use crate::scaler::board::Board;
 use crate::scaler::record::Records;
 use crate::scaler::scrape::Scraper;
 use crate::scaler::task::worker_key;
 use crate::secrets::Secrets;
 use crate::worker::live::{LiveConfigMap, LiveDeployment, LiveDisruptionBudget};
+use crate::worker::naming::Naming;
 use crate::worker::pod_index::PodIndex;
 use crate::worker::validate::drain_seconds;
 
@@ -102,6 +104,8 @@ pub struct Context {
     pub seen: Mutex<Seen>,
     /// Which Workers consume which Queue, those that are gone included while they have pods.
     pub consumers: Mutex<Consumers>,
+    /// Which Workers name which Queue.
+    pub naming: Mutex<Naming>,
 }
 
 impl Context {
@@ -113,8 +117,26 @@ impl Context {
 
     /// Workers that consume a Queue.
     pub fn workers_of(&self, queue: &Queue) -> Vec<Arc<Worker>> {
-        let (namespace, name) = (queue.namespace(), queue.name_any());
-        self.stores.workers.state_filter(|w| w.spec.queue_ref.name == name && w.namespace() == namespace)
+        let naming = locked(&self.naming);
+        naming.of(&key(queue)).filter_map(|worker| self.worker(worker)).collect()
+    }
+
+    /// A Worker that is there.
+    pub fn worker(&self, key: &Key) -> Option<Arc<Worker>> {
+        self.stores.workers.get(&ObjectRef::new(&key.name).within(&key.namespace))
+    }
+
+    /// Another Worker than `own` whose pods may consume a Queue, as far as is known: one that names it, or one that is gone or
+    /// has turned to another Queue and has pods that have not ended or not learned of it.
+    pub fn beside(&self, own: &Key, queue: &Key) -> Option<Key> {
+        if let Some(naming) = locked(&self.naming).of(queue).find(|worker| *worker != own) {
+            return Some(naming.clone());
+        }
+        let consumers = locked(&self.consumers);
+        let mut holding = consumers.seen_to_hold(queue, Instant::now()).filter(|worker| *worker != own);
+        let holding = holding.find(|worker| self.pods.lives(worker)).cloned();
+        let stranger = || self.pods.stranger(&queue.namespace, &consumers);
+        holding.or_else(|| stranger().filter(|worker| worker != own))
     }
 
     /// Notes which Queue a Worker consumes; gives whether that is new.
@@ -135,12 +157,6 @@ impl Context {
         let consumers = locked(&self.consumers);
         let holding = |worker: &'a Key| Some((worker, consumers.may_hold(worker, queue, now)?));
         workers.iter().filter_map(holding).max_by_key(|(_, holding)| *holding)
-    }
-
-    /// The same of those of which it is known.
-    pub fn first_known_to_consume<'a>(&self, workers: &'a [Key], queue: &str) -> Option<&'a Key> {
-        let (consumers, now) = (locked(&self.consumers), Instant::now());
-        workers.iter().find(|worker| consumers.holds(worker, queue, now))
     }
 
     /// Forgets what Workers other than `known` have consumed.

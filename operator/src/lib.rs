@@ -24,5 +24,6 @@ mod scope;
 pub mod secrets;
 pub mod server;
 pub mod tick;
+pub mod tolerant;
 pub mod watch;
 pub mod worker;

@@ -2,6 +2,8 @@
 
 use k8s_openapi::api::rbac::v1::PolicyRule;
 
+use crate::leader::LEASE;
+
 fn rule(group: &str, resources: &[&str], verbs: &[&str]) -> PolicyRule {
     let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
     PolicyRule {
@@ -16,7 +18,7 @@ fn rule(group: &str, resources: &[&str], verbs: &[&str]) -> PolicyRule {
 pub fn rules() -> Vec<PolicyRule> {
     vec![
         // Resources of the Warren API.
-        rule(warren_api::GROUP, &["queues", "workers"], &["get", "list", "watch"]),
+        rule(warren_api::GROUP, &["queues", "workers"], &["list", "watch"]),
         // For finalizers.
         rule(warren_api::GROUP, &["queues"], &["patch"]),
         rule(warren_api::GROUP, &["queues/status", "workers/status"], &["patch"]),
@@ -27,7 +29,7 @@ pub fn rules() -> Vec<PolicyRule> {
         // Removed again when spec.disruption is.
         rule("policy", &["poddisruptionbudgets"], &["get", "list", "watch", "create", "patch", "delete"]),
         // The scaler finds the sidecars, and marks which pods may go first.
-        rule("", &["pods"], &["get", "list", "watch", "patch"]),
+        rule("", &["pods"], &["list", "watch", "patch"]),
         // The brokers' addresses and users: named Secrets only, never a list.
         rule("", &["secrets"], &["get"]),
         rule("events.k8s.io", &["events"], &["create", "patch"]),
@@ -35,8 +37,13 @@ pub fn rules() -> Vec<PolicyRule> {
 }
 
 /// For the election of a leader, in the operator's own namespace, as `charts/warren/templates/rbac.yaml` gives it.
-pub fn election() -> PolicyRule {
-    rule("coordination.k8s.io", &["leases"], &["get", "create", "update"])
+pub fn election() -> [PolicyRule; 2] {
+    let leases = |verbs: &[&str]| rule("coordination.k8s.io", &["leases"], verbs);
+    // What is made has no name yet.
+    [
+        leases(&["create"]),
+        PolicyRule { resource_names: Some(vec![LEASE.to_owned()]), ..leases(&["get", "update"]) },
+    ]
 }
 
 #[cfg(test)]
@@ -48,18 +55,32 @@ mod tests {
         let workers =
             |rule: &PolicyRule| rule.resources.iter().flatten().any(|resource| resource == "workers");
         let verbs: Vec<_> = rules().into_iter().filter(workers).flat_map(|rule| rule.verbs).collect();
-        assert_eq!(verbs, ["get", "list", "watch"]);
+        assert_eq!(verbs, ["list", "watch"]);
     }
 
     #[test]
     fn the_chart_gives_what_an_election_needs() {
         let chart = include_str!("../../charts/warren/templates/rbac.yaml");
-        let PolicyRule { api_groups, resources, verbs, .. } = election();
         let list = |texts: Vec<String>| texts.join(", ");
-        let (groups, resources) = (list(api_groups.unwrap()), list(resources.unwrap()));
-        let verbs = list(verbs);
-        let rule = format!("- apiGroups: [{groups}]\n  resources: [{resources}]\n  verbs: [{verbs}]\n");
-        assert!(chart.contains(&rule), "{rule}");
+        let rules = election().map(|rule| {
+            let PolicyRule { api_groups, resources, resource_names, verbs, .. } = rule;
+            let (groups, resources) = (list(api_groups.unwrap()), list(resources.unwrap()));
+            let names = resource_names.map(|names| format!("  resourceNames: [{}]\n", list(names)));
+            let (names, verbs) = (names.unwrap_or_default(), list(verbs));
+            format!("- apiGroups: [{groups}]\n  resources: [{resources}]\n{names}  verbs: [{verbs}]\n")
+        });
+        let rules = format!("rules:\n{}---\n", rules.concat());
+        assert!(chart.contains(&rules), "{rules}");
+    }
+
+    #[test]
+    fn what_is_watched_alone_is_not_read_by_name() {
+        let reads = |resource: &str| {
+            let of = |rule: &PolicyRule| rule.resources.iter().flatten().any(|name| name == resource);
+            rules().into_iter().filter(of).any(|rule| rule.verbs.iter().any(|verb| verb == "get"))
+        };
+        assert!(!["queues", "workers", "pods"].into_iter().any(reads));
+        assert!(["secrets", "configmaps", "deployments", "poddisruptionbudgets"].into_iter().all(reads));
     }
 
     #[test]

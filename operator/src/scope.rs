@@ -20,12 +20,14 @@ use warren_api::{Queue, Worker};
 use crate::app::Shared;
 use crate::brokers::{Changes, Key};
 use crate::context::{Context, Retries, Stores};
+use crate::locked::locked;
 use crate::scaler::board::Board;
 use crate::scaler::scrape::Scraper;
 use crate::scaler::task::worker_key;
 use crate::watch::{Complaints, cached};
 use crate::worker::live::{LiveConfigMap, LiveDeployment, LiveDisruptionBudget, OfWorker};
 use crate::worker::pod_index::PodIndex;
+use crate::worker::pods::POD_TEMPLATE_HASH;
 use crate::{queue, scaler, worker};
 
 /// How long caches may take to be filled before that is said, and said again.
@@ -73,6 +75,7 @@ pub(crate) async fn start(
         since: Timestamp::now(),
         seen: Default::default(),
         consumers: Default::default(),
+        naming: Default::default(),
     });
 
     // A Worker's condition QueueReady and its sidecars' ladder follow the Queue's status.
@@ -152,6 +155,8 @@ fn prune_pod(pod: &mut Pod) {
     if let Some(spec) = &mut pod.spec {
         *spec = Default::default();
     }
+    pod.labels_mut().retain(|label, _| [WORKER_LABEL, POD_TEMPLATE_HASH].contains(&label.as_str()));
+    pod.metadata.owner_references = None;
 }
 
 fn note_end_of_list<K>(event: &watcher::Event<K>, listed: &watch::Sender<bool>) {
@@ -181,22 +186,35 @@ fn queue_event(event: &watcher::Event<Queue>, context: &Context) {
 fn worker_event(event: &watcher::Event<Worker>, context: &Context) {
     match event {
         watcher::Event::Apply(worker) | watcher::Event::InitApply(worker) => {
+            let key = worker_key(worker);
+            let queue = Key { name: worker.spec.queue_ref.name.clone(), ..key.clone() };
+            locked(&context.naming).names(key, queue);
             if context.note_consumer(worker) {
                 tell_ordered(worker, context);
             }
         }
-        // What it has consumed counts while it has pods.
-        watcher::Event::Delete(worker) => tell_ordered(worker, context),
-        watcher::Event::Init | watcher::Event::InitDone => {}
+        watcher::Event::Delete(worker) => {
+            locked(&context.naming).forget(&worker_key(worker));
+            // What it has consumed counts while it has pods.
+            tell_ordered(worker, context);
+        }
+        watcher::Event::InitDone => {
+            let living = context.stores.workers.state().iter().map(|worker| worker_key(worker)).collect();
+            locked(&context.naming).retain(&living);
+        }
+        watcher::Event::Init => {}
     }
 }
 
 /// Sends the Workers beside one that comes, goes or turns to another Queue to their reconcile, if they are to keep an order.
+/// Where more than two share a Queue, they hold consuming anyhow, and look again by themselves.
 fn tell_ordered(worker: &Worker, context: &Context) {
-    let beside = context.stores.workers.state_filter(|other| {
-        other.spec.consumer.ordering_key.is_some() && other.namespace() == worker.namespace()
-    });
-    reconcile(&beside, context);
+    let queues: Vec<Key> = locked(&context.consumers).queues(&worker_key(worker)).collect();
+    let naming = locked(&context.naming);
+    let beside = queues.iter().flat_map(|queue| naming.of(queue).take(2));
+    let beside = beside.filter_map(|other| context.worker(other));
+    let ordered = beside.filter(|other| other.spec.consumer.ordering_key.is_some());
+    reconcile(&ordered.collect::<Vec<_>>(), context);
 }
 
 /// Sends Workers to their reconcile.

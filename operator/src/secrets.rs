@@ -8,11 +8,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::channel::mpsc::UnboundedSender;
+use futures::{StreamExt, stream};
+use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
+use kube::api::{GetParams, Request};
 use kube::runtime::reflector::ObjectRef;
-use kube::{Api, Client};
+use kube::{Client, Resource};
+use serde::Deserialize;
+use serde::de::Error;
 use tokio::time::Instant;
 use warren_api::{Queue, Worker};
+use warren_broker::access::{KEYS, LONGEST_VALUE};
 
 use crate::locked::locked;
 
@@ -20,8 +26,14 @@ use crate::locked::locked;
 const FRESH: Duration = Duration::from_secs(2);
 /// How often each Secret in use is read.
 const POLL: Duration = Duration::from_secs(5);
-/// Reads a second at most.
+/// Between the beginnings of two such reads.
 const READ_SPACING: Duration = Duration::from_millis(40);
+/// How many Secrets are read in a round; those of others wait for the next.
+const OF_A_ROUND: usize = 125;
+/// Reads at once: one that is not answered keeps none of the others waiting.
+const AT_ONCE: usize = 8;
+/// How long a read may take.
+const ANSWER: Duration = Duration::from_secs(5);
 /// A user that has not asked for so long is gone; living ones are reconciled far more often.
 const FORGET_USER: Duration = Duration::from_secs(3600);
 
@@ -67,6 +79,8 @@ type Name = (String, String);
 #[derive(Debug, Default)]
 struct Slot {
     state: Option<(SecretState, Instant)>,
+    /// When it was last asked for.
+    tried: Option<Instant>,
     users: HashMap<(&'static str, String), (User, Instant)>,
     /// Held while it is read, so that many readers make one request.
     reading: Arc<tokio::sync::Mutex<()>>,
@@ -111,13 +125,18 @@ impl Secrets {
         if !is_name(name) {
             return Ok(SecretState::Missing);
         }
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-        let state = match secrets.get_opt(name).await {
-            Ok(Some(secret)) => {
-                let keys = secret.data.unwrap_or_default().into_iter().map(|(k, v)| (k, v.0)).collect();
-                SecretState::Found(Arc::new(keys))
-            }
-            Ok(None) => SecretState::Missing,
+        let path = Secret::url_path(&(), Some(namespace));
+        let request =
+            Request::new(path).get(name, &GetParams::default()).map_err(kube::Error::BuildRequest)?;
+        // As text: the library would log what it cannot parse.
+        if let Some(slot) = locked(&self.slots).get_mut(key) {
+            slot.tried = Some(Instant::now());
+        }
+        let read = tokio::time::timeout(ANSWER, self.client.request_text(request)).await;
+        let late = |_| Err(kube::Error::Service("a Secret was not read in time".into()));
+        let state = match read.unwrap_or_else(late) {
+            Ok(text) => SecretState::Found(Arc::new(keys(&text)?)),
+            Err(kube::Error::Api(status)) if status.code == 404 => SecretState::Missing,
             Err(kube::Error::Api(status)) if status.code == 403 => SecretState::Forbidden,
             Err(error) => return Err(error),
         };
@@ -131,26 +150,31 @@ impl Secrets {
         Ok(state)
     }
 
-    /// Reads each Secret in use again and again, for ever.
+    /// Reads the Secrets in use again and again, for ever.
     pub async fn poll(self: Arc<Self>) {
         loop {
             tokio::time::sleep(POLL.mul_f64(rand::random_range(0.8..1.2))).await;
-            for key in self.in_use() {
+            let spaced = stream::iter(round(self.in_use(), OF_A_ROUND)).then(async |key| {
+                tokio::time::sleep(READ_SPACING).await;
+                key
+            });
+            let read = async |key: Name| {
                 if let Err(error) = self.read(&key).await {
                     tracing::debug!(namespace = %key.0, secret = %key.1, %error, "not read");
                 }
-                tokio::time::sleep(READ_SPACING).await;
-            }
+            };
+            spaced.for_each_concurrent(AT_ONCE, read).await;
         }
     }
 
-    fn in_use(&self) -> Vec<Name> {
+    /// The Secrets in use, with the times of their last reads.
+    fn in_use(&self) -> Vec<(Name, Option<Instant>)> {
         let mut slots = locked(&self.slots);
         slots.retain(|_, slot| {
             slot.users.retain(|_, (_, seen)| seen.elapsed() < FORGET_USER);
             !slot.users.is_empty()
         });
-        slots.keys().cloned().collect()
+        slots.iter().map(|(key, slot)| (key.clone(), slot.tried)).collect()
     }
 }
 
@@ -158,6 +182,40 @@ impl Slot {
     fn fresh(&self) -> Option<SecretState> {
         self.state.as_ref().filter(|(_, read)| read.elapsed() < FRESH).map(|(state, _)| state.clone())
     }
+}
+
+/// The Secrets of a round, at most so many: those of each namespace that were read longest ago, and of no namespace a further one
+/// before each has one. Many Secrets of one namespace make no other one's late.
+fn round(mut in_use: Vec<(Name, Option<Instant>)>, most: usize) -> Vec<Name> {
+    in_use.sort_by_key(|(_, tried)| *tried);
+    let mut of_namespace: HashMap<String, usize> = HashMap::new();
+    let ranked = in_use.into_iter().map(|(key, tried)| {
+        let count = of_namespace.entry(key.0.clone()).or_default();
+        *count += 1;
+        (*count, tried, key)
+    });
+    let mut ranked: Vec<_> = ranked.collect();
+    ranked.sort();
+    ranked.into_iter().take(most).map(|(_, _, key)| key).collect()
+}
+
+/// The keys of a Secret that are read; an error says nothing of what is in it.
+fn keys(text: &str) -> Result<BTreeMap<String, Vec<u8>>, kube::Error> {
+    #[derive(Deserialize)]
+    struct Keys {
+        data: Option<BTreeMap<String, ByteString>>,
+    }
+    let read: Keys = serde_json::from_str(text)
+        .map_err(|_| kube::Error::SerdeError(Error::custom("a Secret's data cannot be read")))?;
+    let keys = read.data.unwrap_or_default().into_iter().filter(|(key, _)| KEYS.contains(&key.as_str()));
+    Ok(keys
+        .map(|(key, ByteString(mut value))| {
+            // One byte too many, by which it is refused.
+            value.truncate(LONGEST_VALUE + 1);
+            value.shrink_to_fit();
+            (key, value)
+        })
+        .collect())
 }
 
 /// Whether a Secret can have this name, which goes into a request's path as it is. Admission did not always refuse others.
@@ -175,5 +233,62 @@ mod tests {
         for name in ["A B", "rabbitmq?x", "../../shop/secrets/rabbitmq", ".."] {
             assert!(!is_name(name), "{name}");
         }
+    }
+    #[test]
+    fn of_a_secret_nothing_but_its_data_is_read_and_what_is_in_it_is_in_no_error() {
+        let fields = r#"[{"time": "9999-12-31T23:59:59Z"}]"#;
+        let secret = |data: &str| {
+            format!(
+                r#"{{"metadata": {{"name": "s", "managedFields": {fields}}}, "type": 7, "data": {data}}}"#
+            )
+        };
+        assert_eq!(keys(&secret(r#"{"uri": "YQ=="}"#)).unwrap(), [("uri".to_owned(), b"a".to_vec())].into());
+        assert!(keys(&secret("null")).unwrap().is_empty());
+        for data in [r#""c2VjcmV0""#, r#"{"uri": "c2VjcmV0!"}"#, r#"{"uri": ["c2VjcmV0"]}"#] {
+            let error = keys(&secret(data)).unwrap_err().to_string();
+            assert!(!error.contains("c2VjcmV0") && error.contains("cannot be read"), "{error}");
+        }
+    }
+    #[test]
+    fn of_a_secret_no_more_is_kept_than_is_read() {
+        let long = ByteString(vec![b'x'; 500_000]);
+        let data: BTreeMap<_, _> = ["ca.crt", "other"].map(|key| (key.to_owned(), long.clone())).into();
+        let kept = keys(&serde_json::json!({"data": data}).to_string()).unwrap();
+        assert_eq!(
+            kept.into_iter().map(|(key, value)| (key, value.len())).collect::<Vec<_>>(),
+            [("ca.crt".to_owned(), LONGEST_VALUE + 1)]
+        );
+    }
+
+    #[test]
+    fn many_secrets_of_one_namespace_make_no_other_ones_late() {
+        let now = Instant::now();
+        let key = |namespace: &str, name: usize| (namespace.to_owned(), format!("{name:04}"));
+        // Each was read, one a second, those of "many" first.
+        let many = (0..5000).map(|name| (key("many", name), name as u64));
+        let few = [(key("a", 0), 6000), (key("b", 0), 6001), (key("b", 1), 6002)];
+        let at = |second| Some(now + Duration::from_secs(second));
+        let in_use = || many.clone().chain(few.clone()).map(|(key, second)| (key, at(second))).collect();
+        assert_eq!(round(in_use(), 3), [key("many", 0), key("a", 0), key("b", 0)]);
+        let all = round(in_use(), OF_A_ROUND);
+        assert_eq!(all.len(), OF_A_ROUND);
+        assert!(few.iter().all(|(few, _)| all.contains(few)));
+        assert!(all.contains(&key("many", OF_A_ROUND - 4)), "what is left is for those that have more");
+        let new = [(key("z", 1), None), (key("z", 0), at(1))];
+        assert_eq!(round(new.to_vec(), 1), [key("z", 1)], "what was never read comes first");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_read_that_is_not_answered_ends_and_is_not_the_next_one_again() {
+        warren_broker::install_crypto_provider();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let secrets = Secrets::new(Client::try_from(kube::Config::new(url)).unwrap());
+        let (sender, _receiver) = futures::channel::mpsc::unbounded();
+        let user = User::Queue(ObjectRef::new("orders").within("shop"), sender);
+        let since = Instant::now();
+        assert!(secrets.get("shop", "rabbitmq", user).await.is_err());
+        assert!(since.elapsed() <= ANSWER + Duration::from_secs(1), "{:?}", since.elapsed());
+        assert!(secrets.in_use().iter().all(|(_, tried)| tried.is_some()));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures::Stream;
+use futures::{Stream, StreamExt, future};
 use k8s_openapi::NamespaceResourceScope;
 use kube::runtime::reflector::{Store, store};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -10,12 +10,15 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
+use crate::scaler::act::DELETION_COST;
+use crate::tolerant::{Sieve, Tolerant};
+
 /// Load balancers drop flows that are idle for 240 s; some API servers refuse longer watches.
 const WATCH_SECONDS: u32 = 200;
-/// A copy of what a person applied, in the object itself.
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
-/// Objects a page of the first list.
-const PAGE: u32 = 500;
+/// The annotations that are read; others, such as a copy of what a person applied, are not kept.
+const ANNOTATIONS: [&str; 1] = [DELETION_COST];
+/// Objects a page of the first list: a page is read whole, and each of its objects may have a MiB and a half.
+const PAGE: u32 = 50;
 
 /// Between two log lines about one watch: it is tried again by itself, more and more rarely.
 const COMPLAIN: Duration = Duration::from_secs(60);
@@ -53,7 +56,7 @@ impl Complaints {
 }
 
 /// Watches a kind in a namespace (none: all), fills a cache, and gives the events. Only objects with the label `label`, if
-/// one is named, are seen.
+/// one is named, are seen, and only those that can be read.
 pub fn cached<K>(
     client: &Client,
     namespace: Option<&str>,
@@ -69,7 +72,7 @@ where
         + Sync
         + 'static,
 {
-    let api: Api<K> = match namespace {
+    let api: Api<Tolerant<K>> = match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     };
@@ -78,11 +81,12 @@ where
         config = config.labels(label);
     }
     let (reader, writer) = store();
+    let mut sieve = Sieve::before(reader.clone());
     let events = watcher(api, config)
         .default_backoff()
+        .filter_map(move |event| future::ready(event.map(|event| sieve.pass(event)).transpose()))
         .modify(move |object| {
-            object.managed_fields_mut().clear();
-            object.annotations_mut().remove(LAST_APPLIED);
+            object.annotations_mut().retain(|annotation, _| ANNOTATIONS.contains(&annotation.as_str()));
             prune(object);
         })
         .reflect(writer);

@@ -127,7 +127,8 @@ async fn rights(cluster: &Cluster, home: &str, account: &str) -> Read<Vec<Right>
     let reviews: Api<SubjectAccessReview> = Api::all(cluster.client.clone());
     let user = format!("system:serviceaccount:{home}:{account}");
     let here = rbac::rules().into_iter().flat_map(|rule| questions(&cluster.namespace, &rule));
-    let election = questions(home, &rbac::election()).into_iter();
+    let election = rbac::election();
+    let election = election.iter().flat_map(|rule| questions(home, rule));
     let election = election.map(|(what, asked)| (format!("{what} in namespace {home}"), asked));
     let asked = here.chain(election).map(|(what, attributes)| {
         let (reviews, user) = (&reviews, user.clone());
@@ -151,6 +152,7 @@ async fn rights(cluster: &Cluster, home: &str, account: &str) -> Read<Vec<Right>
 fn questions(namespace: &str, rule: &PolicyRule) -> Vec<(String, ResourceAttributes)> {
     let group = rule.api_groups.iter().flatten().next().cloned().unwrap_or_default();
     let dot = if group.is_empty() { "" } else { "." };
+    let object = rule.resource_names.iter().flatten().next();
     let question = |resource: &String, verb: &String| {
         let (name, sub) = match resource.split_once('/') {
             Some((name, sub)) => (name, Some(sub.to_owned())),
@@ -160,6 +162,7 @@ fn questions(namespace: &str, rule: &PolicyRule) -> Vec<(String, ResourceAttribu
             namespace: Some(namespace.to_owned()),
             group: Some(group.clone()),
             resource: Some(name.to_owned()),
+            name: object.cloned(),
             subresource: sub,
             verb: Some(verb.clone()),
             ..ResourceAttributes::default()
@@ -191,8 +194,10 @@ mod tests {
             all.contains(&"get secrets".to_owned()) && all.contains(&"create configmaps".to_owned()),
             "{all:?}"
         );
-        let election: Vec<_> =
-            questions("warren", &rbac::election()).into_iter().map(|(what, _)| what).collect();
-        assert_eq!(election[1], "create leases.coordination.k8s.io");
+        let election: Vec<_> = rbac::election().iter().flat_map(|rule| questions("warren", rule)).collect();
+        let asked: Vec<_> =
+            election.iter().map(|(what, asked)| (what.as_str(), asked.name.as_deref())).collect();
+        assert_eq!(asked[0], ("create leases.coordination.k8s.io", None));
+        assert_eq!(asked[1], ("get leases.coordination.k8s.io", Some("warren-operator")));
     }
 }

@@ -1,6 +1,6 @@
 //! Which Workers' pods may hold messages of which Queue, also of Workers that are gone or have turned to another Queue. Pure.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -9,7 +9,13 @@ use crate::brokers::Key;
 
 /// What each Worker's pods may work on. A Worker's Queue is in its own namespace: its name is enough.
 #[derive(Debug, Default)]
-pub struct Consumers(HashMap<Key, History>);
+pub struct Consumers {
+    workers: HashMap<Key, History>,
+    /// Who may hold messages of a Queue: those that do, and some that did.
+    by_queue: HashMap<Key, BTreeSet<Key>>,
+    /// Raised whenever a Worker is new or forgotten.
+    version: u64,
+}
 
 /// The Queues that a Worker consumes, or did.
 #[derive(Debug, Default)]
@@ -44,10 +50,12 @@ impl Consumers {
     /// A Worker names `queue`, and its pods work on for `lasting` when it names another. One that was not seen before and may
     /// have `turned` unseen from any other Queue has pods that work on for that one. Gives whether the Queue is new.
     pub fn on(&mut self, worker: &Key, queue: &str, lasting: Duration, turned: bool, now: Instant) -> bool {
-        let history = self
-            .0
-            .entry(worker.clone())
-            .or_insert_with(|| History { unknown: turned.then(|| now + lasting), ..History::default() });
+        let of_queue = Key { namespace: worker.namespace.clone(), name: queue.to_owned() };
+        self.by_queue.entry(of_queue).or_default().insert(worker.clone());
+        let history = self.workers.entry(worker.clone()).or_insert_with(|| {
+            self.version += 1;
+            History { unknown: turned.then(|| now + lasting), ..History::default() }
+        });
         let queues = &mut history.queues;
         queues.retain(|former| former.queue == queue || former.until.is_none_or(|until| now < until));
         let before = queues.iter().position(|former| former.queue == queue).map(|at| queues.swap_remove(at));
@@ -71,20 +79,52 @@ impl Consumers {
         if self.holds(worker, queue, now) {
             return Some(Holding::Known);
         }
-        let until = self.0.get(worker)?.unknown?;
+        let until = self.workers.get(worker)?.unknown?;
         (now < until).then(|| Holding::Unseen(until - now))
     }
 
     /// The same but for a Worker that may have turned unseen, before this process began: rather that than many that stand still
     /// at each start.
     pub fn holds(&self, worker: &Key, queue: &str, now: Instant) -> bool {
-        let Some(History { queues, .. }) = self.0.get(worker) else { return true };
+        let Some(History { queues, .. }) = self.workers.get(worker) else { return true };
         queues.iter().any(|one| one.queue == queue && one.until.is_none_or(|until| now < until))
+    }
+
+    /// Workers that were seen and of which [`Self::holds`] is true.
+    pub fn seen_to_hold<'a>(&'a self, queue: &'a Key, now: Instant) -> impl Iterator<Item = &'a Key> {
+        let workers = self.by_queue.get(queue).into_iter().flatten();
+        workers.filter(move |worker| self.holds(worker, &queue.name, now))
+    }
+
+    /// The Queues that a Worker names, or did.
+    pub fn queues(&self, worker: &Key) -> impl Iterator<Item = Key> {
+        let queues = self.workers.get(worker).into_iter().flat_map(|history| &history.queues);
+        queues.map(|one| Key { namespace: worker.namespace.clone(), name: one.queue.clone() })
+    }
+
+    /// Whether a Worker was seen.
+    pub fn knows(&self, worker: &Key) -> bool {
+        self.workers.contains_key(worker)
+    }
+
+    /// Another number whenever other Workers are known.
+    pub const fn version(&self) -> u64 {
+        self.version
     }
 
     /// Forgets Workers.
     pub fn retain(&mut self, known: impl Fn(&Key) -> bool) {
-        self.0.retain(|worker, _| known(worker));
+        let before = self.workers.len();
+        self.workers.retain(|worker, _| known(worker));
+        if self.workers.len() < before {
+            self.version += 1;
+        }
+        let workers = &self.workers;
+        self.by_queue.retain(|queue, holding| {
+            let names = |history: &History| history.queues.iter().any(|one| one.queue == queue.name);
+            holding.retain(|worker| workers.get(worker).is_some_and(names));
+            !holding.is_empty()
+        });
     }
 }
 
@@ -108,6 +148,27 @@ mod tests {
         );
         consumers.retain(|_| false);
         assert!(consumers.may_hold(&worker(), "other", late).is_some(), "nothing is known of it any more");
+    }
+
+    #[test]
+    fn who_holds_messages_of_a_queue_is_found_by_it() {
+        let (mut consumers, now) = (Consumers::default(), Instant::now());
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let (queue, minute) =
+            (|name: &str| Key { name: name.to_owned(), ..worker() }, Duration::from_secs(60));
+        let version = consumers.version();
+        consumers.on(&worker(), "orders", minute, false, now);
+        assert!(consumers.knows(&worker()) && consumers.version() != version);
+        consumers.on(&worker(), "other", minute, false, at(10));
+        let found = |consumers: &Consumers, name, at| consumers.seen_to_hold(&queue(name), at).count();
+        assert_eq!((found(&consumers, "orders", at(69)), found(&consumers, "orders", at(71))), (1, 0));
+        assert_eq!((found(&consumers, "other", at(71)), consumers.queues(&worker()).count()), (1, 2));
+        consumers.on(&worker(), "other", minute, false, at(71));
+        consumers.retain(|_| true);
+        assert_eq!(consumers.by_queue.len(), 1, "what is over is forgotten");
+        let version = consumers.version();
+        consumers.retain(|_| false);
+        assert!(consumers.by_queue.is_empty() && consumers.version() != version);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::worker::pods;
 
 /// Pods with a lower cost are deleted first, see
 /// <https://kubernetes.io/docs/concepts/workloads/controllers/replicaset/#pod-deletion-cost>.
-const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+pub(crate) const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 /// Least cost of a pod with messages at the handler: one that only holds some gives them back, and goes before.
 const BUSY_COST: u64 = 100_000;
 /// Cost of a pod that cannot be looked into: it goes last.

@@ -10,6 +10,7 @@ use super::decide::Decision;
 use super::share::share;
 use crate::brokers::Key;
 use crate::locked::locked;
+use crate::problem::Problem;
 
 /// Pods are marked for the same replicas at most so often.
 const MARKED_AGAIN: Duration = Duration::from_secs(20);
@@ -80,6 +81,8 @@ pub struct View {
     pub settled_lately: Option<f64>,
     /// What the API server said to the last decision, where it does not take that.
     pub refused: Option<String>,
+    /// What is wrong with `scaling.schedules`.
+    pub misread: Option<Problem>,
 }
 
 impl View {

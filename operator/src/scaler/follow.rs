@@ -165,6 +165,7 @@ impl Follower {
             self.show(worker, &self.view(None, handlers));
             return OBSERVED;
         }
+        let floor = self.timetable.floor(&worker.spec.scaling.schedules, Timestamp::now());
         // A broker that is being connected to is not unknown yet, nor is a share before all have looked.
         let early = self.depth.is_none() || !context.board.all_have_looked(&self.key);
         if early && self.since.elapsed() < FIRST_DEPTH {
@@ -190,7 +191,7 @@ impl Follower {
                 exposed: self.exposed(&pods),
             },
             sidecars,
-            floor: self.timetable.floor(&worker.spec.scaling.schedules, Timestamp::now()),
+            floor,
         };
         let (mut decision, history) = decide(std::mem::take(&mut self.history), &inputs, &spec, now);
         // A Deployment that is gone while replicas are held is made again with as many.
@@ -209,7 +210,8 @@ impl Follower {
         let durability = self.tracker.durability();
         let queue = self.followed.as_ref().map(|(queue, ..)| queue.clone());
         let settled_lately = Some(self.settled.amount);
-        View { queue, decision, handlers, durability, settled_lately, ..View::default() }
+        let misread = self.timetable.wrong();
+        View { queue, decision, handlers, durability, settled_lately, refused: None, misread }
     }
 
     /// What a queue on the broker of `queue` holds, and when that was.

@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
+use croner::{Cron, YEAR_UPPER_LIMIT};
 use k8s_openapi::jiff::civil::DateTime;
 use k8s_openapi::jiff::tz::{AmbiguousOffset, TimeZone};
 use k8s_openapi::jiff::{Timestamp, Zoned};
@@ -17,6 +17,8 @@ use crate::problem::Problem;
 
 /// Reason of condition `ScalingActive` where an entry cannot be read.
 pub const SCHEDULE_INVALID: &str = "ScheduleInvalid";
+/// A pattern repeats itself within 28 years.
+const EVER: i32 = 30;
 
 /// Schedules as they can be asked.
 #[derive(Clone, Debug, Default)]
@@ -78,9 +80,7 @@ impl Entry {
                 "cron \"{text}\" cannot be read ({error}): write minute hour day month weekday, such as \"0 8 * * 1-5\" for 8:00 from Monday to Friday"
             )
         })?;
-        // A pattern repeats itself within 28 years, so that one that ever fires did so before any time to come.
-        let begin = Timestamp::UNIX_EPOCH.to_zoned(zone.clone());
-        if cron.find_next_occurrence(&begin, true).is_err() {
+        if !fires(&cron) {
             return Err(format!("cron \"{text}\" names a day that does not exist: correct day and month"));
         }
         let schedule = Arc::from(format!("\"{text}\" {timezone}"));
@@ -119,11 +119,21 @@ impl Entry {
     }
 }
 
+/// Whether a pattern ever fires. The library looks up to its last year, which takes as long as thousands of reconciles: the
+/// search begins shortly before that.
+fn fires(cron: &Cron) -> bool {
+    let begin = i16::try_from(YEAR_UPPER_LIMIT - EVER)
+        .ok()
+        .and_then(|year| DateTime::new(year, 1, 1, 0, 0, 0, 0).ok());
+    begin.is_some_and(|begin| cron.find_next_occurrence(&begin, true).is_ok())
+}
+
 /// A Worker's schedules with what they say, looked up once a minute.
 #[derive(Debug, Default)]
 pub struct Timetable {
     given: Vec<Schedule>,
     schedules: Schedules,
+    wrong: Option<Problem>,
     minute: Option<i64>,
     floor: Option<Floor>,
 }
@@ -133,7 +143,7 @@ impl Timetable {
     pub fn floor(&mut self, given: &[Schedule], now: Timestamp) -> Option<Floor> {
         if self.given != given {
             self.given = given.to_vec();
-            self.schedules = Schedules::parse(given).0;
+            (self.schedules, self.wrong) = Schedules::parse(given);
             self.minute = None;
         }
         // No entry fires within a minute.
@@ -142,6 +152,11 @@ impl Timetable {
             self.floor = self.schedules.floor(now);
         }
         self.floor.clone()
+    }
+
+    /// What is wrong with the first of the last schedules that cannot be read.
+    pub fn wrong(&self) -> Option<Problem> {
+        self.wrong.clone()
     }
 }
 
@@ -267,6 +282,20 @@ mod tests {
     }
 
     #[test]
+    fn what_never_fires_is_found_out_without_a_long_search() {
+        let never = |minute| schedule(&format!("{minute} 0 31 2,4,6,9,11 *"), "Europe/Berlin", 1);
+        let since = std::time::Instant::now();
+        let (schedules, wrong) = Schedules::parse(&(0..20).map(never).collect::<Vec<_>>());
+        assert!(since.elapsed().as_secs() < 2, "{:?}", since.elapsed());
+        assert!(schedules.0.is_empty() && wrong.unwrap().message.contains("a day that does not exist"));
+        // What fires most seldom: a 29th of February on a certain day of the week.
+        for day in 0..7 {
+            let (schedules, wrong) = Schedules::parse(&[schedule(&format!("0 0 29 2 +{day}"), "UTC", 1)]);
+            assert_eq!((schedules.0.len(), wrong), (1, None), "{day}");
+        }
+    }
+
+    #[test]
     fn a_timetable_follows_the_time_and_the_spec() {
         let mut table = Timetable::default();
         let day = [schedule("0 8 * * *", "UTC", 5), schedule("0 18 * * *", "UTC", 1)];
@@ -275,5 +304,9 @@ mod tests {
         assert_eq!(at(&day, "2026-11-23T08:00:00Z"), Some(5));
         assert_eq!(at(&day[1..], "2026-11-23T08:00:01Z"), Some(1));
         assert_eq!(at(&[], "2026-11-23T08:00:02Z"), None);
+        assert_eq!(at(&[schedule("soon", "UTC", 1)], "2026-11-23T08:00:03Z"), None);
+        assert_eq!(table.wrong().unwrap().reason, SCHEDULE_INVALID);
+        table.floor(&day, Timestamp::UNIX_EPOCH);
+        assert_eq!(table.wrong(), None);
     }
 }

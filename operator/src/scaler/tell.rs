@@ -23,7 +23,13 @@ pub(super) fn if_news(context: &Context, worker: &Worker, former: &View, view: &
     let decided = |view: &View| view.decision.as_ref().map(|decision| (decision.replicas, decision.reason));
     let said = |view: &View| {
         let handlers = &view.handlers;
-        (handlers.most_held(), handlers.misconfigured, handlers.disconnected(), view.refused.clone())
+        (
+            handlers.most_held(),
+            handlers.misconfigured,
+            handlers.disconnected(),
+            view.refused.clone(),
+            view.misread.clone(),
+        )
     };
     let news = decided(former) != decided(view);
     if !news && said(former) == said(view) {

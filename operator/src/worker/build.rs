@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use warren_api::conditions::queue::CONSUMER_TIMEOUT_EFFECTIVE;
 use warren_api::names::{
-    BROKER_DIR, CONFIG_DIR, CONFIG_KEY, MANAGED_BY, SIDECAR_CONTAINER, SIDECAR_PORT, WORKER_LABEL,
-    config_map, drain_token,
+    BROKER_DIR, CONFIG_DIR, CONFIG_KEY, MANAGED_BY, MANAGED_BY_LABEL, SIDECAR_CONTAINER, SIDECAR_PORT,
+    WORKER_LABEL, config_map, drain_token,
 };
 use warren_api::sidecar::{BatchConfig, ConsumerConfig, HandlerConfig, QueueConfig};
 use warren_api::worker::UpgradePolicy;
@@ -118,7 +118,7 @@ fn labels(worker: &str) -> Value {
         WORKER_LABEL: worker,
         "app.kubernetes.io/name": worker,
         "app.kubernetes.io/component": "worker",
-        "app.kubernetes.io/managed-by": MANAGED_BY,
+        MANAGED_BY_LABEL: MANAGED_BY,
     })
 }
 
@@ -215,7 +215,7 @@ fn consumer_timeout(queue: &Queue) -> Option<u32> {
 }
 
 fn pod_template(valid: &ValidWorker<'_>, image: &str) -> Value {
-    let Value::Object(mut template) = valid.worker.spec.template.0.clone() else { return Value::Null };
+    let Value::Object(mut template) = valid.worker.spec.template.value() else { return Value::Null };
     let token = drain_token(&valid.worker.uid().unwrap_or_default());
     let metadata = pod_metadata(take_map(&mut template, "metadata"), &valid.worker.name_any());
     let mut spec = take_map(&mut template, "spec");
@@ -245,7 +245,7 @@ fn pod_metadata(mut metadata: Map<String, Value>, worker: &str) -> Map<String, V
     metadata.remove("creationTimestamp");
     let mut labels = take_map(&mut metadata, "labels");
     labels.insert(WORKER_LABEL.to_owned(), worker.into());
-    for (label, value) in [("app.kubernetes.io/name", worker), ("app.kubernetes.io/managed-by", MANAGED_BY)] {
+    for (label, value) in [("app.kubernetes.io/name", worker), (MANAGED_BY_LABEL, MANAGED_BY)] {
         labels.entry(label).or_insert_with(|| value.into());
     }
     let mut annotations = take_map(&mut metadata, "annotations");

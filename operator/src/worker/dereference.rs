@@ -13,6 +13,7 @@ use super::pods;
 use crate::brokers::Key;
 use crate::context::Context;
 use crate::error::Error;
+use crate::queue::validate::key;
 use crate::scaler::task::worker_key;
 use crate::secrets::{SecretState, User};
 
@@ -70,12 +71,7 @@ pub async fn dereference(worker: &Worker, context: &Context) -> Result<Surroundi
 pub fn beside(worker: &Worker, queue: &Queue, context: &Context) -> Option<String> {
     worker.spec.consumer.ordering_key.as_ref()?;
     let own = worker_key(worker);
-    let others = |workers: Vec<Key>| workers.into_iter().filter(|other| *other != own).collect::<Vec<_>>();
-    let naming = others(context.workers_of(queue).iter().map(|other| worker_key(other)).collect());
-    // One that is gone or has turned to another Queue holds messages until its pods have ended or have learned of it.
-    let with_pods = others(context.pods.workers(&own.namespace));
-    let holding = || context.first_known_to_consume(&with_pods, &queue.name_any());
-    if let Some(Key { name, .. }) = naming.iter().min().or_else(holding) {
+    if let Some(Key { name, .. }) = context.beside(&own, &key(queue)) {
         return Some(format!(
             "the pods of Worker \"{name}\" consume the same Queue. Use a Queue with singleActiveConsumer: true, or give each Worker a Queue of its own"
         ));

@@ -13,9 +13,15 @@ use kube::{Resource, ResourceExt};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use warren_api::Worker;
-use warren_api::names::{SIDECAR_CONTAINER, WORKER_LABEL};
+use warren_api::names::{CONFIG_KEY, MANAGED_BY, MANAGED_BY_LABEL, SIDECAR_CONTAINER, WORKER_LABEL};
 
 use super::build::{Rolled, TEMPLATE_DIGEST};
+use crate::tolerant::without_managed_fields;
+
+/// Most bytes of a sidecar's configuration that are kept; those that Warren writes have a few thousand.
+const LONGEST_CONFIG: usize = 64 * 1024;
+/// Most bytes of an object that are kept: twice the largest template.
+const LARGEST: usize = 512 * 1024;
 
 /// A Deployment.
 pub type LiveDeployment = Live<Deployment, Scale>;
@@ -29,6 +35,8 @@ pub type LiveDisruptionBudget = Live<PodDisruptionBudget>;
 pub struct Live<K, F = ()> {
     /// What tells it from others.
     metadata: ObjectMeta,
+    /// The uids of its owners.
+    owners: Box<[Box<str>]>,
     worker: Option<Box<str>>,
     text: Box<str>,
     /// The values that are read all the time.
@@ -84,17 +92,14 @@ impl Facts for Scale {
 }
 
 impl<K, F> Live<K, F> {
-    /// The object; null only where its text, which was JSON, is none any more.
+    /// The object, as far as Warren made it; null where that is not what Warren makes.
     pub fn object(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_default()
     }
 
     /// Whether it is this Worker's.
     pub fn is_owned_by(&self, worker: &Worker) -> bool {
-        let uid = worker.metadata.uid.as_deref();
-        let object = self.object();
-        let owners = object["metadata"]["ownerReferences"].as_array();
-        uid.is_some() && owners.into_iter().flatten().any(|owner| owner["uid"].as_str() == uid)
+        worker.metadata.uid.as_deref().is_some_and(|uid| self.owners.iter().any(|owner| **owner == *uid))
     }
 }
 
@@ -113,20 +118,44 @@ impl LiveDeployment {
     }
 }
 
+/// Drops what others may have put into an object and Warren never reads.
+fn drop_unread(object: &mut Value) {
+    let mut retain = |field: &str, read: &dyn Fn(&str, &Value) -> bool| {
+        if let Some(map) = object.pointer_mut(field).and_then(Value::as_object_mut) {
+            map.retain(|key, value| read(key, value));
+        }
+    };
+    let short = |value: &Value| value.as_str().is_some_and(|text| text.len() <= LONGEST_CONFIG);
+    retain("", &|key, _| key != "binaryData");
+    retain("/metadata/annotations", &|key, _| key == TEMPLATE_DIGEST);
+    retain("/data", &|key, value| key == CONFIG_KEY && short(value));
+}
+
+/// The text that is kept of an object: none of one that has the label and was not made by Warren, or is far larger than what
+/// Warren makes.
+fn text_of(object: &Value) -> Box<str> {
+    let metadata = &object["metadata"];
+    let mut owners = metadata["ownerReferences"].as_array().into_iter().flatten();
+    // An owner's references go where the owner is deleted without what it owns.
+    let ours =
+        metadata["labels"][MANAGED_BY_LABEL] == MANAGED_BY || owners.any(|owner| owner["kind"] == "Worker");
+    let text = if ours { object.to_string() } else { String::new() };
+    if text.len() > LARGEST { Box::default() } else { text.into() }
+}
+
 impl<'de, K: Resource<DynamicType = ()>, F: Facts> Deserialize<'de> for Live<K, F> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut object = Value::deserialize(deserializer)?;
+        let mut object = without_managed_fields(deserializer)?;
         let facts = F::of(&object);
         if let Some(object) = object.as_object_mut() {
             // Items of a list do not say what they are.
             object.insert("apiVersion".to_owned(), K::api_version(&()).into());
             object.insert("kind".to_owned(), K::kind(&()).into());
             object.remove("status");
-            if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
-                metadata.remove("managedFields");
-            }
         }
+        drop_unread(&mut object);
         let metadata = &object["metadata"];
+        let owners = metadata["ownerReferences"].as_array().into_iter().flatten();
         let text = |field: &str| metadata[field].as_str().map(str::to_owned);
         Ok(Self {
             metadata: ObjectMeta {
@@ -136,8 +165,9 @@ impl<'de, K: Resource<DynamicType = ()>, F: Facts> Deserialize<'de> for Live<K, 
                 resource_version: text("resourceVersion"),
                 ..ObjectMeta::default()
             },
+            owners: owners.filter_map(|owner| owner["uid"].as_str().map(Box::from)).collect(),
             worker: metadata["labels"][WORKER_LABEL].as_str().map(Box::from),
-            text: object.to_string().into(),
+            text: text_of(&object),
             facts,
             kind: PhantomData,
         })
@@ -210,7 +240,7 @@ mod tests {
         serde_json::from_value(json!({
             "metadata": {
                 "name": "w", "namespace": "shop", "uid": "u-2", "resourceVersion": "7", "generation": 3,
-                "labels": {WORKER_LABEL: "w"}, "annotations": {TEMPLATE_DIGEST: "d"},
+                "labels": {WORKER_LABEL: "w"}, "annotations": {TEMPLATE_DIGEST: "d", "note": "long"},
                 "ownerReferences": [owner], "managedFields": [{"manager": "warren"}],
             },
             "spec": {"replicas": 2, "template": {"spec": {"initContainers": [{"name": "other"}, sidecar]}}},
@@ -224,12 +254,13 @@ mod tests {
     }
 
     #[test]
-    fn an_object_of_a_list_is_kept_whole_but_for_what_the_api_server_counts() {
+    fn an_object_of_a_list_is_kept_but_for_what_the_api_server_counts_and_nobody_reads() {
         let live = deployment(json!({"replicas": 2}));
         let object = live.object();
         assert_eq!((&object["apiVersion"], &object["kind"]), (&json!("apps/v1"), &json!("Deployment")));
         assert_eq!((&object["status"], &object["metadata"]["managedFields"]), (&Value::Null, &Value::Null));
         assert_eq!(object["spec"]["replicas"], 2);
+        assert_eq!(object["metadata"]["annotations"], json!({TEMPLATE_DIGEST: "d"}));
         assert_eq!((live.worker(), live.name_any().as_str()), (Some("w"), "w"));
         assert_eq!(live.uid().as_deref(), Some("u-2"));
         let rolled = Rolled { digest: Some("d".to_owned()), image: Some("sidecar:1".to_owned()) };
@@ -241,6 +272,28 @@ mod tests {
         assert!(!live.is_owned_by(&worker));
         worker.metadata.uid = Some("u-1".to_owned());
         assert!(live.is_owned_by(&worker));
+    }
+
+    #[test]
+    fn nothing_large_is_kept_of_what_others_put_where_warren_looks() {
+        let config_map = |labels: Value, config: &str| -> LiveConfigMap {
+            let metadata =
+                json!({"name": "w-config", "labels": labels, "annotations": {"a": "x".repeat(9000)}});
+            let data = json!({CONFIG_KEY: config, "other": "x".repeat(9000)});
+            let object = json!({"metadata": metadata, "data": data, "binaryData": {"b": "x".repeat(9000)}});
+            serde_json::from_value(object).unwrap()
+        };
+        let ours = json!({WORKER_LABEL: "w", MANAGED_BY_LABEL: MANAGED_BY});
+        let kept = config_map(ours.clone(), "{}");
+        assert_eq!(kept.object()["data"], json!({CONFIG_KEY: "{}"}));
+        assert!(kept.text.len() < 500, "{}", kept.text);
+        assert_eq!(config_map(ours.clone(), &"x".repeat(LONGEST_CONFIG + 1)).object()["data"], json!({}));
+        let others = config_map(json!({WORKER_LABEL: "w"}), "{}");
+        assert_eq!((others.object(), others.worker()), (Value::Null, Some("w")));
+        let labels: serde_json::Map<_, _> = (0..20_000).map(|n| (format!("{n:030}"), json!("x"))).collect();
+        let mut many = ours;
+        many.as_object_mut().unwrap().extend(labels);
+        assert_eq!(config_map(many, "{}").object(), Value::Null);
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod build;
 mod covers;
 pub mod dereference;
 pub mod live;
+pub mod naming;
 mod owed;
 pub mod pod_index;
 pub mod pods;

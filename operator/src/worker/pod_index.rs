@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -13,6 +13,7 @@ use super::live::OfWorker;
 use super::pods::ended;
 use crate::brokers::Key;
 use crate::locked::locked;
+use crate::queue::consumers::Consumers;
 
 /// The pods of all Workers.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub struct PodIndex {
 struct Index {
     version: u64,
     by_worker: HashMap<Key, Vec<Arc<Pod>>>,
+    /// See [`PodIndex::stranger`], with the version of the Workers that were known.
+    strangers: Option<(u64, HashMap<String, Key>)>,
 }
 
 impl PodIndex {
@@ -50,9 +53,26 @@ impl PodIndex {
     pub fn workers(&self, namespace: &str) -> Vec<Key> {
         self.with(|by_worker| {
             let there = by_worker.iter().filter(|(worker, _)| worker.namespace == namespace);
-            let holding = there.filter(|(_, pods)| pods.iter().any(|pod| !ended(pod)));
-            holding.map(|(worker, _)| worker.clone()).collect()
+            there.filter(|(_, pods)| holding(pods)).map(|(worker, _)| worker.clone()).collect()
         })
+    }
+
+    /// Whether a Worker has pods that have not ended.
+    pub fn lives(&self, worker: &Key) -> bool {
+        self.with(|by_worker| by_worker.get(worker).is_some_and(|pods| holding(pods)))
+    }
+
+    /// A Worker of a namespace with pods that have not ended and of which nothing is known: it was deleted before this process
+    /// began.
+    pub fn stranger(&self, namespace: &str, consumers: &Consumers) -> Option<Key> {
+        let mut index = self.now();
+        let Index { by_worker, strangers, .. } = &mut *index;
+        if strangers.as_ref().is_none_or(|(version, _)| *version != consumers.version()) {
+            let unknown = by_worker.iter().filter(|(worker, pods)| !consumers.knows(worker) && holding(pods));
+            let found = unknown.map(|(worker, _)| (worker.namespace.clone(), worker.clone())).collect();
+            *strangers = Some((consumers.version(), found));
+        }
+        strangers.as_ref().and_then(|(_, found)| found.get(namespace).cloned())
     }
 
     /// Every Worker with a pod.
@@ -61,13 +81,22 @@ impl PodIndex {
     }
 
     fn with<T>(&self, read: impl FnOnce(&HashMap<Key, Vec<Arc<Pod>>>) -> T) -> T {
+        read(&self.now().by_worker)
+    }
+
+    fn now(&self) -> MutexGuard<'_, Index> {
         let version = self.version.load(Ordering::Acquire);
         let mut index = locked(&self.index);
         if index.version != version {
-            *index = Index { version, by_worker: by_worker(self.store.state()) };
+            *index = Index { version, by_worker: by_worker(self.store.state()), strangers: None };
         }
-        read(&index.by_worker)
+        index
     }
+}
+
+/// Whether pods may hold messages: one has not ended.
+fn holding(pods: &[Arc<Pod>]) -> bool {
+    pods.iter().any(|pod| !ended(pod))
 }
 
 fn by_worker(pods: Vec<Arc<Pod>>) -> HashMap<Key, Vec<Arc<Pod>>> {
@@ -136,5 +165,24 @@ mod tests {
         pods.changed();
         assert_eq!(pods.workers("a"), [Key { namespace: "a".to_owned(), name: "v".to_owned() }]);
         assert_eq!(pods.all_workers().len(), 3);
+        let key = |name: &str| Key { namespace: "a".to_owned(), name: name.to_owned() };
+        assert!(pods.lives(&key("v")) && !pods.lives(&key("w")));
+    }
+
+    #[test]
+    fn a_worker_with_pods_of_which_nothing_is_known_is_a_stranger_until_something_is() {
+        let (store, mut writer) = store();
+        let pods = PodIndex::new(store);
+        let (mut consumers, now) = (Consumers::default(), tokio::time::Instant::now());
+        let key = Key { namespace: "a".to_owned(), name: "w".to_owned() };
+        assert_eq!(pods.stranger("a", &consumers), None);
+        writer.apply_watcher_event(&Event::Apply(pod("a", "w-1", "w")));
+        pods.changed();
+        assert_eq!(pods.stranger("a", &consumers), Some(key.clone()));
+        assert_eq!(pods.stranger("b", &consumers), None);
+        consumers.on(&key, "orders", std::time::Duration::ZERO, false, now);
+        assert_eq!(pods.stranger("a", &consumers), None);
+        consumers.retain(|_| false);
+        assert_eq!(pods.stranger("a", &consumers), Some(key));
     }
 }

@@ -15,7 +15,7 @@ const NO_IMAGE: [&str; 4] = ["ImagePullBackOff", "ErrImagePull", "ErrImageNeverP
 /// <https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#restart-policy>.
 const LONG_RUN: SignedDuration = SignedDuration::from_mins(10);
 /// The label by which pods of one template are known.
-const POD_TEMPLATE_HASH: &str = "pod-template-hash";
+pub(crate) const POD_TEMPLATE_HASH: &str = "pod-template-hash";
 /// Other reasons of a waiting container that do not pass by themselves, or not soon.
 const STUCK: [&str; 4] = [CRASH, "CreateContainerConfigError", "CreateContainerError", "RunContainerError"];
 

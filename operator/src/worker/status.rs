@@ -18,7 +18,7 @@ use crate::condition::{Statement, Status, conditions, find};
 use crate::problem::Problem;
 use crate::scaler::board::View;
 use crate::scaler::decide::Decision;
-use crate::scaler::schedule::{SCHEDULE_INVALID, Schedules};
+use crate::scaler::schedule::SCHEDULE_INVALID;
 
 /// Reason of a scaler that has not looked yet.
 const UNSEEN: &str = "Starting";
@@ -208,8 +208,10 @@ fn scaling_active(worker: &Worker, held_back: bool, view: &View) -> Statement {
         (ScalingMode::Manual, _) => active("Manual", "spec.replicas is obeyed"),
         // What holds all pods comes before an entry that is left out.
         (ScalingMode::Builtin, Some(decision)) if !decision.reason.is_active() => by_decision(decision),
-        (ScalingMode::Builtin, decision) => match (Schedules::parse(&scaling.schedules).1, decision) {
-            (Some(problem), _) => Statement::new(SCALING_ACTIVE, false, problem.reason, problem.message),
+        (ScalingMode::Builtin, decision) => match (&view.misread, decision) {
+            (Some(problem), _) => {
+                Statement::new(SCALING_ACTIVE, false, problem.reason, problem.message.clone())
+            }
             (None, Some(decision)) => by_decision(decision),
             (None, None) => {
                 let message = "the queue has not been measured yet";
@@ -282,6 +284,7 @@ mod tests {
     use super::*;
     use crate::scaler::board::Handlers;
     use crate::scaler::reason::Reason;
+    use crate::scaler::schedule::Schedules;
 
     fn now() -> Time {
         Time(Timestamp::from_second(1).unwrap())
@@ -294,6 +297,13 @@ mod tests {
     fn decided(reason: Reason, message: &str) -> View {
         let decision = Decision { replicas: 2, raw: 2, reason, message: message.to_owned() };
         View { decision: Some(decision), ..View::default() }
+    }
+
+    /// A view of a Worker of whose schedules one cannot be read.
+    fn misread(view: View) -> View {
+        let schedule = json!({"cron": "0 25 * * *", "minReplicas": 1});
+        let misread = Schedules::parse(&[serde_json::from_value(schedule).unwrap()]).1;
+        View { misread, ..view }
     }
 
     #[test]
@@ -369,10 +379,7 @@ mod tests {
 
     #[test]
     fn a_schedule_that_cannot_be_read_is_said_with_what_to_write() {
-        let scaling = json!({"schedules": [{"cron": "0 25 * * *", "minReplicas": 1}]});
-        let worker = worker(json!({"scaling": scaling}));
-        let view = decided(Reason::Steady, "fits");
-        let status = status(&worker, None, None, &surroundings(), &view, &now());
+        let status = say(None, &misread(decided(Reason::Steady, "fits")));
         let active = find(&status.conditions, SCALING_ACTIVE).unwrap();
         assert_eq!((active.status.as_str(), active.reason.as_str()), ("False", SCHEDULE_INVALID));
         assert!(active.message.contains("0 8 * * 1-5"), "{}", active.message);
@@ -410,9 +417,7 @@ mod tests {
 
     #[test]
     fn a_schedule_that_cannot_be_read_hides_no_stall() {
-        let scaling = json!({"schedules": [{"cron": "0 25 * * *", "minReplicas": 1}]});
-        let view = decided(Reason::Stalled, "look at the handler's logs");
-        let status = status(&worker(json!({"scaling": scaling})), None, None, &surroundings(), &view, &now());
+        let status = say(None, &misread(decided(Reason::Stalled, "look at the handler's logs")));
         assert_eq!(find(&status.conditions, SCALING_ACTIVE).unwrap().reason, "Stalled");
     }
 
