@@ -51,20 +51,6 @@ impl Arrivals {
         arrived / (last.at - first.at).max(window)
     }
 
-    /// Most messages that would have waited within the last `seconds`, had `per_second` been served.
-    pub fn most_waiting(&self, per_second: f64, seconds: f64) -> f64 {
-        let Some(last) = self.0.back() else { return 0.0 };
-        let first = self.0.partition_point(|sample| last.at - sample.at > seconds);
-        let mut most: f64 = 0.0;
-        let mut waiting: f64 = 0.0;
-        for (one, next) in self.0.range(first..).zip(self.0.range(first..).skip(1)) {
-            let arrived = next.held as f64 - one.held as f64 + (next.settled - one.settled) as f64;
-            waiting = (waiting + arrived - per_second * (next.at - one.at)).max(0.0);
-            most = most.max(waiting);
-        }
-        most
-    }
-
     /// Messages settled since the beginning of the window.
     pub fn settled(&self) -> u64 {
         self.0.back().zip(self.0.front()).map_or(0, |(last, first)| last.settled - first.settled)
@@ -97,16 +83,7 @@ mod tests {
     fn what_arrives_is_what_is_held_more_and_what_was_settled() {
         assert_eq!(after(100, 30.0).rate(30.0), 2.0);
         assert_eq!(after(15, 30.0).rate(30.0), 1.0);
-    }
-
-    #[test]
-    fn what_would_wait_with_fewer_pods_is_known_from_what_arrived() {
-        assert_eq!(after(100, 30.0).most_waiting(2.0, 30.0), 0.0);
-        assert_eq!(after(100, 30.0).most_waiting(1.5, 20.0), 10.0);
-        let mut burst = after(100, 30.0);
-        burst.observe(Sample { at: 101.0, held: 140, settled: 101 }, 30.0);
-        assert_eq!(burst.most_waiting(4.0, 30.0), 37.0);
-        assert_eq!(burst.settled(), 30);
+        assert_eq!((after(100, 30.0).settled(), after(100, 30.0).growth()), (30, 30.0));
     }
 
     #[test]

@@ -556,6 +556,22 @@ fn a_queue_that_grows_slowly_gets_a_pod_more_within_the_target_and_keeps_it_for_
 }
 
 #[test]
+fn a_second_pod_is_added_for_more_than_chance_brings_and_one_of_many_sooner() {
+    let most = |pods: f64, together: f64| {
+        let mut world = World::new(spec(), 1.0);
+        let mut most = 0;
+        for second in 0..420 {
+            world.second(0.9 * pods + if second == 400 { together } else { 0.0 });
+            most = if second < 390 { 0 } else { most.max(world.replicas) };
+        }
+        most
+    };
+    assert_eq!(most(1.0, 9.0), 1, "27 come in half a minute, give or take ten");
+    assert!(most(1.0, 12.0) > 1, "a burst");
+    assert!(most(4.0, 32.0) > 4, "they wait for less long, and a fifth pod is not dear");
+}
+
+#[test]
 fn pods_that_suffice_are_kept_where_nothing_is_to_spare() {
     let mut world = World::new(spec(), 0.5);
     for _ in 0..900 {

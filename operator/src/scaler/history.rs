@@ -229,16 +229,6 @@ impl History {
         self.arrivals.settled()
     }
 
-    /// Seconds for which the pods there are have been watched at their work: since they began, and since anybody looks.
-    pub(super) fn watched(&self, startup: f64, now: f64) -> f64 {
-        (self.seconds_since_scale_out(now) - startup).min(self.age(now))
-    }
-
-    /// Most messages that would have waited within the last `seconds`, had `per_second` been served.
-    pub(super) fn most_waiting(&self, per_second: f64, seconds: f64) -> f64 {
-        self.lasting.most_waiting(per_second, seconds)
-    }
-
     /// Arrivals a second over `window`. A load that pods were just added for has begun within it, and counts for what it is
     /// since.
     pub(super) fn lasting_rate(&self, window: f64, now: f64) -> f64 {

@@ -10,10 +10,8 @@
 //! - **What lasts** is what arrived over the stabilisation time, on average. That a number of pods proved too few for it is
 //!   remembered, so that a load between two whole numbers of pods changes them rarely.
 
-use std::fmt::Write;
-
 use super::decide::BLIND_SECONDS;
-use super::history::{History, RATE_WINDOW};
+use super::history::{History, RATE_WINDOW, TOO_FEW_SECONDS};
 use super::inputs::{Inputs, Spec};
 
 /// Share of a pod's capacity that is planned for: start, end and the way to the broker take some.
@@ -34,24 +32,24 @@ const SCALE_OUT_TOLERANCE: f64 = 1.1;
 const BURST_SHARE: f64 = 0.33;
 /// Share of what waits that has come within the last seconds, from which on it is a burst.
 const SUDDEN_SHARE: f64 = 0.5;
+/// So many standard deviations more than are served are no burst yet: so many come by chance.
+const BY_CHANCE: f64 = 2.0;
 /// A burst that asks for more than so many times the pods says nothing of the load that lasts.
 const LARGE_BURST: f64 = 1.5;
 /// Share of the target wait that is left for clearing a burst, however long pods take to start.
 const LEAST_CLEARING_SHARE: f64 = 0.15;
 /// The same where bursts come often: those pods' start-up is then a large part of what they cost.
 const OFTEN_CLEARING_SHARE: f64 = 0.45;
-/// So many standard deviations more than are served are no burst yet: so many come by chance.
-const BY_CHANCE: f64 = 2.0;
 /// Share of the target wait that messages may wait for before pods are added to a load that grows slowly.
 const QUEUE_SHARE: f64 = 0.6;
 /// What is added to it, over the number of pods: to a Worker of one pod a second one is dear.
 const QUEUE_SHARE_OF_ONE: f64 = 0.3;
-/// Share of the time that pods are busy for at most, where it is not known how long messages would wait on fewer.
-const BUSIEST: f64 = 0.9;
-/// Share of the target wait that nothing may have waited for longer on fewer pods, for these to be enough.
-const ENOUGH_SHARE: f64 = 0.3;
-/// Least seconds from which that is told.
-const ENOUGH_SECONDS: f64 = 30.0;
+/// Share of their capacity that pods are kept at at most, however long messages may wait.
+const HOTTEST: f64 = 1.1;
+/// The same, however short messages may wait.
+const COOLEST: f64 = 0.8;
+/// Seconds' worth of messages that come early by chance now and then, for which pods are kept.
+const CHANCE_SECONDS: f64 = 1.0;
 /// Share of the pods' capacity from which on a load, and not a burst, shows that they are too few.
 const LOADED: f64 = 0.7;
 
@@ -115,30 +113,18 @@ impl Load<'_> {
         if pods.is_finite() { pods.min(self.useful.max(self.current)).max(self.least) } else { self.current }
     }
 
+    /// Share of their capacity at which pods are kept at most: as hot as a queue takes ten minutes to grow to its share of the
+    /// target wait, less what comes early by chance. The longer messages may wait, the less of that is seen.
+    fn hottest(&self) -> f64 {
+        let target = self.spec.target_wait;
+        let slowly_grown = (1.0 + target * QUEUE_SHARE / TOO_FEW_SECONDS).min(HOTTEST);
+        (slowly_grown - CHANCE_SECONDS / target).max(COOLEST)
+    }
+
     /// Pods that are kept for so many messages a second.
     fn kept(&self, rate: f64) -> f64 {
-        let pods = rate * self.per_rate * UTILISATION / BUSIEST;
+        let pods = rate * self.per_rate * UTILISATION / self.hottest();
         if pods.is_finite() { pods.max(self.least) } else { self.current }
-    }
-
-    /// Fewer pods than there are, by the rate or at all, on which what arrived lately would hardly have waited, and for how long.
-    fn enough(&self, history: &History, rate: f64, now: f64) -> Option<(f64, f64)> {
-        let watched = history.watched(self.startup, now);
-        let fewest = (rate / self.pace()).ceil().max(1.0);
-        if watched < ENOUGH_SECONDS || fewest >= self.current {
-            return None;
-        }
-        let seconds = watched.min(window(self.spec));
-        let wait = |pods: f64| history.most_waiting(pods * self.pace(), seconds) / (pods * self.pace());
-        // The cast saturates.
-        let mut fewer =
-            (fewest as u32..self.current as u32).map(|pods| (f64::from(pods), wait(f64::from(pods))));
-        fewer.find(|(_, wait)| *wait <= self.spec.target_wait * ENOUGH_SHARE)
-    }
-
-    /// Messages a second that a pod begins.
-    fn pace(&self) -> f64 {
-        1.0 / (self.per_rate * UTILISATION)
     }
 
     fn per_message(&self) -> String {
@@ -223,7 +209,8 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     let target = load.spec.target_wait;
     let least_share = if history.bursts_often(now) { OFTEN_CLEARING_SHARE } else { LEAST_CLEARING_SHARE };
     let clearing = (target * BURST_SHARE - startup).max(target * least_share);
-    let pace = load.pace();
+    // Messages a second that a pod begins.
+    let pace = 1.0 / (load.per_rate * UTILISATION);
     let able = f64::from(inputs.sidecars.able).min(current);
     // What waits still when pods that are asked for now begin: those on their way begin sooner, by what they have waited.
     let begun = able * startup + (current - able) * waited.unwrap_or_default();
@@ -274,29 +261,22 @@ fn per_second(rate: f64) -> String {
 
 /// Pods for the load as it has been lately.
 fn lasting(load: &Load<'_>, history: &History, rate: f64, now: f64) -> (f64, String) {
-    let mut enough = load.kept(rate);
-    let fewer = load.enough(history, rate, now).filter(|(pods, _)| *pods < enough);
-    if let Some((pods, _)) = fewer {
-        enough = pods;
-    }
-    let too_few = history.too_few(rate, now).filter(|few| enough <= f64::from(*few));
-    let pods = too_few.map_or(enough, |few| f64::from(few.saturating_add(1)));
+    let by_rate = load.kept(rate);
+    let too_few = history.too_few(rate, now).filter(|few| by_rate <= f64::from(*few));
+    let pods = too_few.map_or(by_rate, |few| f64::from(few.saturating_add(1)));
     let mut text = format!(
-        "{} over {:.0} s x {:.3} s per message ({}) / ({} at once x {BUSIEST:.2}), {:.0} waiting, {} running",
+        "{} over {:.0} s x {:.3} s per message ({}) / ({} at once x {:.2}), {:.0} waiting, {} running",
         per_second(rate),
         window(load.spec),
         load.service,
         load.known,
         load.spec.concurrency,
+        load.hottest(),
         load.backlog,
         load.in_flight
     );
-    match (too_few, fewer) {
-        (Some(_), _) => text.push_str("; fewer proved too few for that"),
-        (None, Some((pods, wait))) => {
-            _ = write!(text, "; on {pods:.0} what arrived would have waited for {wait:.1} s at most");
-        }
-        (None, None) => {}
+    if too_few.is_some() {
+        text.push_str("; fewer proved too few for that");
     }
     (pods, text)
 }
