@@ -1,9 +1,10 @@
 //! A pod template inside a custom resource.
 //!
-//! It is kept as the text of the JSON that the user wrote, a tenth of what the values take, which goes into the Deployment as it is, and it carries the real pod schema
-//! without descriptions, so that the API server refuses misspelt fields and the CRD stays small enough for client-side
-//! `kubectl apply` (256 KiB, <https://kubernetes.io/docs/reference/kubectl/>). Fields that are newer than the release of
-//! Kubernetes that `k8s-openapi` is built for are not in that schema: they are refused, or dropped, as misspelt ones are.
+//! It is kept as the text of the JSON that the user wrote, of which values take many times the memory, and which goes into the
+//! Deployment as it is. It carries the real pod schema without descriptions, so that the API server refuses misspelt fields and
+//! the CRD stays small enough for client-side `kubectl apply` (256 KiB, <https://kubernetes.io/docs/reference/kubectl/>). Fields
+//! that are newer than the release of Kubernetes that `k8s-openapi` is built for are not in that schema: they are refused, or
+//! dropped, as misspelt ones are.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use serde_json::{Map, Value, json};
 /// Most containers in a template: bounds the cost of the CEL rules over them.
 const MAX_CONTAINERS: u64 = 32;
 
-/// Most bytes of a template, as compact JSON: values take a hundred times that.
+/// Most bytes of a template, as compact JSON.
 const LARGEST: usize = 256 * 1024;
 
 /// A pod template as the user wrote it.
