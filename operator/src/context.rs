@@ -33,6 +33,7 @@ use crate::scaler::record::Records;
 use crate::scaler::scrape::Scraper;
 use crate::scaler::task::worker_key;
 use crate::secrets::Secrets;
+use crate::tolerant::Tolerant;
 use crate::worker::live::{LiveConfigMap, LiveDeployment, LiveDisruptionBudget};
 use crate::worker::naming::Naming;
 use crate::worker::pod_index::PodIndex;
@@ -190,7 +191,8 @@ impl Context {
         S: Serialize + PartialEq,
     {
         let Some(patch) = status_patch(former, status)? else { return Ok(false) };
-        let objects: Api<K> = Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default());
+        let objects: Api<Tolerant<K>> =
+            Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default());
         let params = PatchParams::apply(FIELD_MANAGER);
         match objects.patch_status(&object.name_any(), &params, &Patch::Merge(patch)).await {
             Ok(_) => Ok(true),

@@ -1,5 +1,5 @@
-//! Objects as a watch lists them: one that this program cannot read is left out, and keeps none of the others from being read.
-//! Who may write one object of a kind must not be able to stop the work for everybody.
+//! Objects as a watch lists them, and as an answer to a write has them: one that this program cannot read is left out, and keeps
+//! none of the others from being read. Who may write one object of a kind must not be able to stop the work for everybody.
 
 use std::borrow::Cow;
 use std::collections::HashSet;

@@ -8,6 +8,7 @@ use warren_api::queue::DeletionPolicy;
 
 use crate::context::{Context, FIELD_MANAGER};
 use crate::error::Error;
+use crate::tolerant::Tolerant;
 
 /// Its name.
 const FINALIZER: &str = "warren.dev/broker-queue";
@@ -43,7 +44,8 @@ pub async fn remove(queue: &Queue, context: &Context) -> Result<(), Error> {
 
 /// Guarded by the resource version: another's finalizer is never lost.
 async fn write(queue: &Queue, finalizers: Vec<String>, context: &Context) -> Result<(), Error> {
-    let queues: Api<Queue> = Api::namespaced(context.client.clone(), &queue.namespace().unwrap_or_default());
+    let namespace = queue.namespace().unwrap_or_default();
+    let queues: Api<Tolerant<Queue>> = Api::namespaced(context.client.clone(), &namespace);
     let metadata = json!({"finalizers": finalizers, "resourceVersion": queue.resource_version()});
     let params = PatchParams::apply(FIELD_MANAGER);
     match queues.patch(&queue.name_any(), &params, &Patch::Merge(json!({"metadata": metadata}))).await {

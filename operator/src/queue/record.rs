@@ -7,11 +7,13 @@ use warren_api::Queue;
 use super::plan;
 use crate::context::{Context, FIELD_MANAGER};
 use crate::error::Error;
+use crate::tolerant::Tolerant;
 
 /// Records it; gives false while the Queue is not known as it is now.
 pub(super) async fn record(queue: &Queue, address: &str, context: &Context) -> Result<bool, Error> {
     let Some(patch) = plan::record(queue, address) else { return Ok(true) };
-    let queues: Api<Queue> = Api::namespaced(context.client.clone(), &queue.namespace().unwrap_or_default());
+    let namespace = queue.namespace().unwrap_or_default();
+    let queues: Api<Tolerant<Queue>> = Api::namespaced(context.client.clone(), &namespace);
     let params = PatchParams::apply(FIELD_MANAGER);
     match queues.patch_status(&queue.name_any(), &params, &Patch::Merge(patch)).await {
         Ok(_) => Ok(true),

@@ -10,6 +10,7 @@ use kube::{Api, ResourceExt};
 use serde_json::json;
 
 use crate::context::{Context, FIELD_MANAGER};
+use crate::tolerant::Tolerant;
 
 /// How long annotating may take: a load that grows meanwhile must be seen.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -25,10 +26,11 @@ pub async fn annotate(context: &Context, annotation: &str, values: Vec<(Arc<Pod>
 }
 
 async fn set(context: &Context, pod: &Pod, annotation: &str, value: &str) -> bool {
-    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &pod.namespace().unwrap_or_default());
+    let namespace = pod.namespace().unwrap_or_default();
+    let pods: Api<Tolerant<Pod>> = Api::namespaced(context.client.clone(), &namespace);
     let patch = Patch::Merge(json!({"metadata": {"annotations": {annotation: value}}}));
     let params = PatchParams::apply(FIELD_MANAGER);
-    let set = pods.patch_metadata(&pod.name_any(), &params, &patch).await;
+    let set = pods.patch(&pod.name_any(), &params, &patch).await;
     if let Err(error) = &set {
         tracing::debug!(pod = %pod.name_any(), annotation, %error, "not annotated");
     }

@@ -340,6 +340,36 @@ async fn a_worker_is_made_soon_after_somebody_else_s_deployment_of_its_name_is_g
 }
 
 #[tokio::test]
+async fn a_time_that_no_calendar_knows_in_managed_fields_keeps_no_object_from_its_work() -> Result<()> {
+    let room = Room::new("calendar").await?;
+    room.queue("orders", json!({"deletionPolicy": "Delete"})).await?;
+    room.worker("billing", "orders", json!({})).await?;
+    room.pod("stray", "gone").await?;
+    // The API server takes them from whoever may change the object.
+    for (resource, name, version) in [
+        ("wq", "orders", "warren.dev/v1alpha1"),
+        ("wk", "billing", "warren.dev/v1alpha1"),
+        ("pod", "stray", "v1"),
+    ] {
+        let entry = json!({
+            "manager": "old", "operation": "Update", "apiVersion": version, "time": "9999-12-31T23:59:59Z",
+            "fieldsType": "FieldsV1", "fieldsV1": {"f:metadata": {"f:annotations": {"f:note": {}}}},
+        });
+        let patch = json!({"metadata": {"managedFields": [entry]}}).to_string();
+        room.kubectl(&["patch", resource, name, "--type=merge", "-p", &patch]).await?;
+        let kept = room.kubectl(&["get", resource, name, "-o", "json", "--show-managed-fields"]).await?;
+        assert!(kept.contains("9999-12-31"), "{kept}");
+    }
+    let _operator = room.operator("one").await?;
+    room.ready("orders").await?;
+    room.consuming("billing", ("True", "QueueReady", ""), true).await?;
+    room.kubectl(&["delete", "wk", "billing"]).await?;
+    room.end_pod("stray").await?;
+    room.kubectl(&["delete", "wq", "orders", "--wait=false"]).await?;
+    room.gone("orders").await
+}
+
+#[tokio::test]
 async fn a_deletion_that_is_blocked_says_why_and_retain_lets_go() -> Result<()> {
     let room = Room::new("blocked").await?;
     let _operator = room.operator("one").await?;
