@@ -162,11 +162,12 @@ fn differs(object: &Object, difference: &Difference, vhost: &str) -> (&'static s
 mod tests {
     use super::*;
 
+    fn refusal_of(object: Object, detail: &str) -> Problem {
+        refused(&DeclareError { object, error: BrokerError::Precondition { detail: detail.to_owned() } })
+    }
+
     fn refusal(detail: &str) -> Problem {
-        refused(&DeclareError {
-            object: Object::Queue("orders".to_owned()),
-            error: BrokerError::Precondition { detail: detail.to_owned() },
-        })
+        refusal_of(Object::Queue("orders".to_owned()), detail)
     }
 
     #[test]
@@ -185,9 +186,7 @@ mod tests {
     #[test]
     fn an_exchange_that_is_not_durable_is_no_reason_to_delete_a_queue() {
         let detail = "PRECONDITION_FAILED - inequivalent arg 'durable' for exchange 'shop' in vhost '/': received 'true' but current is 'false'";
-        let object = Object::Exchange("shop".to_owned());
-        let error = BrokerError::Precondition { detail: detail.to_owned() };
-        let problem = refused(&DeclareError { object, error });
+        let problem = refusal_of(Object::Exchange("shop".to_owned()), detail);
         assert_eq!(problem.reason, "NotDurable");
         assert!(problem.message.starts_with("exchange \"shop\""), "{}", problem.message);
         assert!(!problem.message.contains("delete_queue"), "{}", problem.message);
@@ -210,9 +209,7 @@ mod tests {
     #[test]
     fn an_exchange_that_differs_can_be_used_as_it_is() {
         let detail = "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'shop' in vhost '/': received 'topic' but current is 'direct'";
-        let object = Object::Exchange("shop".to_owned());
-        let error = BrokerError::Precondition { detail: detail.to_owned() };
-        let problem = refused(&DeclareError { object, error });
+        let problem = refusal_of(Object::Exchange("shop".to_owned()), detail);
         assert_eq!(problem.reason, "ArgumentsDiffer");
         assert!(problem.message.contains("leave declare out"), "{}", problem.message);
         assert!(!problem.message.contains("queueName"), "{}", problem.message);

@@ -151,24 +151,14 @@ async fn ask(
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::sync::Arc;
-
-    use tokio::sync::watch;
-    use warren_broker::BrokerAccess;
-    use warren_broker::connect::ConnectOptions;
 
     use super::*;
-    use crate::amqp::publisher::Publisher;
-    use crate::metrics::{Labels, Metrics};
+    use crate::server::publish::tests::unconnected;
     use crate::server::{Bounds, Closing, listen, serve};
 
     #[tokio::test]
     async fn a_foreign_page_that_publishes_is_refused() {
-        let access = Arc::new(BrokerAccess::from_uri("amqp://h").unwrap());
-        let publisher = Publisher::new(watch::channel(access).1, ConnectOptions::named("test"));
-        let labels = Labels { namespace: String::new(), worker: String::new(), queue: String::new() };
-        let publish = Publish::new(&publisher, Arc::new(Metrics::new(labels).unwrap()));
-        let local = Local { engine: None, publish };
+        let local = Local { engine: None, publish: unconnected() };
         let listener = listen(([127, 0, 0, 1], 0).into()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let closing = Closing::default();

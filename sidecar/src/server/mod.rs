@@ -189,22 +189,30 @@ mod tests {
         })
     }
 
+    type Handling = std::pin::Pin<Box<dyn Future<Output = Reply> + Send>>;
+
+    /// A handler that says when it is asked, and answers with a text when it is told to.
+    fn held_back(
+        text: &'static str,
+    ) -> (Arc<Notify>, Arc<Notify>, impl Fn(Request<Incoming>) -> Handling + Clone + Send + 'static) {
+        let (asked, answer) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (told, waiting) = (Arc::clone(&asked), Arc::clone(&answer));
+        let handle = move |_| -> Handling {
+            let (told, waiting) = (Arc::clone(&told), Arc::clone(&waiting));
+            Box::pin(async move {
+                told.notify_one();
+                waiting.notified().await;
+                reply(StatusCode::OK, text)
+            })
+        };
+        (asked, answer, handle)
+    }
+
     #[tokio::test]
     async fn closing_waits_for_an_answer_that_is_due_and_lets_nobody_new_in() {
         let listener = listen(([127, 0, 0, 1], 0).into()).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (asked, answer) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-        let handle = {
-            let (asked, answer) = (Arc::clone(&asked), Arc::clone(&answer));
-            move |_| {
-                let (asked, answer) = (Arc::clone(&asked), Arc::clone(&answer));
-                async move {
-                    asked.notify_one();
-                    answer.notified().await;
-                    reply(StatusCode::OK, "drained\n")
-                }
-            }
-        };
+        let (asked, answer, handle) = held_back("drained\n");
         let closing = Closing::default();
         let server = tokio::spawn(serve(listener, Bounds::ANYBODY, closing.subscribe(), handle));
         let asking = ask(address);
@@ -221,18 +229,7 @@ mod tests {
     async fn a_drain_that_waits_and_a_probe_have_their_answers_among_connections_that_ask_nothing() {
         let listener = listen(([127, 0, 0, 1], 0).into()).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (asked, answer) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-        let handle = {
-            let (asked, answer) = (Arc::clone(&asked), Arc::clone(&answer));
-            move |_| {
-                let (asked, answer) = (Arc::clone(&asked), Arc::clone(&answer));
-                async move {
-                    asked.notify_one();
-                    answer.notified().await;
-                    reply(StatusCode::OK, "answered\n")
-                }
-            }
-        };
+        let (asked, answer, handle) = held_back("answered\n");
         let bounds = Bounds { connections: 2, ..Bounds::ANYBODY };
         let closing = Closing::default();
         let server = tokio::spawn(serve(listener, bounds, closing.subscribe(), handle));

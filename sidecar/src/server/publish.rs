@@ -397,7 +397,7 @@ impl Ended {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::convert::Infallible;
     use std::pin::Pin;
     use std::task::{Context, Poll};
@@ -409,6 +409,14 @@ mod tests {
 
     use super::*;
     use crate::metrics::Labels;
+
+    /// A publish API whose broker is away.
+    pub fn unconnected() -> Publish {
+        let access = Arc::new(BrokerAccess::from_uri("amqp://h").unwrap());
+        let publisher = Publisher::new(watch::channel(access).1, ConnectOptions::named("test"));
+        let labels = Labels { namespace: String::new(), worker: String::new(), queue: String::new() };
+        Publish::new(&publisher, Arc::new(Metrics::new(labels).unwrap()))
+    }
 
     /// A body that says its size, and never comes.
     struct Stalled(u64);
@@ -431,10 +439,7 @@ mod tests {
 
     #[tokio::test]
     async fn uploads_that_stall_are_given_up_and_leave_their_room_to_others() {
-        let access = Arc::new(BrokerAccess::from_uri("amqp://h").unwrap());
-        let publisher = Publisher::new(watch::channel(access).1, ConnectOptions::named("test"));
-        let labels = Labels { namespace: String::new(), worker: String::new(), queue: String::new() };
-        let publish = Publish::new(&publisher, Arc::new(Metrics::new(labels).unwrap()));
+        let publish = unconnected();
         let size = LARGEST as u64 - 1;
         let stalled = || publish.read(Stalled(size), Duration::from_millis(20));
         let (first, second, third) = tokio::join!(stalled(), stalled(), stalled());
