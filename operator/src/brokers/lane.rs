@@ -23,7 +23,7 @@ use super::pace::{Pace, patience};
 use super::running::Running;
 use super::schedule::interval;
 use super::scopes::Scopes;
-use super::work::{Patience, carry_out, of_main};
+use super::work::{Patience, carry_out, in_time, of_main};
 use super::{Key, LaneOptions, Observation, Order, Outcome};
 use crate::locked::locked;
 use crate::{problem, tick};
@@ -185,17 +185,19 @@ impl Shared {
         Ok(depth)
     }
 
-    /// Whether a main queue that was there is gone. What keeps that from being known keeps it from being declared, too, and is
-    /// told by that.
-    async fn is_gone(&self, link: &Link, due: &Due) -> bool {
-        let look = tokio::time::timeout(PROBE_TIMEOUT, self.look(link, &due.order.main));
-        let gone = match look.await {
-            Ok(Ok(_)) => false,
-            Ok(Err(error)) if error.says_no_queue() => true,
-            Ok(Err(_)) | Err(_) => return false,
+    /// Whether a main queue that was there is gone. Where that is not known for now, it is not declared either, which would
+    /// hide the loss; what the broker refuses is told better by the declaration.
+    async fn is_gone(&self, link: &Link, due: &Due) -> Result<bool, DeclareError> {
+        let order = &due.order;
+        let look = async { self.look(link, &order.main).await.map_err(|error| of_main(order, error)) };
+        let gone = match in_time(order, look).await {
+            Ok(_) => false,
+            Err(DeclareError { error, .. }) if error.says_no_queue() => true,
+            Err(failed) if failed.error.category() == Category::Retryable => return Err(failed),
+            Err(_) => return Ok(false),
         };
         locked(&self.entries).looked(&due.key, gone, Instant::now());
-        gone
+        Ok(gone)
     }
 
     /// The broker's release, once that is known: the next check tells it.
@@ -208,7 +210,7 @@ impl Shared {
 
     /// Carries out what is due. A main queue that is gone is told of where that takes longer than a moment.
     async fn carry_out(&self, link: &Link, due: &mut Due) -> Result<Outcome, DeclareError> {
-        if !due.there || !self.is_gone(link, due).await {
+        if !due.there || !self.is_gone(link, due).await? {
             return self.work(link, due).await;
         }
         let key = due.key.clone();

@@ -54,7 +54,7 @@ pub(super) async fn carry_out(
 }
 
 /// Bounds a part of an order in time.
-async fn in_time<T>(
+pub(super) async fn in_time<T>(
     order: &Order,
     part: impl Future<Output = Result<T, DeclareError>>,
 ) -> Result<T, DeclareError> {

@@ -78,11 +78,12 @@ impl Kept<'_> {
 
     /// One turn of the reconcile.
     pub fn turn(&mut self) {
-        let order = plan::keep(&self.queue, &self.access.address());
+        let (key, address) = (key(&self.queue), self.access.address());
+        let order = plan::keep(&self.queue, &address);
         let Keeper { brokers, .. } = self.keeper;
-        let declared = plan::was_declared(&self.queue, &self.access.address());
-        let observation = brokers.assign(&key(&self.queue), &self.access, order.clone(), declared);
-        let address = self.access.address();
+        brokers.claim(&key, 0, &address, order.names());
+        let declared = plan::was_declared(&self.queue, &address);
+        let observation = brokers.assign(&key, &self.access, order.clone(), declared);
         let progress = match observation.filter(|observation| *observation.order == order) {
             Some(observation) => Progress::Observed { address, outcome: observation.outcome },
             None => Progress::Pending { address },
