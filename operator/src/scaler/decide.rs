@@ -15,13 +15,11 @@ use super::reason::Reason;
 
 /// A ready count older than this, in seconds, is unknown.
 pub const STALE_SECONDS: f64 = 10.0;
-/// Zero reads in a row that make a zero of a quorum queue believable.
+/// Zero reads in a row that make a zero believable, unless the sidecars have what was there.
 pub const AGREEING_ZEROS: u32 = 3;
 /// Seconds without any scraped pod after which the scaler says that it is blind.
 pub const BLIND_SECONDS: f64 = 60.0;
-/// Seconds between two steps of a scale-in, after a burst.
-const HURRIED_SPACING: f64 = 7.0;
-/// Seconds between two steps of any other scale-in.
+/// Seconds between two steps of a scale-in, unless it follows a burst.
 const SCALE_IN_SPACING: f64 = 30.0;
 /// Seconds beyond the handler's time-out without progress that make a stall.
 const STALL_MARGIN: f64 = 30.0;
@@ -191,7 +189,7 @@ fn within_limits(
     }
     // What was added in a hurry, for a burst or on an assumption, goes in one step when the burst has passed.
     let hurried = history.seconds_since_scale_out(now) < spec.target_wait + RATE_WINDOW;
-    let spacing = if hurried { HURRIED_SPACING } else { SCALE_IN_SPACING };
+    let spacing = if hurried { 0.0 } else { SCALE_IN_SPACING };
     if let Some((reason, why)) = scale_in_blocked(history, ready, inputs, spec, lowest, spacing, now) {
         return decision(current, reason, &why);
     }
@@ -243,7 +241,7 @@ fn scale_in_blocked(
             "the queue says empty and without consumers, while sidecars consume: it has no leader just now";
         return Some((Reason::ZeroUnconfirmed, why.to_owned()));
     }
-    if ready == 0 && spec.quorum && history.zero_reads() < AGREEING_ZEROS {
+    if ready == 0 && history.zero_reads() < AGREEING_ZEROS && !history.accounts_for_all(sidecars) {
         return Some((
             Reason::ZeroUnconfirmed,
             "the queue says empty, which is not confirmed yet".to_owned(),

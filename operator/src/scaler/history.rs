@@ -38,6 +38,8 @@ pub struct History {
     calls: Option<(u64, u64, f64)>,
     service: Option<Service>,
     zero_reads: u32,
+    /// Messages held and settled so far, when the queue was not empty last.
+    loaded: Option<(u64, u64)>,
     read_at: Option<f64>,
     progress: Option<Progress>,
     unscraped_since: Option<f64>,
@@ -131,6 +133,9 @@ impl History {
         }
         self.startup.observe(&inputs.workload, sidecars.able, now);
         let held = ready.saturating_add(sidecars.unsettled).saturating_add(sidecars.ending);
+        if ready > 0 {
+            self.loaded = Some((held, sidecars.settled));
+        }
         // What a queue without a leader says is no news of its messages.
         if ready > 0 || !inputs.contradicted {
             self.count(held, sidecars.settled, window, now);
@@ -287,6 +292,14 @@ impl History {
     /// How many reads in a row said zero.
     pub(super) const fn zero_reads(&self) -> u32 {
         self.zero_reads
+    }
+
+    /// Whether sidecars have settled, or have now, what was there when the queue was not empty last: a zero is true then.
+    pub(super) fn accounts_for_all(&self, sidecars: &Sidecars) -> bool {
+        self.loaded.is_some_and(|(held, settled)| {
+            let since = sidecars.settled.checked_sub(settled);
+            since.is_some_and(|since| since + sidecars.unsettled + sidecars.ending >= held)
+        })
     }
 
     /// Seconds without any progress while there was something to do.

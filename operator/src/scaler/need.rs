@@ -18,6 +18,8 @@ use super::inputs::{Inputs, Spec};
 const UTILISATION: f64 = 0.95;
 /// Seconds per message before anything is measured: long enough that the first step is the only one, for most calls.
 const ASSUMED_SERVICE_SECONDS: f64 = 2.0;
+/// Share of the target wait that is left for clearing a burst of such messages, however long pods take to start.
+const ASSUMED_CLEARING_SHARE: f64 = 0.5;
 /// How the seconds per message are known.
 const MEASURED: &str = "measured";
 /// By how long the first call has run.
@@ -190,13 +192,15 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
     }
 }
 
-/// More pods by an assumed time a message, which leaves room enough: the backlog within the whole target wait.
+/// More pods by an assumed time a message, which leaves room enough: the backlog within what starting leaves of the target
+/// wait.
 fn assumed(load: &Load<'_>) -> Option<More> {
-    let Load { backlog, rate, in_flight, .. } = *load;
+    let Load { backlog, rate, in_flight, startup, .. } = *load;
     let target = load.spec.target_wait;
-    let pods = load.sane((rate + backlog / target) * load.per_rate);
+    let seconds = (target - startup).max(target * ASSUMED_CLEARING_SHARE);
+    let pods = load.sane((rate + backlog / seconds) * load.per_rate);
     let text = format!(
-        "({} arriving + {backlog:.0} waiting / {target:.1} s) {}, {in_flight} running",
+        "({} arriving + {backlog:.0} waiting / {seconds:.1} s) {}, {in_flight} running",
         per_second(rate),
         load.per_message()
     );
