@@ -1,9 +1,9 @@
 //! The scaler under loads that nobody has chosen: shapes, sizes and speeds by chance, the same each time.
 //!
 //! What holds: nothing is left undone, and Warren's p95 is below KEDA's and the HPA's, a third of it for bursts, save for those that
-//! come so often that KEDA keeps its pods; it costs no more than 1.1 of their replica-seconds with the default target, and with one of 30 seconds, or
-//! bursts that come often, on nine loads of ten; steady loads, however noisy, change their pods once in ten minutes at most on
-//! average. Left out is what docs/scaling.md says of loads near `maxReplicas`.
+//! come so often that KEDA keeps its pods; it costs no more than 1.1 of their replica-seconds with the default target, and with one
+//! of 30 seconds, or bursts that come often, on nine loads of ten; steady loads, however noisy, change their pods once in ten
+//! minutes at most on average. Left out is what docs/scaling.md says of loads near `maxReplicas`.
 
 use std::f64::consts::TAU;
 use std::fmt::Write as _;

@@ -657,6 +657,8 @@ fn a_queue_without_consumers_is_not_believed_while_sidecars_consume() {
     let (spec, mut inputs, mut history) = a_minute_of_work();
     inputs.ready = Some((0, 0.0));
     inputs.contradicted = true;
+    // As many as waited before.
+    inputs.sidecars.settled = 8;
     for now in 60..120 {
         let (decision, next) = decide(history, &inputs, &spec, f64::from(now));
         history = next;

@@ -38,7 +38,7 @@ pub struct History {
     calls: Option<(u64, u64, f64)>,
     service: Option<Service>,
     zero_reads: u32,
-    /// Messages held and settled so far, when the queue was not empty last.
+    /// Messages held and settled so far, when the queue was not empty last; none where its depth was in doubt since.
     loaded: Option<(u64, u64)>,
     read_at: Option<f64>,
     progress: Option<Progress>,
@@ -107,7 +107,7 @@ impl History {
     /// The queue's depth is not known: what arrived meanwhile is not, and the load is watched anew afterwards.
     pub(super) fn interrupted(&mut self, now: f64) {
         self.started_at = None;
-        self.zero_reads = 0;
+        (self.zero_reads, self.loaded) = (0, None);
         self.startup.interrupted();
         (self.arrivals, self.lasting) = Default::default();
         self.progressed(now);
@@ -133,8 +133,10 @@ impl History {
         }
         self.startup.observe(&inputs.workload, sidecars.able, now);
         let held = ready.saturating_add(sidecars.unsettled).saturating_add(sidecars.ending);
-        if ready > 0 {
-            self.loaded = Some((held, sidecars.settled));
+        match ready {
+            0 if inputs.contradicted => self.loaded = None,
+            0 => {}
+            _ => self.loaded = Some((held, sidecars.settled)),
         }
         // What a queue without a leader says is no news of its messages.
         if ready > 0 || !inputs.contradicted {
@@ -297,8 +299,8 @@ impl History {
     /// Whether sidecars have settled, or have now, what was there when the queue was not empty last: a zero is true then.
     pub(super) fn accounts_for_all(&self, sidecars: &Sidecars) -> bool {
         self.loaded.is_some_and(|(held, settled)| {
-            let since = sidecars.settled.checked_sub(settled);
-            since.is_some_and(|since| since + sidecars.unsettled + sidecars.ending >= held)
+            let since = sidecars.settled.saturating_sub(settled);
+            since.saturating_add(sidecars.unsettled).saturating_add(sidecars.ending) >= held
         })
     }
 
