@@ -189,11 +189,10 @@ fn within_limits(
     }
     // What was added in a hurry, for a burst or on an assumption, goes in one step when the burst has passed.
     let hurried = history.seconds_since_scale_out(now) < spec.target_wait + RATE_WINDOW;
-    let spacing = if hurried { 0.0 } else { SCALE_IN_SPACING };
+    let (spacing, step) = if hurried { (0.0, current) } else { (SCALE_IN_SPACING, current.div_ceil(2)) };
     if let Some((reason, why)) = scale_in_blocked(history, ready, inputs, spec, lowest, spacing, now) {
         return decision(current, reason, &why);
     }
-    let step = if hurried { current } else { current.div_ceil(2) };
     // What outlasts a drain would be called again.
     let kept = match long_work(history, inputs, spec, now) {
         // Which pods go cannot be told then.

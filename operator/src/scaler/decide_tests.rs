@@ -629,7 +629,7 @@ fn a_minute_of_work() -> (Spec, Inputs, History) {
 }
 
 #[test]
-fn one_zero_of_a_quorum_queue_is_not_believed() {
+fn one_zero_of_a_queue_is_not_believed() {
     let (spec, mut inputs, history) = a_minute_of_work();
     inputs.ready = Some((0, 0.0));
     let (decision, history) = decide(history, &inputs, &spec, 60.0);

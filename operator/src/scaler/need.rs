@@ -115,6 +115,13 @@ impl Load<'_> {
         if pods.is_finite() { pods.min(self.useful.max(self.current)).max(self.least) } else { self.current }
     }
 
+    /// Seconds for clearing a burst that is to begin within a share of the target wait: what starting pods leaves of it, or a
+    /// `least` share.
+    fn clearing(&self, share: f64, least: f64) -> f64 {
+        let target = self.spec.target_wait;
+        (target * share - self.startup).max(target * least)
+    }
+
     /// Share of their capacity at which pods are kept at most: as hot as a queue takes ten minutes to grow to its share of the
     /// target wait, less what comes early by chance. The longer messages may wait, the less of that is seen.
     fn hottest(&self) -> f64 {
@@ -195,9 +202,8 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
 /// More pods by an assumed time a message, which leaves room enough: the backlog within what starting leaves of the target
 /// wait.
 fn assumed(load: &Load<'_>) -> Option<More> {
-    let Load { backlog, rate, in_flight, startup, .. } = *load;
-    let target = load.spec.target_wait;
-    let seconds = (target - startup).max(target * ASSUMED_CLEARING_SHARE);
+    let Load { backlog, rate, in_flight, .. } = *load;
+    let seconds = load.clearing(1.0, ASSUMED_CLEARING_SHARE);
     let pods = load.sane((rate + backlog / seconds) * load.per_rate);
     let text = format!(
         "({} arriving + {backlog:.0} waiting / {seconds:.1} s) {}, {in_flight} running",
@@ -212,7 +218,7 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     let Load { backlog, current, in_flight, startup, waited, .. } = *load;
     let target = load.spec.target_wait;
     let least_share = if history.bursts_often(now) { OFTEN_CLEARING_SHARE } else { LEAST_CLEARING_SHARE };
-    let clearing = (target * BURST_SHARE - startup).max(target * least_share);
+    let clearing = load.clearing(BURST_SHARE, least_share);
     // Messages a second that a pod begins.
     let pace = 1.0 / (load.per_rate * UTILISATION);
     let able = f64::from(inputs.sidecars.able).min(current);
