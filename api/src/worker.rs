@@ -511,4 +511,8 @@ pub struct ScalingStatus {
     pub reason: String,
     /// Why, as a sentence with the numbers.
     pub message: String,
+    /// Seconds that a message is at the handler, as measured by then: what an operator that starts anew, or another that leads,
+    /// begins with for a Worker at zero. None before any was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds_per_message: Option<f64>,
 }

@@ -73,6 +73,8 @@ pub struct View {
     pub queue: Option<Key>,
     /// The last decision of mode Builtin.
     pub decision: Option<Decision>,
+    /// Measured seconds per message; none before the first call has ended.
+    pub service_seconds: Option<f64>,
     /// The handlers, from the last scrape.
     pub handlers: Handlers,
     /// What the sidecars have lately counted.

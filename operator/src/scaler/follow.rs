@@ -124,19 +124,21 @@ impl Follower {
         self.prober = lane.filter(|_| builtin).map(|lane| lane.prober(self.prober.take()));
         let name = queue.as_deref().map(Queue::broker_name);
         let followed = queue.as_deref().map(followed);
+        let live =
+            deployment.as_deref().and_then(|deployment| deployment.facts.desired).map(i32::unsigned_abs);
+        let now = self.now();
+        let at_zero = live.is_some_and(|live| self.own.current(live, now) == 0);
         if self.followed != followed {
+            // Of pods that are gone nobody else knows how long their calls took; those that run say it themselves.
+            let measured = measured_before(worker).filter(|_| at_zero && self.followed.is_none());
             // Until its sidecars have learned of that, a Worker may go on with the queue before, if there was one.
             let before = self.followed.as_ref().is_some_and(|(_, address, _)| address.is_some());
             let learning = if before { SIDECARS_LEARN } else { Duration::ZERO };
             // What is known of another queue's load says nothing of this one's.
             (self.followed, self.depth, self.side) = (followed, None, Side::default());
-            self.history = History::default();
-            self.tracker.turned(self.now() + learning.as_secs_f64());
+            self.history = measured.map_or_else(History::default, History::with_service_seconds);
+            self.tracker.turned(now + learning.as_secs_f64());
         }
-        let live =
-            deployment.as_deref().and_then(|deployment| deployment.facts.desired).map(i32::unsigned_abs);
-        let now = self.now();
-        let at_zero = live.is_some_and(|live| self.own.current(live, now) == 0);
         let side = queue.as_deref().and_then(|queue| self.side.next(queue, builtin));
         let (depth, side_depth, sidecars) = tokio::join!(
             self.read_depth(queue.as_deref(), name),
@@ -211,7 +213,17 @@ impl Follower {
         let queue = self.followed.as_ref().map(|(queue, ..)| queue.clone());
         let settled_lately = Some(self.settled.amount);
         let misread = self.timetable.wrong();
-        View { queue, decision, handlers, durability, settled_lately, refused: None, misread }
+        let service_seconds = self.history.service_seconds();
+        View {
+            queue,
+            decision,
+            service_seconds,
+            handlers,
+            durability,
+            settled_lately,
+            refused: None,
+            misread,
+        }
     }
 
     /// What a queue on the broker of `queue` holds, and when that was.
@@ -414,6 +426,13 @@ impl Follower {
         base.max(fleet_pause(self.prober.as_ref().map_or(0, Prober::all)))
             .mul_f64(rand::random_range(0.9..1.0))
     }
+}
+
+/// Seconds per message that were measured before this process led, unless the Worker was changed since.
+fn measured_before(worker: &Worker) -> Option<f64> {
+    let status = worker.status.as_ref()?;
+    let same = status.observed_generation == worker.metadata.generation;
+    status.scaling.as_ref().filter(|_| same)?.seconds_per_message
 }
 
 /// Where a Queue's messages are.

@@ -96,8 +96,7 @@ struct Progress {
 }
 
 impl History {
-    /// A Worker whose seconds per message are known.
-    #[cfg(test)]
+    /// A Worker whose seconds per message are known, and weigh as much as a single call.
     pub(super) fn with_service_seconds(seconds: f64) -> Self {
         let service =
             (seconds.is_finite() && seconds > 0.0).then_some(Service { at: 0.0, messages: 1.0, seconds });

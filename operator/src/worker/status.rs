@@ -97,11 +97,17 @@ fn scaling(view: &View, former: Option<ScalingStatus>) -> Option<ScalingStatus> 
         raw: signed(decision.raw),
         reason: decision.reason.as_str().to_owned(),
         message: decision.message.clone(),
+        seconds_per_message: view.service_seconds.and_then(three_digits),
     };
     match former {
         Some(former) if (former.replicas, &former.reason) == (next.replicas, &next.reason) => Some(former),
         _ => Some(next),
     }
+}
+
+/// For people: no more digits than were measured.
+fn three_digits(number: f64) -> Option<f64> {
+    format!("{number:.2e}").parse().ok()
 }
 
 fn signed(number: u32) -> i32 {
@@ -313,6 +319,19 @@ mod tests {
         let ready = find(&status.conditions, READY).unwrap();
         assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "PortTaken"));
         assert_eq!(status.conditions[0].type_, READY);
+    }
+
+    #[test]
+    fn a_decision_tells_how_long_a_message_took_as_it_was_then_in_three_digits() {
+        let view = |service_seconds| View { service_seconds, ..decided(Reason::Steady, "fits") };
+        let scaling = say(None, &view(Some(0.123_456))).scaling;
+        let told = |scaling: &Option<ScalingStatus>| scaling.as_ref().unwrap().seconds_per_message;
+        assert_eq!(told(&scaling), Some(0.123));
+        let mut worker = worker(json!({}));
+        worker.status = Some(WorkerStatus { scaling, ..WorkerStatus::default() });
+        let later = status(&worker, None, None, &surroundings(), &view(Some(60.0)), &now()).scaling;
+        assert_eq!(told(&later), Some(0.123), "it is written only when the decision changes");
+        assert_eq!(told(&say(None, &view(None)).scaling), None);
     }
 
     #[test]

@@ -102,6 +102,41 @@ async fn an_operator_that_is_killed_in_the_middle_of_a_load_takes_over_where_it_
 }
 
 #[tokio::test]
+async fn an_operator_that_starts_anew_knows_how_long_the_messages_of_a_worker_at_zero_take() -> Result<()> {
+    let space = Space::new("anew", |_| Order::work(Duration::from_millis(50))).await?;
+    space.queue("orders", json!({})).await?;
+    space.worker("invoices", json!({"scaling": {"scaleInStabilizationSeconds": 0}})).await?;
+    space.ready("wk", "invoices").await?;
+    let client = space.client().await?;
+    client.publish_all("orders", messages(20)).await?;
+    space.handled(20).await?;
+    space.pods_ready("invoices", 0).await?;
+    space
+        .eventually("the status tells how long a message takes", async || {
+            let scaling = &space.get("wk", "invoices").await?["status"]["scaling"];
+            let seconds = scaling["secondsPerMessage"].as_f64().context("none")?;
+            ensure!(scaling["reason"] == "Idle" && (0.05..0.5).contains(&seconds), "{scaling}");
+            Ok(())
+        })
+        .await?;
+    let woken_by_what_was_measured = async || -> Result<usize> {
+        let message = "jsonpath={range .items[*]}{.message}{\"\\n\"}{end}";
+        let events = space.kubectl(&["get", "events", "-o", message]).await?;
+        Ok(events.lines().filter(|line| line.starts_with("0 to ") && line.contains("(measured)")).count())
+    };
+    assert_eq!(woken_by_what_was_measured().await?, 0);
+    install::kill_operator(&space.cluster).await?;
+    client.publish_all("orders", messages(20)).await?;
+    space
+        .eventually("the new operator goes by what the one before has measured", async || {
+            let woken = woken_by_what_was_measured().await?;
+            ensure!(woken == 1, "{woken}");
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
 async fn the_first_patch_is_the_number_wanted() -> Result<()> {
     let space = Space::new("one-step", |_| Order::work(Duration::from_millis(100))).await?;
     space.queue("orders", json!({})).await?;
