@@ -58,7 +58,12 @@ async fn a_restricted_pod_finds_names_services_brokers_and_prometheus_finds_it()
         .eventually(NAMESPACE, PATIENCE, "the pod is ready", async || cluster.kubectl(&status).await)
         .await?;
 
-    ensure!(cluster.kubectl(&["logs", "-n", NAMESPACE, "deployment/smoke"]).await?.contains("listening"));
+    let listens = async || {
+        let logs = cluster.kubectl(&["logs", "-n", NAMESPACE, "deployment/smoke"]).await?;
+        ensure!(logs.contains("listening"), "{logs}");
+        Ok(())
+    };
+    eventually(PATIENCE, "the program listens", listens).await?;
     let arguments = ["exec", "-n", NAMESPACE, "deployment/smoke", "-c", "smoke", "--", "/nothing"];
     let error = format!("{:#}", cluster.kubectl(&arguments).await.unwrap_err());
     ensure!(error.contains("no such file"), "exec did not reach the container: {error}");

@@ -10,7 +10,7 @@ use crate::site::workspace;
 pub const NAMESPACE: &str = "warren-system";
 const RELEASE: &str = "warren";
 
-/// Kills the operator's pods, all of them at once and as a crash would.
+/// Ends the operator's pods, all of them at once, with the second or two that the kubelet gives them even so.
 pub async fn kill_operator(cluster: &Cluster) -> Result<()> {
     cluster.kill(NAMESPACE, &["pods", "-l", "app.kubernetes.io/name=warren"]).await
 }

@@ -30,7 +30,7 @@ impl Cluster {
         run_with_input(&mut kubectl, manifest).await
     }
 
-    /// Deletes pods, such as `["pod", "NAME"]`, without any grace and without waiting.
+    /// Deletes pods, such as `["pod", "NAME"]`, with the least grace and without waiting.
     pub async fn kill(&self, namespace: &str, pods: &[&str]) -> Result<()> {
         let now = ["--grace-period=0", "--force", "--wait=false"];
         self.kubectl(&[&["delete", "-n", namespace], pods, &now].concat()).await.map(drop)

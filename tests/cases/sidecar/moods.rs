@@ -53,7 +53,7 @@ async fn a_queue_that_is_deleted_and_declared_again_is_consumed_again(place: Pla
 }
 
 async fn rotated_credentials_are_taken_over_once_what_runs_has_ended(place: Place) -> Result<()> {
-    let app = App::working(Duration::from_secs(2)).await?;
+    let app = App::working(Duration::from_secs(4)).await?;
     let mut config = config();
     (config.consumer.prefetch, config.consumer.concurrency) = (2, 1);
     let sidecar = place.sidecar(config, app.port()).await?;

@@ -1,6 +1,6 @@
 //! Messages, from the queue to the handler and out of the system.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -12,7 +12,14 @@ use crate::space::Space;
 
 #[tokio::test]
 async fn a_worker_goes_from_zero_to_several_pods_and_back_and_handles_each_message_once() -> Result<()> {
-    let space = Space::new("scales", |_| Order::work(Duration::from_millis(200))).await?;
+    let pods = Mutex::new(HashSet::new());
+    // Slow until all pods have work, however long they take to start.
+    let work = move |call: &Call| {
+        let mut pods = pods.lock().unwrap();
+        pods.insert(call.pod.clone());
+        Order::work(Duration::from_millis(if pods.len() < 4 { 2_000 } else { 100 }))
+    };
+    let space = Space::new("scales", work).await?;
     space.queue("orders", json!({})).await?;
     let scaling = json!({"maxReplicas": 4, "targetWaitSeconds": 2, "scaleInStabilizationSeconds": 5});
     space.worker("invoices", json!({"scaling": scaling})).await?;

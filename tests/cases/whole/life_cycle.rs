@@ -98,10 +98,13 @@ async fn a_paused_worker_keeps_its_pods_and_takes_no_message_until_it_is_resumed
 
 #[tokio::test]
 async fn a_queue_that_is_deleted_after_its_worker_waits_for_the_calls_that_run() -> Result<()> {
-    // Longer than the deletions take, and shorter than a drain may.
-    let space = Space::new("outlived", |_| Order::work(Duration::from_secs(20))).await?;
+    // Longer than the deletions take, also where the operator is just being replaced, and shorter than a drain may.
+    let space = Space::new("outlived", |_| Order::work(Duration::from_secs(45))).await?;
     space.queue("orders", json!({"deletionPolicy": "Delete"})).await?;
-    space.worker("invoices", json!({"scaling": {"minReplicas": 1, "maxReplicas": 1}})).await?;
+    let worker = json!({
+        "handler": {"http": {"timeoutSeconds": 90}}, "scaling": {"minReplicas": 1, "maxReplicas": 1},
+    });
+    space.worker("invoices", worker).await?;
     space.pods_ready("invoices", 1).await?;
     let client = space.client().await?;
     client.publish("orders", b"at work").await?;

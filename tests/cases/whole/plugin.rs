@@ -12,7 +12,7 @@ use warren_tests::desk::{Call, Order};
 use crate::space::Space;
 
 /// `kubectl warren ARGS` in the namespace.
-async fn warren(space: &Space, args: &[&str]) -> Result<Answer> {
+pub(crate) async fn warren(space: &Space, args: &[&str]) -> Result<Answer> {
     with(space, space.cluster.kubeconfig(), args).await
 }
 
@@ -46,7 +46,7 @@ async fn top_explain_and_doctor_tell_what_a_cluster_does() -> Result<()> {
 
     let client = space.client().await?;
     client.publish("orders", b"poison").await?;
-    client.publish_all("orders", (0..150).map(|n| format!("message {n}").into_bytes())).await?;
+    client.publish_all("orders", (0..2_000).map(|n| format!("message {n}").into_bytes())).await?;
     space.pods_ready("invoices", 2).await?;
     let top = async || {
         let text = warren(&space, &["top"]).await?.text;

@@ -1,5 +1,7 @@
 //! What becomes of the broker's queues when a Queue is deleted.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use warren_broker::lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
@@ -142,7 +144,8 @@ async fn delete_if_empty_counts_rungs_that_the_spec_has_dropped(vhost: Vhost) ->
 
 async fn delete_if_empty_waits_for_what_the_broker_may_hold_back(vhost: Vhost) -> Result<()> {
     let client = Client::connect(&vhost.uri()).await?;
-    let keeper = Keeper::new();
+    // Longer than it takes to look at the broker meanwhile.
+    let keeper = Keeper::holding_back(Duration::from_secs(6));
     let mut limited = spec("DeleteIfEmpty", "Quorum");
     limited["deadLetter"] = json!({"maxLength": 2});
     let mut queue = keeper.queue(&vhost.uri(), limited)?;

@@ -33,15 +33,24 @@ impl Keeper {
         Self::checking(Duration::from_secs(1))
     }
 
+    /// One that waits so long for what the broker may hold back.
+    pub fn holding_back(held_back: Duration) -> Self {
+        Self::with(Duration::from_secs(1), held_back)
+    }
+
     /// One that looks for drift so often.
     pub fn checking(drift_check: Duration) -> Self {
+        Self::with(drift_check, Duration::from_secs(2))
+    }
+
+    fn with(drift_check: Duration, held_back: Duration) -> Self {
         let leadership = Leadership::none();
         leadership.permanent();
         let options = LaneOptions {
             connection_name: "test".to_owned(),
             drift_check,
             sidecars_learn: Duration::from_secs(1),
-            held_back: Duration::from_secs(2),
+            held_back,
             leadership,
         };
         let brokers = Brokers::new(options);
