@@ -12,7 +12,7 @@ use warren_broker::lapin::types::{AMQPValue, FieldTable, ShortString};
 use crate::core::Copy;
 use crate::handler::trace::TRACEPARENT;
 use crate::inbox::ReplyBody;
-use crate::message::Message;
+use crate::message::{DEATHS, DELIVERY_COUNT, Message};
 
 /// The longest text of why a message is dead: header frames have a size limit.
 const LONGEST_DETAIL: usize = 1024;
@@ -22,7 +22,7 @@ const FRAME_OVERHEAD: usize = 64;
 
 /// Headers that the broker sets or acts on, which a copy must not carry.
 fn is_dropped(name: &str) -> bool {
-    matches!(name, "CC" | "BCC" | "x-death" | "x-delivery-count")
+    matches!(name, "CC" | "BCC" | DEATHS | DELIVERY_COUNT)
         || name.starts_with("x-first-death-")
         || name.starts_with("x-last-death-")
         || matches!(name, headers::DEAD_REASON | headers::DEAD_DETAIL | headers::ORIGIN_QUEUE)

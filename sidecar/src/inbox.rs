@@ -54,8 +54,13 @@ pub enum Inbox {
         /// The channel.
         result: Result<Channel, BrokerError>,
     },
-    /// A channel was closed so that what it held is the broker's again.
-    HandedBack,
+    /// A channel was closed so that what it held is the broker's again, or not.
+    HandedBack {
+        /// The connection's number.
+        link: u64,
+        /// Whether the broker said nothing.
+        silent: bool,
+    },
     /// A consumer was started, or not.
     Consuming {
         /// The session.

@@ -10,7 +10,9 @@ use warren_broker::lapin::message::Delivery;
 use warren_broker::lapin::types::{AMQPValue, FieldTable};
 
 /// The quorum queue's own count of deliveries.
-const DELIVERY_COUNT: &str = "x-delivery-count";
+pub(crate) const DELIVERY_COUNT: &str = "x-delivery-count";
+/// The broker's own record of how a message came back, which is no header of its producer.
+pub(crate) const DEATHS: &str = "x-death";
 
 /// A message as the handler and its copies see it.
 #[derive(Clone, Debug)]
@@ -186,7 +188,7 @@ pub fn integer(table: &FieldTable, name: &str) -> Option<i64> {
 /// Whether the broker has dead-lettered a message from a queue, such as over its delivery limit. No copy tells of that
 /// (<https://www.rabbitmq.com/docs/dlx#effects>).
 fn has_died_in(table: &FieldTable, queue: &str) -> bool {
-    let Some(AMQPValue::FieldArray(deaths)) = table.inner().get("x-death") else { return false };
+    let Some(AMQPValue::FieldArray(deaths)) = table.inner().get(DEATHS) else { return false };
     let of_queue = |death: &AMQPValue| matches!(death, AMQPValue::FieldTable(death) if text(death, "queue") == Some(queue));
     deaths.as_slice().iter().any(of_queue)
 }

@@ -6,6 +6,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures::{FutureExt, Stream};
+use tokio::sync::oneshot;
 use warren_broker::BrokerError;
 use warren_broker::declare::queue_name;
 use warren_broker::lapin::message::Delivery;
@@ -173,6 +174,21 @@ impl Session {
 pub async fn close(session: Session) {
     // A broker that says nothing will find out by itself.
     let _ = tokio::time::timeout(FLUSH, session.channel.close(200, "done".into())).await;
+}
+
+/// Closes a channel and waits until what it held is the broker's again; false: the broker says nothing. `done` tells when whoever
+/// waits for a drain has waited for long enough.
+pub async fn hand_back(session: Session, done: oneshot::Sender<()>) -> bool {
+    let closing = patiently("the channel's end", session.channel.close(200, "done".into()));
+    let mut closing = std::pin::pin!(closing);
+    let early = tokio::time::timeout(FLUSH, &mut closing).await;
+    // Nobody may wait.
+    let _ = done.send(());
+    let result = match early {
+        Ok(result) => result,
+        Err(_) => closing.await,
+    };
+    !matches!(result, Err(BrokerError::TimedOut { .. }))
 }
 
 /// Waits until the broker has read everything that was sent on the channel before: it answers in order. It is asked for

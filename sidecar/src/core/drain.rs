@@ -129,15 +129,9 @@ impl Engine {
             })
             .map(|slot| slot.incoming.id)
             .collect();
-        if replies.is_empty() {
-            return;
-        }
         for id in replies {
             self.drop_reply(id, PublishResult::Failed, now, effects);
         }
-        let prefetch = self.subscription.prefetch().unwrap_or(self.settings.prefetch);
-        self.window.flush(now, prefetch, effects);
-        self.wake_at(self.window.ack_due());
     }
 
     /// After the whole grace period without SIGTERM the pod lives on.

@@ -298,14 +298,14 @@ impl Engine {
     fn evaluate(&mut self, now: Time, effects: &mut Vec<Effect>) {
         self.wake = None;
         self.expire(now, effects);
+        self.reverse_drain(now, effects);
+        self.drop_replies(now, effects);
         let prefetch = self.subscription.prefetch().unwrap_or(self.settings.prefetch);
         if self.generation.is_some() {
             self.window.flush(now, prefetch, effects);
             self.wake_at(self.window.ack_due());
         }
         self.probe_handler(effects);
-        self.reverse_drain(now, effects);
-        self.drop_replies(now, effects);
         self.reconcile_subscription(now, effects);
         self.give_back(now, effects);
         self.dispatch(now, effects);

@@ -183,7 +183,7 @@ impl Engine {
             (Subscription::Active { prefetch }, desired)
                 if outage || (desired != Some(prefetch) && self.keeps_order()) =>
             {
-                self.hand_back(desired, now, effects);
+                self.hand_back(desired, outage, now, effects);
             }
             (Subscription::Active { prefetch }, desired) if desired != Some(prefetch) => {
                 self.subscription = Subscription::Cancelling { prefetch };

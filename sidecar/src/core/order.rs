@@ -6,23 +6,27 @@
 
 use std::cmp::Reverse;
 
+use super::drain::Drain;
 use super::engine::Engine;
-use super::event::{Effect, Observation, Outcome, Time};
+use super::event::{Copy, Effect, Observation, Outcome, Time};
 use super::flow::{HOLD, Subscription};
 use super::window::{Slot, State, Window};
 
 impl Slot {
     /// Until when another window, wanted since then, is worth standing still for until this has ended; none: it is not at work.
     /// What was there before is waited for for a moment, and what began later for as long as it was put off by then: so the
-    /// window comes also where something is always at work.
-    fn worth_waiting_for(&self, since: Time, drain_is_over: bool) -> Option<Time> {
-        match self.state {
+    /// window comes also where something is always at work. `copies_are`: whether those that the broker does not take are, too.
+    fn worth_waiting_for(&self, since: Time, copies_are: bool) -> Option<Time> {
+        match &self.state {
             State::Running { .. } | State::Later { .. } | State::Publishing { tries: 0, .. } => {
                 Some(self.called + HOLD.max(self.called.saturating_sub(since)))
             }
             // The broker does not take its copy, which may be so for days.
             State::Publishing { .. } => Some(Time::ZERO),
-            State::Unpublished { .. } => Some(Time::ZERO).filter(|_| !drain_is_over),
+            State::Unpublished { copy, .. } => {
+                // The work of a reply is done, and one that nobody takes is given up soon.
+                Some(Time::ZERO).filter(|_| copies_are || *copy == Copy::Reply)
+            }
             State::Received | State::Waiting { .. } | State::Finished { .. } | State::Settled => None,
         }
     }
@@ -36,12 +40,23 @@ impl Engine {
     }
 
     /// Hands back what is held once nothing is at work; until then nothing new starts. `wanted`: the window to consume with
-    /// afterwards, if any, which is not worth standing still for as long as what is at work may take.
-    pub(super) fn hand_back(&mut self, wanted: Option<u16>, now: Time, effects: &mut Vec<Effect>) {
+    /// afterwards, if any, which is not worth standing still for as long as what is at work may take. `outage`: whether others
+    /// are to have their turn all the same.
+    pub(super) fn hand_back(
+        &mut self,
+        wanted: Option<u16>,
+        outage: bool,
+        now: Time,
+        effects: &mut Vec<Effect>,
+    ) {
         let Some(generation) = self.generation else { return };
-        let over = self.is_drain_over(now);
         let since = *self.window_wanted.get_or_insert(now);
-        let waits = self.window.open_slots().filter_map(|slot| slot.worth_waiting_for(since, over)).min();
+        // Others do not stand by for days, for a copy that the broker does not take.
+        let others_wait = self.drain == Drain::No && (wanted.is_none() || outage);
+        let given_up = self.is_drain_over(now) || (others_wait && now >= since + HOLD);
+        self.wake_at(Some(since + HOLD).filter(|at| others_wait && *at > now));
+        let worth = |slot: &Slot| slot.worth_waiting_for(since, !given_up);
+        let waits = self.window.open_slots().filter_map(worth).min();
         if let Some(until) = waits {
             self.handing_back = wanted.is_none() || until > now;
             self.wake_at(Some(until).filter(|until| wanted.is_some() && *until > now));

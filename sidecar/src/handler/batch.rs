@@ -20,7 +20,7 @@ use super::answer::EXCERPT;
 use super::trace;
 use crate::copy::cut;
 use crate::core::{Answers, DeadReason, Failure, Verdict};
-use crate::message::{Message, Scalar};
+use crate::message::{DEATHS, Message, Scalar};
 
 /// The content type of JSON lines.
 pub const JSON_LINES: &str = "application/x-ndjson";
@@ -75,7 +75,7 @@ impl<'a> Line<'a> {
     pub fn new(id: usize, delivery_id: String, attempt: u32, message: &'a Message) -> Self {
         let properties = &message.properties;
         let text = std::str::from_utf8(&message.body).ok();
-        let own = |name: &str| name.starts_with("warren-") || name == trace::TRACEPARENT;
+        let own = |name: &str| name.starts_with("warren-") || matches!(name, trace::TRACEPARENT | DEATHS);
         let (mut headers, mut headers_omitted) = (BTreeMap::new(), Vec::new());
         for (name, value) in message.headers().into_iter().flat_map(|table| table.inner()) {
             match json(value) {

@@ -6,7 +6,7 @@ use warren_api::headers as names;
 use warren_broker::lapin::types::AMQPValue;
 
 use super::trace::{self, Context};
-use crate::message::{Message, Scalar};
+use crate::message::{DEATHS, DELIVERY_COUNT, Message, Scalar};
 
 /// Room for the message's own headers, in bytes.
 const ROOM: usize = 8 * 1024;
@@ -93,7 +93,7 @@ fn own_headers(message: &Message, headers: &mut HeaderMap) -> usize {
     let mut omitted = Vec::new();
     for (name, value) in table.inner() {
         let name = name.as_str();
-        if name.starts_with("warren-") || name == trace::TRACEPARENT || name == "x-delivery-count" {
+        if name.starts_with("warren-") || matches!(name, trace::TRACEPARENT | DELIVERY_COUNT | DEATHS) {
             continue;
         }
         if name == trace::TRACESTATE && Context::of(message).is_none() {
@@ -203,7 +203,9 @@ mod tests {
 
     #[test]
     fn every_header_of_the_table_is_there() {
-        let properties = table(&[("x-delivery-count", AMQPValue::LongLongInt(1))])
+        let of_the_broker =
+            [(DELIVERY_COUNT, AMQPValue::LongLongInt(1)), (DEATHS, AMQPValue::FieldArray(vec![].into()))];
+        let properties = table(&of_the_broker)
             .with_content_type("application/json".into())
             .with_content_encoding("gzip".into())
             .with_message_id("m-1".into())

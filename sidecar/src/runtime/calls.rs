@@ -55,7 +55,8 @@ impl Runtime {
         let timeout = Duration::from_secs(u64::from(self.config.handler.timeout_seconds));
         let ((request, span), form) = match (deliveries, self.config.handler.batch) {
             ([called], None) => {
-                (self.single_request(*called), Form::Single { reply: self.config.handler.reply })
+                let reply = self.config.handler.reply && self.wants_reply(called.id);
+                (self.single_request(*called), Form::Single { reply })
             }
             _ => (self.batch_request(deliveries), Form::Batch),
         };
@@ -174,12 +175,14 @@ impl Runtime {
         }
     }
 
+    fn wants_reply(&self, id: DeliveryId) -> bool {
+        let reply_to = self.messages.get(&id).and_then(|message| message.properties.reply_to().as_ref());
+        reply_to.is_some_and(|to| !to.as_str().is_empty())
+    }
+
     /// Keeps the reply of a message that wants one: it is published before the message is acknowledged.
     fn with_reply(&mut self, id: DeliveryId, body: ReplyBody) -> Verdict {
-        let wanted = self.messages.get(&id).is_some_and(|message| {
-            message.properties.reply_to().as_ref().is_some_and(|to| !to.as_str().is_empty())
-        });
-        if !wanted {
+        if !self.wants_reply(id) {
             return Verdict::Ack;
         }
         self.replies.insert(id, body);
@@ -217,13 +220,14 @@ fn read(form: Form, size: usize, answer: Answer, wall: SystemTime) -> Read {
         Form::Batch => Read::Answers(
             batch::verdicts(status, &headers, &body, size).unwrap_or_else(|| Answers::All(verdict())),
         ),
-        Form::Single { reply } => match verdict() {
-            Verdict::Ack if reply && cut => {
+        // An error's page is no reply, also where its headers say that the work is done.
+        Form::Single { reply } => match (verdict(), reply && (200..300).contains(&status)) {
+            (Verdict::Ack, true) if cut => {
                 let detail = format!("the reply is larger than {REPLY_LIMIT} bytes");
                 Read::Answers(Answers::All(Verdict::Retry(Failure { detail, ..Failure::default() })))
             }
-            Verdict::Ack if reply => Read::Reply(ReplyBody::of(&headers, body)),
-            verdict => Read::Answers(Answers::All(verdict)),
+            (Verdict::Ack, true) => Read::Reply(ReplyBody::of(&headers, body)),
+            (verdict, _) => Read::Answers(Answers::All(verdict)),
         },
     }
 }
@@ -309,6 +313,13 @@ mod tests {
         packed.headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         let Read::Reply(reply) = read(Form::Single { reply: true }, 1, packed) else { panic!("no reply") };
         assert_eq!(reply.content_encoding, Some(HeaderValue::from_static("gzip")));
+    }
+
+    #[test]
+    fn an_error_whose_headers_say_that_the_work_is_done_is_no_reply() {
+        let mut done = Answer { status: 500, ..answer("text/html", "an error's page") };
+        done.headers.insert(warren_api::headers::OUTCOME, HeaderValue::from_static("ack"));
+        assert_eq!(read(Form::Single { reply: true }, 1, done), Read::Answers(Answers::All(Verdict::Ack)));
     }
 
     #[test]

@@ -158,19 +158,21 @@ impl Runtime {
         let Some(session) = self.session.take_if(|session| session.generation == generation) else { return };
         tracing::info!(queue = %self.config.queue.name, generation, "what is held goes back to the broker at once, in its order");
         self.metrics.connected.set(0);
+        let Some((link, _)) = self.opening.link else { return };
         let (done, closed) = oneshot::channel();
         self.opening.closed = Some(closed);
         let sender = self.sender.clone();
         tokio::spawn(async move {
-            session::close(session).await;
-            // Nobody may wait, and without a loop there is nobody to tell.
-            let _ = done.send(());
-            let _ = sender.send(Inbox::HandedBack);
+            let silent = !session::hand_back(session, done).await;
+            // Without a loop there is nobody to tell.
+            let _ = sender.send(Inbox::HandedBack { link, silent });
         });
     }
 
-    pub(super) fn handed_back(&mut self) {
-        if self.opening.link.is_some() && self.session.is_none() {
+    pub(super) fn handed_back(&mut self, link: u64, silent: bool) {
+        if silent {
+            self.supervisor.lost(link);
+        } else if self.opening.link.is_some() && self.session.is_none() {
             self.opening.planned = true;
             self.opening.due = Some(Instant::now() + self.opening.backoff.pause());
         }

@@ -61,7 +61,7 @@ impl Runtime {
             Inbox::Published { id, result } => self.step(Event::Published { id, result }),
             Inbox::Port { seen } => self.step(Event::HandlerPort { seen }),
             Inbox::Opened { link, result } => self.opened(link, result),
-            Inbox::HandedBack => self.handed_back(),
+            Inbox::HandedBack { link, silent } => self.handed_back(link, silent),
             Inbox::Consuming { generation, result } => self.consuming(generation, result),
             Inbox::Drain(reply) => {
                 self.drains.push(reply);

@@ -36,6 +36,20 @@ fn a_copy_that_the_broker_does_not_take_keeps_no_other_key_from_its_turn_when_th
 }
 
 #[test]
+fn a_copy_that_the_broker_does_not_take_keeps_the_queue_from_nobody_for_long() {
+    let (settings, mut world) = keyed(MINUTE);
+    world.copies = PublishResult::Refused;
+    world.answer(CallId(1), Verdict::DeadLetter { reason: DeadReason::Rejected, detail: String::new() });
+    world.settle();
+    world.step(Event::Configured(Box::new(Settings { paused: true, ..settings })));
+    world.answer_all(Verdict::Ack);
+    world.pass(Duration::from_secs(5));
+    assert_eq!((world.unacked.len(), world.consuming), (6, Some(6)), "it is tried again for a while");
+    world.pass(Duration::from_secs(10));
+    assert_eq!((world.unacked.len(), world.consuming, world.dead.len()), (0, None, 0));
+}
+
+#[test]
 fn a_long_call_from_before_an_outage_keeps_an_order_from_no_probe() {
     for later in [false, true] {
         let (_, mut world) = keyed(MINUTE * 60);
