@@ -115,14 +115,21 @@ pub fn status_patch<S: Serialize + PartialEq>(
         return Ok(None);
     }
     let mut patch = serde_json::to_value(status)?;
-    if let (Some(Value::Object(former)), Value::Object(fields)) =
-        (former.map(serde_json::to_value).transpose()?, &mut patch)
-    {
-        for field in former.keys() {
-            fields.entry(field.clone()).or_insert(Value::Null);
-        }
+    if let Some(former) = former {
+        clear_missing(&serde_json::to_value(former)?, &mut patch);
     }
     Ok(Some(json!({"status": patch})))
+}
+
+/// Has a merge patch remove what was there and is not any more, see RFC 7396.
+fn clear_missing(former: &Value, patch: &mut Value) {
+    let (Value::Object(former), Value::Object(patch)) = (former, patch) else { return };
+    for (field, before) in former {
+        match patch.get_mut(field) {
+            Some(next) => clear_missing(before, next),
+            None => _ = patch.insert(field.clone(), Value::Null),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -134,6 +141,15 @@ mod tests {
 
     fn at(second: i64) -> Time {
         Time(Timestamp::from_second(second).unwrap())
+    }
+
+    #[test]
+    fn what_is_not_there_any_more_is_removed_at_every_depth() {
+        let former = json!({"a": 1, "of": {"kept": 1, "gone": 2}, "list": [1], "whole": {"x": 1}});
+        let next = json!({"of": {"kept": 3}, "list": []});
+        let patch = status_patch(Some(&former), &next).unwrap();
+        let expected = json!({"a": null, "of": {"kept": 3, "gone": null}, "list": [], "whole": null});
+        assert_eq!(patch, Some(json!({"status": expected})));
     }
 
     #[test]

@@ -173,13 +173,22 @@ fn queue_event(event: &watcher::Event<Queue>, context: &Context) {
         }
         watcher::Event::Delete(queue) => {
             let key = queue::validate::key(queue);
-            context.brokers.forget(&key);
-            context.brokers.release(&key);
+            context.brokers.gone(&key);
             context.metrics.forget_queue(&key);
             reconcile(&context.workers_of(queue), context);
         }
-        watcher::Event::InitDone => context.brokers.listed(context.namespace.as_deref()),
+        watcher::Event::InitDone => {
+            context.brokers.listed(context.namespace.as_deref());
+            listed_again(context);
+        }
         watcher::Event::Init => {}
+    }
+}
+
+/// What vanished while a watch was down has no event of its own: all Workers look again.
+fn listed_again(context: &Context) {
+    if *context.filled.borrow() {
+        reconcile(&context.stores.workers.state(), context);
     }
 }
 
@@ -232,6 +241,12 @@ async fn follow<K>(
 ) where
     K: OfWorker + Clone,
 {
+    let again = context.clone();
+    let events = events.inspect_ok(move |event| {
+        if matches!(event, watcher::Event::InitDone) {
+            listed_again(&again);
+        }
+    });
     let mut objects = std::pin::pin!(events.touched_objects());
     let mut complaints = Complaints::about(K::kind(&()), context.namespace.as_deref());
     while let Some(object) = objects.next().await {

@@ -341,7 +341,7 @@ mod tests {
         assert_eq!(claim(&older, 1), None);
         assert_eq!(of_b.try_recv().ok(), Some((&younger).into()), "it has lost it");
         assert!(claim(&younger, 2).is_some());
-        brokers.release(&older);
+        brokers.gone(&older);
         assert_eq!(of_b.try_recv().ok(), Some((&younger).into()), "it may have it");
         assert!(of_a.try_recv().is_err());
     }
@@ -357,7 +357,7 @@ mod tests {
         assert!(brokers.lane_of(&key).is_none());
         brokers.lapse(&key);
         assert_eq!(brokers.access_of(&key), Some(access));
-        brokers.release(&key);
+        brokers.gone(&key);
         assert_eq!(brokers.access_of(&key), None);
     }
 

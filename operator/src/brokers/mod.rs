@@ -310,8 +310,9 @@ impl Brokers {
         self.forget(key);
     }
 
-    /// Gives up the names of a Queue; others that want them are to be looked at again.
-    pub fn release(&self, key: &Key) {
+    /// A Queue is gone: others that want its names are to be looked at again.
+    pub fn gone(&self, key: &Key) {
+        self.forget(key);
         let mut state = locked(&self.state);
         state.lapsed.remove(key);
         let others = state.claims.release(key);
@@ -329,8 +330,7 @@ impl Brokers {
             .collect();
         drop(state);
         for key in &gone {
-            self.forget(key);
-            self.release(key);
+            self.gone(key);
         }
         // A lane that was probed when its last Queue left it would connect again and again, for nobody.
         self.drop_unused();

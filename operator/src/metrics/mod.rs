@@ -182,9 +182,12 @@ impl Metrics {
         self.of_workers.count(worker, &SCALINGS, reason);
     }
 
-    /// Says how long a handler call takes.
-    pub fn service_seconds(&self, worker: &Key, seconds: f64) {
-        self.of_workers.set(worker, &SERVICE_SECONDS, "", seconds);
+    /// Says how long a handler call takes, if that is known.
+    pub fn service_seconds(&self, worker: &Key, seconds: Option<f64>) {
+        match seconds {
+            Some(seconds) => self.of_workers.set(worker, &SERVICE_SECONDS, "", seconds),
+            None => self.of_workers.unset(worker, &SERVICE_SECONDS),
+        }
     }
 
     /// A Worker is gone.
@@ -242,7 +245,7 @@ mod tests {
         metrics.worker_ready(&key, false);
         metrics.decided(&key, Reason::Idle);
         metrics.decided(&key, Reason::Idle);
-        metrics.service_seconds(&key, 0.25);
+        metrics.service_seconds(&key, Some(0.25));
         metrics.queue_messages(&key, Some(7), None, Some(0));
         let text = metrics.text().unwrap();
         for line in [

@@ -18,6 +18,11 @@ pub fn is_set(queue: &Queue) -> bool {
     queue.finalizers().iter().any(|finalizer| finalizer == FINALIZER)
 }
 
+/// Another's.
+pub fn of_another(queue: &Queue) -> Option<&str> {
+    queue.finalizers().iter().map(String::as_str).find(|finalizer| *finalizer != FINALIZER)
+}
+
 /// Sets or removes it as the deletion policy asks.
 pub async fn follow_policy(queue: &Queue, context: &Context) -> Result<(), Error> {
     match (queue.spec.deletion_policy, is_set(queue)) {

@@ -12,7 +12,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, controller, watcher};
 use kube::{Resource, ResourceExt};
 use warren_api::conditions::READY;
-use warren_api::conditions::queue::DEAD_LETTER_AVAILABLE;
+use warren_api::conditions::queue::{DEAD_LETTER_AVAILABLE, DELETION_BLOCKED};
 use warren_api::queue::QueueStatus;
 use warren_api::{Queue, Worker};
 
@@ -26,6 +26,7 @@ use crate::brokers::{Outcome, Seen};
 use crate::condition::{find, is_true};
 use crate::context::Context;
 use crate::error::Error;
+use crate::problem::Problem;
 use crate::scaler::board::Durability;
 use crate::scaler::task::worker_key;
 use crate::secrets::SecretState;
@@ -74,7 +75,14 @@ async fn step(queue: Arc<Queue>, context: Arc<Context>) -> Result<Action, Error>
     let _timer = context.metrics.reconciling("queue");
     let progress = if queue.metadata.deletion_timestamp.is_some() {
         match end(&queue, &context).await? {
-            End::Gone => return Ok(Action::await_change()),
+            End::Gone => {
+                if let Some(progress) = let_go(&queue) {
+                    let durability = durability(&queue, &context);
+                    write(&queue, status(&queue, progress, durability, &Time(Timestamp::now())), &context)
+                        .await?;
+                }
+                return Ok(Action::await_change());
+            }
             End::Underway => return Ok(Action::requeue(BLOCKED_RETRY)),
             End::Blocked(problem) => Progress::Blocked(problem),
         }
@@ -97,6 +105,15 @@ async fn step(queue: Arc<Queue>, context: Arc<Context>) -> Result<Action, Error>
     let durability = durability(&queue, &context);
     write(&queue, status(&queue, progress, durability, &Time(Timestamp::now())), &context).await?;
     Ok(Action::requeue(pause.mul_f64(rand::random_range(0.7..1.0))))
+}
+
+/// What is to be said of a Queue that Warren has let go, while somebody else's finalizer keeps it.
+fn let_go(queue: &Queue) -> Option<Progress> {
+    let other = finalizer::of_another(queue)?;
+    let message = format!(
+        "it is not kept on its broker any more, and finalizer \"{other}\", which is not Warren's, keeps the object: see to whoever has set it"
+    );
+    Some(Progress::Blocked(Problem::new(DELETION_BLOCKED, "OtherFinalizer", message)))
 }
 
 /// What the sidecars of the Queue's Workers have counted.

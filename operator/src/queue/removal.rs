@@ -52,8 +52,7 @@ pub(super) async fn end(queue: &Queue, context: &Context) -> Result<End, Error> 
         // The names are kept, with the memory of what is done, until the Queue is seen without its finalizer, or gone: another
         // try would delete what a younger Queue has made under them meanwhile, or miss the Secret of a namespace that goes.
         if !finalizer::is_set(queue) {
-            context.brokers.forget(&key);
-            context.brokers.release(&key);
+            context.brokers.gone(&key);
         }
     }
     Ok(end)

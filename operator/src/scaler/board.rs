@@ -73,6 +73,8 @@ pub struct View {
     pub queue: Option<Key>,
     /// The last decision of mode Builtin.
     pub decision: Option<Decision>,
+    /// Whether one of its sidecars consumed at the last look.
+    pub consumes: bool,
     /// Measured seconds per message; none before the first call has ended.
     pub service_seconds: Option<f64>,
     /// The handlers, from the last scrape.
@@ -158,6 +160,11 @@ impl Board {
     pub fn view(&self, worker: &Key) -> View {
         let entry = locked(&self.entries).get(worker).cloned();
         entry.map(|entry| entry.view()).unwrap_or_default()
+    }
+
+    /// Whether one of a Worker's sidecars consumed when it was looked at last.
+    pub fn consumes(&self, worker: &Key) -> bool {
+        locked(&self.entries).get(worker).is_some_and(|entry| locked(&entry.view).consumes)
     }
 
     /// A Worker's entry, made at first need.

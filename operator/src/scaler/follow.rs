@@ -28,7 +28,7 @@ use super::sample::{Answer, Tracker};
 use super::schedule::Timetable;
 use super::share::{Lately, part};
 use super::side::Side;
-use super::task::fleet_pause;
+use super::task::{fleet_pause, worker_key};
 use super::tell;
 use crate::brokers::{Key, Prober};
 use crate::condition::find;
@@ -136,6 +136,7 @@ impl Follower {
             let learning = if before { SIDECARS_LEARN } else { Duration::ZERO };
             // What is known of another queue's load says nothing of this one's.
             (self.followed, self.depth, self.side) = (followed, None, Side::default());
+            self.settled = Lately::default();
             self.history = measured.map_or_else(History::default, History::with_service_seconds);
             self.tracker.turned(now + learning.as_secs_f64());
         }
@@ -156,7 +157,10 @@ impl Follower {
         let consumes = !spec.paused && sidecars.iter().any(takes);
         let (sidecars, handlers) = self.fold(&pods, sidecars);
         self.settled.observe(sidecars.settled, sidecars.started, self.now());
-        let contradicted = consumes && self.depth.is_some_and(|(depth, _)| depth.consumers == 0);
+        let workers = queue.as_deref().map(|queue| context.workers_of(queue)).unwrap_or_default();
+        let unled = self.depth.is_some_and(|(depth, _)| depth.consumers == 0);
+        let others = || workers.iter().any(|other| context.board.consumes(&worker_key(other)));
+        let contradicted = unled && (consumes || others());
         self.publish_metrics(worker, queue.as_deref(), deployment.as_deref(), &pods, contradicted);
 
         if !builtin {
@@ -164,14 +168,14 @@ impl Follower {
             // What was seen before somebody else's time says nothing of the load after it.
             self.history = History::default();
             context.records.forget(&self.key);
-            self.show(worker, &self.view(None, handlers));
+            self.show(worker, &self.view(None, handlers, consumes));
             return OBSERVED;
         }
         let floor = self.timetable.floor(&worker.spec.scaling.schedules, Timestamp::now());
         // A broker that is being connected to is not unknown yet, nor is a share before all have looked.
         let early = self.depth.is_none() || !context.board.all_have_looked(&self.key);
         if early && self.since.elapsed() < FIRST_DEPTH {
-            self.show(worker, &self.view(None, handlers));
+            self.show(worker, &self.view(None, handlers, consumes));
             return AT_ZERO;
         }
         // Without a Deployment nothing that was decided has come about.
@@ -184,7 +188,7 @@ impl Follower {
                 .filter(|_| queue.is_some())
                 .map(|(depth, at)| (part(depth.ready.into(), share), at.elapsed().as_secs_f64())),
             contradicted,
-            shared: share < 1.0,
+            shared: workers.len() > 1,
             workload: Workload {
                 replicas: current,
                 rolling: deployment.as_deref().is_some_and(|deployment| deployment.facts.rolling),
@@ -204,11 +208,12 @@ impl Follower {
         self.history = history;
         self.own.decided(decision.replicas);
         context.records.note(&self.key, inputs, &decision);
-        self.carry_out(worker, live, current, decision, handlers, &pods).await;
+        let view = self.view(Some(decision.clone()), handlers, consumes);
+        self.carry_out(worker, live, current, decision, view, &pods).await;
         self.pause(current)
     }
 
-    fn view(&self, decision: Option<Decision>, handlers: Handlers) -> View {
+    fn view(&self, decision: Option<Decision>, handlers: Handlers, consumes: bool) -> View {
         let durability = self.tracker.durability();
         let queue = self.followed.as_ref().map(|(queue, ..)| queue.clone());
         let settled_lately = Some(self.settled.amount);
@@ -217,6 +222,7 @@ impl Follower {
         View {
             queue,
             decision,
+            consumes,
             service_seconds,
             handlers,
             durability,
@@ -285,11 +291,10 @@ impl Follower {
         live: Option<u32>,
         current: u32,
         decision: Decision,
-        handlers: Handlers,
+        view: View,
         pods: &[Arc<Pod>],
     ) {
         let wanted = decision.replicas;
-        let view = self.view(Some(decision.clone()), handlers);
         let settled = self.own.settled(self.now());
         let foreign = wanted == current;
         if live.is_none() && !foreign {
@@ -307,8 +312,7 @@ impl Follower {
         let former = self.entry.view();
         if let Some((_, answer)) = self.refused.as_ref().filter(|(at, _)| at.elapsed() < REFUSED_AGAIN) {
             let refused = Some(answer.clone());
-            self.not_done(foreign);
-            self.show(worker, &View { decision: former.decision, refused, ..view });
+            self.not_done(worker, foreign, &former, View { refused, ..view });
             return;
         }
         // A cache that lags behind does not know yet of pods that were asked for.
@@ -319,8 +323,7 @@ impl Follower {
             if !marked && self.long_work {
                 let answer = "the pods that are to go cannot be marked, and work that asks for more time would go with others".to_owned();
                 self.refused = Some((Instant::now(), answer.clone()));
-                self.not_done(foreign);
-                self.show(worker, &View { decision: former.decision, refused: Some(answer), ..view });
+                self.not_done(worker, foreign, &former, View { refused: Some(answer), ..view });
                 return;
             }
         }
@@ -355,7 +358,6 @@ impl Follower {
             }
             Err(error) => {
                 tracing::warn!(namespace = %self.key.namespace, worker = %self.key.name, %error, "not scaled, tried again");
-                self.not_done(foreign);
                 // A server in trouble is asked again at once.
                 let refused = match error {
                     kube::Error::Api(answer) if [400, 403, 422].contains(&answer.code) => {
@@ -367,19 +369,21 @@ impl Follower {
                     self.own.lost(self.now());
                 }
                 self.refused = refused.clone().map(|answer| (Instant::now(), answer));
-                let view = View { decision: former.decision.clone(), refused, ..view };
-                self.entry.replace(view.clone());
-                tell::if_news(&self.context, worker, &former, &view);
+                self.not_done(worker, foreign, &former, View { refused, ..view });
             }
         }
     }
 
-    /// Replicas stay what they are; `foreign`: nothing was decided now, only somebody else's number was to be put back.
-    const fn not_done(&mut self, foreign: bool) {
+    /// Replicas stay what they are, as `former` has it; `foreign`: nothing was decided now, only somebody else's number was to be
+    /// put back.
+    fn not_done(&mut self, worker: &Worker, foreign: bool, former: &View, view: View) {
         self.own.not_patched();
         if !foreign {
             self.history.not_scaled();
         }
+        let view = View { decision: former.decision.clone(), ..view };
+        self.entry.replace(view.clone());
+        tell::if_news(&self.context, worker, former, &view);
     }
 
     /// Makes a view known, and has the Worker's status follow where it says something new.
@@ -411,9 +415,7 @@ impl Follower {
             let (retrying, dead) = (self.side.retrying(queue), self.side.dead(queue));
             self.context.metrics.queue_messages(&key, ready, retrying, dead);
         }
-        if let Some(seconds) = self.history.service_seconds() {
-            self.context.metrics.service_seconds(&self.key, seconds);
-        }
+        self.context.metrics.service_seconds(&self.key, self.history.service_seconds());
     }
 
     /// Seconds since this Worker is followed.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
-use warren_api::names::config_map;
-use warren_api::{Queue, Worker};
+use warren_api::names::{CONFIG_KEY, config_map};
+use warren_api::{Queue, SidecarConfig, Worker};
 
 use super::live::{LiveConfigMap, LiveDeployment, LiveDisruptionBudget};
 use super::pods;
@@ -34,6 +34,15 @@ pub struct Surroundings {
     pub disruption_budget: Option<Arc<LiveDisruptionBudget>>,
     /// Its pods.
     pub pods: Vec<Arc<Pod>>,
+}
+
+impl Surroundings {
+    /// Whether the configuration that the sidecars read holds consuming.
+    pub fn is_told_to_pause(&self) -> bool {
+        let object = self.config_map.as_deref().map(LiveConfigMap::object).unwrap_or_default();
+        let config = object["data"][CONFIG_KEY].as_str().map(serde_json::from_str::<SidecarConfig>);
+        config.and_then(Result::ok).is_some_and(|config| config.consumer.paused)
+    }
 }
 
 /// The Secret that the sidecars of a Queue's Workers use.

@@ -18,6 +18,7 @@ use crate::condition::{Statement, Status, conditions, find};
 use crate::problem::Problem;
 use crate::scaler::board::View;
 use crate::scaler::decide::Decision;
+use crate::scaler::reason::Reason;
 use crate::scaler::schedule::SCHEDULE_INVALID;
 
 /// Reason of a scaler that has not looked yet.
@@ -28,6 +29,10 @@ const SCALE_REFUSED: &str = "ScaleRefused";
 const HELD_BACK: &str = "PodsHeldBack";
 /// What is said where the user has paused consuming.
 const PAUSED: &str = "consumer.paused is set: pods stay and consume nothing";
+/// Reason of pods that consume though they should not.
+const NOT_PAUSED: &str = "NotPaused";
+/// What is said of them.
+const UNTOLD: &str = "pods go on consuming: the configuration that holds it cannot be applied, for the reason that the other conditions name. Mend that, or delete the Worker";
 /// What is added where somebody scales a Worker that scales itself.
 const REPLICAS_IGNORED: &str =
     ". spec.replicas is ignored in scaling.mode Builtin: use minReplicas and maxReplicas, or mode Manual";
@@ -48,14 +53,15 @@ pub fn status(
 
     // Where the sidecars could be told to hold consuming, pods are added all the same.
     let held_back = image.is_none() && is_held_back(worker, around);
-    let mut scaling_active = scaling_active(worker, held_back, view);
+    let told = image.is_some() || around.pods.is_empty() || around.is_told_to_pause();
+    let mut scaling_active = scaling_active(worker, held_back, told, view);
     if worker.spec.scaling.mode == ScalingMode::Builtin && worker.spec.replicas != 1 {
         scaling_active.message.push_str(REPLICAS_IGNORED);
     }
     let mut all = vec![
         template_valid(problem),
         queue_ready(worker, problem, around),
-        available(worker, problem, desired, around, view),
+        available(worker, problem, desired, around, told, view),
     ];
     // The cause comes before what the scaler makes of it.
     all.extend(handler_healthy(worker, desired, view, &former));
@@ -68,7 +74,7 @@ pub fn status(
         desired_replicas: desired,
         selector: Some(format!("{WORKER_LABEL}={}", worker.name_any())),
         sidecar_version: image.or(former.sidecar_version),
-        scaling: scaling(view, former.scaling.filter(|_| worker.spec.scaling.mode == ScalingMode::Builtin)),
+        scaling: scaling(view, former_scaling(worker)),
         conditions: conditions(&former.conditions, all, worker.metadata.generation, now),
     }
 }
@@ -87,6 +93,16 @@ fn kept(statement: Statement, former: &WorkerStatus) -> Statement {
         && ignored(&before.message) == ignored(&statement.message);
     let unseen = statement.reason == UNSEEN && former.scaling.is_some();
     if same || unseen { Statement::of(statement.kind, before) } else { statement }
+}
+
+/// What was decided before. How long messages of a Worker took that was changed meanwhile, which no operator has seen, is not known.
+fn former_scaling(worker: &Worker) -> Option<ScalingStatus> {
+    let status = worker.status.as_ref()?;
+    let builtin = worker.spec.scaling.mode == ScalingMode::Builtin;
+    let mut scaling = status.scaling.clone().filter(|_| builtin)?;
+    scaling.seconds_per_message =
+        scaling.seconds_per_message.filter(|_| status.observed_generation == worker.metadata.generation);
+    Some(scaling)
 }
 
 fn scaling(view: &View, former: Option<ScalingStatus>) -> Option<ScalingStatus> {
@@ -157,6 +173,7 @@ fn available(
     problem: Option<&Problem>,
     desired: i32,
     around: &Surroundings,
+    told: bool,
     view: &View,
 ) -> Statement {
     if let Some((reason, message)) = trouble(&around.pods) {
@@ -173,11 +190,14 @@ fn available(
         );
         return Statement::new(AVAILABLE, false, reason.clone(), message);
     }
+    if worker.spec.consumer.paused && !told {
+        return Statement::new(AVAILABLE, false, NOT_PAUSED, UNTOLD);
+    }
     if worker.spec.consumer.paused {
         return Statement::new(AVAILABLE, true, "Paused", PAUSED);
     }
     let unsure = around.queue.as_deref().is_some_and(is_unsure);
-    if unsure || problem.is_some_and(|problem| HOLDS.contains(&problem.reason)) {
+    if told && (unsure || problem.is_some_and(|problem| HOLDS.contains(&problem.reason))) {
         let message = "consuming is held, see QueueReady: pods stay and consume nothing";
         return Statement::new(AVAILABLE, true, "Paused", message);
     }
@@ -196,7 +216,7 @@ fn available(
     Statement::new(AVAILABLE, true, "PodsReady", "pods are ready")
 }
 
-fn scaling_active(worker: &Worker, held_back: bool, view: &View) -> Statement {
+fn scaling_active(worker: &Worker, held_back: bool, told: bool, view: &View) -> Statement {
     let scaling = &worker.spec.scaling;
     let active = |reason: &str, message: &str| Statement::new(SCALING_ACTIVE, true, reason, message);
     if let Some(refusal) = &view.refused {
@@ -212,6 +232,10 @@ fn scaling_active(worker: &Worker, held_back: bool, view: &View) -> Statement {
         }
         (ScalingMode::External, _) => active("External", "an HPA or KEDA writes the scale subresource"),
         (ScalingMode::Manual, _) => active("Manual", "spec.replicas is obeyed"),
+        (ScalingMode::Builtin, Some(decision)) if decision.reason == Reason::Paused && !told => {
+            let message = format!("replicas are held, and {UNTOLD}");
+            Statement::new(SCALING_ACTIVE, false, NOT_PAUSED, message)
+        }
         // What holds all pods comes before an entry that is left out.
         (ScalingMode::Builtin, Some(decision)) if !decision.reason.is_active() => by_decision(decision),
         (ScalingMode::Builtin, decision) => match (&view.misread, decision) {
@@ -285,8 +309,10 @@ mod tests {
     use k8s_openapi::jiff::Timestamp;
     use serde_json::{from_value, json};
 
+    use super::super::build::{Rolled, build};
     use super::super::owed::tests::around;
     use super::super::validate::tests::{saying, surroundings, worker};
+    use super::super::validate::validate;
     use super::*;
     use crate::scaler::board::Handlers;
     use crate::scaler::reason::Reason;
@@ -322,13 +348,50 @@ mod tests {
     }
 
     #[test]
+    fn pods_that_could_not_be_told_to_pause_are_not_said_to_be_paused() {
+        let paused = worker(json!({"consumer": {"paused": true}}));
+        let problem = Problem::new(TEMPLATE_VALID, "PortMissing", "name a port");
+        let told = |told: bool, pods: Vec<Arc<Pod>>| {
+            let (before, queue) = (worker(json!({"consumer": {"paused": told}})), surroundings());
+            let built = build(&validate(&before, &queue).unwrap(), &Rolled::default(), "sidecar:new", 1);
+            let config_map = Some(Arc::new(from_value(built.config_map).unwrap()));
+            let around = Surroundings { config_map, pods, ..around(1, "u-1") };
+            let view = decided(Reason::Paused, "held");
+            let status = status(&paused, Some(&problem), None, &around, &view, &now());
+            [AVAILABLE, SCALING_ACTIVE].map(|kind| find(&status.conditions, kind).unwrap().reason.clone())
+        };
+        let pod = || vec![Arc::new(Pod::default())];
+        assert_eq!(told(false, pod()), ["NotPaused"; 2]);
+        assert_eq!(told(true, pod()), ["Paused"; 2]);
+        assert_eq!(told(false, vec![]), ["Paused"; 2], "nobody consumes");
+    }
+
+    #[test]
+    fn how_long_messages_took_is_not_known_of_a_worker_that_was_changed_while_nobody_looked() {
+        let mut worker = worker(json!({}));
+        let scaling = ScalingStatus { seconds_per_message: Some(0.1), ..ScalingStatus::default() };
+        let told = |worker: &Worker| {
+            let said = status(worker, None, None, &surroundings(), &View::default(), &now());
+            said.scaling.unwrap().seconds_per_message
+        };
+        worker.metadata.generation = Some(1);
+        let observed_generation = Some(1);
+        worker.status =
+            Some(WorkerStatus { scaling: Some(scaling), observed_generation, ..WorkerStatus::default() });
+        assert_eq!(told(&worker), Some(0.1));
+        worker.metadata.generation = Some(2);
+        assert_eq!(told(&worker), None);
+    }
+
+    #[test]
     fn a_decision_tells_how_long_a_message_took_as_it_was_then_in_three_digits() {
         let view = |service_seconds| View { service_seconds, ..decided(Reason::Steady, "fits") };
         let scaling = say(None, &view(Some(0.123_456))).scaling;
         let told = |scaling: &Option<ScalingStatus>| scaling.as_ref().unwrap().seconds_per_message;
         assert_eq!(told(&scaling), Some(0.123));
         let mut worker = worker(json!({}));
-        worker.status = Some(WorkerStatus { scaling, ..WorkerStatus::default() });
+        let observed_generation = worker.metadata.generation;
+        worker.status = Some(WorkerStatus { scaling, observed_generation, ..WorkerStatus::default() });
         let later = status(&worker, None, None, &surroundings(), &view(Some(60.0)), &now()).scaling;
         assert_eq!(told(&later), Some(0.123), "it is written only when the decision changes");
         assert_eq!(told(&say(None, &view(None)).scaling), None);

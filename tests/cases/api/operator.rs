@@ -607,6 +607,24 @@ async fn a_younger_queue_takes_nothing_over_while_the_older_one_s_namespace_is_l
     Ok(())
 }
 
+#[tokio::test]
+async fn a_queue_that_somebody_else_s_finalizer_keeps_says_that_it_is_let_go() -> Result<()> {
+    let room = Room::new("kept").await?;
+    let _operator = room.operator("one").await?;
+    room.queue("orders", json!({})).await?;
+    room.ready("orders").await?;
+    let patch = async |finalizers: &str| {
+        let patch = format!("{{\"metadata\": {{\"finalizers\": {finalizers}}}}}");
+        room.kubectl(&["patch", "wq", "orders", "--type=merge", "-p", &patch]).await.map(drop)
+    };
+    patch("[\"example.com/keeps\"]").await?;
+    room.kubectl(&["delete", "wq", "orders", "--wait=false"]).await?;
+    room.condition("orders", "DeletionBlocked", "True", "OtherFinalizer", "\"example.com/keeps\"").await?;
+    room.condition("orders", "Ready", "False", "Deleting", "").await?;
+    patch("null").await?;
+    room.gone("orders").await
+}
+
 /// The operator may do all but change Queues, their status excepted: it cannot take its finalizer away.
 fn no_finalizers() -> Value {
     let verbs = ["get", "list", "watch", "create", "update", "delete"];
