@@ -15,6 +15,12 @@ pub async fn kill_operator(cluster: &Cluster) -> Result<()> {
     cluster.kill(NAMESPACE, &["pods", "-l", "app.kubernetes.io/name=warren"]).await
 }
 
+/// Takes Warren off a cluster, if it is there: its operator would change what another one on the same cluster keeps.
+pub async fn none(cluster: &Cluster) -> Result<()> {
+    let uninstall = ["uninstall", RELEASE, "--namespace", NAMESPACE, "--ignore-not-found", "--wait"];
+    cluster.helm(&uninstall).await.map(drop)
+}
+
 /// Installs or upgrades Warren with the images given, and waits until the operator is ready.
 pub async fn warren(cluster: &Cluster, images: &[Image]) -> Result<()> {
     let chart = workspace().join("charts/warren");

@@ -11,7 +11,7 @@ mod worker;
 use serde_json::Value;
 use tokio::sync::OnceCell;
 use warren_tests::progress::Lines;
-use warren_tests::{Cluster, command, site};
+use warren_tests::{Cluster, command, install, site};
 
 /// A namespace that nothing else uses.
 const NAMESPACE: &str = "warren-api-tests";
@@ -22,6 +22,8 @@ async fn cluster() -> &'static Cluster {
     CLUSTER
         .get_or_init(|| async {
             let cluster = Cluster::for_tests(&Lines).await.expect("a cluster");
+            // What tests of the whole have left there.
+            install::none(&cluster).await.expect("no other operator");
             let crds = site::workspace().join("crds");
             cluster.kubectl(&["apply", "-f", &crds.to_string_lossy()]).await.expect("definitions");
             cluster.until_established().await.expect("established");
