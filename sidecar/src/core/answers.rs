@@ -249,22 +249,20 @@ impl Engine {
         let Some(slot) = self.window.get_mut(id) else { return };
         let State::Publishing { copy, tries } = &slot.state else { return };
         let (copy, tries, since) = (copy.clone(), *tries, slot.since);
-        let outcome = match copy {
-            Copy::Retry { .. } => Outcome::Retry,
-            Copy::Dead { .. } => Outcome::DeadLetter,
-            Copy::Reply => Outcome::Ack,
-        };
+        let target = copy.target();
         match result {
-            PublishResult::Confirmed => self.finish(id, outcome, now, effects),
+            PublishResult::Confirmed => {
+                let outcome = match target {
+                    Target::Retry => Outcome::Retry,
+                    Target::DeadLetter => Outcome::DeadLetter,
+                    Target::Reply => Outcome::Ack,
+                };
+                self.finish(id, outcome, now, effects);
+            }
             _ if copy == Copy::Reply && self.is_reply_lost(result, tries, since, now) => {
                 self.drop_reply(id, result, now, effects);
             }
             PublishResult::Unroutable | PublishResult::Refused | PublishResult::Failed => {
-                let target = match copy {
-                    Copy::Retry { .. } => Target::Retry,
-                    Copy::Dead { .. } => Target::DeadLetter,
-                    Copy::Reply => Target::Reply,
-                };
                 effects.push(Effect::Observe(Observation::Unpublished { result, target }));
                 let until = now + self.pause_of(tries);
                 let copy =

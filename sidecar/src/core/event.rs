@@ -212,6 +212,17 @@ pub enum Copy {
     Reply,
 }
 
+impl Copy {
+    /// Where it is for.
+    pub const fn target(&self) -> Target {
+        match self {
+            Self::Retry { .. } => Target::Retry,
+            Self::Dead { .. } => Target::DeadLetter,
+            Self::Reply => Target::Reply,
+        }
+    }
+}
+
 /// What became of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PublishResult {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -18,7 +18,7 @@ use warren_broker::BrokerError;
 use warren_broker::lapin::types::ShortString;
 
 use super::parse::{self, Invalid};
-use super::{Reply, reply};
+use super::{Reply, locked, reply};
 use crate::amqp::line::{Letter, Outcome, Room};
 use crate::amqp::publisher::{PublishError, Publisher};
 use crate::handler::batch::JSON_LINES;
@@ -295,11 +295,6 @@ impl Publish {
 /// What a body costs, in units of [`LEAST`].
 const fn cost(bytes: usize) -> usize {
     bytes / LEAST + 1
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Single inserts and removes: a panic leaves nothing half done.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Ended {
