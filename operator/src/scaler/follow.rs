@@ -159,8 +159,12 @@ impl Follower {
         self.settled.observe(sidecars.settled, sidecars.started, self.now());
         let workers = queue.as_deref().map(|queue| context.workers_of(queue)).unwrap_or_default();
         let unled = self.depth.is_some_and(|(depth, _)| depth.consumers == 0);
-        let others = || workers.iter().any(|other| context.board.consumes(&worker_key(other)));
-        let contradicted = unled && (consumes || others());
+        let another_consumes = || {
+            let mut others =
+                workers.iter().map(|worker| worker_key(worker)).filter(|other| *other != self.key);
+            others.any(|other| context.board.consumes(&other))
+        };
+        let contradicted = unled && (consumes || another_consumes());
         self.publish_metrics(worker, queue.as_deref(), deployment.as_deref(), &pods, contradicted);
 
         if !builtin {
