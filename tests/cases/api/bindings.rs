@@ -70,7 +70,7 @@ async fn a_binding_is_recorded_before_it_is_made_so_that_another_change_takes_it
         )
     };
     // Long before it is noticed that the broker is silent.
-    eventually(Duration::from_secs(15), "both are recorded", async || {
+    eventually(Duration::from_secs(10), "both are recorded", async || {
         let recorded = recorded().await?;
         ensure!(recorded == ["a", "b"], "{recorded:?}");
         Ok(())

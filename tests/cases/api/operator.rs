@@ -715,13 +715,12 @@ async fn two_thousand_queues_on_a_dead_broker_leave_ten_on_a_live_one_alone() ->
     room.apply_all(queues("live", 10, &json!({}))).await?;
     operator.until(READY, 10.0).await?;
     println!("10 Queues beside 2,000 on a dead broker: Ready after {:.1} s", since.elapsed().as_secs_f64());
-    // If each of the dead ones took its turn, it would be many minutes.
-    ensure!(since.elapsed() < Duration::from_secs(120), "{:?}", since.elapsed());
+    ensure!(since.elapsed() < Duration::from_secs(30), "{:?}", since.elapsed());
     room.condition("dead-1999", "BrokerReachable", "False", "BrokerUnreachable", "127.0.0.1:1").await
 }
 
 #[tokio::test]
-async fn a_standby_leads_soon_after_a_crash_and_sooner_after_a_graceful_end() -> Result<()> {
+async fn a_standby_leads_within_15_s_of_a_crash_and_2_s_of_a_graceful_end() -> Result<()> {
     let room = Room::new("leader").await?;
     let leader = "warren_operator_leader";
     let first = room.operator("first").await?;
@@ -738,8 +737,7 @@ async fn a_standby_leads_soon_after_a_crash_and_sooner_after_a_graceful_end() ->
     first.kill9().await?;
     second.until(leader, 1.0).await?;
     let crash = since.elapsed();
-    // 12 s of the Lease and two looks, on a machine that does other things too.
-    ensure!(crash < Duration::from_secs(25), "{crash:?}");
+    ensure!(crash < Duration::from_secs(15), "{crash:?}");
     room.queue("after", json!({})).await?;
     room.ready("after").await?;
 
@@ -750,7 +748,7 @@ async fn a_standby_leads_soon_after_a_crash_and_sooner_after_a_graceful_end() ->
     ended?;
     led?;
     println!("a standby led {crash:?} after a crash and {:?} after SIGTERM", since.elapsed());
-    ensure!(since.elapsed() < Duration::from_secs(8), "as after a crash: {:?}", since.elapsed());
+    ensure!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
     room.queue("last", json!({})).await?;
     room.ready("last").await
 }

@@ -65,8 +65,9 @@ async fn the_message_of_a_pod_that_is_killed_while_it_works_is_handled_by_anothe
     Ok(())
 }
 
-const SLOW: Duration = Duration::from_millis(2000);
-const FAST: Duration = Duration::from_millis(200);
+const SLOW: Duration = Duration::from_millis(4000);
+// What a call takes besides must stay a small part of it.
+const FAST: Duration = Duration::from_millis(400);
 
 /// Two pods, of which the first to be called is ten times slower; gives how many messages the slow and the fast handled.
 async fn shares(name: &str, prefetch: u32, messages: usize) -> Result<(usize, usize)> {
@@ -113,7 +114,7 @@ async fn consumers(space: &Space, count: u64) -> Result<()> {
 async fn with_a_prefetch_of_1_shares_follow_the_speeds() -> Result<()> {
     let (slow, fast) = shares("fair", 1, 55).await?;
     println!("prefetch 1: the slow pod handled {slow}, the fast one {fast}");
-    assert!(fast >= 3 * slow, "slow {slow}, fast {fast}");
+    assert!(fast >= 5 * slow, "slow {slow}, fast {fast}");
     Ok(())
 }
 

@@ -185,12 +185,15 @@ async fn the_first_patch_is_the_number_wanted() -> Result<()> {
     let told = async |times: usize| {
         let out = ["get", "events", "--field-selector", "involvedObject.kind=Worker,reason=ScaledOut"];
         let events = space.kubectl(&out).await?;
-        ensure!(events.matches("pods:").count() >= times && events.contains("0 to 4 pods:"), "{events}");
+        ensure!(events.matches("pods:").count() == times && events.contains("0 to 4 pods:"), "{events}");
         Ok(())
     };
     space.eventually("one event tells of 0 to 4 pods", async || told(1).await).await?;
     space.pods_ready("invoices", 0).await?;
+    space.worker("invoices", worker(true)).await?;
+    space.condition(WORKER, "ScalingActive", ("True", "Paused"), &[]).await?;
     space.client().await?.publish_all("orders", messages(20)).await?;
+    space.worker("invoices", worker(false)).await?;
     space.eventually("the next change has an event of its own", async || told(2).await).await
 }
 

@@ -132,7 +132,8 @@ async fn a_missing_exchange_keeps_no_queue_away(vhost: Vhost) -> Result<()> {
 async fn a_second_pass_changes_nothing_and_is_no_news(vhost: Vhost) -> Result<()> {
     let mut keeper = Keeper::checking(Duration::from_millis(100));
     keeper.queue(&vhost.uri(), spec())?.ready().await?;
-    let bindings = look::bindings(&vhost, "orders").await?;
+    let (process, bindings) =
+        (look::process(&vhost, "orders").await?, look::bindings(&vhost, "orders").await?);
     // A queue that was made again would have lost it.
     let client = Client::connect(&vhost.uri()).await?;
     client.publish("orders", b"stays").await?;
@@ -141,6 +142,7 @@ async fn a_second_pass_changes_nothing_and_is_no_news(vhost: Vhost) -> Result<()
     let news = tokio::time::timeout(Duration::from_secs(2), keeper.news.next()).await;
     assert!(news.is_err(), "{news:?}");
     assert_eq!(client.ready("orders").await?, Some(1));
+    assert_eq!(look::process(&vhost, "orders").await?, process);
     assert_eq!(look::bindings(&vhost, "orders").await?, bindings);
     Ok(())
 }
