@@ -10,7 +10,7 @@ use kube::api::ListParams;
 use warren_api::conditions::worker::SCALING_ACTIVE;
 use warren_api::worker::ScalingMode;
 use warren_api::{Queue, Worker, WorkerStatus};
-use warren_operator::scaler::history::RATE_WINDOW;
+use warren_operator::scaler::asked::spec;
 use warren_operator::scaler::record::{Told, ToldDecision};
 
 use crate::cluster::Cluster;
@@ -188,7 +188,7 @@ impl Seen {
             made.message,
             made.raw,
             scaling.target_wait_seconds,
-            f64::from(scaling.scale_in_stabilization_seconds).max(RATE_WINDOW),
+            spec(&self.worker, None, None).window(),
         )
     }
 }

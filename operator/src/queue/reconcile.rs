@@ -13,7 +13,6 @@ use kube::runtime::{Controller, controller, watcher};
 use kube::{Resource, ResourceExt};
 use warren_api::conditions::READY;
 use warren_api::conditions::queue::{DEAD_LETTER_AVAILABLE, DELETION_BLOCKED};
-use warren_api::queue::QueueStatus;
 use warren_api::{Queue, Worker};
 
 use super::place::{FIRST_ANSWER, conflict, older_to_come, outcome, patience};
@@ -77,9 +76,7 @@ async fn step(queue: Arc<Queue>, context: Arc<Context>) -> Result<Action, Error>
         match end(&queue, &context).await? {
             End::Gone => {
                 if let Some(progress) = let_go(&queue) {
-                    let durability = durability(&queue, &context);
-                    write(&queue, status(&queue, progress, durability, &Time(Timestamp::now())), &context)
-                        .await?;
+                    say(&queue, progress, &context).await?;
                 }
                 return Ok(Action::await_change());
             }
@@ -102,8 +99,7 @@ async fn step(queue: Arc<Queue>, context: Arc<Context>) -> Result<Action, Error>
         }
         Progress::Invalid(_) | Progress::Pending { .. } | Progress::Observed { .. } => RESYNC,
     };
-    let durability = durability(&queue, &context);
-    write(&queue, status(&queue, progress, durability, &Time(Timestamp::now())), &context).await?;
+    say(&queue, progress, &context).await?;
     Ok(Action::requeue(pause.mul_f64(rand::random_range(0.7..1.0))))
 }
 
@@ -175,7 +171,9 @@ fn first_answer_is_due(queue: &Queue, context: &Context) -> bool {
     !said && context.seen_for(queue) >= patience(&key(queue), context)
 }
 
-async fn write(queue: &Queue, status: QueueStatus, context: &Context) -> Result<(), Error> {
+/// Writes the status that follows from how far the Queue has come, and tells what is new in it.
+async fn say(queue: &Queue, progress: Progress, context: &Context) -> Result<(), Error> {
+    let status = status(queue, progress, durability(queue, context), &Time(Timestamp::now()));
     context.metrics.queue_ready(&key(queue), is_true(&status.conditions, READY));
     if !context.write_status(queue, queue.status.as_ref(), &status).await? {
         return Ok(());

@@ -28,6 +28,13 @@ pub fn spec(worker: &Worker, queue: Option<&Queue>, beside: Option<&str>) -> Spe
     }
 }
 
+/// Seconds per message that were measured by the last decision that is written down, unless the Worker was changed since.
+pub fn measured_before(worker: &Worker) -> Option<f64> {
+    let status = worker.status.as_ref()?;
+    let same = status.observed_generation == worker.metadata.generation;
+    status.scaling.as_ref().filter(|_| same)?.seconds_per_message
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

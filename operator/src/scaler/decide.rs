@@ -10,7 +10,7 @@ use std::cmp::Ordering;
 
 use super::history::{History, RATE_WINDOW};
 use super::inputs::{Floor, Inputs, Spec};
-use super::need::{Need, need, window};
+use super::need::{Need, need};
 use super::reason::Reason;
 
 /// A ready count older than this, in seconds, is unknown.
@@ -62,7 +62,7 @@ pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (
         history.interrupted(now);
         return (hold(Reason::DepthUnknown, current, why), history);
     };
-    history.observe(ready, inputs, window(spec), now);
+    history.observe(ready, inputs, spec.window(), now);
     let need = need(&history, ready, inputs, spec, now);
     let raw = to_pods(need.pods);
     if spec.paused {
@@ -175,7 +175,7 @@ fn within_limits(
             (Reason::Idle, "nothing to do".to_owned())
         } else if current > min && history.fewer_would_do() {
             let why =
-                format!("fewer pods would do at times, what arrived within {:.0} s decides", window(spec));
+                format!("fewer pods would do at times, what arrived within {:.0} s decides", spec.window());
             (Reason::Stabilizing, why)
         } else if let Some(Floor { schedule, .. }) = scheduled.filter(|_| current == min && raw < current) {
             (
@@ -210,7 +210,7 @@ fn within_limits(
 
 /// Whether some work may outlast a drain.
 pub(super) fn long_work(history: &History, inputs: &Inputs, spec: &Spec, now: f64) -> bool {
-    history.has_long_work(&inputs.sidecars, spec.handler_timeout, window(spec), now)
+    history.has_long_work(&inputs.sidecars, spec.handler_timeout, spec.window(), now)
 }
 
 /// What forbids taking pods away.
@@ -256,7 +256,7 @@ fn scale_in_blocked(
         let why = format!("{waiting} messages wait, more than the {} that run", sidecars.in_flight);
         return Some((Reason::Stabilizing, why));
     }
-    if history.took_over() && history.age(now) < window(spec) {
+    if history.took_over() && history.age(now) < spec.window() {
         return Some((Reason::Stabilizing, "the load has not been watched for long enough yet".to_owned()));
     }
     let since = history.seconds_since_scale_in(now).min(history.seconds_since_scale_out(now));

@@ -17,7 +17,7 @@ use warren_api::{Queue, Worker};
 use warren_broker::declare::QueueDepth;
 
 use super::act;
-use super::asked::spec;
+use super::asked::{measured_before, spec};
 use super::board::{Entry, Handlers, View};
 use super::decide::{Decision, STALE_SECONDS, decide, long_work};
 use super::history::History;
@@ -432,13 +432,6 @@ impl Follower {
         base.max(fleet_pause(self.prober.as_ref().map_or(0, Prober::all)))
             .mul_f64(rand::random_range(0.9..1.0))
     }
-}
-
-/// Seconds per message that were measured before this process led, unless the Worker was changed since.
-fn measured_before(worker: &Worker) -> Option<f64> {
-    let status = worker.status.as_ref()?;
-    let same = status.observed_generation == worker.metadata.generation;
-    status.scaling.as_ref().filter(|_| same)?.seconds_per_message
 }
 
 /// Where a Queue's messages are.

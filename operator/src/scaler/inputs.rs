@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use super::history::RATE_WINDOW;
+
 /// What a Worker asks of its scaling, validated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
@@ -26,6 +28,11 @@ pub struct Spec {
 }
 
 impl Spec {
+    /// Seconds over which the lasting load is averaged.
+    pub const fn window(&self) -> f64 {
+        self.stabilization.max(RATE_WINDOW)
+    }
+
     /// What sets the most pods.
     pub(super) const fn limit(&self) -> &'static str {
         if self.single { "the Queue's singleActiveConsumer" } else { "scaling.maxReplicas" }

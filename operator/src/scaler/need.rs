@@ -11,7 +11,7 @@
 //!   remembered, so that a load between two whole numbers of pods changes them rarely.
 
 use super::decide::BLIND_SECONDS;
-use super::history::{History, RATE_WINDOW, TOO_FEW_SECONDS};
+use super::history::{History, TOO_FEW_SECONDS};
 use super::inputs::{Inputs, Spec};
 
 /// Share of a pod's capacity that is planned for: start, end and the way to the broker take some.
@@ -70,11 +70,6 @@ pub(super) struct Need {
     pub too_much: Option<f64>,
     /// The formula with its numbers.
     pub text: String,
-}
-
-/// Seconds over which the lasting load is averaged.
-pub(super) const fn window(spec: &Spec) -> f64 {
-    spec.stabilization.max(RATE_WINDOW)
 }
 
 /// The numbers that everything is made from.
@@ -177,7 +172,7 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
         // What an ending pod holds may come back: one pod stays for it.
         least: 1.0_f64.min(backlog + sidecars.unsettled as f64 + of_ending),
     };
-    let lasting_rate = history.lasting_rate(window(spec), now);
+    let lasting_rate = history.lasting_rate(spec.window(), now);
     // Sidecars that were there before know it, and say so as soon as one of them answers.
     let unasked = history.took_over() && sidecars.started > 0 && sidecars.scraped == 0;
     let more = match known {
@@ -277,7 +272,7 @@ fn lasting(load: &Load<'_>, history: &History, rate: f64, now: f64) -> (f64, Str
     let mut text = format!(
         "{} over {:.0} s x {:.3} s per message ({}) / ({} at once x {:.2}), {:.0} waiting, {} running",
         per_second(rate),
-        window(load.spec),
+        load.spec.window(),
         load.service,
         load.known,
         load.spec.concurrency,

@@ -16,6 +16,7 @@ use super::pods::{ending, ready, trouble};
 use super::validate::{HOLDS, is_unsure, port};
 use crate::condition::{Statement, Status, conditions, find};
 use crate::problem::Problem;
+use crate::scaler::asked::measured_before;
 use crate::scaler::board::View;
 use crate::scaler::decide::Decision;
 use crate::scaler::reason::Reason;
@@ -100,8 +101,7 @@ fn former_scaling(worker: &Worker) -> Option<ScalingStatus> {
     let status = worker.status.as_ref()?;
     let builtin = worker.spec.scaling.mode == ScalingMode::Builtin;
     let mut scaling = status.scaling.clone().filter(|_| builtin)?;
-    scaling.seconds_per_message =
-        scaling.seconds_per_message.filter(|_| status.observed_generation == worker.metadata.generation);
+    scaling.seconds_per_message = measured_before(worker);
     Some(scaling)
 }
 
