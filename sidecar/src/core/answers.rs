@@ -10,6 +10,7 @@ use super::event::{
     Answers, CallId, Copy, DeadReason, DeliveryId, Effect, Failure, LateReply, Observation, Outcome,
     PublishResult, Target, Time, Verdict,
 };
+use super::flow::HOLD;
 use super::settings::Rung;
 use super::window::State;
 
@@ -128,7 +129,7 @@ impl Engine {
     fn conclude(&mut self, id: DeliveryId, verdict: Verdict, now: Time, effects: &mut Vec<Effect>) {
         match verdict {
             Verdict::Ack => self.finish(id, Outcome::Ack, now, effects),
-            Verdict::Reply => self.publish(id, Copy::Reply, 0, effects),
+            Verdict::Reply => self.publish(id, Copy::Reply, 0, now, effects),
             Verdict::Retry(failure) if self.breaker.open_since().is_some() => {
                 self.probe_failed(id, Some(&failure), now, effects);
             }
@@ -138,7 +139,7 @@ impl Engine {
             Verdict::Retry(failure) => self.failed(id, &failure, now, effects),
             Verdict::DeadLetter { reason, detail } => {
                 let attempts = self.attempts_with_this(id);
-                self.publish(id, Copy::Dead { reason, detail, attempts }, 0, effects);
+                self.publish(id, Copy::Dead { reason, detail, attempts }, 0, now, effects);
             }
             // It may be this message alone that cannot be taken: the others have their turn first.
             Verdict::NotNow { .. } => self.call_again(id, true),
@@ -168,7 +169,13 @@ impl Engine {
         match self.settings.ladder.after(attempts, failure.after) {
             Rung::Exhausted => {
                 let detail = failure.detail.clone();
-                self.publish(id, Copy::Dead { reason: DeadReason::Exhausted, detail, attempts }, 0, effects);
+                self.publish(
+                    id,
+                    Copy::Dead { reason: DeadReason::Exhausted, detail, attempts },
+                    0,
+                    now,
+                    effects,
+                );
             }
             Rung::Delay(seconds) => {
                 let Some(slot) = self.window.get_mut(id) else { return };
@@ -178,7 +185,7 @@ impl Engine {
                     slot.state = State::Waiting { until };
                     self.timers.push(Reverse((until, id)));
                 } else {
-                    self.publish(id, Copy::Retry { delay_seconds: Some(seconds), attempts }, 0, effects);
+                    self.publish(id, Copy::Retry { delay_seconds: Some(seconds), attempts }, 0, now, effects);
                 }
             }
         }
@@ -208,7 +215,7 @@ impl Engine {
             _ if alone => self.call_again(id, true),
             Some(failure) => self.failed(id, failure, now, effects),
             None if keyed => self.call_again(id, true),
-            None => self.publish(id, Copy::Retry { delay_seconds: first_rung, attempts }, 0, effects),
+            None => self.publish(id, Copy::Retry { delay_seconds: first_rung, attempts }, 0, now, effects),
         }
     }
 
@@ -224,12 +231,23 @@ impl Engine {
         }
     }
 
-    pub(super) fn publish(&mut self, id: DeliveryId, copy: Copy, tries: u32, effects: &mut Vec<Effect>) {
+    pub(super) fn publish(
+        &mut self,
+        id: DeliveryId,
+        copy: Copy,
+        tries: u32,
+        now: Time,
+        effects: &mut Vec<Effect>,
+    ) {
         let held_long = self.held_long();
         if let Some(slot) = self.window.get_mut(id) {
-            slot.state = State::Publishing { copy: copy.clone(), tries };
+            slot.state = State::Publishing { copy: copy.clone(), tries, since: now };
             if copy == Copy::Reply {
                 self.timers.push(Reverse((slot.since + held_long, id)));
+            }
+            // An open breaker goes on with others where the broker says nothing of it.
+            if slot.probe_failures >= PROBES {
+                self.timers.push(Reverse((now + HOLD, id)));
             }
             effects.push(Effect::Publish { id, copy, again: tries > 0 });
         }
@@ -247,7 +265,7 @@ impl Engine {
             return;
         }
         let Some(slot) = self.window.get_mut(id) else { return };
-        let State::Publishing { copy, tries } = &slot.state else { return };
+        let State::Publishing { copy, tries, .. } = &slot.state else { return };
         let (copy, tries, since) = (copy.clone(), *tries, slot.since);
         let target = copy.target();
         match result {
@@ -380,7 +398,7 @@ impl Engine {
             }
             State::Unpublished { copy, tries, until } if now >= *until => {
                 let (copy, tries) = (copy.clone(), *tries);
-                self.publish(id, copy, tries, effects);
+                self.publish(id, copy, tries, now, effects);
             }
             State::Later { deadline, .. } if now >= *deadline => {
                 let detail =

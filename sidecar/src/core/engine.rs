@@ -247,7 +247,13 @@ impl Engine {
             Some(bytes) => {
                 let detail =
                     format!("the body has {bytes} bytes, which is more than handler.http.maxBodyBytes");
-                self.publish(id, Copy::Dead { reason: DeadReason::TooLarge, detail, attempts }, 0, effects);
+                self.publish(
+                    id,
+                    Copy::Dead { reason: DeadReason::TooLarge, detail, attempts },
+                    0,
+                    now,
+                    effects,
+                );
             }
         }
     }

@@ -118,7 +118,7 @@ impl Engine {
         }
         match self.breaker.open_since() {
             Some(since) if now >= since + HOLD => {
-                let places = self.places();
+                let places = self.places(now);
                 let window = u16::try_from(places.window()).unwrap_or(u16::MAX);
                 // A queue of little else than one key is not taken in as a whole.
                 let most = places.stuck * MOST_BEHIND.max(usize::from(self.settings.prefetch));
@@ -139,13 +139,13 @@ impl Engine {
         }
     }
 
-    fn places(&self) -> Places {
-        let stuck = self.window.open_slots().filter(|slot| slot.is_stuck());
+    fn places(&self, now: Time) -> Places {
+        let stuck = self.window.open_slots().filter(|slot| slot.is_stuck(now));
         let keys: HashSet<u64> = stuck.filter_map(|slot| slot.incoming.key).collect();
         let mut places = Places::default();
         for slot in self.window.open_slots() {
             match slot.state {
-                _ if slot.is_stuck() => places.stuck += 1,
+                _ if slot.is_stuck(now) => places.stuck += 1,
                 State::Received if slot.incoming.key.is_some_and(|key| keys.contains(&key)) => {
                     places.behind += 1;
                 }
@@ -160,9 +160,9 @@ impl Engine {
     /// comes on top of the new window. While something waits to be started there is no hurry; what is at work or waits in
     /// place may take long, and waiting for that would leave the handler without work. While the breaker is open, what is at
     /// work does not count at all: it would take the places of what is to be probed with.
-    fn has_room(&self, prefetch: u16) -> bool {
+    fn has_room(&self, prefetch: u16, now: Time) -> bool {
         let (held, prefetch) = match self.breaker.open_since() {
-            Some(_) => (self.places().free, PROBE_WINDOW),
+            Some(_) => (self.places(now).free, PROBE_WINDOW),
             None => (self.window.unsettled(), usize::from(prefetch)),
         };
         held * 2 <= prefetch || (held < prefetch && self.ready.len() == 0)
@@ -175,7 +175,7 @@ impl Engine {
         self.handing_back = false;
         let Some(generation) = self.generation else { return };
         match (self.subscription, desired) {
-            (Subscription::None, Some(prefetch)) if self.has_room(prefetch) => {
+            (Subscription::None, Some(prefetch)) if self.has_room(prefetch, now) => {
                 self.subscription = Subscription::Subscribing { prefetch, since: now };
                 self.subscribed_at = now;
                 effects.push(Effect::Subscribe { generation, prefetch });
@@ -239,7 +239,7 @@ impl Engine {
         // Where an order is kept all was handed back when it opened, and given back later, a message would come again and
         // again: the broker counts that, and the time would come when it delivers it no more.
         let open = self.breaker.open_since().filter(|_| !self.settings.ordered);
-        open.filter(|since| now >= *since + HOLD).map(|_| self.places().window())
+        open.filter(|since| now >= *since + HOLD).map(|_| self.places(now).window())
     }
 
     /// Gives back what waits though it cannot be handled here, once no consumer would bring it straight back.

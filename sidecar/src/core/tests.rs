@@ -70,8 +70,8 @@ struct World {
     publishes: Vec<(DeliveryId, Copy)>,
     /// Deliveries whose last copy failed.
     unpublished: HashSet<DeliveryId>,
-    /// What becomes of copies by themselves.
-    copies: PublishResult,
+    /// What the broker says of copies, if anything.
+    copies: Option<PublishResult>,
     pending: Vec<Event>,
     probe_at: Option<Time>,
     port_open: bool,
@@ -115,7 +115,7 @@ impl World {
             finished: Default::default(),
             publishes: vec![],
             unpublished: Default::default(),
-            copies: PublishResult::Confirmed,
+            copies: Some(PublishResult::Confirmed),
             pending: vec![],
             probe_at: None,
             port_open: true,
@@ -477,9 +477,9 @@ impl World {
             while self.deliver() {
                 progress = true;
             }
-            while !self.publishes.is_empty() {
+            while let Some(result) = self.copies.filter(|_| !self.publishes.is_empty()) {
                 progress = true;
-                self.publish_done(0, self.copies);
+                self.publish_done(0, result);
             }
             if !progress {
                 return;

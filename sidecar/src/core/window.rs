@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::breaker::PROBES;
 use super::event::{CallId, Copy, DeliveryId, Effect, Incoming, Time, Verdict};
+use super::flow::HOLD;
 
 /// How long a finished delivery waits at most for others to be acknowledged with.
 pub const ACK_DELAY: Duration = Duration::from_millis(2);
@@ -26,7 +27,7 @@ pub(super) enum State {
     /// The application goes on with it and says later how it ended.
     Later { call: CallId, deadline: Time },
     /// Its copy is on the way.
-    Publishing { copy: Copy, tries: u32 },
+    Publishing { copy: Copy, tries: u32, since: Time },
     /// Its copy could not be published; tried again.
     Unpublished { copy: Copy, tries: u32, until: Time },
     /// Finished; its acknowledgement is due.
@@ -63,11 +64,11 @@ impl Slot {
     }
 
     /// Whether it has failed so many probes that it may be poison, and keeps its place: for its key's sake, or since the broker
-    /// does not take its copy, also while that is tried again.
-    pub fn is_stuck(&self) -> bool {
+    /// does not take its copy, also while that is tried again, or says nothing of it.
+    pub fn is_stuck(&self, now: Time) -> bool {
         let keeps_place = match self.state {
             State::Received | State::Running { .. } | State::Unpublished { .. } => true,
-            State::Publishing { tries, .. } => tries > 0,
+            State::Publishing { tries, since, .. } => tries > 0 || now >= since + HOLD,
             State::Waiting { .. } | State::Later { .. } | State::Finished { .. } | State::Settled => false,
         };
         keeps_place && self.probe_failures >= PROBES

@@ -10,13 +10,13 @@ fn with_ladder(delays_seconds: &[u32]) -> Settings {
 
 /// The broker takes no copies, the ladder changes meanwhile, and then there is no queue for what the former one has alone.
 fn outage_and_another_ladder(world: &mut World, ladder: &[u32]) {
-    world.copies = PublishResult::Failed;
+    world.copies = Some(PublishResult::Failed);
     world.settle();
     world.pass(SECOND);
     world.step(Event::Configured(Box::new(with_ladder(ladder))));
-    world.copies = PublishResult::Unroutable;
+    world.copies = Some(PublishResult::Unroutable);
     world.pass(SECOND * 30);
-    world.copies = PublishResult::Confirmed;
+    world.copies = Some(PublishResult::Confirmed);
     world.pass(SECOND * 30);
 }
 

@@ -23,14 +23,14 @@ fn another_window(world: &mut World, settings: &Settings) {
 #[test]
 fn a_copy_that_the_broker_does_not_take_keeps_no_other_key_from_its_turn_when_the_window_changes() {
     let (settings, mut world) = keyed(MINUTE);
-    world.copies = PublishResult::Refused;
+    world.copies = Some(PublishResult::Refused);
     world.answer(CallId(1), Verdict::DeadLetter { reason: DeadReason::Rejected, detail: String::new() });
     world.settle();
     another_window(&mut world, &settings);
     world.answering(MINUTE, |_, _| Verdict::Ack);
     assert!(world.handled.len() > 400, "{} handled", world.handled.len());
     assert_eq!((world.consuming, world.dead.len()), (Some(6), 0));
-    world.copies = PublishResult::Confirmed;
+    world.copies = Some(PublishResult::Confirmed);
     world.answering(MINUTE, |_, _| Verdict::Ack);
     assert_eq!((world.consuming, world.dead.len()), (Some(9), 1));
 }
@@ -38,7 +38,7 @@ fn a_copy_that_the_broker_does_not_take_keeps_no_other_key_from_its_turn_when_th
 #[test]
 fn a_copy_that_the_broker_does_not_take_keeps_the_queue_from_nobody_for_long() {
     let (settings, mut world) = keyed(MINUTE);
-    world.copies = PublishResult::Refused;
+    world.copies = Some(PublishResult::Refused);
     world.answer(CallId(1), Verdict::DeadLetter { reason: DeadReason::Rejected, detail: String::new() });
     world.settle();
     world.step(Event::Configured(Box::new(Settings { paused: true, ..settings })));

@@ -138,7 +138,7 @@ fn a_queue_of_one_key_alone_is_not_taken_in_as_a_whole_to_get_past_its_poison() 
 
 #[test]
 fn copies_that_the_broker_does_not_take_leave_places_to_probe_with() {
-    for result in [PublishResult::Failed, PublishResult::Refused] {
+    for result in [Some(PublishResult::Failed), Some(PublishResult::Refused), None] {
         let mut world = World::running(Settings { prefetch: 10, concurrency: 4, ..settings() }, 60);
         while world.engine.snapshot().breaker.is_none() {
             world.answer_all(retry(500));
@@ -150,7 +150,8 @@ fn copies_that_the_broker_does_not_take_leave_places_to_probe_with() {
         assert!((3..20).contains(&consumers), "{consumers} consumers: no new one for each try of a copy");
         world.answering(Duration::from_secs(60), |_, _| Verdict::Ack);
         assert_eq!(world.engine.snapshot().breaker, None, "the application is well again");
-        world.copies = PublishResult::Confirmed;
+        world.copies = Some(PublishResult::Confirmed);
+        world.settle();
         world.answering(Duration::from_secs(60), |_, _| Verdict::Ack);
         assert!(world.queue.is_empty() && world.unacked.is_empty());
     }
