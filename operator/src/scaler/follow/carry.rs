@@ -1,0 +1,127 @@
+//! Carries a decision out, or says why not.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::Resource;
+use kube::runtime::events::EventType;
+use kube::runtime::reflector::ObjectRef;
+use tokio::time::Instant;
+use warren_api::Worker;
+use warren_api::worker::ScalingMode;
+
+use super::Follower;
+use crate::scaler::act;
+use crate::scaler::board::View;
+use crate::scaler::decide::Decision;
+use crate::scaler::reason::Reason;
+use crate::scaler::tell;
+
+/// What the API server has refused is tried again after so long.
+const REFUSED_AGAIN: Duration = Duration::from_secs(10);
+
+impl Follower {
+    /// Makes the Deployment's replicas, `live` of which it asks for, what was decided at `current` ones, and `view` known.
+    pub(super) async fn carry_out(
+        &mut self,
+        worker: &Worker,
+        live: Option<u32>,
+        current: u32,
+        decision: Decision,
+        view: View,
+        pods: &[Arc<Pod>],
+    ) {
+        let wanted = decision.replicas;
+        let settled = self.own.settled(self.now());
+        let foreign = wanted == current;
+        if live.is_none() && !foreign {
+            self.history.not_scaled();
+        }
+        if live.is_none_or(|live| live == wanted) || (foreign && !settled) {
+            self.show(worker, &view);
+            return;
+        }
+        // A cache that lags behind accuses nobody.
+        if foreign && act::replicas(&self.context, &self.key).await == Some(wanted) {
+            self.show(worker, &view);
+            return;
+        }
+        let former = self.entry.view();
+        if let Some((_, answer)) = self.refused.as_ref().filter(|(at, _)| at.elapsed() < REFUSED_AGAIN) {
+            let refused = Some(answer.clone());
+            self.not_done(worker, foreign, &former, View { refused, ..view });
+            return;
+        }
+        // A cache that lags behind does not know yet of pods that were asked for.
+        let before = live.map_or(current, |live| live.max(current));
+        if wanted < before {
+            let marked = act::mark_costs(&self.context, pods, |pod| self.tracker.work(pod)).await;
+            // Such work must not go for want of a mark.
+            if !marked && self.long_work {
+                let answer = "the pods that are to go cannot be marked, and work that asks for more time would go with others".to_owned();
+                self.refused = Some((Instant::now(), answer.clone()));
+                self.not_done(worker, foreign, &former, View { refused: Some(answer), ..view });
+                return;
+            }
+        }
+        // Whose mode has changed meanwhile is not Warren's to scale any more.
+        let reference = ObjectRef::from_obj(worker);
+        let stays = |worker: Arc<Worker>| worker.spec.scaling.mode == ScalingMode::Builtin;
+        if !self.context.stores.workers.get(&reference).is_some_and(stays) {
+            return;
+        }
+        match act::scale(&self.context, &self.key, &self.entry, view.clone(), wanted).await {
+            Ok(()) => {
+                self.own.patched(self.now());
+                self.refused = None;
+                let Decision { raw, message, .. } = &decision;
+                // Limits count while replicas are held, too: what the event tells of is that pods come or go.
+                let reason = match before.cmp(&wanted) {
+                    _ if foreign => "ScaleReverted",
+                    Ordering::Less => Reason::ScaledOut.as_str(),
+                    _ => Reason::ScaledIn.as_str(),
+                };
+                tracing::info!(namespace = %self.key.namespace, worker = %self.key.name, replicas = wanted, raw, live, reason, message, "scaled");
+                let message = match foreign {
+                    true => format!(
+                        "someone else set {} replicas; scaling.mode Builtin puts back {wanted}",
+                        live.unwrap_or_default()
+                    ),
+                    false => message.clone(),
+                };
+                self.context.event(&worker.object_ref(&()), EventType::Normal, reason, &message, "Scale");
+                self.context.metrics.scaled(&self.key, reason);
+                tell::if_news(&self.context, worker, &former, &view);
+            }
+            Err(error) => {
+                tracing::warn!(namespace = %self.key.namespace, worker = %self.key.name, %error, "not scaled, tried again");
+                // A server in trouble is asked again at once.
+                let refused = match error {
+                    kube::Error::Api(answer) if [400, 403, 422].contains(&answer.code) => {
+                        Some(answer.message.clone())
+                    }
+                    _ => None,
+                };
+                if refused.is_none() {
+                    self.own.lost(self.now());
+                }
+                self.refused = refused.clone().map(|answer| (Instant::now(), answer));
+                self.not_done(worker, foreign, &former, View { refused, ..view });
+            }
+        }
+    }
+
+    /// Replicas stay what they are, as `former` has it; `foreign`: nothing was decided now, only somebody else's number was to be
+    /// put back.
+    fn not_done(&mut self, worker: &Worker, foreign: bool, former: &View, view: View) {
+        self.own.not_patched();
+        if !foreign {
+            self.history.not_scaled();
+        }
+        let view = View { decision: former.decision.clone(), ..view };
+        self.entry.replace(view.clone());
+        tell::if_news(&self.context, worker, former, &view);
+    }
+}
