@@ -8,6 +8,8 @@ use warren_broker::error::{BrokerError, Difference};
 pub const ALREADY_EXISTS: &str = "AlreadyExists";
 /// The reason where an older Queue has one of the names.
 pub const CONFLICT: &str = "Conflict";
+/// The reason where Warren has let a Queue go, and another's finalizer keeps it.
+pub const OTHER_FINALIZER: &str = "OtherFinalizer";
 
 /// One thing that keeps a resource from being Ready.
 #[derive(Clone, Debug, PartialEq, Eq)]

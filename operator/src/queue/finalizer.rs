@@ -18,9 +18,14 @@ pub fn is_set(queue: &Queue) -> bool {
     queue.finalizers().iter().any(|finalizer| finalizer == FINALIZER)
 }
 
-/// Another's.
+/// Those of Kubernetes, which its garbage collector removes by itself, see
+/// <https://kubernetes.io/docs/concepts/architecture/garbage-collection/>.
+const COLLECTORS: [&str; 2] = ["foregroundDeletion", "orphan"];
+
+/// Another's, which nobody may remove unless somebody is told.
 pub fn of_another(queue: &Queue) -> Option<&str> {
-    queue.finalizers().iter().map(String::as_str).find(|finalizer| *finalizer != FINALIZER)
+    let mut all = queue.finalizers().iter().map(String::as_str);
+    all.find(|finalizer| *finalizer != FINALIZER && !COLLECTORS.contains(finalizer))
 }
 
 /// Sets or removes it as the deletion policy asks.
@@ -57,5 +62,21 @@ async fn write(queue: &Queue, finalizers: Vec<String>, context: &Context) -> Res
         Ok(_) => Ok(()),
         Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finalizers_of_the_garbage_collector_are_nobody_s_to_see_to() {
+        let queue = |finalizers: &[&str]| {
+            let mut queue: Queue = serde_json::from_value(json!({"metadata": {}, "spec": {}})).unwrap();
+            queue.metadata.finalizers = Some(finalizers.iter().map(|&name| name.to_owned()).collect());
+            queue
+        };
+        assert_eq!(of_another(&queue(&[FINALIZER, "foregroundDeletion", "orphan"])), None);
+        assert_eq!(of_another(&queue(&["foregroundDeletion", "example.com/x"])), Some("example.com/x"));
     }
 }

@@ -25,7 +25,7 @@ use crate::brokers::{Outcome, Seen};
 use crate::condition::{find, is_true};
 use crate::context::Context;
 use crate::error::Error;
-use crate::problem::Problem;
+use crate::problem::{OTHER_FINALIZER, Problem};
 use crate::scaler::board::Durability;
 use crate::scaler::task::worker_key;
 use crate::secrets::SecretState;
@@ -109,7 +109,7 @@ fn let_go(queue: &Queue) -> Option<Progress> {
     let message = format!(
         "it is not kept on its broker any more, and finalizer \"{other}\", which is not Warren's, keeps the object: see to whoever has set it"
     );
-    Some(Progress::Blocked(Problem::new(DELETION_BLOCKED, "OtherFinalizer", message)))
+    Some(Progress::Blocked(Problem::new(DELETION_BLOCKED, OTHER_FINALIZER, message)))
 }
 
 /// What the sidecars of the Queue's Workers have counted.

@@ -12,7 +12,7 @@ use warren_api::{Queue, QueueStatus, QueueType};
 use super::plan::{begun, declared, made_elsewhere};
 use crate::brokers::{Outcome, Seen};
 use crate::condition::{Statement, Status, conditions, find};
-use crate::problem::{ALREADY_EXISTS, CONFLICT, Problem};
+use crate::problem::{ALREADY_EXISTS, CONFLICT, OTHER_FINALIZER, Problem};
 use crate::scaler::board::Durability;
 
 /// How far a Queue has come.
@@ -69,8 +69,11 @@ pub fn status(queue: &Queue, progress: Progress, durability: Durability, now: &T
         Progress::Pending { .. } => pending(),
         Progress::Observed { outcome, .. } => observed(queue, &mut next, outcome),
         Progress::Blocked(problem) => {
+            // What Warren has let go is not kept as it is declared.
+            let let_go = problem.reason == OTHER_FINALIZER;
             let mut kept: Vec<Statement> = [BROKER_REACHABLE, DECLARED]
                 .iter()
+                .filter(|kind| !(let_go && **kind == DECLARED))
                 .filter_map(|kind| find(&former.conditions, kind).map(|before| Statement::of(kind, before)))
                 .collect();
             kept.insert(0, Statement::new(READY, false, "Deleting", problem.message.clone()));

@@ -154,13 +154,10 @@ impl Follower {
         let (sidecars, handlers) = self.fold(&pods, sidecars);
         self.settled.observe(sidecars.settled, sidecars.started, self.now());
         let workers = queue.as_deref().map(|queue| context.workers_of(queue)).unwrap_or_default();
+        let mut others = workers.iter().map(|worker| worker_key(worker)).filter(|other| *other != self.key);
+        let another_consumes = others.any(|other| context.board.consumes(&other));
         let unled = self.depth.is_some_and(|(depth, _)| depth.consumers == 0);
-        let another_consumes = || {
-            let mut others =
-                workers.iter().map(|worker| worker_key(worker)).filter(|other| *other != self.key);
-            others.any(|other| context.board.consumes(&other))
-        };
-        let contradicted = unled && (consumes || another_consumes());
+        let contradicted = unled && (consumes || another_consumes);
         self.publish_metrics(worker, queue.as_deref(), deployment.as_deref(), &pods, contradicted);
 
         if !builtin {
@@ -188,7 +185,7 @@ impl Follower {
                 .filter(|_| queue.is_some())
                 .map(|(depth, at)| (part(depth.ready.into(), share), at.elapsed().as_secs_f64())),
             contradicted,
-            shared: workers.len() > 1,
+            shared: share < 1.0 || another_consumes,
             workload: Workload {
                 replicas: current,
                 rolling: deployment.as_deref().is_some_and(|deployment| deployment.facts.rolling),

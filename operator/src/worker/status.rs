@@ -12,7 +12,7 @@ use warren_api::{Worker, WorkerStatus};
 
 use super::dereference::Surroundings;
 use super::owed::is_held_back;
-use super::pods::{ending, ready, trouble};
+use super::pods::{ended, ending, ready, trouble};
 use super::validate::{HOLDS, is_unsure, port};
 use crate::condition::{Statement, Status, conditions, find};
 use crate::problem::Problem;
@@ -54,7 +54,7 @@ pub fn status(
 
     // Where the sidecars could be told to hold consuming, pods are added all the same.
     let held_back = image.is_none() && is_held_back(worker, around);
-    let told = image.is_some() || around.pods.is_empty() || around.is_told_to_pause();
+    let told = image.is_some() || around.pods.iter().all(|pod| ended(pod)) || around.is_told_to_pause();
     let mut scaling_active = scaling_active(worker, held_back, told, view);
     if worker.spec.scaling.mode == ScalingMode::Builtin && worker.spec.replicas != 1 {
         scaling_active.message.push_str(REPLICAS_IGNORED);
@@ -75,7 +75,7 @@ pub fn status(
         desired_replicas: desired,
         selector: Some(format!("{WORKER_LABEL}={}", worker.name_any())),
         sidecar_version: image.or(former.sidecar_version),
-        scaling: scaling(view, former_scaling(worker)),
+        scaling: scaling(worker, view),
         conditions: conditions(&former.conditions, all, worker.metadata.generation, now),
     }
 }
@@ -105,18 +105,23 @@ fn former_scaling(worker: &Worker) -> Option<ScalingStatus> {
     Some(scaling)
 }
 
-fn scaling(view: &View, former: Option<ScalingStatus>) -> Option<ScalingStatus> {
-    let decision = view.decision.as_ref();
-    let Some(decision) = decision else { return former };
+fn scaling(worker: &Worker, view: &View) -> Option<ScalingStatus> {
+    let former = former_scaling(worker);
+    let Some(decision) = &view.decision else { return former };
+    let same_queue = view.queue.as_ref().is_some_and(|queue| queue.name == worker.spec.queue_ref.name);
     let next = ScalingStatus {
         replicas: signed(decision.replicas),
         raw: signed(decision.raw),
         reason: decision.reason.as_str().to_owned(),
         message: decision.message.clone(),
-        seconds_per_message: view.service_seconds.and_then(three_digits),
+        seconds_per_message: view.service_seconds.filter(|_| same_queue).and_then(three_digits),
     };
     match former {
-        Some(former) if (former.replicas, &former.reason) == (next.replicas, &next.reason) => Some(former),
+        Some(former) if (former.replicas, &former.reason) == (next.replicas, &next.reason) => {
+            // What the scaler goes by outlasts a change that it has seen.
+            let known = former.seconds_per_message.or(next.seconds_per_message);
+            Some(ScalingStatus { seconds_per_message: known, ..former })
+        }
         _ => Some(next),
     }
 }
@@ -314,6 +319,7 @@ mod tests {
     use super::super::validate::tests::{saying, surroundings, worker};
     use super::super::validate::validate;
     use super::*;
+    use crate::brokers::Key;
     use crate::scaler::board::Handlers;
     use crate::scaler::reason::Reason;
     use crate::scaler::schedule::Schedules;
@@ -364,6 +370,8 @@ mod tests {
         assert_eq!(told(false, pod()), ["NotPaused"; 2]);
         assert_eq!(told(true, pod()), ["Paused"; 2]);
         assert_eq!(told(false, vec![]), ["Paused"; 2], "nobody consumes");
+        let evicted = from_value(json!({"status": {"phase": "Failed"}})).unwrap();
+        assert_eq!(told(false, vec![Arc::new(evicted)]), ["Paused"; 2], "it consumes no more");
     }
 
     #[test]
@@ -385,15 +393,28 @@ mod tests {
 
     #[test]
     fn a_decision_tells_how_long_a_message_took_as_it_was_then_in_three_digits() {
-        let view = |service_seconds| View { service_seconds, ..decided(Reason::Steady, "fits") };
+        let mut worker = worker(json!({}));
+        let (namespace, name) = ("shop".to_owned(), worker.spec.queue_ref.name.clone());
+        let queue = Some(Key { namespace, name });
+        let view = |service_seconds| View {
+            service_seconds,
+            queue: queue.clone(),
+            ..decided(Reason::Steady, "fits")
+        };
         let scaling = say(None, &view(Some(0.123_456))).scaling;
         let told = |scaling: &Option<ScalingStatus>| scaling.as_ref().unwrap().seconds_per_message;
         assert_eq!(told(&scaling), Some(0.123));
-        let mut worker = worker(json!({}));
         let observed_generation = worker.metadata.generation;
         worker.status = Some(WorkerStatus { scaling, observed_generation, ..WorkerStatus::default() });
-        let later = status(&worker, None, None, &surroundings(), &view(Some(60.0)), &now()).scaling;
-        assert_eq!(told(&later), Some(0.123), "it is written only when the decision changes");
+        let after = |worker: &Worker, view: &View| {
+            told(&status(worker, None, None, &surroundings(), view, &now()).scaling)
+        };
+        let later = after(&worker, &view(Some(60.0)));
+        assert_eq!(later, Some(0.123), "it is written only when the decision changes");
+        worker.metadata.generation = Some(2);
+        assert_eq!(after(&worker, &view(Some(0.2))), Some(0.2), "the scaler has seen the change");
+        let of_another = View { queue: None, ..view(Some(0.2)) };
+        assert_eq!(after(&worker, &of_another), None);
         assert_eq!(told(&say(None, &view(None)).scaling), None);
     }
 

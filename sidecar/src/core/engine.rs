@@ -63,6 +63,8 @@ pub struct Engine {
     pub(super) drain: Drain,
     /// Since when another window is wanted that has to wait for what is at work.
     pub(super) window_wanted: Option<Time>,
+    /// Since when others wait for the queue, where it cannot be handed back at once.
+    pub(super) others_wait: Option<Time>,
     /// Whether nothing new starts, because the channel is given up once what is at work has ended.
     pub(super) handing_back: bool,
     pub(super) terminating: bool,
@@ -114,6 +116,7 @@ impl Engine {
             remembered: HashMap::new(),
             drain: Drain::No,
             window_wanted: None,
+            others_wait: None,
             handing_back: false,
             terminating: false,
             wake: None,

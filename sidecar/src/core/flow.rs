@@ -163,7 +163,11 @@ impl Engine {
     fn has_room(&self, prefetch: u16, now: Time) -> bool {
         let (held, prefetch) = match self.breaker.open_since() {
             Some(_) => (self.places(now).free, PROBE_WINDOW),
-            None => (self.window.unsettled(), usize::from(prefetch)),
+            // What the outage has left of copies that the broker does not take came on top of the window.
+            None => {
+                let left = self.window.open_slots().filter(|slot| slot.is_stuck(now) && slot.has_copy());
+                (self.window.unsettled() - left.count(), usize::from(prefetch))
+            }
         };
         held * 2 <= prefetch || (held < prefetch && self.ready.len() == 0)
     }
@@ -192,6 +196,7 @@ impl Engine {
             (Subscription::None | Subscription::Active { .. }, _)
             | (Subscription::Subscribing { .. } | Subscription::Cancelling { .. }, _) => {
                 self.window_wanted = None;
+                self.others_wait = None;
             }
         }
     }

@@ -15,17 +15,22 @@ use super::window::{Slot, State, Window};
 impl Slot {
     /// Until when another window, wanted since then, is worth standing still for until this has ended; none: it is not at work.
     /// What was there before is waited for for a moment, and what began later for as long as it was put off by then: so the
-    /// window comes also where something is always at work. `copies_are`: whether those that the broker does not take are, too.
-    fn worth_waiting_for(&self, since: Time, copies_are: bool) -> Option<Time> {
+    /// window comes also where something is always at work. `given_up`: copies that the broker does not take by now, or says
+    /// nothing of, are not worth it. The work of a reply is done, and one that nobody takes is given up soon.
+    fn worth_waiting_for(&self, since: Time, given_up: Option<Time>) -> Option<Time> {
         match &self.state {
+            State::Publishing { copy, since: sent, .. }
+                if *copy != Copy::Reply && given_up.is_some_and(|now| now >= *sent + HOLD) =>
+            {
+                None
+            }
             State::Running { .. } | State::Later { .. } | State::Publishing { tries: 0, .. } => {
                 Some(self.called + HOLD.max(self.called.saturating_sub(since)))
             }
             // The broker does not take its copy, which may be so for days.
             State::Publishing { .. } => Some(Time::ZERO),
             State::Unpublished { copy, .. } => {
-                // The work of a reply is done, and one that nobody takes is given up soon.
-                Some(Time::ZERO).filter(|_| copies_are || *copy == Copy::Reply)
+                Some(Time::ZERO).filter(|_| given_up.is_none() || *copy == Copy::Reply)
             }
             State::Received | State::Waiting { .. } | State::Finished { .. } | State::Settled => None,
         }
@@ -53,9 +58,14 @@ impl Engine {
         let since = *self.window_wanted.get_or_insert(now);
         // Others do not stand by for days, for a copy that the broker does not take.
         let others_wait = self.drain == Drain::No && (wanted.is_none() || outage);
-        let given_up = self.is_drain_over(now) || (others_wait && now >= since + HOLD);
-        self.wake_at(Some(since + HOLD).filter(|at| others_wait && *at > now));
-        let worth = |slot: &Slot| slot.worth_waiting_for(since, !given_up);
+        self.others_wait = others_wait.then(|| self.others_wait.unwrap_or(now));
+        let patience = self.others_wait.map(|since| since + HOLD);
+        let given_up = self.is_drain_over(now) || patience.is_some_and(|end| now >= end);
+        if patience.is_some() {
+            let sent = self.window.open_slots().filter_map(Slot::sent).map(|sent| sent + HOLD);
+            self.wake_at(sent.chain(patience).filter(|at| *at > now).min());
+        }
+        let worth = |slot: &Slot| slot.worth_waiting_for(since, given_up.then_some(now));
         let waits = self.window.open_slots().filter_map(worth).min();
         if let Some(until) = waits {
             self.handing_back = wanted.is_none() || until > now;
@@ -80,6 +90,7 @@ impl Engine {
         }
         self.generation = None;
         self.window_wanted = None;
+        self.others_wait = None;
         self.subscription = Subscription::None;
         self.late.clear();
         self.timers = self.outlived.iter().map(|(id, (_, until))| Reverse((*until, *id))).collect();

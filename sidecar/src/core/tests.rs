@@ -207,7 +207,12 @@ impl World {
                 // What is at work takes no place from what an open breaker is probed with.
                 let held = match self.engine.snapshot().breaker {
                     Some(_) => self.unacked.keys().filter(|tag| !at_work(tag)).count(),
-                    None => self.unacked.len(),
+                    // Copies that an outage has left came on top of the window.
+                    None => {
+                        let open = self.engine.window.open_slots();
+                        let left = open.filter(|slot| slot.has_copy() && slot.is_stuck(self.now));
+                        self.unacked.len() - left.count()
+                    }
                 };
                 assert!(held < usize::from(prefetch), "more than twice the window could be held");
                 self.subscribed.push((self.now, prefetch));

@@ -63,6 +63,19 @@ impl Slot {
         !matches!(self.state, State::Finished { .. } | State::Settled)
     }
 
+    /// Whether its copy is to be with the broker, and is not.
+    pub const fn has_copy(&self) -> bool {
+        matches!(self.state, State::Publishing { .. } | State::Unpublished { .. })
+    }
+
+    /// Since when its copy is on the way.
+    pub const fn sent(&self) -> Option<Time> {
+        match self.state {
+            State::Publishing { since, .. } => Some(since),
+            _ => None,
+        }
+    }
+
     /// Whether it has failed so many probes that it may be poison, and keeps its place: for its key's sake, or since the broker
     /// does not take its copy, also while that is tried again, or says nothing of it.
     pub fn is_stuck(&self, now: Time) -> bool {

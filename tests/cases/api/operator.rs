@@ -621,6 +621,8 @@ async fn a_queue_that_somebody_else_s_finalizer_keeps_says_that_it_is_let_go() -
     room.kubectl(&["delete", "wq", "orders", "--wait=false"]).await?;
     room.condition("orders", "DeletionBlocked", "True", "OtherFinalizer", "\"example.com/keeps\"").await?;
     room.condition("orders", "Ready", "False", "Deleting", "").await?;
+    let declared = "jsonpath={.status.conditions[?(@.type==\"Declared\")].status}";
+    assert_eq!(room.kubectl(&["get", "wq", "orders", "-o", declared]).await?, "");
     patch("null").await?;
     room.gone("orders").await
 }

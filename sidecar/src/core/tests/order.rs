@@ -37,16 +37,41 @@ fn a_copy_that_the_broker_does_not_take_keeps_no_other_key_from_its_turn_when_th
 
 #[test]
 fn a_copy_that_the_broker_does_not_take_keeps_the_queue_from_nobody_for_long() {
+    for copies in [Some(PublishResult::Refused), None] {
+        for window_first in [false, true] {
+            let (settings, mut world) = keyed(MINUTE);
+            world.copies = copies;
+            let reason = DeadReason::Rejected;
+            world.answer(CallId(1), Verdict::DeadLetter { reason, detail: String::new() });
+            world.settle();
+            if window_first {
+                another_window(&mut world, &settings);
+                world.answering(MINUTE, |_, _| Verdict::Ack);
+            }
+            world.step(Event::Configured(Box::new(Settings { paused: true, ..settings })));
+            world.answer_all(Verdict::Ack);
+            world.pass(Duration::from_secs(5));
+            let held = (world.unacked.is_empty(), world.consuming);
+            assert_eq!(held, (false, Some(6)), "{copies:?}: it is tried for a while");
+            world.pass(Duration::from_secs(10));
+            assert_eq!((world.unacked.len(), world.consuming, world.dead.len()), (0, None, 0));
+        }
+    }
+}
+
+#[test]
+fn a_copy_that_has_just_been_sent_is_waited_for_though_others_have_waited_for_long() {
     let (settings, mut world) = keyed(MINUTE);
-    world.copies = Some(PublishResult::Refused);
-    world.answer(CallId(1), Verdict::DeadLetter { reason: DeadReason::Rejected, detail: String::new() });
-    world.settle();
+    world.copies = None;
     world.step(Event::Configured(Box::new(Settings { paused: true, ..settings })));
+    world.pass(Duration::from_secs(15));
+    world.answer(CallId(1), Verdict::DeadLetter { reason: DeadReason::Rejected, detail: String::new() });
     world.answer_all(Verdict::Ack);
     world.pass(Duration::from_secs(5));
-    assert_eq!((world.unacked.len(), world.consuming), (6, Some(6)), "it is tried again for a while");
-    world.pass(Duration::from_secs(10));
-    assert_eq!((world.unacked.len(), world.consuming, world.dead.len()), (0, None, 0));
+    assert_eq!(world.consuming, Some(6));
+    world.copies = Some(PublishResult::Confirmed);
+    world.settle();
+    assert_eq!((world.unacked.len(), world.consuming, world.dead.len()), (0, None, 1));
 }
 
 #[test]

@@ -139,20 +139,23 @@ fn a_queue_of_one_key_alone_is_not_taken_in_as_a_whole_to_get_past_its_poison() 
 #[test]
 fn copies_that_the_broker_does_not_take_leave_places_to_probe_with() {
     for result in [Some(PublishResult::Failed), Some(PublishResult::Refused), None] {
-        let mut world = World::running(Settings { prefetch: 10, concurrency: 4, ..settings() }, 60);
-        while world.engine.snapshot().breaker.is_none() {
-            world.answer_all(retry(500));
+        for prefetch in [1, 10] {
+            let mut world = World::running(Settings { prefetch, concurrency: 4, ..settings() }, 60);
+            while world.engine.snapshot().breaker.is_none() {
+                world.answer_all(retry(500));
+                world.settle();
+            }
+            world.copies = result;
+            world.answering(Duration::from_secs(600), |_, _| retry(500));
+            let consumers = world.subscribed.len();
+            assert!((3..20).contains(&consumers), "{consumers} consumers: no new one for each try of a copy");
+            world.answering(Duration::from_secs(60), |_, _| Verdict::Ack);
+            let after = (world.engine.snapshot().breaker, world.queue.len());
+            assert_eq!(after, (None, 0), "{result:?}, prefetch {prefetch}: the application is well again");
+            world.copies = Some(PublishResult::Confirmed);
             world.settle();
+            world.answering(Duration::from_secs(60), |_, _| Verdict::Ack);
+            assert!(world.queue.is_empty() && world.unacked.is_empty());
         }
-        world.copies = result;
-        world.answering(Duration::from_secs(600), |_, _| retry(500));
-        let consumers = world.subscribed.len();
-        assert!((3..20).contains(&consumers), "{consumers} consumers: no new one for each try of a copy");
-        world.answering(Duration::from_secs(60), |_, _| Verdict::Ack);
-        assert_eq!(world.engine.snapshot().breaker, None, "the application is well again");
-        world.copies = Some(PublishResult::Confirmed);
-        world.settle();
-        world.answering(Duration::from_secs(60), |_, _| Verdict::Ack);
-        assert!(world.queue.is_empty() && world.unacked.is_empty());
     }
 }
