@@ -117,7 +117,9 @@ macro_rules! same_or_absent {
     validation = Rule::new("self.type == 'Quorum' || !has(self.consumerTimeoutSeconds)")
         .message("consumerTimeoutSeconds works on quorum queues only: remove it, set type: Quorum, or set consumer_timeout on the broker"),
     validation = Rule::new("self.type == 'Quorum' || self.retry.delaysSeconds.size() == 0 || self.limits.overflow == 'DropHead' || (!has(self.limits.maxLength) && !has(self.limits.maxLengthBytes))")
-        .message("a length limit with overflow: RejectPublish beside a retry ladder needs type: Quorum: a full classic queue drops expired retries. Use type: Quorum, overflow: DropHead, or retry: {delaysSeconds: []}")
+        .message("a length limit with overflow: RejectPublish beside a retry ladder needs type: Quorum: a full classic queue drops expired retries. Use type: Quorum, overflow: DropHead, or retry: {delaysSeconds: []}"),
+    validation = Rule::new("self.type == 'Quorum' || !has(self.deadLetter.maxLength) || (!has(self.limits.messageTtlSeconds) && (self.limits.overflow != 'DropHead' || (!has(self.limits.maxLength) && !has(self.limits.maxLengthBytes))))")
+        .message("deadLetter.maxLength beside limits.messageTtlSeconds, or a length limit with overflow: DropHead, needs type: Quorum: what a classic queue dead-letters by itself is lost where the dead-letter queue is full. Use type: Quorum, or leave deadLetter.maxLength out")
 )]
 pub struct QueueSpec {
     /// The broker that holds the queue.
@@ -363,7 +365,8 @@ pub struct DeadLetter {
     pub message_ttl_seconds: Option<i32>,
 
     /// How many dead messages are kept; default: no limit. When the dead-letter queue is full, further ones are refused: they stay
-    /// unacknowledged with the sidecars, and the condition DeadLetterAvailable says so.
+    /// unacknowledged with the sidecars, and the condition DeadLetterAvailable says so. What the broker dead-letters by itself, such
+    /// as what `limits.overflow: DropHead` drops, is lost then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 2_147_483_647))]
     pub max_length: Option<i32>,

@@ -1,6 +1,8 @@
 //! What the plugin reads of a cluster. Thin: it performs requests and gives values.
 
-use std::path::PathBuf;
+use std::env;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -80,6 +82,24 @@ impl Sidecar {
     }
 }
 
+/// The files that KUBECONFIG lists, as one. Those that are not there are passed over, see
+/// <https://kubernetes.io/docs/concepts/configuration/organize-cluster-access-kubeconfig/>; none: it lists none.
+fn named(list: &OsStr) -> anyhow::Result<Option<Kubeconfig>> {
+    let listed: Vec<PathBuf> = env::split_paths(list).filter(|path| path != Path::new("")).collect();
+    let mut all: Option<Kubeconfig> = None;
+    for path in listed.iter().filter(|path| path.exists()) {
+        let read = Kubeconfig::read_from(path).with_context(|| format!("read {}", path.display()))?;
+        all = Some(match all {
+            Some(all) => all.merge(read).context("merge the files of KUBECONFIG")?,
+            None => read,
+        });
+    }
+    if all.is_none() && !listed.is_empty() {
+        bail!("none of the files that KUBECONFIG lists is there");
+    }
+    Ok(all)
+}
+
 impl Cluster {
     /// Reads the kubeconfig as kubectl does.
     ///
@@ -87,9 +107,12 @@ impl Cluster {
     /// There is none, or it names no such context.
     pub async fn connect(target: &Target) -> anyhow::Result<Self> {
         let options = KubeConfigOptions { context: target.context.clone(), ..KubeConfigOptions::default() };
-        let mut config = match (&target.kubeconfig, &target.context) {
-            (Some(file), _) => {
-                let read = Kubeconfig::read_from(file).context("read the kubeconfig")?;
+        let read = match &target.kubeconfig {
+            Some(file) => Some(Kubeconfig::read_from(file).context("read the kubeconfig")?),
+            None => named(env::var_os("KUBECONFIG").unwrap_or_default().as_os_str())?,
+        };
+        let mut config = match (read, &target.context) {
+            (Some(read), _) => {
                 Config::from_custom_kubeconfig(read, &options).await.context("use the kubeconfig")?
             }
             (None, Some(_)) => Config::from_kubeconfig(&options).await.context("read the kubeconfig")?,
@@ -263,6 +286,27 @@ pub(crate) mod tests {
         let metadata = json!({"uid": uid, "labels": {(WORKER_LABEL): worker, "app": "shop"}});
         let pod = serde_json::from_value(json!({"metadata": metadata})).unwrap();
         Sidecar { pod, at, said }
+    }
+
+    #[test]
+    fn files_of_kubeconfig_that_are_not_there_are_passed_over_and_the_others_are_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            let path = folder.path().join(name);
+            let text = format!("contexts: [{{name: {name}, context: {{cluster: c, user: u}}}}]");
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let (one, two, none) = (file("one"), file("two"), folder.path().join("none"));
+        let contexts = |files: &[&PathBuf]| {
+            let read = named(&env::join_paths(files).unwrap())?;
+            let names = read.map(|read| read.contexts.into_iter().map(|context| context.name));
+            anyhow::Ok(names.map(Iterator::collect::<Vec<_>>))
+        };
+        assert_eq!(contexts(&[]).unwrap(), None);
+        assert_eq!(contexts(&[&none, &one]).unwrap().unwrap(), ["one"]);
+        assert_eq!(contexts(&[&one, &none, &two]).unwrap().unwrap(), ["one", "two"]);
+        assert!(contexts(&[&none]).unwrap_err().to_string().contains("none of the files"));
     }
 
     fn leader(leads: u32) -> Exposition {

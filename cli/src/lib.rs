@@ -95,7 +95,7 @@ impl Cli {
             Command::Top(command) => command.run(&cluster.await?).await,
             Command::Explain(command) => command.run(&cluster.await?).await,
             Command::Doctor(command) => command.run(&cluster.await?).await,
-            Command::Simulate(command) => command.run(),
+            Command::Simulate(command) => command.run(self.target.namespace.as_deref()),
         }
     }
 }

@@ -247,7 +247,7 @@ impl Metrics {
             deliveries: make.counter(names::DELIVERIES, "Messages delivered by the broker")?,
             redeliveries: make.counter("warren_sidecar_redeliveries_total", "Messages delivered with the broker's redelivered flag")?,
             extensions: make.counter(names::EXTENSIONS, "Times that the application asked for more time for a delivery that it ends later")?,
-            transient: make.counter(names::TRANSIENT, "Messages without delivery_mode 2, which a classic queue loses with a broker restart")?,
+            transient: make.counter(names::TRANSIENT, "Messages of a classic queue without delivery_mode 2, which it loses with a broker restart")?,
             without_id: make.counter("warren_sidecar_messages_without_id_total", "Messages without a message id: the handler cannot tell a redelivery from another message")?,
             headers_omitted: make.counter("warren_sidecar_headers_omitted_total", "Message headers that could not be handed to the handler")?,
             reconnects: make.counter("warren_sidecar_reconnects_total", "Consuming channels opened again after one was lost")?,

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use warren_api::QueueType;
 use warren_api::sidecar::SidecarConfig;
 use warren_broker::connect::ConnectOptions;
 use warren_broker::supervisor::{LinkState, Supervisor};
@@ -357,7 +358,8 @@ impl Runtime {
         if message.redelivered {
             self.metrics.redeliveries.inc();
         }
-        if message.is_transient() {
+        // A quorum queue keeps every message.
+        if self.config.queue.queue_type == QueueType::Classic && message.is_transient() {
             self.metrics.transient.inc();
         }
         if message.id().is_none() {

@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 
+use super::manifest::Wanted;
 use super::setting::{Setting, SettingError};
 use super::shapes::{ALL, Shape};
 use super::trace::{Trace, TraceError};
@@ -47,7 +48,7 @@ pub struct Chapter {
 /// A manifest or trace that cannot be read, which a test rules out.
 pub fn chapters() -> Result<Vec<Chapter>, BookError> {
     let run = |shape: &Shape| {
-        let setting = Setting::parse(WORKER, None, shape.service_seconds, STARTUP_SECONDS)?;
+        let setting = Setting::parse(WORKER, Wanted::default(), shape.service_seconds, STARTUP_SECONDS)?;
         let trace = Trace::parse(&shape.csv())?;
         let comparison = Comparison::of(&setting, &trace);
         Ok(Chapter { shape: *shape, trace, comparison })

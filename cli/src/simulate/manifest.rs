@@ -28,9 +28,32 @@ pub enum ManifestError {
     /// There is more than one.
     #[error("the manifest has {0} Workers: give one of them with --worker NAME, or a manifest with it alone")]
     ManyWorkers(usize),
+    /// There is more than one of the name.
+    #[error("the manifest has {0} Workers \"{1}\": give the namespace of one of them with --namespace NAME")]
+    ManyNamespaces(usize, String),
     /// The one that was asked for is not there.
     #[error("the manifest has no Worker \"{0}\"")]
     NotFound(String),
+    /// There is none in the namespace that was asked for.
+    #[error("the manifest has no Worker in namespace \"{0}\"")]
+    NoneIn(String),
+}
+
+/// Which Worker of a manifest is meant, if there are several.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted<'a> {
+    /// Its name.
+    pub name: Option<&'a str>,
+    /// Its namespace. A Worker that names none is in any.
+    pub namespace: Option<&'a str>,
+}
+
+impl Wanted<'_> {
+    fn is(&self, worker: &Worker) -> bool {
+        let (name, namespace) = (worker.metadata.name.as_deref(), worker.metadata.namespace.as_deref());
+        self.name.is_none_or(|wanted| name == Some(wanted))
+            && self.namespace.zip(namespace).is_none_or(|(wanted, namespace)| wanted == namespace)
+    }
 }
 
 /// Reads the Worker `wanted`, or the only one, of one or more documents or a List, and its Queue; one of defaults, if it is not
@@ -38,17 +61,21 @@ pub enum ManifestError {
 ///
 /// # Errors
 /// See [`ManifestError`].
-pub fn parse(manifest: &str, wanted: Option<&str>) -> Result<(Worker, Queue), ManifestError> {
+pub fn parse(manifest: &str, wanted: Wanted<'_>) -> Result<(Worker, Queue), ManifestError> {
     let (mut workers, mut queues) = (Vec::new(), Vec::new());
     for document in serde_yaml::Deserializer::from_str(manifest) {
         read(Value::deserialize(document)?, &mut workers, &mut queues)?;
     }
-    workers.retain(|worker| wanted.is_none_or(|wanted| worker.metadata.name.as_deref() == Some(wanted)));
-    let worker = match (workers.pop(), wanted) {
-        (Some(worker), _) if workers.is_empty() => worker,
-        (Some(_), _) => return Err(ManifestError::ManyWorkers(workers.len() + 1)),
-        (None, Some(name)) => return Err(ManifestError::NotFound(name.to_owned())),
-        (None, None) => return Err(ManifestError::NoWorker),
+    let (all, name) = (workers.len(), wanted.name.map(str::to_owned));
+    workers.retain(|worker| wanted.is(worker));
+    let found = workers.len();
+    let worker = match (workers.pop(), name, wanted.namespace) {
+        (Some(worker), ..) if found == 1 => worker,
+        (Some(_), Some(name), _) => return Err(ManifestError::ManyNamespaces(found, name)),
+        (Some(_), None, _) => return Err(ManifestError::ManyWorkers(found)),
+        (None, Some(name), _) => return Err(ManifestError::NotFound(name)),
+        (None, None, Some(namespace)) if all > 0 => return Err(ManifestError::NoneIn(namespace.to_owned())),
+        (None, None, _) => return Err(ManifestError::NoWorker),
     };
     let queue = queues.into_iter().find(|queue| {
         let namespaces = queue.metadata.namespace.as_ref().zip(worker.metadata.namespace.as_ref());
@@ -112,15 +139,16 @@ mod tests {
     }
 
     fn refused(manifest: &str) -> String {
-        parse(manifest, None).unwrap_err().to_string()
+        parse(manifest, Wanted::default()).unwrap_err().to_string()
     }
 
     #[test]
     fn a_queue_of_another_group_is_not_the_worker_s() {
         let others = queue("rabbitmq.com/v1beta1", "quorum");
         let ours = queue("warren.dev/v1alpha1", "Classic");
-        let kind =
-            |manifest: String| parse(&(manifest + &worker("invoices", "")), None).unwrap().1.spec.queue_type;
+        let kind = |manifest: String| {
+            parse(&(manifest + &worker("invoices", "")), Wanted::default()).unwrap().1.spec.queue_type
+        };
         assert_eq!(kind(others.clone()), QueueType::Quorum);
         assert_eq!(kind(others + &ours), QueueType::Classic);
         assert!(refused("apiVersion: apps/v1\nkind: Worker").contains("no Worker"));
@@ -133,7 +161,7 @@ mod tests {
         let list = "apiVersion: v1\nkind: List\nitems:\n".to_owned()
             + &item(queue("warren.dev/v1alpha1", "Classic"))
             + &item(worker("invoices", "") + "status: {newer: 1}\n");
-        let (worker, queue) = parse(&list, None).unwrap();
+        let (worker, queue) = parse(&list, Wanted::default()).unwrap();
         let found = (worker.metadata.name.as_deref(), queue.spec.queue_type);
         assert_eq!(found, (Some("invoices"), QueueType::Classic));
     }
@@ -158,8 +186,24 @@ mod tests {
     #[test]
     fn one_of_several_workers_is_chosen_by_its_name() {
         let two = worker("invoices", "") + "---\n" + &worker("letters", "");
-        assert_eq!(parse(&two, Some("letters")).unwrap().0.metadata.name.as_deref(), Some("letters"));
+        let named = |name| Wanted { name: Some(name), namespace: None };
+        assert_eq!(parse(&two, named("letters")).unwrap().0.metadata.name.as_deref(), Some("letters"));
         assert!(refused(&two).contains("2 Workers: give one of them with --worker"));
-        assert!(parse(&two, Some("other")).unwrap_err().to_string().contains("no Worker \"other\""));
+        assert!(parse(&two, named("other")).unwrap_err().to_string().contains("no Worker \"other\""));
+    }
+
+    #[test]
+    fn one_of_several_workers_of_a_name_is_chosen_by_its_namespace() {
+        let both = worker("a, namespace: shop", "") + "---\n" + &worker("a, namespace: mail", "");
+        let told = |name, namespace| match parse(&both, Wanted { name, namespace }) {
+            Ok((worker, _)) => worker.metadata.namespace.unwrap(),
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(told(None, Some("mail")), "mail");
+        assert_eq!(told(Some("a"), Some("shop")), "shop");
+        assert!(told(Some("a"), None).contains("2 Workers \"a\": give the namespace"));
+        assert!(told(None, Some("other")).contains("no Worker in namespace \"other\""));
+        let (found, _) = parse(&worker("a", ""), Wanted { name: None, namespace: Some("shop") }).unwrap();
+        assert_eq!(found.metadata.namespace, None, "it is in any");
     }
 }

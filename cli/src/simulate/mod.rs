@@ -23,6 +23,7 @@ use terminal_size::{Width, terminal_size};
 
 use self::figures::Figures;
 use self::keda::KedaHpa;
+use self::manifest::Wanted;
 use self::setting::Setting;
 use self::trace::Trace;
 use self::warren::Warren;
@@ -37,7 +38,7 @@ pub struct Simulate {
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
 
-    /// The Worker's name, where the manifest has several
+    /// The Worker's name, where the manifest has several; --namespace chooses among those of a name
     #[arg(long, value_name = "NAME")]
     worker: Option<String>,
 
@@ -147,17 +148,17 @@ fn rows(figures: &Figures) -> [(&'static str, String); 8] {
 }
 
 impl Simulate {
-    /// Reads, runs, prints.
+    /// Reads, runs, prints. `namespace`: the Worker's, where the manifest has several.
     ///
     /// # Errors
     /// A file that cannot be read or written, or what is wrong in it.
-    pub fn run(&self) -> anyhow::Result<Answer> {
+    pub fn run(&self, namespace: Option<&str>) -> anyhow::Result<Answer> {
         let read = |path: &PathBuf| {
             std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
         };
         let manifest = read(&self.file)?;
-        let setting =
-            Setting::parse(&manifest, self.worker.as_deref(), self.service_seconds, self.startup_seconds)?;
+        let wanted = Wanted { name: self.worker.as_deref(), namespace };
+        let setting = Setting::parse(&manifest, wanted, self.service_seconds, self.startup_seconds)?;
         let trace = Trace::parse(&read(&self.trace)?)?;
         let comparison = Comparison::of(&setting, &trace);
         if let Some(path) = &self.html {
@@ -189,7 +190,7 @@ mod tests {
     fn both_know_how_long_the_trace_says_that_calls_take() {
         let trace = Trace::parse("0,300,2\n60,0,2").unwrap();
         let [fast, slow] = [0.1, 2.0].map(|otherwise| {
-            Comparison::of(&Setting::parse(book::WORKER, None, otherwise, 5.0).unwrap(), &trace)
+            Comparison::of(&Setting::parse(book::WORKER, Wanted::default(), otherwise, 5.0).unwrap(), &trace)
         });
         assert_eq!(fast, slow);
     }
@@ -197,7 +198,8 @@ mod tests {
     #[test]
     fn pods_that_keda_lets_go_begin_what_they_hold_too() {
         let wide = "consumer: {prefetch: 200, concurrency: 1}\n  queueRef";
-        let mut setting = Setting::parse(&book::WORKER.replace("queueRef", wide), None, 2.0, 5.0).unwrap();
+        let mut setting =
+            Setting::parse(&book::WORKER.replace("queueRef", wide), Wanted::default(), 2.0, 5.0).unwrap();
         // What pods hold is no load to KEDA: it lets them go with it.
         let trace = Trace::parse("0,2000\n10,0").unwrap();
         let [at_once, in_time] = [0.0, 15.0].map(|starts| {
@@ -210,7 +212,7 @@ mod tests {
 
     #[test]
     fn calls_that_outlast_the_time_out_are_no_stall() {
-        let mut setting = Setting::parse(book::WORKER, None, 100.0, 120.0).unwrap();
+        let mut setting = Setting::parse(book::WORKER, Wanted::default(), 100.0, 120.0).unwrap();
         setting.spec.min = 1;
         // The one pod is at work for 100 seconds, and for 60 of them nothing moves: those that come then get their pods at once.
         let both = Comparison::of(&setting, &Trace::parse("0,10\n1,0\n70,100\n71,0").unwrap());

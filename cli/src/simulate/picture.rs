@@ -190,10 +190,11 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simulate::manifest::Wanted;
 
     fn compared() -> (Setting, Trace, Comparison) {
         let manifest = "kind: Worker\napiVersion: warren.dev/v1alpha1\nmetadata: {name: a<b}\nspec: {queueRef: {name: q}, template: {}}";
-        let setting = Setting::parse(manifest, None, 0.5, 5.0).unwrap();
+        let setting = Setting::parse(manifest, Wanted::default(), 0.5, 5.0).unwrap();
         let trace = Trace::parse("0,0\n30,200\n40,0\n60,0").unwrap();
         let comparison = Comparison::of(&setting, &trace);
         (setting, trace, comparison)

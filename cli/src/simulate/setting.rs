@@ -5,7 +5,7 @@ use warren_api::worker::{PrefetchMode, ScalingMode};
 use warren_operator::scaler::inputs::Spec;
 use warren_operator::worker::validate::drain_seconds;
 
-use super::manifest::{self, ManifestError};
+use super::manifest::{self, ManifestError, Wanted};
 use super::trace::SERVICE_SECONDS;
 
 /// What is wrong with the manifest or the numbers.
@@ -66,7 +66,7 @@ impl Setting {
     /// See [`SettingError`].
     pub fn parse(
         manifest: &str,
-        wanted: Option<&str>,
+        wanted: Wanted<'_>,
         service_seconds: f64,
         startup_seconds: f64,
     ) -> Result<Self, SettingError> {
@@ -162,15 +162,21 @@ spec:
 ";
 
     fn refused(manifest: &str, service: f64) -> String {
-        Setting::parse(manifest, None, service, 5.0).unwrap_err().to_string()
+        Setting::parse(manifest, Wanted::default(), service, 5.0).unwrap_err().to_string()
     }
 
     #[test]
     fn a_worker_is_read_with_its_defaults_and_its_queues_type() {
-        let setting = Setting::parse(WORKER, None, 0.5, 5.0).unwrap();
+        let setting = Setting::parse(WORKER, Wanted::default(), 0.5, 5.0).unwrap();
         assert_eq!((setting.spec.max, setting.spec.target_wait, setting.spec.quorum), (50, 10.0, true));
         let queue = "apiVersion: warren.dev/v1alpha1\nkind: Queue\nmetadata: {name: orders}\nspec: {type: Classic}\n---";
-        let setting = Setting::parse(&format!("{queue}{WORKER}"), Some("invoices"), 0.5, 5.0).unwrap();
+        let setting = Setting::parse(
+            &format!("{queue}{WORKER}"),
+            Wanted { name: Some("invoices"), namespace: None },
+            0.5,
+            5.0,
+        )
+        .unwrap();
         assert!(!setting.spec.quorum);
     }
 
@@ -196,7 +202,7 @@ spec:
     fn a_pod_that_is_let_go_begins_calls_for_as_long_as_the_sidecar_s_drain_does() {
         let starts = |fields: &str| {
             let manifest = WORKER.replace("queueRef", &format!("{fields}\n  queueRef"));
-            Setting::parse(&manifest, None, 1.0, 5.0).unwrap().pods.drain_starts_seconds
+            Setting::parse(&manifest, Wanted::default(), 1.0, 5.0).unwrap().pods.drain_starts_seconds
         };
         assert_eq!(starts("consumer: {prefetch: 20}"), 15.0);
         assert_eq!(starts("shutdown: {drainTimeoutSeconds: 600}"), 300.0);
@@ -208,7 +214,7 @@ spec:
     #[test]
     fn of_a_single_active_consumer_one_pod_is_simulated_and_no_standby() {
         let one = format!("{ONE_CONSUMER}{WORKER}");
-        assert_eq!(Setting::parse(&one, None, 1.0, 5.0).unwrap().spec.max, 1);
+        assert_eq!(Setting::parse(&one, Wanted::default(), 1.0, 5.0).unwrap().spec.max, 1);
         let standby = one.replace("queueRef", "scaling: {minReplicas: 3}\n  queueRef");
         assert!(refused(&standby, 1.0).contains("minReplicas"));
     }
@@ -222,10 +228,12 @@ spec:
         let order = "orderingKey: x-customer, prefetch: 20";
         assert!(refused(&with(order), 1.0).contains("orderingKey"));
         let one_at_a_time = with(&format!("{order}, concurrency: 1, prefetchMode: Auto"));
-        assert!(Setting::parse(&one_at_a_time, None, 1.0, 5.0).is_ok());
+        assert!(Setting::parse(&one_at_a_time, Wanted::default(), 1.0, 5.0).is_ok());
         let elsewhere = one_at_a_time.replace("name: orders}\nspec", "name: other}\nspec");
         assert!(refused(&elsewhere, 1.0).contains("singleActiveConsumer"));
         assert!(refused(&with("prefetch: 20, concurrency: 5, prefetchMode: Auto"), 1.0).contains("Auto"));
-        assert!(Setting::parse(&with("prefetch: 20, prefetchMode: Auto"), None, 1.0, 5.0).is_ok());
+        assert!(
+            Setting::parse(&with("prefetch: 20, prefetchMode: Auto"), Wanted::default(), 1.0, 5.0).is_ok()
+        );
     }
 }

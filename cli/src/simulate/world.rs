@@ -431,6 +431,7 @@ impl<'a> World<'a> {
 mod tests {
     use super::*;
     use crate::simulate::book::WORKER;
+    use crate::simulate::manifest::Wanted;
 
     /// Asks for what a table says from a time on.
     struct Planned(Vec<(f64, u32)>);
@@ -449,7 +450,7 @@ mod tests {
 
     /// Pods that take 5 s to start and end `concurrency` messages at once, in `service_seconds`.
     fn setting(prefetch: u32, concurrency: u32, service_seconds: f64) -> Setting {
-        let mut setting = Setting::parse(WORKER, None, service_seconds, 5.0).unwrap();
+        let mut setting = Setting::parse(WORKER, Wanted::default(), service_seconds, 5.0).unwrap();
         (setting.pods.prefetch, setting.spec.concurrency) = (prefetch, concurrency);
         setting
     }

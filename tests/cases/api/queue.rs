@@ -74,6 +74,22 @@ async fn fields_of_the_other_queue_type_are_refused() {
 }
 
 #[tokio::test]
+async fn a_classic_queue_that_dead_letters_by_itself_has_no_limit_on_its_dead_letter_queue() {
+    let lost = "what a classic queue dead-letters by itself is lost";
+    refused(&queue("{type: Classic, limits: {messageTtlSeconds: 60}, deadLetter: {maxLength: 5}}"), lost)
+        .await;
+    let full = "{maxLengthBytes: 5, overflow: DropHead}";
+    refused(&queue(&format!("{{type: Classic, limits: {full}, deadLetter: {{maxLength: 5}}}}")), lost).await;
+    for allowed in [
+        "{limits: {messageTtlSeconds: 60}, deadLetter: {maxLength: 5}}",
+        "{type: Classic, limits: {messageTtlSeconds: 60}, deadLetter: {messageTtlSeconds: 5}}",
+        "{type: Classic, limits: {overflow: DropHead}, deadLetter: {maxLength: 5}}",
+    ] {
+        assert!(send(&queue(allowed)).await.is_ok(), "{allowed}");
+    }
+}
+
+#[tokio::test]
 async fn a_limit_on_a_classic_queue_beside_a_ladder_is_refused_unless_it_drops_the_head() {
     refused(&queue("{type: Classic, limits: {maxLength: 5}}"), "a full classic queue drops expired retries")
         .await;

@@ -7,6 +7,7 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use warren_api::QueueType;
 use warren_broker::BrokerAccess;
 use warren_broker::lapin::options::QueueDeclareOptions;
 use warren_broker::lapin::types::{AMQPValue, FieldTable};
@@ -131,7 +132,9 @@ async fn a_body_above_max_body_bytes_is_dead_lettered_without_a_call(place: Plac
 
 async fn properties_that_contradict_or_are_missing_harm_nothing(place: Place) -> Result<()> {
     let app = App::start().await?;
-    let sidecar = place.sidecar(config(), app.port()).await?;
+    let mut config = config();
+    config.queue.queue_type = QueueType::Classic;
+    let sidecar = place.sidecar(config, app.port()).await?;
     let client = place.client().await?;
     let mut table = FieldTable::default();
     table.insert("warren-attempts".into(), AMQPValue::LongString("many".into()));
