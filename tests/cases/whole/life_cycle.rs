@@ -5,9 +5,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::json;
 use warren_tests::desk::Order;
-use warren_tests::{images, install};
+use warren_tests::images;
 
-use crate::space::Space;
+use crate::space::{Space, turn};
 
 #[tokio::test]
 async fn a_pod_has_two_containers_that_are_ready_and_the_sidecar_has_no_token() -> Result<()> {
@@ -66,6 +66,7 @@ async fn a_rollout_calls_no_message_again_whose_call_had_begun() -> Result<()> {
 
 #[tokio::test]
 async fn consumers_do_not_notice_that_the_operator_is_killed() -> Result<()> {
+    let turn = turn().await;
     let space = Space::new("operator", |_| Order::work(Duration::from_millis(100))).await?;
     space.queue("orders", json!({})).await?;
     space.worker("invoices", json!({"scaling": {"minReplicas": 1, "maxReplicas": 1}})).await?;
@@ -73,7 +74,7 @@ async fn consumers_do_not_notice_that_the_operator_is_killed() -> Result<()> {
     let client = space.client().await?;
     client.publish_all("orders", (0..50).map(|n| format!("message {n}").into_bytes())).await?;
     space.handled(5).await?;
-    install::kill_operator(&space.cluster).await?;
+    space.kill_operator(&turn).await?;
     space.handled(50).await?;
     assert_eq!(space.desk.called_again(), Vec::<String>::new());
     // The new operator takes over where the old one was.

@@ -13,7 +13,7 @@ use warren_tests::desk::{Call, Order};
 use warren_tests::install;
 
 use crate::plugin::warren;
-use crate::space::Space;
+use crate::space::{Space, turn};
 
 const WORKER: (&str, &str) = ("wk", "invoices");
 
@@ -105,6 +105,7 @@ async fn a_broker_that_is_away_leaves_the_replicas_as_they_are() -> Result<()> {
 
 #[tokio::test]
 async fn an_operator_that_is_killed_in_the_middle_of_a_load_takes_over_where_it_was() -> Result<()> {
+    let turn = turn().await;
     let space = Space::new("middle", |_| Order::work(Duration::from_millis(200))).await?;
     space.queue("orders", json!({})).await?;
     let scaling = json!({"maxReplicas": 3, "targetWaitSeconds": 2});
@@ -112,7 +113,7 @@ async fn an_operator_that_is_killed_in_the_middle_of_a_load_takes_over_where_it_
     space.ready("wk", "invoices").await?;
     space.client().await?.publish_all("orders", messages(200)).await?;
     space.pods_ready("invoices", 3).await?;
-    install::kill_operator(&space.cluster).await?;
+    space.kill_operator(&turn).await?;
     space.handled(100).await?;
     assert_eq!(desired(&space).await?, 3, "while there is work, the new operator takes no pod away");
     space.handled(200).await?;
@@ -122,6 +123,7 @@ async fn an_operator_that_is_killed_in_the_middle_of_a_load_takes_over_where_it_
 
 #[tokio::test]
 async fn an_operator_that_starts_anew_knows_how_long_the_messages_of_a_worker_at_zero_take() -> Result<()> {
+    let turn = turn().await;
     let space = Space::new("anew", |_| Order::work(Duration::from_millis(50))).await?;
     space.queue("orders", json!({})).await?;
     space.worker("invoices", json!({"scaling": {"scaleInStabilizationSeconds": 0}})).await?;
@@ -150,7 +152,7 @@ async fn an_operator_that_starts_anew_knows_how_long_the_messages_of_a_worker_at
         space.cluster.kubectl(&holder).await
     };
     let before = leader().await?;
-    install::kill_operator(&space.cluster).await?;
+    space.kill_operator(&turn).await?;
     space
         .eventually("another operator leads", async || {
             let now = leader().await?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, MutexGuard, OnceCell};
 use warren_tests::amqp::Client;
 use warren_tests::broker::Broker;
 use warren_tests::desk::{self, Call, Desk, Order};
@@ -25,6 +25,14 @@ pub(crate) async fn cluster() -> &'static Cluster {
         Ok(cluster)
     };
     CLUSTER.get_or_init(|| async { set_up().await.expect("a cluster with Warren") }).await
+}
+
+/// The operator, which all tests have in common: one test at a time may end it, and what it remembers of the load is gone then.
+static OPERATOR: Mutex<()> = Mutex::const_new(());
+
+/// Waits for the turn to end the operator; until it is over, no other test does.
+pub(crate) async fn turn() -> MutexGuard<'static, ()> {
+    OPERATOR.lock().await
 }
 
 /// A namespace with a virtual host of the same name on the broker that the tests share, and a desk.
@@ -125,6 +133,11 @@ impl Space {
             Ok(pods)
         })
         .await
+    }
+
+    /// Ends the operator, in a test's turn.
+    pub(crate) async fn kill_operator(&self, _turn: &MutexGuard<'_, ()>) -> Result<()> {
+        install::kill_operator(&self.cluster).await
     }
 
     /// Waits until so many different messages are handled.
