@@ -365,8 +365,8 @@ pub struct DeadLetter {
     pub message_ttl_seconds: Option<i32>,
 
     /// How many dead messages are kept; default: no limit. When the dead-letter queue is full, further ones are refused: they stay
-    /// unacknowledged with the sidecars, and the condition DeadLetterAvailable says so. What the broker dead-letters by itself, such
-    /// as what `limits.overflow: DropHead` drops, is lost then.
+    /// unacknowledged with the sidecars, and the condition DeadLetterAvailable says so. What
+    /// `limits.overflow: DropHead` drops is lost then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 2_147_483_647))]
     pub max_length: Option<i32>,

@@ -66,14 +66,14 @@ pub fn parse(manifest: &str, wanted: Wanted<'_>) -> Result<(Worker, Queue), Mani
     for document in serde_yaml::Deserializer::from_str(manifest) {
         read(Value::deserialize(document)?, &mut workers, &mut queues)?;
     }
-    let (all, name) = (workers.len(), wanted.name.map(str::to_owned));
+    let all = workers.len();
     workers.retain(|worker| wanted.is(worker));
     let found = workers.len();
-    let worker = match (workers.pop(), name, wanted.namespace) {
+    let worker = match (workers.pop(), wanted.name, wanted.namespace) {
         (Some(worker), ..) if found == 1 => worker,
-        (Some(_), Some(name), _) => return Err(ManifestError::ManyNamespaces(found, name)),
+        (Some(_), Some(name), _) => return Err(ManifestError::ManyNamespaces(found, name.to_owned())),
         (Some(_), None, _) => return Err(ManifestError::ManyWorkers(found)),
-        (None, Some(name), _) => return Err(ManifestError::NotFound(name)),
+        (None, Some(name), _) => return Err(ManifestError::NotFound(name.to_owned())),
         (None, None, Some(namespace)) if all > 0 => return Err(ManifestError::NoneIn(namespace.to_owned())),
         (None, None, _) => return Err(ManifestError::NoWorker),
     };
