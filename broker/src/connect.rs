@@ -1,11 +1,13 @@
 //! One connection to a broker, bounded in time.
 
 use std::io;
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use async_rs::traits::{AsyncToSocketAddrs, Reactor};
+use async_rs::{Tokio, TokioRuntime};
 use lapin::tcp::AsyncTcpStream;
 use lapin::uri::{AMQPQueryString, AMQPUri};
 use lapin::{Connection, ConnectionProperties, ErrorKind};
@@ -102,8 +104,7 @@ pub(crate) async fn open(
             guard::runtime(largest),
             async move |uri: AMQPUri, _| {
                 let opening = async {
-                    let addresses = tokio.to_socket_addrs((uri.authority.host.clone(), uri.authority.port));
-                    let stream = AsyncTcpStream::connect(&tokio, addresses).await?;
+                    let stream = reach(&tokio, &uri, limit).await?;
                     if let AsyncTcpStream::Plain(socket) = &stream {
                         Attempt::opened(&begun, socket.get_ref().as_fd().try_clone_to_owned()?.into())?;
                     }
@@ -128,6 +129,34 @@ pub(crate) async fn open(
             detail: format!("no answer within {} s", limit.as_secs()),
         }),
     }
+}
+
+/// Connects to the first of a host's addresses that answers. One that does not leaves the others their share of the time: it may be
+/// the first each time, such as an IPv6 address that leads nowhere.
+pub(crate) async fn reach(
+    tokio: &TokioRuntime,
+    uri: &AMQPUri,
+    limit: Duration,
+) -> io::Result<AsyncTcpStream<<Tokio as Reactor>::TcpStream>> {
+    let host = (uri.authority.host.clone(), uri.authority.port);
+    reach_one(tokio, tokio.to_socket_addrs(host).to_socket_addrs().await?.collect(), limit).await
+}
+
+async fn reach_one(
+    tokio: &TokioRuntime,
+    addresses: Vec<SocketAddr>,
+    limit: Duration,
+) -> io::Result<AsyncTcpStream<<Tokio as Reactor>::TcpStream>> {
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    let share = limit / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+    for address in addresses {
+        match timeout(share, tokio.tcp_connect_addr(address)).await {
+            Ok(Ok(stream)) => return Ok(AsyncTcpStream::Plain(stream)),
+            Ok(Err(error)) => failed = error,
+            Err(_) => failed = io::ErrorKind::TimedOut.into(),
+        }
+    }
+    Err(failed)
 }
 
 /// Ends a connection whose peer says nothing: the library's thread would wait for it without end.
@@ -200,6 +229,8 @@ mod tests {
     use std::io::Read;
     use std::net::TcpListener;
 
+    use tokio::net::TcpSocket;
+
     use super::*;
     use crate::peer::{Peer, method};
 
@@ -216,6 +247,23 @@ mod tests {
         assert_eq!(options.final_frame(1_048_576), Some(1_048_576), "a broker without a limit");
         assert_eq!(options.larger_frame(), options.frame_max);
         assert_eq!(ConnectOptions::named("test").final_frame(small), Some(small));
+    }
+
+    #[tokio::test]
+    async fn an_address_that_leads_nowhere_leaves_the_next_one_its_time() {
+        let full = TcpSocket::new_v4().unwrap();
+        full.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let full = full.listen(0).unwrap();
+        let (nowhere, mut waiting) = (full.local_addr().unwrap(), Vec::new());
+        // Once enough wait to be accepted, the next has no answer.
+        let next = || timeout(Duration::from_millis(500), tokio::net::TcpStream::connect(nowhere));
+        while let Ok(stream) = next().await {
+            waiting.push(stream.unwrap());
+        }
+        let there = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addresses = vec![nowhere, there.local_addr().unwrap()];
+        let runtime = lapin::runtime::default_runtime().unwrap();
+        reach_one(&runtime, addresses, Duration::from_secs(2)).await.unwrap();
     }
 
     #[test]

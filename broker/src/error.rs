@@ -128,9 +128,13 @@ impl BrokerError {
         }
     }
 
-    /// Whether the broker says that there is no such queue. One whose node is down is not found either, and may come back.
-    pub fn says_no_queue(&self) -> bool {
-        matches!(self, Self::NotFound { detail } if detail.contains("no queue '"))
+    /// Whether the broker says that there is no queue of this name. One whose node is down is not found either, and may come back.
+    pub fn says_no_queue(&self, name: &str) -> bool {
+        let Self::NotFound { detail } = self else { return false };
+        let Some((_, said)) = detail.split_once("no queue '") else { return false };
+        // A broker says 255 bytes at most, and ends them with dots where it had more to say.
+        said.strip_prefix(name).is_some_and(|rest| rest.starts_with('\''))
+            || said.strip_suffix("...").is_some_and(|said| name.starts_with(said))
     }
 
     /// What a library error on an open connection means.
@@ -210,8 +214,15 @@ mod tests {
 
     #[test]
     fn a_queue_whose_node_is_down_is_not_one_that_does_not_exist() {
-        let says = |detail: &str| BrokerError::NotFound { detail: detail.to_owned() }.says_no_queue();
+        let of = |detail: &str, name: &str| {
+            BrokerError::NotFound { detail: detail.to_owned() }.says_no_queue(name)
+        };
+        let says = |detail: &str| of(detail, "orders");
         assert!(says("NOT_FOUND - no queue 'orders' in vhost '/'"));
+        assert!(!says("NOT_FOUND - no queue 'orders.dlq' in vhost '/'"), "it is another's answer");
+        let long = "q".repeat(255);
+        assert!(of(&format!("NOT_FOUND - no queue '{}...", &long[..231]), &long));
+        assert!(!of(&format!("NOT_FOUND - no queue '{}...", &long[..231]), "orders"));
         assert!(!says(
             "NOT_FOUND - home node 'rabbit@b' of durable queue 'orders' in vhost '/' is down or inaccessible"
         ));

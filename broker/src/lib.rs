@@ -5,6 +5,7 @@
 //! | [`access`] | a Secret's keys parsed into addresses, identity and TLS |
 //! | [`error`] | what a broker refuses, as errors that say what to do |
 //! | [`connect`] | one connection, bounded in time |
+//! | [`channel`] | a channel on it, whatever became of those before |
 //! | [`supervisor`] | a connection that comes back, numbered by generation |
 //! | [`topology`] | a Queue's spec as exchanges, queues and bindings: a pure plan |
 //! | [`declare`] | that plan sent to a broker, and what the broker has read back |
@@ -12,6 +13,7 @@
 
 pub mod access;
 mod alarm;
+pub mod channel;
 pub mod connect;
 pub mod declare;
 pub mod error;

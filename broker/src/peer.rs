@@ -38,6 +38,11 @@ impl Peer {
         let text = [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
         self.say(&method(10, 50, &[&code.to_be_bytes()[..], &text, &[0; 4]].concat()));
         // Closed with something unread, the connection would be reset, and the reason lost.
+        self.listen_on();
+    }
+
+    /// Says nothing more, and listens until the client hangs up.
+    pub fn listen_on(mut self) {
         let _ = self.0.read_to_end(&mut Vec::new());
     }
 

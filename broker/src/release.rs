@@ -8,12 +8,12 @@ use std::io;
 use std::time::Duration;
 
 use futures::{AsyncReadExt, AsyncWriteExt};
-use lapin::tcp::AsyncTcpStream;
 use lapin::types::AMQPValue;
 use lapin::types::parsing::parse_field_table;
 use lapin::uri::AMQPQueryString;
 
 use crate::access::BrokerAccess;
+use crate::connect::reach;
 use crate::guard::{FRAME_HEADER, LARGEST_METHOD};
 use crate::tls::secured;
 
@@ -56,7 +56,7 @@ impl fmt::Display for Release {
 /// Asks the broker's addresses in turn; none where none of them says.
 pub async fn ask(access: &BrokerAccess, timeout: Duration) -> Option<Release> {
     for endpoint in 0..access.endpoints() {
-        match tokio::time::timeout(timeout, ask_one(access, endpoint)).await {
+        match tokio::time::timeout(timeout, ask_one(access, endpoint, timeout)).await {
             Ok(Ok(Some(release))) => return Some(release),
             Ok(Ok(None)) => tracing::debug!(broker = %access.address(), "the broker names no release"),
             Ok(Err(error)) => tracing::debug!(broker = %access.address(), %error, "release not read"),
@@ -66,11 +66,10 @@ pub async fn ask(access: &BrokerAccess, timeout: Duration) -> Option<Release> {
     None
 }
 
-async fn ask_one(access: &BrokerAccess, endpoint: usize) -> io::Result<Option<Release>> {
+async fn ask_one(access: &BrokerAccess, endpoint: usize, timeout: Duration) -> io::Result<Option<Release>> {
     let runtime = lapin::runtime::default_runtime().map_err(io::Error::other)?;
     let uri = access.uri(endpoint, AMQPQueryString::default());
-    let addresses = runtime.to_socket_addrs((uri.authority.host.clone(), uri.authority.port));
-    let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
+    let stream = reach(&runtime, &uri, timeout).await?;
     let mut stream = secured(stream, &uri, access.tls()).await?;
     stream.write_all(PROTOCOL_HEADER).await?;
     let mut header = [0; FRAME_HEADER];

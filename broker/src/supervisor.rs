@@ -3,12 +3,14 @@
 //! The library's own recovery replays consumers and had several bugs; here each connection has a generation number instead,
 //! and whoever uses a link tags its deliveries with it, so that nothing of an old connection is ever sent on a new one.
 
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::StreamExt;
 use lapin::{Connection, Event};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -65,6 +67,15 @@ pub struct Link {
     pub frame: Option<u32>,
     /// Why the broker reads no publishes (`connection.blocked`), while it does not.
     pub blocked: Option<Arc<str>>,
+    lost: mpsc::UnboundedSender<u64>,
+}
+
+impl Link {
+    /// Reports that the connection is of no use: another one takes its place.
+    pub fn give_up(&self) {
+        // Without a keeper it has ended.
+        let _ = self.lost.send(self.generation);
+    }
 }
 
 impl std::fmt::Debug for Link {
@@ -80,7 +91,6 @@ impl std::fmt::Debug for Link {
 #[derive(Debug)]
 pub struct Supervisor {
     state: watch::Receiver<LinkState>,
-    lost: mpsc::UnboundedSender<u64>,
     task: JoinHandle<()>,
 }
 
@@ -89,19 +99,13 @@ impl Supervisor {
     pub fn spawn(access: watch::Receiver<Arc<BrokerAccess>>, options: ConnectOptions) -> Self {
         let (publish, state) = watch::channel(LinkState::Connecting);
         let (lost, reports) = mpsc::unbounded_channel();
-        let keeper = Keeper { access, options, publish, reports, generation: 0 };
-        Self { state, lost, task: tokio::spawn(keeper.run()) }
+        let keeper = Keeper { access, options, publish, lost, reports, generation: 0 };
+        Self { state, task: tokio::spawn(keeper.run()) }
     }
 
     /// The state, and each change of it.
     pub fn state(&self) -> watch::Receiver<LinkState> {
         self.state.clone()
-    }
-
-    /// Reports that the connection of a generation is of no use; a later generation is left alone.
-    pub fn lost(&self, generation: u64) {
-        // The keeper ends only with this value.
-        let _ = self.lost.send(generation);
     }
 }
 
@@ -115,6 +119,7 @@ struct Keeper {
     access: watch::Receiver<Arc<BrokerAccess>>,
     options: ConnectOptions,
     publish: watch::Sender<LinkState>,
+    lost: mpsc::UnboundedSender<u64>,
     reports: mpsc::UnboundedReceiver<u64>,
     generation: u64,
 }
@@ -129,8 +134,9 @@ impl Keeper {
                 Ok((connection, socket)) => {
                     self.generation += 1;
                     let since = Instant::now();
-                    let error = self.hold(connection).await;
-                    hang_up(socket);
+                    let held = Held { connection: Arc::new(connection), socket };
+                    let error = self.hold(&held.connection).await;
+                    held.end();
                     (error, since.elapsed())
                 }
                 Err(error) => (error, Duration::ZERO),
@@ -159,12 +165,12 @@ impl Keeper {
     }
 
     /// Publishes the connection until it ends, and says why it did.
-    async fn hold(&mut self, connection: Connection) -> BrokerError {
+    async fn hold(&mut self, connection: &Arc<Connection>) -> BrokerError {
         let generation = self.generation;
         let mut events = std::pin::pin!(connection.events_listener());
-        let connection = Arc::new(connection);
         let frame = self.options.final_frame(connection.configuration().frame_max());
-        let mut link = Link { generation, connection: Arc::clone(&connection), frame, blocked: None };
+        let lost = self.lost.clone();
+        let mut link = Link { generation, connection: Arc::clone(connection), frame, blocked: None, lost };
         tracing::info!(name = %self.options.name, generation, "connected to the broker");
         self.publish.send_replace(LinkState::Up(link.clone()));
         let mut access_open = true;
@@ -203,13 +209,13 @@ impl Keeper {
                 },
                 Some(reported) = self.reports.recv() => {
                     if reported == generation {
-                        close(&connection).await;
+                        close(connection).await;
                         return BrokerError::Closed { detail: "the connection was given up".to_owned() };
                     }
                 }
                 changed = self.access.changed(), if access_open => match changed {
                     Ok(()) => {
-                        close(&connection).await;
+                        close(connection).await;
                         return BrokerError::Closed { detail: "the broker's Secret changed".to_owned() };
                     }
                     Err(_) => access_open = false,
@@ -253,6 +259,33 @@ fn backoff() -> backon::ExponentialBackoff {
         .build()
 }
 
+/// A connection that ends with its keeper, also where that is dropped and the peer says nothing.
+struct Held {
+    connection: Arc<Connection>,
+    socket: Option<TcpStream>,
+}
+
+impl Held {
+    /// Ends a connection that is closed, or of no use.
+    fn end(mut self) {
+        hang_up(self.socket.take());
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let Some(socket) = self.socket.take() else { return };
+        let connection = Arc::clone(&self.connection);
+        // Without a runtime the process ends, and the connection with it.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move {
+                close(&connection).await;
+                hang_up(Some(socket));
+            });
+        }
+    }
+}
+
 /// Says goodbye, but waits for no answer of a peer that may be gone.
 async fn close(connection: &Connection) {
     let goodbye = connection.close(200, "bye".into());
@@ -294,6 +327,22 @@ mod tests {
             assert_eq!(sidecar, [small, 131_073, 1_048_576, 1_048_576]);
         };
         tokio::join!(check(0), check(u32::MAX));
+    }
+
+    #[tokio::test]
+    async fn a_silent_peer_does_not_keep_the_connection_of_a_supervisor_that_is_gone() {
+        let (listener, uri) = Peer::listen();
+        let access = Arc::new(BrokerAccess::from_uri(&uri).unwrap());
+        let supervisor = Supervisor::spawn(watch::channel(access).1, ConnectOptions::named("test"));
+        let peer = tokio::task::spawn_blocking(move || {
+            let mut peer = Peer::accept(&listener);
+            peer.greet(0);
+            peer.listen_on();
+        });
+        supervisor.state().wait_for(|state| state.link().is_some()).await.unwrap();
+        drop(supervisor);
+        // It answers no close: without an end of the socket this never ends.
+        tokio::time::timeout(Duration::from_secs(30), peer).await.unwrap().unwrap();
     }
 
     #[tokio::test]

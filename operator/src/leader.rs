@@ -187,7 +187,8 @@ impl Elector {
             // Who has never seen a Lease has no holder to wait for.
             None if found.is_none() => Duration::MAX,
             _ => {
-                *seen = Some((version, begun));
+                // What the answer tells of may have been written while it was waited for.
+                *seen = Some((version, Instant::now()));
                 Duration::ZERO
             }
         };

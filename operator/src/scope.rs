@@ -179,13 +179,25 @@ fn queue_event(event: &watcher::Event<Queue>, context: &Context) {
         }
         watcher::Event::InitDone => {
             context.brokers.listed(context.namespace.as_deref());
+            queues_listed_again(context);
             listed_again(context);
         }
         watcher::Event::Init => {}
     }
 }
 
-/// What vanished while a watch was down has no event of its own: all Workers look again.
+/// An object of a list goes to its reconcile with its page, before the cache has it, which takes a list in as a whole: all Queues look
+/// again.
+fn queues_listed_again(context: &Context) {
+    if *context.filled.borrow() {
+        for queue in context.stores.queues.state() {
+            // The receiver ends only with the process.
+            let _ = context.queue_changed.unbounded_send(ObjectRef::from_obj(&*queue));
+        }
+    }
+}
+
+/// The same of Workers; and what vanished while a watch was down has no event of its own.
 fn listed_again(context: &Context) {
     if *context.filled.borrow() {
         reconcile(&context.stores.workers.state(), context);
@@ -210,6 +222,7 @@ fn worker_event(event: &watcher::Event<Worker>, context: &Context) {
         watcher::Event::InitDone => {
             let living = context.stores.workers.state().iter().map(|worker| worker_key(worker)).collect();
             locked(&context.naming).retain(&living);
+            listed_again(context);
         }
         watcher::Event::Init => {}
     }

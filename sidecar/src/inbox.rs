@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderValue};
 use tokio::sync::oneshot;
 use warren_broker::BrokerError;
 use warren_broker::lapin::{Channel, Consumer};
+use warren_broker::supervisor::Link;
 
 use crate::core::{DeliveryId, LateReply, PublishResult, Seen, Snapshot, Verdict};
 use crate::handler::pool::Done;
@@ -49,15 +50,15 @@ pub enum Inbox {
     },
     /// A channel was opened, or not.
     Opened {
-        /// The connection's number.
-        link: u64,
+        /// The connection.
+        link: Link,
         /// The channel.
         result: Result<Channel, BrokerError>,
     },
     /// A channel was closed so that what it held is the broker's again, or not.
     HandedBack {
-        /// The connection's number.
-        link: u64,
+        /// The connection.
+        link: Link,
         /// Whether the broker said nothing.
         silent: bool,
     },

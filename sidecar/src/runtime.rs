@@ -91,7 +91,6 @@ struct Runtime {
     replier: Publisher,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
-    supervisor: Supervisor,
     session: Option<Session>,
     opening: link::Opening,
     /// Channels opened so far: the next session's generation.
@@ -135,7 +134,6 @@ pub async fn run(parts: Parts) {
         publisher,
         metrics,
         health,
-        supervisor,
         session: None,
         opening: link::Opening::default(),
         generations: 0,

@@ -19,7 +19,7 @@ const ZERO_SPACING: Duration = Duration::from_millis(300);
 pub(super) async fn depth_of(link: &Link, queue: &str) -> Result<Option<QueueDepth>, BrokerError> {
     match on_own_channel(link, async |channel| declare::depth(channel, queue).await).await {
         Ok(depth) => Ok(Some(depth)),
-        Err(BrokerError::NotFound { .. }) => Ok(None),
+        Err(error) if error.says_no_queue(queue) => Ok(None),
         Err(error) => Err(error),
     }
 }

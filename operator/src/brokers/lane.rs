@@ -34,6 +34,8 @@ const PROBES_AT_ONCE: usize = 24;
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a probe may take, the wait for its turn included.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the answer to a look is listened for, whether or not anybody still waits for it.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One broker. Dropping it closes its connection.
 #[derive(Debug)]
@@ -50,7 +52,7 @@ struct Shared {
     options: LaneOptions,
     entries: Mutex<Entries>,
     changed: Notify,
-    channels: Mutex<Channels<Channel>>,
+    channels: Arc<Mutex<Channels<Channel>>>,
     release: Aside<Release>,
     probes: Semaphore,
     host: Arc<Host>,
@@ -74,7 +76,7 @@ impl Lane {
             options,
             entries: Mutex::new(Entries::on(host.clone(), scopes)),
             changed: Notify::new(),
-            channels: Mutex::default(),
+            channels: Arc::default(),
             release: Aside::default(),
             probes: Semaphore::new(PROBES_AT_ONCE),
             host,
@@ -134,7 +136,7 @@ impl Lane {
         let timeout = BrokerError::TimedOut { what: "queue depth", seconds: PROBE_TIMEOUT.as_secs() };
         let depth =
             tokio::time::timeout(PROBE_TIMEOUT, self.shared.depth(queue)).await.unwrap_or(Err(timeout));
-        if let Err(BrokerError::NotFound { .. }) = depth {
+        if depth.as_ref().is_err_and(|error| error.says_no_queue(queue)) {
             locked(&self.shared.entries).missing(queue, Instant::now());
             self.shared.changed.notify_one();
         }
@@ -177,12 +179,21 @@ impl Shared {
         self.look(&self.link()?, queue).await
     }
 
-    /// Asks for a queue's depth on a channel that is used again, which changes nothing.
+    /// Asks for a queue's depth on a channel that is used again, which changes nothing. It ends by its answer, also where nobody
+    /// waits for that any more: over a refusal on a channel that was dropped meanwhile the library ends the connection.
     async fn look(&self, link: &Link, queue: &str) -> Result<QueueDepth, BrokerError> {
-        let pooled = take(link, &self.channels).await?;
-        let depth = declare::depth(&pooled.channel, queue).await?;
-        put_back(link, &self.channels, pooled);
-        Ok(depth)
+        let (link, channels, queue) = (link.clone(), self.channels.clone(), queue.to_owned());
+        let looking = tokio::spawn(tokio::time::timeout(ANSWER_TIMEOUT, async move {
+            let pooled = take(&link, &channels).await?;
+            let depth = declare::depth(&pooled.channel, &queue).await?;
+            put_back(&link, &channels, pooled);
+            Ok(depth)
+        }));
+        let timed_out = || BrokerError::TimedOut { what: "queue depth", seconds: ANSWER_TIMEOUT.as_secs() };
+        match looking.await {
+            Ok(looked) => looked.unwrap_or_else(|_| Err(timed_out())),
+            Err(ended) => Err(BrokerError::Closed { detail: ended.to_string() }),
+        }
     }
 
     /// Whether a main queue that was there is gone. Where that is not known for now, it is not declared either, which would
@@ -192,7 +203,7 @@ impl Shared {
         let look = async { self.look(link, &order.main).await.map_err(|error| of_main(order, error)) };
         let gone = match in_time(order, look).await {
             Ok(_) => false,
-            Err(DeclareError { error, .. }) if error.says_no_queue() => true,
+            Err(DeclareError { error, .. }) if error.says_no_queue(&order.main) => true,
             Err(failed) if failed.error.category() == Category::Retryable => return Err(failed),
             Err(_) => return Ok(false),
         };

@@ -3,15 +3,12 @@
 use std::sync::Mutex;
 
 use warren_broker::BrokerError;
+use warren_broker::channel::open;
 use warren_broker::lapin::Channel;
 use warren_broker::supervisor::Link;
 
 use super::channels::{Channels, Pooled};
 use crate::locked::locked;
-
-pub(super) async fn open(link: &Link) -> Result<Channel, BrokerError> {
-    Ok(link.connection.create_channel().await?)
-}
 
 /// A channel that waits for use, or another one.
 pub(super) async fn take(

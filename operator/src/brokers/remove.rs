@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use warren_api::QueueType;
 use warren_api::conditions::queue::DELETION_BLOCKED;
 use warren_api::queue::DeclaredBinding;
+use warren_broker::channel::open;
 use warren_broker::declare::{self, DeclareError, Object, QueueDepth};
 use warren_broker::lapin::Channel;
 use warren_broker::supervisor::Link;
@@ -13,7 +14,7 @@ use warren_broker::topology::{QueuePlan, Role, Topology};
 use warren_broker::{BrokerError, Category};
 
 use super::counted::count;
-use super::link::{close, open};
+use super::link::close;
 use super::rest::Rest;
 use super::work::{Patience, of_main, refuses_when_full};
 use super::{Order, Outcome};

@@ -177,6 +177,13 @@ impl Metrics {
         self.of_workers.count(worker, &DECISIONS, reason.as_str());
     }
 
+    /// Counts patches of a Worker's replicas for these reasons, from zero on.
+    pub fn scales(&self, worker: &Key, reasons: &[&'static str]) {
+        for reason in reasons {
+            self.of_workers.begin(worker, &SCALINGS, reason);
+        }
+    }
+
     /// Counts a patch of replicas.
     pub fn scaled(&self, worker: &Key, reason: &'static str) {
         self.of_workers.count(worker, &SCALINGS, reason);
@@ -245,6 +252,8 @@ mod tests {
         metrics.worker_ready(&key, false);
         metrics.decided(&key, Reason::Idle);
         metrics.decided(&key, Reason::Idle);
+        metrics.scaled(&key, "ScaledOut");
+        metrics.scales(&key, &["ScaledOut", "ScaledIn"]);
         metrics.service_seconds(&key, Some(0.25));
         metrics.queue_messages(&key, Some(7), None, Some(0));
         let text = metrics.text().unwrap();
@@ -254,6 +263,8 @@ mod tests {
             "warren_operator_worker_replicas{namespace=\"n\",worker=\"a\",state=\"desired\"} 4",
             "# TYPE warren_operator_scale_decisions_total counter",
             "warren_operator_scale_decisions_total{namespace=\"n\",worker=\"a\",reason=\"Idle\"} 2",
+            "warren_operator_scalings_total{namespace=\"n\",worker=\"a\",reason=\"ScaledOut\"} 1",
+            "warren_operator_scalings_total{namespace=\"n\",worker=\"a\",reason=\"ScaledIn\"} 0",
             "warren_operator_worker_service_seconds{namespace=\"n\",worker=\"a\"} 0.25",
             "warren_operator_queue_ready_messages{namespace=\"n\",queue=\"a\"} 7",
             "warren_operator_queue_dead_messages{namespace=\"n\",queue=\"a\"} 0",

@@ -54,6 +54,11 @@ impl Series {
         self.change(key, family.name, label, |point| *point += 1.0);
     }
 
+    /// Counts from zero on: of a counter that appears at one, Prometheus sees no increase.
+    pub(super) fn begin(&self, key: &Key, family: &Definition, label: &'static str) {
+        self.change(key, family.name, label, |_| ());
+    }
+
     fn change(&self, key: &Key, family: &'static str, label: &'static str, change: impl FnOnce(&mut f64)) {
         let mut rows = self.rows();
         let points = rows.entry(key.clone()).or_default();

@@ -17,10 +17,14 @@ use crate::condition::find;
 pub fn keep(queue: &Queue, address: &str) -> Order {
     let topology = topology::plan(queue.broker_name(), &queue.spec);
     let retire = dropped_rungs(queue).map(|delay| delay.unsigned_abs()).collect();
-    let unbind = dropped_bindings(queue, &topology);
     let claim = match claim(queue) {
         Claim::Declare if made_elsewhere(queue, address) => Claim::MustBeAbsent,
         claim => claim,
+    };
+    let unbind = match claim {
+        // An order that was refused is recorded with its bindings, and one of them may be the owner's.
+        Claim::MustExist => Vec::new(),
+        Claim::Declare | Claim::MustBeAbsent => dropped_bindings(queue, &topology),
     };
     order(queue, topology, Goal::Keep { claim, unbind, retire, untold: false })
 }

@@ -168,6 +168,7 @@ impl Follower {
             self.show(worker, &self.view(None, handlers, consumes));
             return OBSERVED;
         }
+        self.context.metrics.scales(&self.key, &carry::PATCHED_FOR);
         let floor = self.timetable.floor(&worker.spec.scaling.schedules, Timestamp::now());
         // A broker that is being connected to is not unknown yet, nor is a share before all have looked.
         let early = self.depth.is_none() || !context.board.all_have_looked(&self.key);

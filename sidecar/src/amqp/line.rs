@@ -12,6 +12,7 @@ use warren_broker::lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use warren_broker::lapin::types::ShortString;
 use warren_broker::lapin::{BasicProperties, Channel, Confirmation, Error};
 use warren_broker::supervisor::Link;
+use warren_broker::{BrokerError, channel};
 
 use super::publisher::{PublishError, broken};
 use super::returns::{Identity, Ledger, Strange, Verdict};
@@ -67,8 +68,8 @@ impl Line {
     ///
     /// # Errors
     /// Why there is no channel.
-    pub async fn open(link: &Link) -> Result<Self, Error> {
-        let channel = link.connection.create_channel().await?;
+    pub async fn open(link: &Link) -> Result<Self, BrokerError> {
+        let channel = channel::open(link).await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         let (jobs, inbox) = mpsc::unbounded_channel();
         let largest = link.frame.and_then(|frame| usize::try_from(frame).ok());
@@ -112,7 +113,7 @@ impl Flight {
             Ok(Confirmation::NotRequested) => (false, None),
             // The broker closes a channel over one message. Which one, it says to a message that was alone.
             Err(error) => {
-                return Err(match (broken(&error), self.ledger.len()) {
+                return Err(match (broken(error.into()), self.ledger.len()) {
                     (PublishError::Broker(error), 2..) => PublishError::OfAnother(error),
                     (error, _) => error,
                 });

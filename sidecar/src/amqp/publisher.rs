@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, OnceCell, oneshot, watch};
 use warren_broker::connect::ConnectOptions;
-use warren_broker::lapin::Error;
 use warren_broker::supervisor::{Link, LinkState, Supervisor};
 use warren_broker::{BrokerAccess, BrokerError};
 
@@ -113,7 +112,7 @@ impl Publisher {
         {
             return Ok(Arc::clone(line));
         }
-        let line = Arc::new(Line::open(&link).await.map_err(|error| broken(&error))?);
+        let line = Arc::new(Line::open(&link).await.map_err(broken)?);
         *held = Some((link.generation, Arc::clone(&line)));
         Ok(line)
     }
@@ -121,7 +120,7 @@ impl Publisher {
     /// A channel that nothing else is sent on.
     async fn own_line(&self) -> Result<Line, PublishError> {
         let link = self.connection().await?;
-        Line::open(&link).await.map_err(|error| broken(&error))
+        Line::open(&link).await.map_err(broken)
     }
 
     /// Publishes one message and waits for the broker's confirm for as long as the channel lives, and for an hour at most: the
@@ -189,8 +188,8 @@ async fn ended(outcome: oneshot::Receiver<Outcome>) -> Outcome {
     outcome.await.unwrap_or(Err(PublishError::Disconnected))
 }
 
-pub(super) fn broken(error: &Error) -> PublishError {
-    match BrokerError::from_lapin(error) {
+pub(super) fn broken(error: BrokerError) -> PublishError {
+    match error {
         BrokerError::Closed { .. } | BrokerError::Unreadable { .. } => PublishError::Disconnected,
         other => PublishError::Broker(other),
     }

@@ -1,13 +1,11 @@
 //! The consuming channel: opened anew after each loss, with a generation number of its own.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures::{FutureExt, Stream};
 use tokio::sync::oneshot;
-use warren_broker::BrokerError;
 use warren_broker::declare::queue_name;
 use warren_broker::lapin::message::Delivery;
 use warren_broker::lapin::options::{
@@ -15,7 +13,9 @@ use warren_broker::lapin::options::{
     ChannelFlowOptions, QueueDeclareOptions,
 };
 use warren_broker::lapin::types::FieldTable;
-use warren_broker::lapin::{Channel, Connection, Consumer, Error};
+use warren_broker::lapin::{Channel, Consumer};
+use warren_broker::supervisor::Link;
+use warren_broker::{BrokerError, channel};
 
 /// How long the broker may take to answer a request on an open connection.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -50,13 +50,13 @@ pub enum Arrival {
 ///
 /// # Errors
 /// Why there is no channel; [`BrokerError::NotFound`] if the queue is missing.
-pub async fn open(connection: &Connection, queue: &str) -> Result<Channel, BrokerError> {
+pub async fn open(link: &Link, queue: &str) -> Result<Channel, BrokerError> {
     let queue = queue_name(queue)?;
     let opening = async {
-        let channel = connection.create_channel().await?;
+        let channel = channel::open(link).await?;
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         channel.queue_declare(queue, options, FieldTable::default()).await?;
-        Ok(channel)
+        Ok::<_, BrokerError>(channel)
     };
     patiently("the queue", opening).await
 }
@@ -75,12 +75,12 @@ pub async fn consume(channel: Channel, queue: String, prefetch: u16) -> Result<C
     patiently("consuming", consuming).await
 }
 
-async fn patiently<T>(
+async fn patiently<T, E: Into<BrokerError>>(
     what: &'static str,
-    work: impl Future<Output = Result<T, Error>>,
+    work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, BrokerError> {
     match tokio::time::timeout(PATIENCE, work).await {
-        Ok(result) => result.map_err(|error| BrokerError::from_lapin(&error)),
+        Ok(result) => result.map_err(Into::into),
         Err(_) => Err(BrokerError::TimedOut { what, seconds: PATIENCE.as_secs() }),
     }
 }
@@ -203,6 +203,3 @@ pub async fn flush(channel: Channel) {
 pub fn discard(session: Session) {
     tokio::spawn(close(session));
 }
-
-/// A connection that a channel lives on.
-pub type Shared = Arc<Connection>;

@@ -1,6 +1,5 @@
 //! The consuming connection and the channel on it: opened, lost, opened again.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -18,7 +17,7 @@ use crate::inbox::Inbox;
 /// When the next channel is opened.
 #[derive(Debug)]
 pub(super) struct Opening {
-    link: Option<(u64, session::Shared)>,
+    link: Option<Link>,
     due: Option<Instant>,
     running: bool,
     /// Whether the next channel comes after one that was closed on purpose.
@@ -62,11 +61,11 @@ impl Opening {
 
 impl Runtime {
     pub(super) fn link_up(&mut self, link: &Link) {
-        if self.opening.link.as_ref().is_some_and(|(generation, _)| *generation == link.generation) {
+        if self.opening.link.as_ref().is_some_and(|current| current.generation == link.generation) {
             return;
         }
         self.lose_session("the connection was replaced");
-        self.opening.link = Some((link.generation, Arc::clone(&link.connection)));
+        self.opening.link = Some(link.clone());
         self.opening.due = Some(Instant::now());
     }
 
@@ -80,22 +79,22 @@ impl Runtime {
     /// Opens a channel if there is a connection and no channel yet.
     pub(super) fn open_session(&mut self) {
         self.opening.due = None;
-        let Some((link, connection)) = self.opening.link.clone() else { return };
+        let Some(link) = self.opening.link.clone() else { return };
         if self.session.is_some() || self.opening.running {
             return;
         }
         self.opening.running = true;
         let (queue, sender) = (self.config.queue.name.clone(), self.sender.clone());
         tokio::spawn(async move {
-            let result = session::open(&connection, &queue).await;
+            let result = session::open(&link, &queue).await;
             // Without a loop there is nobody to tell.
             let _ = sender.send(Inbox::Opened { link, result });
         });
     }
 
-    pub(super) fn opened(&mut self, link: u64, result: Result<Channel, BrokerError>) {
+    pub(super) fn opened(&mut self, link: &Link, result: Result<Channel, BrokerError>) {
         self.opening.running = false;
-        let current = self.opening.link.as_ref().is_some_and(|(generation, _)| *generation == link);
+        let current = self.opening.link.as_ref().is_some_and(|current| current.generation == link.generation);
         match result {
             _ if !current => self.opening.due = self.opening.link.as_ref().map(|_| Instant::now()),
             Ok(channel) => {
@@ -113,7 +112,7 @@ impl Runtime {
             }
             Err(error) => {
                 if matches!(error, BrokerError::TimedOut { .. }) {
-                    self.supervisor.lost(link);
+                    link.give_up();
                 }
                 let problem = error.to_string();
                 if problem != self.opening.problem {
@@ -158,7 +157,7 @@ impl Runtime {
         let Some(session) = self.session.take_if(|session| session.generation == generation) else { return };
         tracing::info!(queue = %self.config.queue.name, generation, "what is held goes back to the broker at once, in its order");
         self.metrics.connected.set(0);
-        let Some((link, _)) = self.opening.link else { return };
+        let Some(link) = self.opening.link.clone() else { return };
         let (done, closed) = oneshot::channel();
         self.opening.closed = Some(closed);
         let sender = self.sender.clone();
@@ -169,9 +168,9 @@ impl Runtime {
         });
     }
 
-    pub(super) fn handed_back(&mut self, link: u64, silent: bool) {
+    pub(super) fn handed_back(&mut self, link: &Link, silent: bool) {
         if silent {
-            self.supervisor.lost(link);
+            link.give_up();
         } else if self.opening.link.is_some() && self.session.is_none() {
             self.opening.planned = true;
             self.opening.due = Some(Instant::now() + self.opening.backoff.pause());

@@ -60,8 +60,8 @@ impl Runtime {
             Inbox::Called(done) => self.called(done),
             Inbox::Published { id, result } => self.step(Event::Published { id, result }),
             Inbox::Port { seen } => self.step(Event::HandlerPort { seen }),
-            Inbox::Opened { link, result } => self.opened(link, result),
-            Inbox::HandedBack { link, silent } => self.handed_back(link, silent),
+            Inbox::Opened { link, result } => self.opened(&link, result),
+            Inbox::HandedBack { link, silent } => self.handed_back(&link, silent),
             Inbox::Consuming { generation, result } => self.consuming(generation, result),
             Inbox::Drain(reply) => {
                 self.drains.push(reply);

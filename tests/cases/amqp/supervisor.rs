@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use tokio::sync::watch;
-use warren_broker::BrokerAccess;
 use warren_broker::connect::ConnectOptions;
 use warren_broker::supervisor::{Link, LinkState, Supervisor};
-use warren_tests::broker::{Alarm, Broker, Options};
+use warren_broker::{BrokerAccess, BrokerError, channel, declare};
+use warren_tests::amqp::Client;
+use warren_tests::broker::{Alarm, Broker, Options, Vhost};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -33,7 +34,8 @@ async fn a_lost_connection_comes_back_with_a_new_generation() -> Result<()> {
     let (rotate, access) = watch::channel(access);
     let supervisor = Supervisor::spawn(access, ConnectOptions::named("test"));
     let mut states = supervisor.state();
-    assert_eq!(link(&mut states, |_| true).await?.generation, 1);
+    let first = link(&mut states, |_| true).await?;
+    assert_eq!(first.generation, 1);
 
     broker.kill9().await?;
     down(&mut states).await?;
@@ -50,12 +52,13 @@ async fn a_lost_connection_comes_back_with_a_new_generation() -> Result<()> {
     broker.clear_alarm(Alarm::Memory).await?;
     link(&mut states, |link| link.blocked.is_none()).await?;
 
-    supervisor.lost(1);
+    first.give_up();
     let uri = broker.uri("/").replace(&format!("warren:{}", broker.password()), "second:secret");
     rotate.send(Arc::new(BrokerAccess::from_uri(&uri)?))?;
-    assert_eq!(link(&mut states, |link| link.generation > 2).await?.generation, 3);
+    let third = link(&mut states, |link| link.generation > 2).await?;
+    assert_eq!(third.generation, 3);
 
-    supervisor.lost(3);
+    third.give_up();
     assert_eq!(link(&mut states, |link| link.generation > 3).await?.generation, 4);
     Ok(())
 }
@@ -72,5 +75,37 @@ async fn a_connection_that_went_silent_is_given_up_within_two_heartbeats() -> Re
     tokio::time::timeout(Duration::from_secs(10), down(&mut states)).await??;
     broker.thaw().await?;
     link(&mut states, |link| link.generation > 1).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_was_refused_on_a_channel_is_no_answer_on_one_that_has_its_number_later() -> Result<()> {
+    let vhost = Vhost::new("numbers").await?;
+    let (_keep, access) = watch::channel(Arc::new(BrokerAccess::from_uri(&vhost.uri())?));
+    let supervisor = Supervisor::spawn(access, ConnectOptions::named("test"));
+    let mut states = supervisor.state();
+    let first = link(&mut states, |_| true).await?;
+    let client = Client::connect(&vhost.uri()).await?;
+    client.declare_durable("there", "classic").await?;
+    let look = async |link: &Link, queue| {
+        let channel = channel::open(link).await?;
+        let depth = declare::depth(&channel, queue).await?;
+        channel.close(200, "done".into()).await?;
+        Ok::<_, BrokerError>(depth)
+    };
+    let numbers = first.connection.configuration().channel_max();
+    // One number is refused something, and all come again.
+    look(&first, "missing").await.unwrap_err();
+    for _ in 0..=numbers {
+        look(&first, "there").await?;
+    }
+    // All are refused something: the connection is given up for another one.
+    let mut refused = 1;
+    while let Err(BrokerError::NotFound { .. }) = look(&first, "missing").await {
+        refused += 1;
+    }
+    assert_eq!(refused, numbers);
+    let second = link(&mut states, |link| link.generation > 1).await?;
+    look(&second, "there").await?;
     Ok(())
 }

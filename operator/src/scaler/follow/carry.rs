@@ -21,6 +21,11 @@ use crate::scaler::tell;
 
 /// What the API server has refused is tried again after so long.
 const REFUSED_AGAIN: Duration = Duration::from_secs(10);
+/// Why a number that somebody else has written is put back.
+const SCALE_REVERTED: &str = "ScaleReverted";
+/// Every reason for which replicas are patched.
+pub(super) const PATCHED_FOR: [&str; 3] =
+    [Reason::ScaledOut.as_str(), Reason::ScaledIn.as_str(), SCALE_REVERTED];
 
 impl Follower {
     /// Makes the Deployment's replicas, `live` of which it asks for, what was decided at `current` ones, and `view` known.
@@ -79,7 +84,7 @@ impl Follower {
                 let Decision { raw, message, .. } = &decision;
                 // Limits count while replicas are held, too: what the event tells of is that pods come or go.
                 let reason = match before.cmp(&wanted) {
-                    _ if foreign => "ScaleReverted",
+                    _ if foreign => SCALE_REVERTED,
                     Ordering::Less => Reason::ScaledOut.as_str(),
                     _ => Reason::ScaledIn.as_str(),
                 };

@@ -37,16 +37,28 @@ async fn a_queue_that_is_not_durable_is_named_and_left_alone_until_it_is_gone(vh
 async fn a_queue_of_another_type_is_told_and_can_be_used_as_it_is(vhost: Vhost) -> Result<()> {
     let client = Client::connect(&vhost.uri()).await?;
     client.declare_durable("orders", "classic").await?;
+    let (channel, arguments) = (client.channel().await?, FieldTable::default());
+    channel
+        .queue_bind("orders".into(), "amq.topic".into(), "#".into(), Default::default(), arguments)
+        .await?;
     client.publish("orders", b"keep me").await?;
     let keeper = Keeper::new();
-    let mut queue = keeper.queue(&vhost.uri(), json!({}))?;
+    let binding = json!({"exchange": "amq.topic", "routingKey": "#"});
+    let mut queue = keeper.queue(&vhost.uri(), json!({"bindings": [binding]}))?;
     // The broker names the first difference that it finds.
     let words = ["\"orders\" exists with x-", "and the spec asks for", "docs/changing-a-queue.md"];
     queue.until("Declared", ("False", "ArgumentsDiffer"), &words).await?;
     assert_eq!(client.ready("orders").await?, Some(1), "its message is still there");
     // One of the ways out: nothing is declared over a queue that belongs to others.
     queue.respec(json!({"adoptionPolicy": "AsIs"}))?;
-    queue.ready().await
+    queue.ready().await?;
+    channel.confirm_select(Default::default()).await?;
+    let (options, properties) = Default::default();
+    let routed =
+        channel.basic_publish("amq.topic".into(), "order.new".into(), options, b"routed", properties);
+    routed.await?.await?;
+    assert_eq!(client.ready("orders").await?, Some(2), "its owner's binding is still there");
+    Ok(())
 }
 
 async fn an_argument_that_differs_is_named_with_both_values(vhost: Vhost) -> Result<()> {

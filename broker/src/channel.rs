@@ -1,0 +1,42 @@
+//! A channel on a connection, whatever became of those before it.
+
+use lapin::protocol::AMQPErrorKind;
+use lapin::{Channel, ErrorKind};
+
+use crate::error::BrokerError;
+use crate::supervisor::Link;
+
+/// Opens a channel.
+///
+/// The library uses the numbers of channels again, but answers everything on the number of one that the broker has closed with
+/// what it was closed for, as if it were said now. A broker refuses no `channel.open` without ending the connection
+/// (<https://www.rabbitmq.com/amqp-0-9-1-reference#channel.open>): what comes on a living one is such an old answer, and the next
+/// number is tried. Where none is left, the connection is given up for a new one.
+///
+/// # Errors
+/// [`BrokerError::Closed`], or another one that ended the connection.
+pub async fn open(link: &Link) -> Result<Channel, BrokerError> {
+    loop {
+        let error = match link.connection.create_channel().await {
+            Ok(channel) => return Ok(channel),
+            Err(error) => error,
+        };
+        if let ErrorKind::ChannelsLimitReached = error.kind() {
+            link.give_up();
+            return Err(closed("too many of its channels were refused something"));
+        }
+        if !link.connection.status().connected() {
+            return Err(match error.kind() {
+                // An old answer says nothing of a connection that ended meanwhile.
+                ErrorKind::ProtocolError(error) if matches!(error.kind(), AMQPErrorKind::Soft(_)) => {
+                    closed("the connection ended")
+                }
+                _ => error.into(),
+            });
+        }
+    }
+}
+
+fn closed(detail: &str) -> BrokerError {
+    BrokerError::Closed { detail: detail.to_owned() }
+}
