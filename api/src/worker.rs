@@ -174,7 +174,8 @@ pub struct HttpHandler {
     #[schemars(range(min = 1, max = 86_400))]
     pub timeout_seconds: i32,
 
-    /// Send the body of a 2xx answer to the message's `reply_to`, with its `correlation_id`, before the message is acknowledged.
+    /// Send the body of a 2xx answer to the message's `reply_to`, with its `correlation_id`, before the message is acknowledged;
+    /// default false.
     #[serde(default)]
     pub reply: bool,
 
@@ -240,7 +241,8 @@ pub struct Consumer {
     #[serde(default)]
     pub paused: bool,
 
-    /// `Fixed` (default), or `Auto`: the window follows the measured load, with prefetch as its ceiling.
+    /// `Fixed` (default), or `Auto`: the window follows the measured load, between concurrency, which must be set lower for that,
+    /// and prefetch.
     #[serde(default)]
     pub prefetch_mode: PrefetchMode,
 
@@ -291,7 +293,7 @@ fn default_replicas() -> i32 {
         .message("minReplicas of an entry of scaling.schedules exceeds scaling.maxReplicas: lower the one or raise the other")
 )]
 pub struct Scaling {
-    /// `Builtin`: Warren scales by backlog. `External`: an HPA or KEDA writes the scale subresource. `Manual`: you do.
+    /// `Builtin` (default): Warren scales by backlog. `External`: an HPA or KEDA writes the scale subresource. `Manual`: you do.
     #[serde(default)]
     pub mode: ScalingMode,
 
