@@ -19,6 +19,9 @@ use crate::config::{self, Files, Fixed, Live};
 use crate::handler::endpoint::Endpoint;
 use crate::otlp;
 
+/// A kubelet kills up to a few seconds after the grace period: it counts whole seconds of a hook, gives two where none are left, and
+/// takes a moment. Whoever consumed again just then would begin what is cut off.
+const KILL_MARGIN: u64 = 10;
 /// Seconds that a drain needs beyond the longest call.
 const DRAIN_MARGIN: u64 = DRAIN_MARGIN_SECONDS.unsigned_abs() as u64;
 
@@ -214,7 +217,7 @@ fn longest_call_seconds(drain: u64) -> u32 {
 
 /// How long a pod may live after the begin of a drain.
 fn grace_period(said: Option<u64>, drain: u64) -> Duration {
-    Duration::from_secs(said.unwrap_or(drain + DRAIN_MARGIN))
+    Duration::from_secs(said.unwrap_or(drain + DRAIN_MARGIN) + KILL_MARGIN)
 }
 
 async fn local(args: LocalArgs) -> Result<(), Failure> {

@@ -18,10 +18,16 @@ fn main() -> ExitCode {
     }
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn run() -> ExitCode {
+fn run() -> ExitCode {
     warren_broker::install_crypto_provider();
-    match Cli::parse().run().await {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let ended = runtime.map_err(Into::into).and_then(|runtime| {
+        let ended = runtime.block_on(Cli::parse().run());
+        // A name that is being looked up may take the resolver half a minute, and nobody waits for it.
+        runtime.shutdown_background();
+        ended
+    });
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");

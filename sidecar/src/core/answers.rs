@@ -4,15 +4,15 @@ use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
 use std::time::Duration;
 
-use super::breaker::{Change, PROBES};
+use super::breaker::{Change, Identity, PROBES};
 use super::engine::Engine;
 use super::event::{
-    Answers, CallId, Copy, DeadReason, DeliveryId, Effect, Failure, LateReply, Observation, Outcome,
-    PublishResult, Target, Time, Verdict,
+    Answers, CallId, Copy, DeadReason, DeliveryId, Effect, Failure, Incoming, LateReply, Observation,
+    Outcome, PublishResult, Target, Time, Verdict,
 };
 use super::flow::HOLD;
 use super::settings::Rung;
-use super::window::State;
+use super::window::{Slot, State};
 
 /// The longest that a message of an ordering key waits in place for its next attempt.
 const LONGEST_IN_PLACE: Duration = Duration::from_secs(60);
@@ -87,7 +87,11 @@ impl Engine {
         now: Time,
         effects: &mut Vec<Effect>,
     ) {
-        let identity = id.and_then(|id| self.window.get(id)).and_then(|slot| slot.incoming.identity);
+        let slot = id.and_then(|id| self.window.get(id));
+        let identity = slot.map(|Slot { incoming: Incoming { id, identity, .. }, .. }| match identity {
+            Some(identity) => Identity::Message(*identity),
+            None => Identity::Delivery(*id),
+        });
         let change = match verdict {
             Verdict::Ack | Verdict::Reply | Verdict::DeadLetter { .. } => {
                 self.throttle.succeeded();

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::backoff::Backoff;
-use super::event::Time;
+use super::event::{DeliveryId, Time};
 
 /// How many recent answers are looked at.
 pub const SAMPLES: usize = 20;
@@ -20,13 +20,22 @@ const LATEST: usize = 3;
 /// How many probes a message may fail before others' success makes the failure its own.
 pub const PROBES: u8 = 3;
 
+/// Which message an answer was about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Identity {
+    /// That of an id.
+    Message(u64),
+    /// One without an id, of which nothing but the attempts at one delivery are known to belong together.
+    Delivery(DeliveryId),
+}
+
 /// One recent answer.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
     failed: bool,
     status: Option<u16>,
-    /// The message's identity; messages without an id count as different ones.
-    identity: Option<u64>,
+    /// Whose failure it was; that of a whole batch counts as another message's each time.
+    identity: Option<Identity>,
 }
 
 /// What the answers of late say about the application.
@@ -89,7 +98,13 @@ impl Breaker {
     }
 
     /// The application failed on a message.
-    pub fn failed(&mut self, identity: Option<u64>, status: Option<u16>, now: Time, seed: u64) -> Change {
+    pub fn failed(
+        &mut self,
+        identity: Option<Identity>,
+        status: Option<u16>,
+        now: Time,
+        seed: u64,
+    ) -> Change {
         self.record(Sample { failed: true, status, identity });
         if let Some(open) = &mut self.open {
             // Calls that were on the way when it opened are no probes.
@@ -121,7 +136,7 @@ impl Breaker {
         if self.recent.len() < SAMPLES || failures.len() * 100 < SAMPLES * SHARE_PERCENT {
             return false;
         }
-        let mut known: Vec<u64> = failures.iter().filter_map(|sample| sample.identity).collect();
+        let mut known: Vec<Identity> = failures.iter().filter_map(|sample| sample.identity).collect();
         let anonymous = failures.len() - known.len();
         known.sort_unstable();
         known.dedup();
@@ -147,7 +162,7 @@ mod tests {
     use super::*;
 
     fn fail(breaker: &mut Breaker, identity: u64) -> Change {
-        breaker.failed(Some(identity), Some(500), Time::ZERO, 1)
+        breaker.failed(Some(Identity::Message(identity)), Some(500), Time::ZERO, 1)
     }
 
     #[test]
@@ -182,10 +197,10 @@ mod tests {
     #[test]
     fn failures_without_an_answer_count_against_a_status_that_few_have() {
         let mut breaker = Breaker::new();
-        breaker.failed(Some(0), Some(404), Time::ZERO, 1);
+        breaker.failed(Some(Identity::Message(0)), Some(404), Time::ZERO, 1);
         let mut change = Change::None;
         for n in 1..20 {
-            change = breaker.failed(Some(n), None, Time::ZERO, 1);
+            change = breaker.failed(Some(Identity::Message(n)), None, Time::ZERO, 1);
         }
         assert_eq!(change, Change::Opened(None));
     }
@@ -199,7 +214,7 @@ mod tests {
         let mut told = Vec::new();
         for status in [Some(404), Some(500), Some(404), Some(404), None, None] {
             let now = breaker.next_probe().unwrap();
-            breaker.failed(Some(1), status, now, 1);
+            breaker.failed(Some(Identity::Message(1)), status, now, 1);
             told.push(breaker.status());
         }
         assert_eq!(told, [Some(500), Some(500), Some(404), Some(404), Some(404), None]);
@@ -227,7 +242,7 @@ mod tests {
             let next = breaker.next_probe().unwrap();
             assert!(next > now && next - now <= Duration::from_secs(30));
             now = next;
-            breaker.failed(Some(n), None, now, 1);
+            breaker.failed(Some(Identity::Message(n)), None, now, 1);
         }
         assert!(now > Duration::from_secs(200));
     }

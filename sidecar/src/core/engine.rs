@@ -26,6 +26,9 @@ const HELD_LONG_PERCENT: u32 = 80;
 /// Messages whose attempts are remembered at most, which is the largest window: what another pod handles stays in there.
 const MOST_REMEMBERED: usize = 2000;
 
+/// Timers beyond those that may still count, from which on the others are swept out.
+const SPARE_TIMERS: usize = 1024;
+
 /// A call that runs, also when the channel of its deliveries is gone.
 #[derive(Debug)]
 pub(super) struct Call {
@@ -56,7 +59,7 @@ pub struct Engine {
     pub(super) throttle: Throttle,
     pub(super) auto: AutoPrefetch,
     pub(super) caution: Caution,
-    /// When to look again at single deliveries; entries may be stale.
+    /// When to look again at single deliveries; entries may be stale, and are swept out once they are [many](SPARE_TIMERS).
     pub(super) timers: BinaryHeap<Reverse<(Time, DeliveryId)>>,
     /// Failed attempts of messages that went back to the broker and were tried in place, by message id.
     remembered: HashMap<u64, u32>,
@@ -329,6 +332,11 @@ impl Engine {
     }
 
     fn expire(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        // Most of what is waited for ends long before its time.
+        if self.timers.len() > SPARE_TIMERS + 2 * (self.window.open() + self.outlived.len()) {
+            let (window, outlived) = (&self.window, &self.outlived);
+            self.timers.retain(|Reverse((_, id))| window.get(*id).is_some() || outlived.contains_key(id));
+        }
         while let Some(Reverse((at, id))) = self.timers.peek().copied() {
             if at > now {
                 self.wake_at(Some(at));

@@ -89,11 +89,13 @@ impl Throttle {
     /// The handler cannot take more now.
     pub fn not_now(&mut self, running: usize, after: Option<Duration>, now: Time) {
         // Calls that ran together answer together: they are one piece of news.
-        if now >= self.until {
+        let news = now >= self.until;
+        if news {
             self.limit = (running.min(self.limit) / 2).max(1);
         }
-        let pause = after.unwrap_or_else(|| self.backoff.pause()).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
-        self.until = self.until.max(now + pause);
+        if let Some(pause) = after.or_else(|| news.then(|| self.backoff.pause())) {
+            self.until = self.until.max(now + pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE));
+        }
     }
 
     /// After an outage the load comes back call by call, beside those that still run: they may take long.
@@ -129,6 +131,11 @@ mod tests {
             throttle.not_now(8, Some(Duration::from_secs(3)), Time::ZERO);
         }
         assert_eq!(throttle.limit, 4);
+        let mut throttle = Throttle::new(8, 1);
+        for _ in 0..8 {
+            throttle.not_now(8, None, Time::ZERO);
+        }
+        assert!(throttle.may_start(0) <= Some(Duration::from_secs(1)), "{throttle:?}");
     }
 
     #[test]

@@ -50,6 +50,14 @@ pub(super) struct Open {
     span: Option<Begun>,
 }
 
+/// Where a message was sent, and the queue that it came from: what is not empty, and what is the same once, as the conventions for
+/// RabbitMQ have it (<https://opentelemetry.io/docs/specs/semconv/messaging/rabbitmq/>).
+fn destination(message: &Message, queue: &str) -> String {
+    let queue = Some(queue).filter(|queue| *queue != message.routing_key);
+    let parts = [message.exchange.as_str(), message.routing_key.as_str(), queue.unwrap_or_default()];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(":")
+}
+
 impl Runtime {
     pub(super) fn call(&mut self, call: CallId, deliveries: &[Called]) {
         let timeout = Duration::from_secs(u64::from(self.config.handler.timeout_seconds));
@@ -76,8 +84,7 @@ impl Runtime {
         tracing::debug!(id = message.id(), attempt = called.attempt, traceparent, "calling the handler");
         let request = self.pool.endpoint().request(head.headers, message.body.clone());
         let span = traced.map(|(context, span_id)| {
-            let destination =
-                format!("{}:{}:{}", message.exchange, message.routing_key, self.config.queue.name);
+            let destination = destination(message, &self.config.queue.name);
             let mut attributes = vec![
                 ("messaging.destination.name", destination.into()),
                 ("messaging.rabbitmq.destination.routing_key", message.routing_key.clone().into()),

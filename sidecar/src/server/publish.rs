@@ -38,7 +38,7 @@ const UPLOAD: Duration = Duration::from_secs(30);
 const TURN: Duration = Duration::from_secs(30);
 /// Within this the broker says what is wrong with an exchange: one that is slow to confirm is there.
 const SAID_AT_ONCE: Duration = Duration::from_secs(1);
-/// How long an exchange that took a message is taken to be there still.
+/// How long an exchange is taken to be there after a message that it was not refused for.
 const EXCHANGE_KNOWN: Duration = Duration::from_secs(60);
 /// Exchanges remembered at most.
 const EXCHANGES: usize = 1000;
@@ -217,20 +217,13 @@ impl Publish {
     /// Sends a message; the future waits for its confirm. The first message to an exchange goes alone: the broker closes the
     /// channel under everybody's messages over an exchange that is missing or forbidden.
     async fn send(&self, letter: Letter, room: Room) -> Result<impl Future<Output = Outcome> + use<>, Ended> {
-        let exchange = letter.exchange.clone();
         let sent = self.hand_over(letter, room).await.map_err(|error| Ended::failed(&error))?;
         let exchanges = Arc::clone(&self.exchanges);
         Ok(async move {
             let outcome = sent.await;
-            match &outcome {
-                Ok(()) => {
-                    if let Some(known) = locked(&exchanges).get_mut(&exchange) {
-                        *known = Instant::now();
-                    }
-                }
-                // Whose message it was is not known: those that come next go alone and are told what is wrong with them.
-                Err(PublishError::Broker(_) | PublishError::OfAnother(_)) => locked(&exchanges).clear(),
-                Err(_) => {}
+            // Whose message it was is not known: those that come next go alone and are told what is wrong with them.
+            if let Err(PublishError::Broker(_) | PublishError::OfAnother(_)) = &outcome {
+                locked(&exchanges).clear();
             }
             outcome
         })
@@ -252,8 +245,15 @@ impl Publish {
         Ok(self.publisher.send(letter, room).await?.right_future())
     }
 
+    /// Whether a message may go to an exchange beside others. From then on those that follow it within the time do, too: on another
+    /// channel one could overtake it.
     fn knows(&self, exchange: &ShortString) -> bool {
-        locked(&self.exchanges).get(exchange).is_some_and(|at| at.elapsed() < EXCHANGE_KNOWN)
+        let mut known = locked(&self.exchanges);
+        let Some(at) = known.get_mut(exchange).filter(|at| at.elapsed() < EXCHANGE_KNOWN) else {
+            return false;
+        };
+        *at = Instant::now();
+        true
     }
 
     /// Sends the first message to an exchange on a channel of its own, and waits until the broker would have said what is wrong
