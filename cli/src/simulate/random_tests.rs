@@ -2,7 +2,7 @@
 //!
 //! What holds: nothing is left undone, and Warren's p95 is below KEDA's and the HPA's, a third of it for bursts, save for those that
 //! come so often that KEDA keeps its pods; it costs no more than 1.1 of their replica-seconds with the default target, and with one
-//! of 30 seconds, or bursts that come often, on nine loads of ten; steady loads, however noisy, change their pods once in ten
+//! of 30 seconds on nine loads of ten; steady loads, however noisy, change their pods once in ten
 //! minutes at most on average. Left out is what docs/scaling.md says of loads near `maxReplicas`.
 
 use std::f64::consts::TAU;
@@ -144,7 +144,7 @@ fn bursts(chance: &mut Chance, service: f64) -> (String, String) {
 }
 
 #[test]
-fn bursts_that_come_often_begin_within_the_target_and_are_hardly_dearer() {
+fn bursts_that_come_often_begin_within_the_target_and_cost_no_more() {
     let mut chance = Chance::new(2030);
     let (mut longer, mut dear) = (vec![], vec![]);
     for _ in 0..60 {
@@ -162,8 +162,8 @@ fn bursts_that_come_often_begin_within_the_target_and_are_hardly_dearer() {
             dear.push(told);
         }
     }
-    assert!(longer.len() <= 3, "{longer:#?}");
-    assert!(dear.len() <= 6, "{dear:#?}");
+    assert!(longer.len() <= 1, "{longer:#?}");
+    assert!(dear.is_empty(), "{dear:#?}");
 }
 
 /// Changes of replicas in ten minutes of a steady load, each second of it up to `swing` more or less by chance. What it takes to

@@ -341,7 +341,10 @@ impl History {
         if let Some(rate) = too_much {
             self.proved_too_few(pods - 1, rate, now);
         }
-        self.scaled.again = self.again(now);
+        // A load that grows is no burst.
+        if too_much.is_none() {
+            self.scaled.again = self.again(now);
+        }
         self.scaled.last_out = Some(now);
     }
 

@@ -41,7 +41,9 @@ const LARGE_BURST: f64 = 1.5;
 /// Share of the target wait that is left for clearing a burst, however long pods take to start.
 const LEAST_CLEARING_SHARE: f64 = 0.15;
 /// The same where bursts come often: those pods' start-up is then a large part of what they cost.
-const OFTEN_CLEARING_SHARE: f64 = 0.45;
+const OFTEN_CLEARING_SHARE: f64 = 0.25;
+/// Share of what arrives on average that pods are kept for between such bursts: they bring most of it, and get pods of their own.
+const BETWEEN_BURSTS: f64 = 0.5;
 /// Share of the target wait that messages may wait for before pods are added to a load that grows slowly.
 const QUEUE_SHARE: f64 = 0.6;
 /// What is added to it, over the number of pods: to a Worker of one pod a second one is dear.
@@ -266,7 +268,10 @@ fn per_second(rate: f64) -> String {
 
 /// Pods for the load as it has been lately.
 fn lasting(load: &Load<'_>, history: &History, rate: f64, now: f64) -> (f64, String) {
-    let by_rate = load.kept(rate);
+    let by_rate = match load.kept(rate) {
+        by_rate if history.bursts_often(now) => (by_rate * BETWEEN_BURSTS).floor().max(load.least),
+        by_rate => by_rate,
+    };
     let too_few = history.too_few(rate, now).filter(|few| by_rate <= f64::from(*few));
     let pods = too_few.map_or(by_rate, |few| f64::from(few.saturating_add(1)));
     let mut text = format!(
