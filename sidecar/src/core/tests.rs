@@ -77,6 +77,8 @@ struct World {
     port_open: bool,
     /// Whether a port that is not open answers nothing, rather than that nobody is there.
     port_silent: bool,
+    /// Whether messages have no id.
+    anonymous: bool,
     handled: Vec<u64>,
     dead: Vec<(u64, DeadReason)>,
     retried: Vec<(u64, Option<u32>, u32)>,
@@ -120,6 +122,7 @@ impl World {
             probe_at: None,
             port_open: true,
             port_silent: false,
+            anonymous: false,
             handled: vec![],
             dead: vec![],
             retried: vec![],
@@ -376,7 +379,7 @@ impl World {
             id,
             attempts: message.attempts,
             redelivered: self.returned.contains(&message.number),
-            identity: Some(message.number),
+            identity: Some(message.number).filter(|_| !self.anonymous),
             key: message.key,
             oversized: None,
         };
@@ -968,6 +971,21 @@ fn a_poison_message_of_a_key_cannot_keep_the_breaker_open_even_at_prefetch_1() {
 }
 
 #[test]
+fn one_message_of_a_key_without_an_id_opens_no_breaker_and_is_dead_lettered() {
+    let ladder = Ladder { delays_seconds: vec![1], max_attempts: 24 };
+    let mut world = World::new(Settings { ladder, ordered: true, ..settings() });
+    world.anonymous = true;
+    world.queue.push_back(Message { number: 0, attempts: 0, key: Some(0) });
+    world.connect();
+    world.settle();
+    world.answering(Duration::from_secs(60), |world, _| {
+        assert_eq!(world.engine.snapshot().breaker, None);
+        retry(500)
+    });
+    assert_eq!(world.dead.len(), 1);
+}
+
+#[test]
 fn poison_messages_of_many_keys_cannot_keep_the_breaker_open_for_the_good_ones_behind_them() {
     for (prefetch, concurrency) in [(1, 1), (8, 4)] {
         let ladder = Ladder { delays_seconds: vec![1], max_attempts: 3 };
@@ -1198,6 +1216,16 @@ fn a_late_answer_ends_the_delivery_once() {
         [LateReply::Accepted, LateReply::Accepted, LateReply::Ended, LateReply::Unknown]
     );
     assert_eq!(world.acks, [(1, false, 1)]);
+}
+
+#[test]
+fn replies_that_are_confirmed_leave_few_timers() {
+    let mut world = World::running(settings(), 5000);
+    while world.answer_all(Verdict::Reply) > 0 {
+        world.settle();
+    }
+    assert_eq!(world.handled.len(), 5000);
+    assert!(world.engine.timers.len() < 1100, "{}", world.engine.timers.len());
 }
 
 #[test]

@@ -413,6 +413,19 @@ pub(super) mod tests {
         Publish::new(&publisher, Arc::new(Metrics::new(labels).unwrap()))
     }
 
+    #[tokio::test]
+    async fn an_exchange_stays_known_for_a_minute_after_each_message() {
+        let publish = unconnected();
+        let known = |seconds| {
+            let at = Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
+            locked(&publish.exchanges).insert("shop".into(), at);
+            publish.knows(&"shop".into())
+        };
+        assert!(!known(61));
+        assert!(known(59));
+        assert!(locked(&publish.exchanges)["shop"].elapsed() < Duration::from_secs(30));
+    }
+
     /// A body that says its size, and never comes.
     struct Stalled(u64);
 
