@@ -330,7 +330,7 @@ pub struct Scaling {
 pub struct Schedule {
     /// When it begins: minute, hour, day of the month, month, day of the week, as in a CronJob.
     #[schemars(length(min = 1, max = 100))]
-    #[x_kube(validation = Rule::new("self.matches('^ *(@[A-Za-z]+|[^ ]+( +[^ ]+){4}) *$')")
+    #[x_kube(validation = Rule::new("self.matches('^ *(@[A-Za-z]+|[^ ,]+(,[^ ,]+)*( +[^ ,]+(,[^ ,]+)*){4}) *$')")
         .message("cron needs five fields, minute hour day month weekday, such as \"0 8 * * 1-5\" for 8:00 from Monday to Friday"))]
     pub cron: String,
 

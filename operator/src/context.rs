@@ -148,6 +148,20 @@ impl Context {
         locked(&self.consumers).on(&worker_key(worker), queue, SIDECARS_LEARN + drain, turned, Instant::now())
     }
 
+    /// Notes whether a Worker's sidecars could be told what it names, or else which of the broker's queues they were told of
+    /// before; gives whether that is new.
+    pub fn note_told(&self, worker: &Worker, told: Result<(), Option<String>>) -> bool {
+        let key = worker_key(worker);
+        let named = |name: &str| {
+            let queues = self.stores.queues.state();
+            let there = queues.iter().filter(|queue| queue.namespace().as_ref() == Some(&key.namespace));
+            there.filter(|queue| queue.broker_name() == name).map(|queue| queue.name_any()).collect()
+        };
+        let told = told.map_err(|name| name.as_deref().map(named).unwrap_or_default());
+        let drain = Duration::from_secs(u64::from(drain_seconds(worker).unsigned_abs()));
+        locked(&self.consumers).told(&key, told, SIDECARS_LEARN + drain, Instant::now())
+    }
+
     /// The one of `workers` of whose pods it is best known that they may hold messages of a Queue of their namespace.
     pub fn best_known_to_consume<'a>(
         &self,

@@ -230,7 +230,7 @@ fn worker_event(event: &watcher::Event<Worker>, context: &Context) {
 
 /// Sends the Workers beside one that comes, goes or turns to another Queue to their reconcile, if they are to keep an order.
 /// Where more than two share a Queue, they hold consuming anyhow, and look again by themselves.
-fn tell_ordered(worker: &Worker, context: &Context) {
+pub(crate) fn tell_ordered(worker: &Worker, context: &Context) {
     let queues: Vec<Key> = locked(&context.consumers).queues(&worker_key(worker)).collect();
     let naming = locked(&context.naming);
     let beside = queues.iter().flat_map(|queue| naming.of(queue).take(2));

@@ -172,7 +172,8 @@ impl Shared {
         // One that is down takes no turn from the others.
         self.link()?;
         let now = Instant::now();
-        let turn = locked(&self.host.turns).next(tick::before(now));
+        let late = BrokerError::TimedOut { what: "turn to ask", seconds: PROBE_TIMEOUT.as_secs() };
+        let turn = locked(&self.host.turns).next(tick::before(now), PROBE_TIMEOUT).ok_or(late)?;
         if turn > now {
             tokio::time::sleep_until(turn).await;
         }

@@ -33,15 +33,19 @@ impl Turns {
         Self { tick, taken: 0 }
     }
 
-    /// The next turn, for one who comes during `tick`.
-    pub(super) fn next(&mut self, tick: Instant) -> Instant {
+    /// The next turn, for one who comes during `tick`; none where it is more than `patience` ahead: one that nobody waits for would
+    /// be another's loss.
+    pub(super) fn next(&mut self, tick: Instant, patience: Duration) -> Option<Instant> {
+        if self.tick > tick + patience {
+            return None;
+        }
         if tick > self.tick {
             (self.tick, self.taken) = (tick, 0);
         } else if self.taken >= PROBES_A_TICK {
             (self.tick, self.taken) = (self.tick + TICK, 0);
         }
         self.taken += 1;
-        self.tick
+        Some(self.tick)
     }
 }
 
@@ -107,13 +111,19 @@ mod tests {
         let mut turns = Turns::from(start);
         let mut last = start;
         // Whoever comes at once waits for a turn.
+        let second = Duration::from_secs(1);
         for _ in 0..400 {
-            last = turns.next(start);
+            last = turns.next(start, second).unwrap();
         }
-        assert_eq!(last, start + Duration::from_secs(1) - TICK);
+        assert_eq!(last, start + second - TICK);
+        // Who would not wait for so long takes none.
+        for _ in 0..400 {
+            assert_eq!(turns.next(start, second / 2), None);
+        }
+        assert_eq!(turns.next(start, second), Some(start + second));
         // Turns that nobody took are gone.
         let later = start + Duration::from_secs(10);
-        assert_eq!(turns.next(later), later);
+        assert_eq!(turns.next(later, second), Some(later));
     }
 
     #[test]

@@ -23,6 +23,8 @@ struct History {
     queues: Vec<Consumed>,
     /// Until when pods may work on messages of any Queue.
     unknown: Option<Instant>,
+    /// Whether the sidecars cannot be told of what the Worker names: what its pods consume, they consume on.
+    untold: bool,
 }
 
 /// What is known of a Worker whose pods may hold messages of a Queue. What is known for sure is more.
@@ -57,7 +59,8 @@ impl Consumers {
             History { unknown: turned.then(|| now + lasting), ..History::default() }
         });
         let queues = &mut history.queues;
-        queues.retain(|former| former.queue == queue || former.until.is_none_or(|until| now < until));
+        let untold = history.untold;
+        queues.retain(|one| one.queue == queue || untold || one.until.is_none_or(|until| now < until));
         let before = queues.iter().position(|former| former.queue == queue).map(|at| queues.swap_remove(at));
         for former in queues.iter_mut() {
             // Pods that end already have the time that they were given.
@@ -73,6 +76,33 @@ impl Consumers {
         new
     }
 
+    /// The configuration of a Worker's sidecars is written, so that its pods turn to what it names and work on for `lasting`; or
+    /// cannot be, and names Queues of `told`. Gives whether that is new.
+    pub fn told(
+        &mut self,
+        worker: &Key,
+        told: Result<(), Vec<String>>,
+        lasting: Duration,
+        now: Instant,
+    ) -> bool {
+        let Some(history) = self.workers.get_mut(worker) else { return false };
+        let untold = std::mem::replace(&mut history.untold, told.is_err());
+        let Err(told) = told else {
+            for former in history.queues.iter_mut().filter(|former| untold && former.until.is_some()) {
+                former.until = former.until.max(Some(now + former.lasting.max(lasting)));
+            }
+            return untold;
+        };
+        for queue in told {
+            if history.queues.iter().all(|one| one.queue != queue) {
+                let of_queue = Key { namespace: worker.namespace.clone(), name: queue.clone() };
+                self.by_queue.entry(of_queue).or_default().insert(worker.clone());
+                history.queues.push(Consumed { queue, lasting, slower: now, until: Some(now) });
+            }
+        }
+        !untold
+    }
+
     /// Whether pods of a Worker may hold messages of `queue`. Of one that was never seen, any may be: it was deleted before this
     /// process began.
     pub fn may_hold(&self, worker: &Key, queue: &str, now: Instant) -> Option<Holding> {
@@ -86,8 +116,8 @@ impl Consumers {
     /// The same but for a Worker that may have turned unseen, before this process began: rather that than many that stand still
     /// at each start.
     pub fn holds(&self, worker: &Key, queue: &str, now: Instant) -> bool {
-        let Some(History { queues, .. }) = self.workers.get(worker) else { return true };
-        queues.iter().any(|one| one.queue == queue && one.until.is_none_or(|until| now < until))
+        let Some(History { queues, untold, .. }) = self.workers.get(worker) else { return true };
+        queues.iter().any(|one| one.queue == queue && (*untold || one.until.is_none_or(|until| now < until)))
     }
 
     /// Workers that were seen and of which [`Self::holds`] is true.
@@ -184,6 +214,32 @@ mod tests {
         assert_eq!((holds("orders", 69), holds("orders", 71), holds("other", 500)), (true, false, true));
         assert!(consumers.on(&worker(), "orders", minute, false, at(60)));
         assert!(consumers.may_hold(&worker(), "orders", at(500)).is_some(), "it is back");
+    }
+
+    #[test]
+    fn a_worker_whose_sidecars_cannot_be_told_holds_messages_of_the_former_queue_until_they_are() {
+        let (mut consumers, now) = (Consumers::default(), Instant::now());
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let minute = Duration::from_secs(60);
+        consumers.on(&worker(), "orders", minute, false, now);
+        consumers.on(&worker(), "mistyped", minute, false, at(10));
+        assert!(consumers.told(&worker(), Err(vec!["orders".to_owned()]), minute, at(10)));
+        assert!(!consumers.told(&worker(), Err(vec!["orders".to_owned()]), minute, at(500)));
+        consumers.on(&worker(), "other", minute, false, at(1000));
+        let holds = |consumers: &Consumers, queue, seconds| consumers.holds(&worker(), queue, at(seconds));
+        assert!(holds(&consumers, "orders", 5000));
+        assert!(consumers.told(&worker(), Ok(()), minute, at(5000)));
+        assert!(!consumers.told(&worker(), Ok(()), minute, at(5001)));
+        assert_eq!((holds(&consumers, "orders", 5059), holds(&consumers, "orders", 5061)), (true, false));
+
+        // It turned before this process began.
+        let mut consumers = Consumers::default();
+        consumers.on(&worker(), "mistyped", minute, true, now);
+        assert!(!holds(&consumers, "orders", 0));
+        consumers.told(&worker(), Err(vec!["orders".to_owned()]), minute, at(1));
+        assert!(holds(&consumers, "orders", 5000) && !holds(&consumers, "others", 5000));
+        let queue = Key { name: "orders".to_owned(), ..worker() };
+        assert_eq!(consumers.seen_to_hold(&queue, at(5000)).count(), 1);
     }
 
     #[test]

@@ -176,9 +176,12 @@ impl Follower {
             self.show(worker, &self.view(None, handlers, consumes));
             return AT_ZERO;
         }
-        // Without a Deployment nothing that was decided has come about.
         let now = self.now();
-        let current = live.map_or(spec.min, |live| self.own.current(live, now));
+        // One that is gone is made again with as many as before.
+        let current = match live {
+            Some(live) => self.own.current(live, now),
+            None => self.own.last().unwrap_or(spec.min),
+        };
         let share = context.board.part(&self.key);
         let inputs = Inputs {
             ready: self
@@ -190,18 +193,14 @@ impl Follower {
             workload: Workload {
                 replicas: current,
                 rolling: deployment.as_deref().is_some_and(|deployment| deployment.facts.rolling),
-                failing: pods::trouble(&pods).is_some(),
+                failing: pods::cannot_start(&pods),
                 crashing: pods::crash(&pods),
                 exposed: self.exposed(&pods),
             },
             sidecars,
             floor,
         };
-        let (mut decision, history) = decide(std::mem::take(&mut self.history), &inputs, &spec, now);
-        // A Deployment that is gone while replicas are held is made again with as many.
-        if let Some(last) = self.own.last().filter(|_| live.is_none() && decision.reason.holds()) {
-            decision.replicas = last.clamp(spec.min, spec.max.max(spec.min));
-        }
+        let (decision, history) = decide(std::mem::take(&mut self.history), &inputs, &spec, now);
         self.long_work = long_work(&history, &inputs, &spec, now);
         self.history = history;
         self.own.decided(decision.replicas);

@@ -73,7 +73,7 @@ pub struct Workload {
     pub replicas: u32,
     /// Whether a rollout is under way.
     pub rolling: bool,
-    /// Whether pods crash, cannot be scheduled or cannot start.
+    /// Whether pods crash or cannot start. One that waits for a node or an image is on its way.
     pub failing: bool,
     /// Whether pods crash: their calls say nothing of how long a message takes. Those that never start make none.
     pub crashing: bool,

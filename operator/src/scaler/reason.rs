@@ -65,11 +65,6 @@ impl Reason {
         matches!(self, Self::AtMaximum | Self::SidecarsUnreachable)
     }
 
-    /// Whether replicas are held whatever the load is.
-    pub const fn holds(self) -> bool {
-        matches!(self, Self::DepthUnknown | Self::Paused | Self::Stalled | Self::HandlerFailing)
-    }
-
     /// Whether the scaler sees what it needs: the status of condition `ScalingActive`.
     pub const fn is_active(self) -> bool {
         !matches!(self, Self::DepthUnknown | Self::MetricsUnreachable | Self::Stalled | Self::HandlerFailing)

@@ -74,6 +74,10 @@ impl Entry {
         let zone = TimeZone::get(timezone).map_err(|_| {
             format!("there is no time zone \"{timezone}\": write a name such as \"Europe/Berlin\" or \"UTC\"")
         })?;
+        // The library leaves empty items of a list out, and a field without any item would be searched for ever.
+        if text.split_whitespace().any(|field| field.split(',').any(str::is_empty)) {
+            return Err(format!("cron \"{text}\" has a list with an empty item: leave out that comma"));
+        }
         let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
         let cron = parser.parse(text).map_err(|error| {
             format!(
@@ -271,6 +275,8 @@ mod tests {
             (schedule("soon", "UTC", 1), "cannot be read"),
             (schedule("0 8 * * *", "Europe/Atlantis", 1), "Europe/Berlin"),
             (schedule("0 0 30 2 *", "UTC", 1), "does not exist"),
+            (schedule(", * * * *", "UTC", 1), "empty item"),
+            (schedule("0 8,,9 * * *", "UTC", 1), "empty item"),
         ] {
             let (schedules, problem) = Schedules::parse(&[wrong, schedule("0 8 * * *", "UTC", 3)]);
             let problem = problem.unwrap();

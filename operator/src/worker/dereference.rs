@@ -37,11 +37,20 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
+    /// The configuration that the sidecars read.
+    fn told(&self) -> Option<SidecarConfig> {
+        let object = self.config_map.as_deref().map(LiveConfigMap::object)?;
+        serde_json::from_str(object["data"][CONFIG_KEY].as_str()?).ok()
+    }
+
     /// Whether the configuration that the sidecars read holds consuming.
     pub fn is_told_to_pause(&self) -> bool {
-        let object = self.config_map.as_deref().map(LiveConfigMap::object).unwrap_or_default();
-        let config = object["data"][CONFIG_KEY].as_str().map(serde_json::from_str::<SidecarConfig>);
-        config.and_then(Result::ok).is_some_and(|config| config.consumer.paused)
+        self.told().is_some_and(|config| config.consumer.paused)
+    }
+
+    /// The broker's queue that the sidecars are told to consume.
+    pub fn told_queue(&self) -> Option<String> {
+        self.told().map(|config| config.queue.name)
     }
 }
 

@@ -24,6 +24,11 @@ pub fn trouble(pods: &[Arc<Pod>]) -> Option<(String, String)> {
     staying(pods).find_map(|pod| stuck(pod).or_else(|| unschedulable(pod)))
 }
 
+/// Whether pods are not to be expected: one that waits for a node or for its image may still come.
+pub fn cannot_start(pods: &[Arc<Pod>]) -> bool {
+    staying(pods).filter_map(|pod| stuck(pod)).any(|(reason, _)| STUCK.contains(&reason.as_str()))
+}
+
 /// Whether pods end again and again.
 pub fn crash(pods: &[Arc<Pod>]) -> bool {
     staying(pods).filter_map(|pod| stuck(pod)).any(|(reason, _)| reason == CRASH)

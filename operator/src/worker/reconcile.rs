@@ -30,6 +30,7 @@ use crate::problem::Problem;
 use crate::scaler::act;
 use crate::scaler::board::{Entry, View};
 use crate::scaler::task::worker_key;
+use crate::scope::tell_ordered;
 use crate::watch::Complaints;
 
 /// Reconciles at once.
@@ -75,6 +76,9 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     let around = dereference(&worker, &context).await?;
     let (problem, image) = converge(&worker, &around, &entry, &context).await?;
     let applied = image.is_some();
+    if context.note_told(&worker, if applied { Ok(()) } else { Err(around.told_queue()) }) {
+        tell_ordered(&worker, &context);
+    }
     let view = entry.view();
     let said = status(&worker, problem.as_ref(), image, &around, &view, &Time(Timestamp::now()));
     write(&worker, said, &context).await?;

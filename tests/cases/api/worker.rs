@@ -131,7 +131,7 @@ async fn a_schedule_is_taken_with_utc_as_its_time_zone() {
 
 #[tokio::test]
 async fn a_schedule_without_five_fields_or_for_more_than_the_maximum_is_refused() {
-    for cron in ["soon", "0 8 * *", "0 0 8 * * 1-5", ""] {
+    for cron in ["soon", "0 8 * *", "0 0 8 * * 1-5", "", ", * * * *", "0 8,,9 * * *", "0 8 * * 1,"] {
         refused(&scheduled(cron, "minReplicas: 1"), "cron").await;
     }
     refused(&scheduled("0 8 * *", "minReplicas: 1"), "minute hour day month weekday").await;

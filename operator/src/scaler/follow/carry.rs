@@ -44,7 +44,8 @@ impl Follower {
         if live.is_none() && !foreign {
             self.history.not_scaled();
         }
-        if live.is_none_or(|live| live == wanted) || (foreign && !settled) {
+        // A number that was decided now is written whatever the cache says, which may not know of the last one yet.
+        if live.is_none() || foreign && (live == Some(wanted) || !settled) {
             self.show(worker, &view);
             return;
         }
@@ -83,7 +84,7 @@ impl Follower {
                 self.refused = None;
                 let Decision { raw, message, .. } = &decision;
                 // Limits count while replicas are held, too: what the event tells of is that pods come or go.
-                let reason = match before.cmp(&wanted) {
+                let reason = match current.cmp(&wanted) {
                     _ if foreign => SCALE_REVERTED,
                     Ordering::Less => Reason::ScaledOut.as_str(),
                     _ => Reason::ScaledIn.as_str(),
