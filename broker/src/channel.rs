@@ -23,7 +23,7 @@ pub async fn open(link: &Link) -> Result<Channel, BrokerError> {
         };
         if let ErrorKind::ChannelsLimitReached = error.kind() {
             link.give_up();
-            return Err(closed("too many of its channels were refused something"));
+            return Err(closed("no number is left for another channel"));
         }
         if !link.connection.status().connected() {
             return Err(match error.kind() {

@@ -148,16 +148,16 @@ impl Context {
         locked(&self.consumers).on(&worker_key(worker), queue, SIDECARS_LEARN + drain, turned, Instant::now())
     }
 
-    /// Notes whether a Worker's sidecars could be told what it names, or else which of the broker's queues they were told of
-    /// before; gives whether that is new.
-    pub fn note_told(&self, worker: &Worker, told: Result<(), Option<String>>) -> bool {
+    /// Notes that a Worker's sidecars could not be told what it names, and of which of the broker's queues they are told; none
+    /// where they could. Gives whether that is new.
+    pub fn note_told(&self, worker: &Worker, told: Option<&str>) -> bool {
         let key = worker_key(worker);
         let named = |name: &str| {
             let queues = self.stores.queues.state();
             let there = queues.iter().filter(|queue| queue.namespace().as_ref() == Some(&key.namespace));
             there.filter(|queue| queue.broker_name() == name).map(|queue| queue.name_any()).collect()
         };
-        let told = told.map_err(|name| name.as_deref().map(named).unwrap_or_default());
+        let told = told.map(named).unwrap_or_default();
         let drain = Duration::from_secs(u64::from(drain_seconds(worker).unsigned_abs()));
         locked(&self.consumers).told(&key, told, SIDECARS_LEARN + drain, Instant::now())
     }

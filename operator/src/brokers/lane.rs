@@ -28,14 +28,14 @@ use super::{Key, LaneOptions, Observation, Order, Outcome};
 use crate::locked::locked;
 use crate::{problem, tick};
 
-/// Depth probes of a lane at once, those that wait for their turn included.
+/// Depth probes of a lane that are waited for at once, those that wait for their turn included.
 const PROBES_AT_ONCE: usize = 24;
 /// How long a broker may take to say which release it is.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a probe may take, the wait for its turn included.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the answer to a look is listened for, whether or not anybody still waits for it.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// One broker. Dropping it closes its connection.
 #[derive(Debug)]
@@ -167,13 +167,15 @@ impl Shared {
     }
 
     async fn depth(&self, queue: &str) -> Result<QueueDepth, BrokerError> {
+        let until = Instant::now() + PROBE_TIMEOUT;
         // The semaphore is never closed.
         let _permit = self.probes.acquire().await;
         // One that is down takes no turn from the others.
         self.link()?;
         let now = Instant::now();
         let late = BrokerError::TimedOut { what: "turn to ask", seconds: PROBE_TIMEOUT.as_secs() };
-        let turn = locked(&self.host.turns).next(tick::before(now), PROBE_TIMEOUT).ok_or(late)?;
+        let patience = until.saturating_duration_since(now);
+        let turn = locked(&self.host.turns).next(tick::before(now), patience).ok_or(late)?;
         if turn > now {
             tokio::time::sleep_until(turn).await;
         }

@@ -23,8 +23,8 @@ struct History {
     queues: Vec<Consumed>,
     /// Until when pods may work on messages of any Queue.
     unknown: Option<Instant>,
-    /// Whether the sidecars cannot be told of what the Worker names: what its pods consume, they consume on.
-    untold: bool,
+    /// Queues of which the sidecars are told, where they cannot be told of what the Worker names: they consume on.
+    told: Vec<String>,
 }
 
 /// What is known of a Worker whose pods may hold messages of a Queue. What is known for sure is more.
@@ -48,6 +48,13 @@ struct Consumed {
     until: Option<Instant>,
 }
 
+impl Consumed {
+    /// Whether pods may work on its messages, where sidecars are still `told` of some Queues.
+    fn is_worked_on(&self, told: &[String], now: Instant) -> bool {
+        told.contains(&self.queue) || self.until.is_none_or(|until| now < until)
+    }
+}
+
 impl Consumers {
     /// A Worker names `queue`, and its pods work on for `lasting` when it names another. One that was not seen before and may
     /// have `turned` unseen from any other Queue has pods that work on for that one. Gives whether the Queue is new.
@@ -59,8 +66,8 @@ impl Consumers {
             History { unknown: turned.then(|| now + lasting), ..History::default() }
         });
         let queues = &mut history.queues;
-        let untold = history.untold;
-        queues.retain(|one| one.queue == queue || untold || one.until.is_none_or(|until| now < until));
+        let told = &history.told;
+        queues.retain(|one| one.queue == queue || one.is_worked_on(told, now));
         let before = queues.iter().position(|former| former.queue == queue).map(|at| queues.swap_remove(at));
         for former in queues.iter_mut() {
             // Pods that end already have the time that they were given.
@@ -76,31 +83,30 @@ impl Consumers {
         new
     }
 
-    /// The configuration of a Worker's sidecars is written, so that its pods turn to what it names and work on for `lasting`; or
-    /// cannot be, and names Queues of `told`. Gives whether that is new.
-    pub fn told(
-        &mut self,
-        worker: &Key,
-        told: Result<(), Vec<String>>,
-        lasting: Duration,
-        now: Instant,
-    ) -> bool {
+    /// The configuration of a Worker's sidecars cannot be written, and names these Queues; none where it is written. Pods work on
+    /// for `lasting` for those that it names no more. Gives whether that is new.
+    pub fn told(&mut self, worker: &Key, told: Vec<String>, lasting: Duration, now: Instant) -> bool {
         let Some(history) = self.workers.get_mut(worker) else { return false };
-        let untold = std::mem::replace(&mut history.untold, told.is_err());
-        let Err(told) = told else {
-            for former in history.queues.iter_mut().filter(|former| untold && former.until.is_some()) {
-                former.until = former.until.max(Some(now + former.lasting.max(lasting)));
-            }
-            return untold;
-        };
-        for queue in told {
-            if history.queues.iter().all(|one| one.queue != queue) {
+        if history.told == told {
+            return false;
+        }
+        for queue in &told {
+            if history.queues.iter().all(|one| one.queue != *queue) {
                 let of_queue = Key { namespace: worker.namespace.clone(), name: queue.clone() };
                 self.by_queue.entry(of_queue).or_default().insert(worker.clone());
-                history.queues.push(Consumed { queue, lasting, slower: now, until: Some(now) });
+                history.queues.push(Consumed {
+                    queue: queue.clone(),
+                    lasting,
+                    slower: now,
+                    until: Some(now),
+                });
             }
         }
-        !untold
+        let before = std::mem::replace(&mut history.told, told);
+        for former in history.queues.iter_mut().filter(|former| before.contains(&former.queue)) {
+            former.until = former.until.map(|until| until.max(now + former.lasting.max(lasting)));
+        }
+        true
     }
 
     /// Whether pods of a Worker may hold messages of `queue`. Of one that was never seen, any may be: it was deleted before this
@@ -116,8 +122,8 @@ impl Consumers {
     /// The same but for a Worker that may have turned unseen, before this process began: rather that than many that stand still
     /// at each start.
     pub fn holds(&self, worker: &Key, queue: &str, now: Instant) -> bool {
-        let Some(History { queues, untold, .. }) = self.workers.get(worker) else { return true };
-        queues.iter().any(|one| one.queue == queue && (*untold || one.until.is_none_or(|until| now < until)))
+        let Some(History { queues, told, .. }) = self.workers.get(worker) else { return true };
+        queues.iter().any(|one| one.queue == queue && one.is_worked_on(told, now))
     }
 
     /// Workers that were seen and of which [`Self::holds`] is true.
@@ -223,20 +229,22 @@ mod tests {
         let minute = Duration::from_secs(60);
         consumers.on(&worker(), "orders", minute, false, now);
         consumers.on(&worker(), "mistyped", minute, false, at(10));
-        assert!(consumers.told(&worker(), Err(vec!["orders".to_owned()]), minute, at(10)));
-        assert!(!consumers.told(&worker(), Err(vec!["orders".to_owned()]), minute, at(500)));
+        let orders = || vec!["orders".to_owned()];
+        assert!(consumers.told(&worker(), orders(), minute, at(10)));
+        assert!(!consumers.told(&worker(), orders(), minute, at(500)));
         consumers.on(&worker(), "other", minute, false, at(1000));
         let holds = |consumers: &Consumers, queue, seconds| consumers.holds(&worker(), queue, at(seconds));
         assert!(holds(&consumers, "orders", 5000));
-        assert!(consumers.told(&worker(), Ok(()), minute, at(5000)));
-        assert!(!consumers.told(&worker(), Ok(()), minute, at(5001)));
+        assert!(!holds(&consumers, "mistyped", 5000), "it has never consumed that");
+        assert!(consumers.told(&worker(), vec![], minute, at(5000)));
+        assert!(!consumers.told(&worker(), vec![], minute, at(5001)));
         assert_eq!((holds(&consumers, "orders", 5059), holds(&consumers, "orders", 5061)), (true, false));
 
         // It turned before this process began.
         let mut consumers = Consumers::default();
         consumers.on(&worker(), "mistyped", minute, true, now);
         assert!(!holds(&consumers, "orders", 0));
-        consumers.told(&worker(), Err(vec!["orders".to_owned()]), minute, at(1));
+        consumers.told(&worker(), orders(), minute, at(1));
         assert!(holds(&consumers, "orders", 5000) && !holds(&consumers, "others", 5000));
         let queue = Key { name: "orders".to_owned(), ..worker() };
         assert_eq!(consumers.seen_to_hold(&queue, at(5000)).count(), 1);

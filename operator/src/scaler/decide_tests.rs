@@ -421,6 +421,35 @@ fn bursts_that_come_often_get_fewer_pods_and_rare_ones_do_not() {
 }
 
 #[test]
+fn bursts_that_came_often_an_hour_ago_say_nothing_of_a_load_that_grows() {
+    let mut history = History::default();
+    for burst in 0..5 {
+        history.scaled_out(20, None, f64::from(burst) * 60.0);
+        history.scaled_in(f64::from(burst) * 60.0 + 20.0);
+    }
+    assert!(history.bursts_often(300.0));
+    // Growth is no burst, nor does it end a row of them while they come.
+    history.scaled_out(2, Some(1.0), 300.0);
+    assert!(history.bursts_often(301.0));
+    history.scaled_in(320.0);
+    history.scaled_out(2, Some(1.0), 3600.0);
+    assert!(!history.bursts_often(3601.0));
+}
+
+#[test]
+fn between_bursts_that_come_often_what_arrives_beside_them_is_served() {
+    let mut world = World::new(spec(), 0.5);
+    let mut least = u32::MAX;
+    for second in 0..1800 {
+        world.second(if second % 120 == 60 { 400.0 } else { 20.0 });
+        if second > 600 {
+            least = least.min(world.replicas);
+        }
+    }
+    assert!(least >= 9, "{least}");
+}
+
+#[test]
 fn what_is_there_for_long_is_let_go_by_halves() {
     let mut world = World::new(spec(), 0.5);
     for _ in 0..300 {

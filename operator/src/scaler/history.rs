@@ -235,6 +235,11 @@ impl History {
         self.arrivals.settled()
     }
 
+    /// Arrivals a second of the last [`RECENT_WINDOW`].
+    pub(super) fn recent_rate(&self) -> f64 {
+        self.arrivals.rate(RECENT_WINDOW)
+    }
+
     /// Arrivals a second over `window`. A load that pods were just added for has begun within it, and counts for what it is
     /// since.
     pub(super) fn lasting_rate(&self, window: f64, now: f64) -> f64 {
@@ -341,10 +346,9 @@ impl History {
         if let Some(rate) = too_much {
             self.proved_too_few(pods - 1, rate, now);
         }
-        // A load that grows is no burst.
-        if too_much.is_none() {
-            self.scaled.again = self.again(now);
-        }
+        // A load that grows is no further burst, and ends a row of them as any other does.
+        let again = self.again(now);
+        self.scaled.again = if too_much.is_some() { again.min(self.scaled.again) } else { again };
         self.scaled.last_out = Some(now);
     }
 

@@ -76,7 +76,8 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     let around = dereference(&worker, &context).await?;
     let (problem, image) = converge(&worker, &around, &entry, &context).await?;
     let applied = image.is_some();
-    if context.note_told(&worker, if applied { Ok(()) } else { Err(around.told_queue()) }) {
+    let told = if applied { None } else { around.told_queue() };
+    if context.note_told(&worker, told.as_deref()) {
         tell_ordered(&worker, &context);
     }
     let view = entry.view();
