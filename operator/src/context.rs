@@ -142,10 +142,9 @@ impl Context {
 
     /// Notes which Queue a Worker consumes; gives whether that is new.
     pub fn note_consumer(&self, worker: &Worker) -> bool {
-        let drain = Duration::from_secs(u64::from(drain_seconds(worker).unsigned_abs()));
         let queue = &worker.spec.queue_ref.name;
         let turned = turned_before(worker, self.since);
-        locked(&self.consumers).on(&worker_key(worker), queue, SIDECARS_LEARN + drain, turned, Instant::now())
+        locked(&self.consumers).on(&worker_key(worker), queue, lasting(worker), turned, Instant::now())
     }
 
     /// Notes that a Worker's sidecars could not be told what it names, and of which of the broker's queues they are told; none
@@ -158,8 +157,7 @@ impl Context {
             there.filter(|queue| queue.broker_name() == name).map(|queue| queue.name_any()).collect()
         };
         let told = told.map(named).unwrap_or_default();
-        let drain = Duration::from_secs(u64::from(drain_seconds(worker).unsigned_abs()));
-        locked(&self.consumers).told(&key, told, SIDECARS_LEARN + drain, Instant::now())
+        locked(&self.consumers).told(&key, told, lasting(worker), Instant::now())
     }
 
     /// The one of `workers` of whose pods it is best known that they may hold messages of a Queue of their namespace.
@@ -251,6 +249,11 @@ impl Context {
         tracing::warn!(%kind, name = %object.name, namespace = object.namespace, attempt, %error, "reconcile failed");
         Action::requeue(retry_delay(attempt, rand::random()))
     }
+}
+
+/// How long pods of a Worker may work on for a Queue that it names no more, once their configuration says so.
+fn lasting(worker: &Worker) -> Duration {
+    SIDECARS_LEARN + Duration::from_secs(u64::from(drain_seconds(worker).unsigned_abs()))
 }
 
 /// Whether a Worker may have named another Queue before `since`: it was there, and is not as it was made.

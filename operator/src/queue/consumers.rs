@@ -24,7 +24,7 @@ struct History {
     /// Until when pods may work on messages of any Queue.
     unknown: Option<Instant>,
     /// Queues of which the sidecars are told, where they cannot be told of what the Worker names: they consume on.
-    told: Vec<String>,
+    told: BTreeSet<String>,
 }
 
 /// What is known of a Worker whose pods may hold messages of a Queue. What is known for sure is more.
@@ -50,7 +50,7 @@ struct Consumed {
 
 impl Consumed {
     /// Whether pods may work on its messages, where sidecars are still `told` of some Queues.
-    fn is_worked_on(&self, told: &[String], now: Instant) -> bool {
+    fn is_worked_on(&self, told: &BTreeSet<String>, now: Instant) -> bool {
         told.contains(&self.queue) || self.until.is_none_or(|until| now < until)
     }
 }
@@ -85,7 +85,7 @@ impl Consumers {
 
     /// The configuration of a Worker's sidecars cannot be written, and names these Queues; none where it is written. Pods work on
     /// for `lasting` for those that it names no more. Gives whether that is new.
-    pub fn told(&mut self, worker: &Key, told: Vec<String>, lasting: Duration, now: Instant) -> bool {
+    pub fn told(&mut self, worker: &Key, told: BTreeSet<String>, lasting: Duration, now: Instant) -> bool {
         let Some(history) = self.workers.get_mut(worker) else { return false };
         if history.told == told {
             return false;
@@ -229,15 +229,15 @@ mod tests {
         let minute = Duration::from_secs(60);
         consumers.on(&worker(), "orders", minute, false, now);
         consumers.on(&worker(), "mistyped", minute, false, at(10));
-        let orders = || vec!["orders".to_owned()];
+        let orders = || BTreeSet::from(["orders".to_owned()]);
         assert!(consumers.told(&worker(), orders(), minute, at(10)));
         assert!(!consumers.told(&worker(), orders(), minute, at(500)));
         consumers.on(&worker(), "other", minute, false, at(1000));
         let holds = |consumers: &Consumers, queue, seconds| consumers.holds(&worker(), queue, at(seconds));
         assert!(holds(&consumers, "orders", 5000));
         assert!(!holds(&consumers, "mistyped", 5000), "it has never consumed that");
-        assert!(consumers.told(&worker(), vec![], minute, at(5000)));
-        assert!(!consumers.told(&worker(), vec![], minute, at(5001)));
+        assert!(consumers.told(&worker(), BTreeSet::new(), minute, at(5000)));
+        assert!(!consumers.told(&worker(), BTreeSet::new(), minute, at(5001)));
         assert_eq!((holds(&consumers, "orders", 5059), holds(&consumers, "orders", 5061)), (true, false));
 
         // It turned before this process began.

@@ -268,14 +268,12 @@ fn per_second(rate: f64) -> String {
 
 /// Pods for the load as it has been lately.
 fn lasting(load: &Load<'_>, history: &History, rate: f64, now: f64) -> (f64, String) {
-    let by_rate = match load.kept(rate) {
-        by_rate if history.bursts_often(now) => {
-            // What arrives beside them is served.
-            let lately = load.kept(history.recent_rate());
-            (by_rate * BETWEEN_BURSTS).floor().max(lately).max(load.least).min(by_rate)
-        }
-        by_rate => by_rate,
-    };
+    let mut by_rate = load.kept(rate);
+    if history.bursts_often(now) {
+        // What arrives beside them is served.
+        let lately = load.kept(history.recent_rate());
+        by_rate = (by_rate * BETWEEN_BURSTS).floor().max(lately).max(load.least).min(by_rate);
+    }
     let too_few = history.too_few(rate, now).filter(|few| by_rate <= f64::from(*few));
     let pods = too_few.map_or(by_rate, |few| f64::from(few.saturating_add(1)));
     let mut text = format!(

@@ -53,6 +53,11 @@ impl Opening {
         }
     }
 
+    /// Whether channels are opened on this connection.
+    fn is_on(&self, link: &Link) -> bool {
+        self.link.as_ref().is_some_and(|current| current.generation == link.generation)
+    }
+
     /// What ends when the last channel that was closed on purpose is closed, to be waited for once.
     pub(super) fn closed(&mut self) -> Option<oneshot::Receiver<()>> {
         self.closed.take()
@@ -61,7 +66,7 @@ impl Opening {
 
 impl Runtime {
     pub(super) fn link_up(&mut self, link: &Link) {
-        if self.opening.link.as_ref().is_some_and(|current| current.generation == link.generation) {
+        if self.opening.is_on(link) {
             return;
         }
         self.lose_session("the connection was replaced");
@@ -94,7 +99,7 @@ impl Runtime {
 
     pub(super) fn opened(&mut self, link: &Link, result: Result<Channel, BrokerError>) {
         self.opening.running = false;
-        let current = self.opening.link.as_ref().is_some_and(|current| current.generation == link.generation);
+        let current = self.opening.is_on(link);
         match result {
             _ if !current => self.opening.due = self.opening.link.as_ref().map(|_| Instant::now()),
             Ok(channel) => {

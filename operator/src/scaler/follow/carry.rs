@@ -41,11 +41,15 @@ impl Follower {
         let wanted = decision.replicas;
         let settled = self.own.settled(self.now());
         let foreign = wanted == current;
-        if live.is_none() && !foreign {
-            self.history.not_scaled();
-        }
+        let Some(live) = live else {
+            if !foreign {
+                self.history.not_scaled();
+            }
+            self.show(worker, &view);
+            return;
+        };
         // A number that was decided now is written whatever the cache says, which may not know of the last one yet.
-        if live.is_none() || foreign && (live == Some(wanted) || !settled) {
+        if foreign && (live == wanted || !settled) {
             self.show(worker, &view);
             return;
         }
@@ -61,7 +65,7 @@ impl Follower {
             return;
         }
         // A cache that lags behind does not know yet of pods that were asked for.
-        let before = live.map_or(current, |live| live.max(current));
+        let before = live.max(current);
         if wanted < before {
             let marked = act::mark_costs(&self.context, pods, |pod| self.tracker.work(pod)).await;
             // Such work must not go for want of a mark.
@@ -91,10 +95,9 @@ impl Follower {
                 };
                 tracing::info!(namespace = %self.key.namespace, worker = %self.key.name, replicas = wanted, raw, live, reason, message, "scaled");
                 let message = match foreign {
-                    true => format!(
-                        "someone else set {} replicas; scaling.mode Builtin puts back {wanted}",
-                        live.unwrap_or_default()
-                    ),
+                    true => {
+                        format!("someone else set {live} replicas; scaling.mode Builtin puts back {wanted}")
+                    }
                     false => message.clone(),
                 };
                 self.context.event(&worker.object_ref(&()), EventType::Normal, reason, &message, "Scale");
