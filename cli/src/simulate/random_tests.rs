@@ -166,6 +166,49 @@ fn bursts_that_come_often_begin_within_the_target_and_cost_no_more() {
     assert!(dear.is_empty(), "{dear:#?}");
 }
 
+/// Calls of ten seconds to two minutes, a few dozen of them at once every ten minutes to half an hour, after quiet or over a load.
+fn long_calls(chance: &mut Chance, service: f64) -> (String, String) {
+    let period = chance.between(600.0, 1800.0).round() as u32;
+    let pile = 5.0 * 8.0_f64.powf(chance.next()).round();
+    let beside = if chance.next() < 0.5 { 0.0 } else { chance.between(1.0, 5.0) };
+    let mut lines = vec![];
+    for second in 0..5400 {
+        let arrivals = beside / service + if second % period == 77 { pile } else { 0.0 };
+        let whole = arrivals.floor() + f64::from(u8::from(chance.next() < arrivals.fract()));
+        lines.push(format!("{second},{whole}"));
+    }
+    let told = format!("{pile} calls of {service:.0} s each {period} s, over {beside:.1} pods");
+    (lines.join("\n"), told)
+}
+
+#[test]
+fn long_calls_wait_less_and_cost_no_more() {
+    let mut chance = Chance::new(2031);
+    for _ in 0..40 {
+        let service = 10.0 * 12.0_f64.powf(chance.next());
+        let (text, told) = long_calls(&mut chance, service);
+        let mut setting = setting(service, 1, 10.0);
+        setting.spec.handler_timeout = 2.0 * service;
+        let both = Comparison::of(&setting, &Trace::parse(&text).unwrap()).figures();
+        let Both { warren, keda_hpa } = both;
+        assert!(warren.unfinished == 0 && warren.wait_p95 < keda_hpa.wait_p95, "{told}: {both:?}");
+        assert!(warren.replica_seconds <= 1.1 * keda_hpa.replica_seconds, "{told}: {both:?}");
+    }
+}
+
+#[test]
+fn what_comes_now_and_then_is_no_row_of_bursts() {
+    let mut chance = Chance::new(2032);
+    let mut changes = |service: f64, pods: f64| {
+        let mut arrives = || u8::from(chance.next() < pods / service);
+        let lines: Vec<String> = (0..3600).map(|second| format!("{second},{}", arrives())).collect();
+        let trace = Trace::parse(&lines.join("\n")).unwrap();
+        Comparison::of(&setting(service, 1, 10.0), &trace).figures().warren.changes
+    };
+    let changes = [changes(5.0, 0.7), changes(8.0, 0.7), changes(8.0, 1.5), changes(8.0, 2.8)];
+    assert!(changes.iter().all(|changes| *changes <= 120), "{changes:?}");
+}
+
 /// Changes of replicas in ten minutes of a steady load, each second of it up to `swing` more or less by chance. What it takes to
 /// begin and to end is left out: it is in the short run, too.
 fn changes(chance: &mut Chance, pods: f64, service: f64, swing: f64) -> f64 {

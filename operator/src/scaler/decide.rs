@@ -3,8 +3,8 @@
 //! Unknown inputs hold, only fresh ones move replicas, and every decision says what it was made from.
 //!
 //! - **Out**: at once, in one step.
-//! - **In**: what was added in a hurry goes in one step when the burst has passed, the rest by halves. While more waits than
-//!   runs, nobody goes.
+//! - **In**: what was added in a hurry goes in one step when the burst has passed, the rest by halves. Nobody goes while
+//!   what waits would have to wait for those that stay.
 
 use std::cmp::Ordering;
 
@@ -19,6 +19,8 @@ pub const STALE_SECONDS: f64 = 10.0;
 pub const AGREEING_ZEROS: u32 = 3;
 /// Seconds without any scraped pod after which the scaler says that it is blind.
 pub const BLIND_SECONDS: f64 = 60.0;
+/// Share of the target wait beyond which nobody goes: for so long what waits would wait for the pods that stay.
+const LEFT_SHARE: f64 = 0.1;
 /// Seconds between two steps of a scale-in, unless it follows a burst.
 const SCALE_IN_SPACING: f64 = 30.0;
 /// Seconds beyond the handler's time-out without progress that make a stall.
@@ -78,7 +80,7 @@ pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (
     match decision.replicas.cmp(&current) {
         Ordering::Less => history.scaled_in(now),
         Ordering::Equal => {}
-        Ordering::Greater => history.scaled_out(decision.replicas, need.too_much, now),
+        Ordering::Greater => history.scaled_out(decision.replicas, need.backlog, need.too_much, now),
     }
     (decision, history)
 }
@@ -187,11 +189,17 @@ fn within_limits(
         };
         return decision(current, reason, &why);
     }
-    // What was added in a hurry, for a burst or on an assumption, goes in one step when the burst has passed.
-    let hurried = history.seconds_since_scale_out(now) < spec.target_wait + RATE_WINDOW;
+    // What was added in a hurry, for a burst or on an assumption, goes in one step when the burst has passed. Of long calls each
+    // would be a burst.
+    let just_added = history.seconds_since_scale_out(now) < spec.target_wait + RATE_WINDOW;
+    let hurried = just_added && !history.has_long_calls();
     let (spacing, step) = if hurried { (0.0, current) } else { (SCALE_IN_SPACING, current.div_ceil(2)) };
-    if let Some((reason, why)) = scale_in_blocked(history, ready, inputs, spec, lowest, spacing, now) {
+    let next = lowest.max(current - step);
+    if let Some((reason, why)) = scale_in_blocked(history, need, ready, inputs, spec, next, now) {
         return decision(current, reason, &why);
+    }
+    if history.seconds_since_scale_in(now).min(history.seconds_since_scale_out(now)) < spacing {
+        return decision(current, Reason::Stabilizing, "replicas were changed just now");
     }
     // What outlasts a drain would be called again.
     let kept = match long_work(history, inputs, spec, now) {
@@ -200,7 +208,7 @@ fn within_limits(
         true => inputs.sidecars.busy.min(current),
         false => 0,
     };
-    let next = lowest.max(current - step).max(kept);
+    let next = next.max(kept);
     if next == current {
         let why = format!("{kept} pods have work that asks for more time, or may, and are kept for it");
         return decision(current, Reason::InFlight, &why);
@@ -213,14 +221,14 @@ pub(super) fn long_work(history: &History, inputs: &Inputs, spec: &Spec, now: f6
     history.has_long_work(&inputs.sidecars, spec.handler_timeout, spec.window(), now)
 }
 
-/// What forbids taking pods away.
+/// What forbids taking pods away until `next` are left.
 fn scale_in_blocked(
     history: &History,
+    need: &Need,
     ready: u64,
     inputs: &Inputs,
     spec: &Spec,
-    lowest: u32,
-    spacing: f64,
+    next: u32,
     now: f64,
 ) -> Option<(Reason, String)> {
     let sidecars = &inputs.sidecars;
@@ -247,7 +255,7 @@ fn scale_in_blocked(
         ));
     }
     let unsettled = sidecars.unsettled.max(sidecars.in_flight).saturating_add(sidecars.ending);
-    if lowest == 0 && unsettled > 0 {
+    if next == 0 && unsettled > 0 {
         let why = format!("{unsettled} messages are not acknowledged yet");
         return Some((Reason::InFlight, why));
     }
@@ -256,11 +264,15 @@ fn scale_in_blocked(
         let why = format!("{waiting} messages wait, more than the {} that run", sidecars.in_flight);
         return Some((Reason::Stabilizing, why));
     }
+    let left = need.backlog * need.seconds / f64::from(next.max(1));
+    if left > spec.target_wait * LEFT_SHARE {
+        let why = format!("{waiting} messages wait, which would take {next} pods {left:.1} s");
+        return Some((Reason::Stabilizing, why));
+    }
     if history.took_over() && history.age(now) < spec.window() {
         return Some((Reason::Stabilizing, "the load has not been watched for long enough yet".to_owned()));
     }
-    let since = history.seconds_since_scale_in(now).min(history.seconds_since_scale_out(now));
-    (since < spacing).then(|| (Reason::Stabilizing, "replicas were changed just now".to_owned()))
+    None
 }
 
 #[cfg(test)]

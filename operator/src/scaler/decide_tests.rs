@@ -142,9 +142,10 @@ fn one_more_message_of_long_work_gets_a_pod_and_not_all_pods() {
 }
 
 #[test]
-fn calls_of_which_none_has_ended_take_as_long_as_they_have_run() {
+fn calls_of_which_none_has_ended_are_expected_to_take_twice_as_long_as_they_have_run() {
     let mut history = History::default();
     let mut inputs = waiting(40);
+    let mut enough_at = None;
     for now in 0..200 {
         let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
         history = next;
@@ -153,8 +154,25 @@ fn calls_of_which_none_has_ended_take_as_long_as_they_have_run() {
         inputs.ready = Some((40 - running, 0.0));
         inputs.workload.replicas = pods;
         inputs.sidecars = Sidecars { busy: pods, unsettled: running, in_flight: running, ..idle(pods) };
+        enough_at = enough_at.or((pods >= 36).then_some(now));
     }
     assert!((40..=44).contains(&inputs.workload.replicas), "{}", inputs.workload.replicas);
+    assert!(enough_at.is_some_and(|seconds| seconds <= 15), "{enough_at:?}");
+}
+
+#[test]
+fn a_burst_of_long_calls_gets_pods_beside_those_that_are_busy() {
+    let mut history = History::with_service_seconds(60.0);
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 10;
+    inputs.sidecars = working(10);
+    for now in 0..60 {
+        history = decide(history, &inputs, &spec(), f64::from(now)).1;
+    }
+    inputs.ready = Some((5, 0.0));
+    let (decision, _) = decide(history, &inputs, &spec(), 60.0);
+    // One of the ten may end while others start.
+    assert!((14..=15).contains(&decision.replicas), "{decision:?}");
 }
 
 #[test]
@@ -424,15 +442,19 @@ fn bursts_that_come_often_get_fewer_pods_and_rare_ones_do_not() {
 fn bursts_that_came_often_an_hour_ago_say_nothing_of_a_load_that_grows() {
     let mut history = History::default();
     for burst in 0..5 {
-        history.scaled_out(20, None, f64::from(burst) * 60.0);
+        history.scaled_out(20, 100.0, None, f64::from(burst) * 60.0);
         history.scaled_in(f64::from(burst) * 60.0 + 20.0);
     }
     assert!(history.bursts_often(300.0));
+    // A load that the last of them has turned into has no pods to spare.
+    let mut lasting = history.clone();
+    lasting.scaled_out(20, 100.0, None, 300.0);
+    assert!(lasting.bursts_often(301.0) && !lasting.bursts_often(3600.0));
     // Growth is no burst, nor does it end a row of them while they come.
-    history.scaled_out(2, Some(1.0), 300.0);
+    history.scaled_out(2, 100.0, Some(1.0), 300.0);
     assert!(history.bursts_often(301.0));
     history.scaled_in(320.0);
-    history.scaled_out(2, Some(1.0), 3600.0);
+    history.scaled_out(2, 100.0, Some(1.0), 3600.0);
     assert!(!history.bursts_often(3601.0));
 }
 
@@ -491,6 +513,24 @@ fn while_more_waits_than_runs_nobody_goes() {
         history = next;
         assert_eq!(decision.replicas, 20, "{decision:?}");
     }
+}
+
+#[test]
+fn pods_of_a_burst_stay_until_those_that_remain_can_begin_what_waits() {
+    let decided = |ready: u64| {
+        let mut inputs = waiting(60);
+        let mut history = decide(History::with_service_seconds(0.5), &inputs, &spec(), 0.0).1;
+        inputs.workload.replicas = 27;
+        inputs.sidecars = working(27);
+        for now in 1..6 {
+            history = decide(history, &inputs, &spec(), f64::from(now)).1;
+        }
+        inputs.ready = Some((ready, 0.0));
+        decide(history, &inputs, &spec(), 6.0).0
+    };
+    let (ten, one) = (decided(10), decided(1));
+    assert_eq!((ten.replicas, ten.reason), (27, Reason::Stabilizing), "{}", ten.message);
+    assert_eq!(one.reason, Reason::ScaledIn, "{}", one.message);
 }
 
 #[test]
@@ -618,6 +658,17 @@ fn a_burst_over_a_load_is_not_what_pods_proved_too_few_for() {
         most = most.max(world.replicas);
     }
     assert!(most > 20 && world.replicas == 2, "{most} {}", world.replicas);
+}
+
+#[test]
+fn what_proved_too_few_for_a_slow_handler_suffices_for_one_that_has_become_faster() {
+    let mut world = World::new(spec(), 2.0);
+    for second in 0..420 {
+        // Too much for what was there, at the second change.
+        world.second(if second < 120 { 4.0 } else { 5.0 });
+        world.service = if second < 240 { 2.0 } else { 0.5 };
+    }
+    assert!(world.replicas <= 4, "{}", world.replicas);
 }
 
 #[test]

@@ -21,6 +21,10 @@ const LOWER_LOAD: f64 = 0.7;
 const OFTEN_SECONDS: f64 = 150.0;
 /// So many times in a row, which is often.
 const OFTEN: u32 = 2;
+/// Seconds from which on what runs tells the load better than what arrives.
+const LONG_CALL_SECONDS: f64 = 20.0;
+/// Messages that wait in a burst at least: one or two come together by chance.
+const LEAST_BURST: f64 = 5.0;
 /// Seconds after which half of the weight of a measured handler call is gone.
 const SERVICE_HALF_LIFE: f64 = 60.0;
 /// Readings of the queue's depth are at least this far apart, in seconds.
@@ -37,6 +41,9 @@ pub struct History {
     /// Ended calls, settled deliveries and the calls' seconds, as last seen.
     calls: Option<(u64, u64, f64)>,
     service: Option<Service>,
+    /// Calls that run, on average over the window, and when that was reckoned.
+    running: f64,
+    seen_at: Option<f64>,
     zero_reads: u32,
     /// Messages held and settled so far, when the queue was not empty last; none where its depth was in doubt since.
     loaded: Option<(u64, u64)>,
@@ -66,6 +73,8 @@ struct Scaled {
     last_out: Option<f64>,
     /// How many times in a row pods were wanted again soon after others had gone.
     again: u32,
+    /// The same if what pods were asked for last becomes a burst.
+    next: u32,
     too_few: Option<TooFew>,
 }
 
@@ -74,8 +83,8 @@ struct Scaled {
 struct TooFew {
     until: f64,
     pods: u32,
-    /// Messages a second, so that a better estimate of the seconds per message corrects the past too.
-    rate: f64,
+    /// Calls at once that it amounts to: a handler that has become faster makes less of a load.
+    load: f64,
 }
 
 /// Decayed sums over messages of the seconds that their handler calls took.
@@ -123,6 +132,7 @@ impl History {
             }
         }
         let sidecars = &inputs.sidecars;
+        self.observe_running(sidecars, window, now);
         // One reading that grows old, while the broker does not answer, is one reading.
         let read_at = now - inputs.ready.map_or(0.0, |(_, age)| age);
         if self.read_at.is_none_or(|before| (read_at - before).abs() > SAME_READING) {
@@ -191,6 +201,12 @@ impl History {
         }
     }
 
+    fn observe_running(&mut self, sidecars: &Sidecars, window: f64, now: f64) {
+        let since = self.seen_at.replace(now).map_or(0.0, |before| (now - before).max(0.0));
+        let running = sidecars.in_flight.min(sidecars.unsettled) as f64;
+        self.running += (running - self.running) * (1.0 - (-since / window).exp());
+    }
+
     fn observe_progress(&mut self, ready: u64, sidecars: &Sidecars, now: f64) {
         let Sidecars { settled, in_flight, deliveries, extensions, .. } = *sidecars;
         let seen = Progress { at: now, settled, in_flight, deliveries, extensions };
@@ -250,18 +266,18 @@ impl History {
         begun.fold(self.lasting.rate(window), f64::max)
     }
 
-    /// Remembers that `pods` are too few for `rate` messages a second. The longer it went well before, the sooner they may be
+    /// Remembers that `pods` are too few for a `load` of so many calls at once. The longer it went well before, the sooner they may be
     /// tried again.
-    fn proved_too_few(&mut self, pods: u32, rate: f64, now: f64) {
+    fn proved_too_few(&mut self, pods: u32, load: f64, now: f64) {
         let since =
             self.seconds_since_scale_in(now).min(self.seconds_since_scale_out(now)).min(self.age(now));
-        self.scaled.too_few = Some(TooFew { until: now - since + TOO_FEW_SECONDS, pods, rate });
+        self.scaled.too_few = Some(TooFew { until: now - since + TOO_FEW_SECONDS, pods, load });
     }
 
-    /// Pods that are too few for `rate` messages a second, if that is known.
-    pub(super) fn too_few(&self, rate: f64, now: f64) -> Option<u32> {
+    /// Pods that are too few for a `load` of so many calls at once, if that is known.
+    pub(super) fn too_few(&self, load: f64, now: f64) -> Option<u32> {
         let proved =
-            self.scaled.too_few.filter(|proved| now < proved.until && rate >= proved.rate * LOWER_LOAD)?;
+            self.scaled.too_few.filter(|proved| now < proved.until && load >= proved.load * LOWER_LOAD)?;
         Some(proved.pods)
     }
 
@@ -270,6 +286,16 @@ impl History {
         let service = self.service.filter(|s| s.messages > 0.0)?;
         let seconds = service.seconds / service.messages;
         seconds.is_finite().then(|| seconds.max(LEAST_SERVICE))
+    }
+
+    /// Whether calls take so long that few of them begin within the window.
+    pub(super) fn has_long_calls(&self) -> bool {
+        self.service_seconds().is_some_and(|seconds| seconds > LONG_CALL_SECONDS)
+    }
+
+    /// Calls that run, on average over the window.
+    pub(super) const fn running(&self) -> f64 {
+        self.running
     }
 
     /// Seconds that some call has run for at least, while none has ended.
@@ -340,15 +366,21 @@ impl History {
         self.fewer.is_some_and(|(fewer, _)| fewer)
     }
 
-    /// Pods were asked for; `too_much` messages a second have shown that the pods before were too few.
-    pub(super) fn scaled_out(&mut self, pods: u32, too_much: Option<f64>, now: f64) {
+    /// `pods` were asked for, for a `backlog` of so many messages; a load of `too_much` calls at once has shown that those before were
+    /// too few.
+    pub(super) fn scaled_out(&mut self, pods: u32, backlog: f64, too_much: Option<f64>, now: f64) {
         self.scaled_before = self.scaled;
-        if let Some(rate) = too_much {
-            self.proved_too_few(pods - 1, rate, now);
+        if let Some(load) = too_much {
+            self.proved_too_few(pods - 1, load, now);
         }
-        // A load that grows is no further burst, and ends a row of them as any other does.
-        let again = self.again(now);
-        self.scaled.again = if too_much.is_some() { again.min(self.scaled.again) } else { again };
+        if self.is_first_since_scale_in(now) {
+            self.scaled.next = self.again(now);
+            self.scaled.again = self.scaled.next.min(self.scaled.again);
+        }
+        // A load that grows, or comes together by chance, is no further burst, and ends a row of them as any other does.
+        if too_much.is_none() && backlog >= LEAST_BURST {
+            self.scaled.again = self.scaled.next;
+        }
         self.scaled.last_out = Some(now);
     }
 
@@ -364,13 +396,17 @@ impl History {
 
     /// The times in a row, this one included if pods were asked for now.
     fn again(&self, now: f64) -> u32 {
-        let since = self.seconds_since_scale_out(now);
-        match self.seconds_since_scale_in(now) < since {
-            true if since < OFTEN_SECONDS => self.scaled.again.saturating_add(1),
-            true => 0,
+        match self.is_first_since_scale_in(now) {
+            _ if self.seconds_since_scale_out(now) >= OFTEN_SECONDS => 0,
+            true => self.scaled.again.saturating_add(1),
             // Still for the same burst.
             false => self.scaled.again,
         }
+    }
+
+    /// Whether pods that are asked for now are the first since some were let go.
+    fn is_first_since_scale_in(&self, now: f64) -> bool {
+        self.seconds_since_scale_in(now) < self.seconds_since_scale_out(now)
     }
 
     /// Pods were let go.

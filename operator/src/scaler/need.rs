@@ -10,7 +10,7 @@
 //! - **What lasts** is what arrived over the stabilisation time, on average. That a number of pods proved too few for it is
 //!   remembered, so that a load between two whole numbers of pods changes them rarely.
 
-use super::decide::BLIND_SECONDS;
+use super::decide::{BLIND_SECONDS, long_work};
 use super::history::{History, TOO_FEW_SECONDS};
 use super::inputs::{Inputs, Spec};
 
@@ -23,7 +23,10 @@ const ASSUMED_CLEARING_SHARE: f64 = 0.5;
 /// How the seconds per message are known.
 const MEASURED: &str = "measured";
 /// By how long the first call has run.
-const SO_FAR: &str = "so far, none has ended";
+const SO_FAR: &str = "expected, none has ended";
+/// So many times as long as the first call has run is what calls are expected to take: half of what is known by its age alone is
+/// still to come.
+const EXPECTED_OF_SO_FAR: f64 = 2.0;
 /// Not at all.
 const ASSUMED: &str = "assumed until measured";
 /// Seconds from the request for a pod to its consuming, before any was seen to start.
@@ -66,9 +69,13 @@ pub(super) struct Need {
     pub lasting: f64,
     /// Pods, as a fraction, for what arrives just now.
     pub now: f64,
+    /// Messages that wait: ready, or delivered and not begun.
+    pub backlog: f64,
+    /// Seconds of a pod that a message takes.
+    pub seconds: f64,
     /// Whether the pods that are there are too few.
     pub short: bool,
-    /// Messages a second of a load that has shown that the pods are too few for it.
+    /// Calls at once of a load that has shown that the pods are too few for it.
     pub too_much: Option<f64>,
     /// The formula with its numbers.
     pub text: String,
@@ -127,9 +134,14 @@ impl Load<'_> {
         (slowly_grown - CHANCE_SECONDS / target).max(COOLEST)
     }
 
+    /// Pods for so many calls at once, as busy as they may be.
+    fn kept_for(&self, calls: f64) -> f64 {
+        calls / f64::from(self.spec.concurrency.max(1)) / self.hottest()
+    }
+
     /// Pods that are kept for so many messages a second.
     fn kept(&self, rate: f64) -> f64 {
-        let pods = rate * self.per_rate * UTILISATION / self.hottest();
+        let pods = self.kept_for(rate * self.service);
         if pods.is_finite() { pods.max(self.least) } else { self.current }
     }
 
@@ -148,10 +160,10 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
     let in_flight = sidecars.in_flight.min(sidecars.unsettled);
     let backlog = ready.saturating_add(sidecars.unsettled - in_flight) as f64;
     let rate = history.arrival_rate(backlog, spec.target_wait);
-    let so_far = history.seconds_of_the_first_call(now);
+    let expected = history.seconds_of_the_first_call(now) * EXPECTED_OF_SO_FAR;
     let (service, known) = match history.service_seconds() {
         Some(seconds) => (seconds, MEASURED),
-        None if so_far > ASSUMED_SERVICE_SECONDS => (so_far, SO_FAR),
+        None if expected > ASSUMED_SERVICE_SECONDS => (expected, SO_FAR),
         None => (ASSUMED_SERVICE_SECONDS, ASSUMED),
     };
     let per_rate = service / (at_once * UTILISATION);
@@ -182,16 +194,18 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
         ASSUMED => assumed(&load),
         _ => more(&load, history, lasting_rate, inputs, now),
     };
-    let (lasting, lasting_text) = lasting(&load, history, lasting_rate, now);
+    let long_work = long_work(history, inputs, spec, now);
+    let (lasting, lasting_text) = lasting(&load, history, lasting_rate, long_work, now);
     let now = load.kept(history.rate());
+    let seconds = service / at_once;
     match more {
         Some(More { pods, text, tells }) => {
-            let too_much = (tells && load.current > 0.0).then_some(lasting_rate);
-            Need { pods, lasting, now, short: true, too_much, text }
+            let too_much = (tells && load.current > 0.0).then_some(lasting_rate * service);
+            Need { pods, lasting, now, backlog, seconds, short: true, too_much, text }
         }
         None => {
             let pods = lasting.min(load.current);
-            Need { pods, lasting, now, short: false, too_much: None, text: lasting_text }
+            Need { pods, lasting, now, backlog, seconds, short: false, too_much: None, text: lasting_text }
         }
     }
 }
@@ -224,9 +238,12 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     let left = (backlog - begun * pace).max(0.0);
     // How long the last message waits: more pods do not start sooner than those that are on their way.
     let wait = if waited.is_some() { left } else { backlog } / (current * pace);
-    // The last calls need only begin by then.
-    let seconds = clearing + load.service;
-    let by_backlog = (left / seconds * load.per_rate).min(load.useful);
+    // The last calls need only begin by then: a further pod begins some at once. One that is busy does not.
+    let at_once = f64::from(load.spec.concurrency.max(1));
+    let each = (at_once + clearing * pace) * UTILISATION;
+    let idle = (able * at_once - in_flight as f64).max(0.0);
+    let missed = left - able * clearing * pace - idle - (current - able) * each;
+    let by_backlog = (current + missed / each).min(load.useful);
     let by_chance = BY_CHANCE * (history.settled() as f64).sqrt();
     let sudden = history.growth() >= by_chance.max(backlog * SUDDEN_SHARE);
     // What came long ago, such as while the handler failed, is cleared like a burst.
@@ -237,9 +254,10 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
         let rate = history.rate();
         let pods = load.sane(by_backlog.max((rate * load.per_rate).min(load.useful)));
         let text = format!(
-            "the larger of {} arriving and {left:.0} waiting / {seconds:.1} s, {}, {in_flight} running",
+            "the larger of {} arriving {}, and {current} pods + {missed:.0} messages that they do not begin within {:.1} s / {each:.2} that each further pod does; {backlog:.0} waiting, {in_flight} running",
             per_second(rate),
-            load.per_message()
+            load.per_message(),
+            startup + clearing
         );
         More { pods, text, tells: loaded && pods <= current * LARGE_BURST }
     });
@@ -267,14 +285,19 @@ fn per_second(rate: f64) -> String {
 }
 
 /// Pods for the load as it has been lately.
-fn lasting(load: &Load<'_>, history: &History, rate: f64, now: f64) -> (f64, String) {
+fn lasting(load: &Load<'_>, history: &History, rate: f64, long_work: bool, now: f64) -> (f64, String) {
     let mut by_rate = load.kept(rate);
+    // Work that asks for more time keeps its pods by itself.
+    if history.has_long_calls() && !long_work {
+        // So few of them arrive within the window that chance would change the pods with each.
+        by_rate = by_rate.max(load.kept_for(history.running()).round());
+    }
     if history.bursts_often(now) {
         // What arrives beside them is served.
         let lately = load.kept(history.recent_rate());
         by_rate = (by_rate * BETWEEN_BURSTS).floor().max(lately).max(load.least).min(by_rate);
     }
-    let too_few = history.too_few(rate, now).filter(|few| by_rate <= f64::from(*few));
+    let too_few = history.too_few(rate * load.service, now).filter(|few| by_rate <= f64::from(*few));
     let pods = too_few.map_or(by_rate, |few| f64::from(few.saturating_add(1)));
     let mut text = format!(
         "{} over {:.0} s x {:.3} s per message ({}) / ({} at once x {:.2}), {:.0} waiting, {} running",
