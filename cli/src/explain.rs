@@ -4,10 +4,12 @@
 use anyhow::{Context as _, bail};
 use clap::Args;
 use k8s_openapi::api::core::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::ListParams;
-use warren_api::conditions::worker::SCALING_ACTIVE;
+use warren_api::conditions::READY;
+use warren_api::conditions::worker::{SCALING_ACTIVE, TEMPLATE_VALID};
 use warren_api::worker::ScalingMode;
 use warren_api::{Queue, Worker, WorkerStatus};
 use warren_operator::scaler::asked::spec;
@@ -99,18 +101,21 @@ impl Seen {
         let Self { worker, single: _, operator: _, changes, now } = self;
         let (mode, status) = (worker.spec.scaling.mode, worker.status.clone().unwrap_or_default());
         let mut text = format!(
-            "Worker {} has {} pods and wants {}.\n\n",
+            "Worker {} has {} pods and wants {}.\n{}\n",
             worker.name_any(),
             status.replicas,
-            status.desired_replicas
+            status.desired_replicas,
+            not_ready(&status),
         );
         match mode {
             ScalingMode::External => {
                 text += "Mode External: an HPA or KEDA writes the scale subresource; see kubectl get hpa.\n";
+                text += &hindered(&status);
             }
             ScalingMode::Manual => {
-                text +=
-                    &format!("Mode Manual: spec.replicas is obeyed, which is {}.\n", worker.spec.replicas);
+                let said = if is_obeyed(worker, &status) { "is obeyed, which is" } else { "asks for" };
+                text += &format!("Mode Manual: spec.replicas {said} {}.\n", worker.spec.replicas);
+                text += &hindered(&status);
             }
             ScalingMode::Builtin => text += &self.builtin(&status),
         }
@@ -149,14 +154,11 @@ impl Seen {
             }
             (None, None) => "Warren has decided nothing yet: the queue has not been measured.\n".to_owned(),
         };
-        if let Some(condition) = status.conditions.iter().find(|condition| condition.type_ == SCALING_ACTIVE)
-        {
+        if let Some(condition) = find(status, SCALING_ACTIVE) {
             let since = age(Some(condition.last_transition_time.0), self.now);
             text += &format!("  since      {since}, ScalingActive={}\n", condition.status);
-            if condition.status != "True" {
-                text += &format!("  hindered   {}\n", condition.message);
-            }
         }
+        text += &hindered(status);
         match &self.operator {
             Ok(Some(told)) => text += &inputs_and_decisions(told),
             Ok(None) => text += "\nNo operator that leads scales this Worker at the moment.\n",
@@ -191,6 +193,35 @@ impl Seen {
             spec(&self.worker, None, None).window(),
         )
     }
+}
+
+fn find<'s>(status: &'s WorkerStatus, kind: &str) -> Option<&'s Condition> {
+    status.conditions.iter().find(|condition| condition.type_ == kind)
+}
+
+/// Why a Worker is not Ready, which may be why its pods are not what was decided.
+fn not_ready(status: &WorkerStatus) -> String {
+    match find(status, READY) {
+        Some(ready) if ready.status == "True" => String::new(),
+        Some(ready) => format!("Ready={}, {}: {}\n", ready.status, ready.reason, ready.message),
+        None => {
+            "It has no condition Ready: nobody has looked at it yet, see kubectl warren doctor.\n".to_owned()
+        }
+    }
+}
+
+/// What keeps replicas from being decided or changed.
+fn hindered(status: &WorkerStatus) -> String {
+    find(status, SCALING_ACTIVE)
+        .filter(|active| active.status != "True")
+        .map(|active| format!("  hindered   {}\n", active.message))
+        .unwrap_or_default()
+}
+
+/// Whether the Deployment has the replicas of the spec. Under an invalid template it may be missing, or somebody else's.
+fn is_obeyed(worker: &Worker, status: &WorkerStatus) -> bool {
+    let holds = |kind| find(status, kind).is_some_and(|condition| condition.status == "True");
+    holds(SCALING_ACTIVE) && holds(TEMPLATE_VALID) && status.desired_replicas == worker.spec.replicas
 }
 
 /// What the operator's last look saw, and its decisions before.
@@ -357,15 +388,73 @@ mod tests {
         );
     }
 
+    /// In one of the modes in which somebody else decides on 50 pods; of each condition type, status and reason.
+    fn decided_elsewhere(mode: &str, desired: i32, conditions: &[(&str, &str, &str)]) -> Seen {
+        let mut seen = Seen { operator: Ok(None), ..seen(&json!({"mode": mode})) };
+        let condition = |(kind, status, reason): &(&str, &str, &str)| {
+            let message = format!("because of {reason}");
+            json!({"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": "1970-01-01T00:01:00Z"})
+        };
+        let conditions: Vec<_> = conditions.iter().map(condition).collect();
+        let status = json!({"replicas": desired, "desiredReplicas": desired, "conditions": conditions});
+        seen.worker.status = Some(serde_json::from_value(status).unwrap());
+        seen.worker.spec.replicas = 50;
+        seen
+    }
+
     #[test]
     fn in_other_modes_it_says_who_decides() {
         for (mode, said) in [("Manual", "spec.replicas is obeyed"), ("External", "HPA or KEDA")] {
-            let text = Seen { operator: Ok(None), ..seen(&json!({"mode": mode})) }.text();
+            let well = ["Ready", "TemplateValid", "ScalingActive"].map(|kind| (kind, "True", "Well"));
+            let text = decided_elsewhere(mode, 50, &well).text();
             assert!(text.contains(said), "{text}");
             assert!(!text.contains("operator") && !text.contains("Decision"), "nobody is missed\n{text}");
         }
         let text = Seen { operator: Ok(None), ..seen(&json!({})) }.text();
         assert!(text.contains("No operator that leads scales this Worker"), "{text}");
+    }
+
+    #[test]
+    fn replicas_that_are_not_obeyed_are_not_said_to_be_and_the_cause_is() {
+        let invalid = [
+            ("Ready", "False", "PortMissing"),
+            ("TemplateValid", "False", "PortMissing"),
+            ("ScalingActive", "True", "Manual"),
+        ];
+        let no_queue = [
+            ("Ready", "False", "QueueNotFound"),
+            ("TemplateValid", "True", "Accepted"),
+            ("ScalingActive", "True", "Manual"),
+        ];
+        let held_back = [
+            ("Ready", "False", "OrderingNotGuaranteed"),
+            ("TemplateValid", "True", "Accepted"),
+            ("ScalingActive", "False", "PodsHeldBack"),
+        ];
+        for mode in ["Manual", "External"] {
+            for (desired, conditions) in [(50, invalid), (0, no_queue), (2, held_back)] {
+                let text = decided_elsewhere(mode, desired, &conditions).text();
+                let reason = conditions[0].2;
+                let cause = format!("Ready=False, {reason}: because of {reason}\n");
+                assert!(text.contains(&cause) && !text.contains("obeyed"), "{text}");
+                assert_eq!(text.contains("asks for 50"), mode == "Manual", "{text}");
+                assert_eq!(text.contains("hindered   because of PodsHeldBack"), desired == 2, "{text}");
+            }
+        }
+        let text = decided_elsewhere("Manual", 0, &[]).text();
+        assert!(text.contains("nobody has looked at it yet") && !text.contains("obeyed"), "{text}");
+    }
+
+    #[test]
+    fn a_decision_that_comes_to_no_pods_is_shown_with_why_the_worker_is_not_ready() {
+        let mut seen = seen(&json!({}));
+        let cause = "Ready=False, PortMissing: the container names no port";
+        assert!(!seen.text().contains(cause));
+        let ready = json!({"type": "Ready", "status": "False", "reason": "PortMissing", "message": "the container names no port", "lastTransitionTime": "1970-01-01T00:01:00Z"});
+        let status = seen.worker.status.get_or_insert_default();
+        status.conditions.push(serde_json::from_value(ready).unwrap());
+        let text = seen.text();
+        assert!(text.contains(cause) && text.contains("Decision: 50 replicas"), "{text}");
     }
 
     #[test]

@@ -43,5 +43,5 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     try:
         main(*sys.argv[1:])
-    except pika.exceptions.ChannelClosedByBroker as refusal:
+    except (pika.exceptions.ChannelClosedByBroker, pika.exceptions.ConnectionClosedByBroker) as refusal:
         sys.exit(f"refused: {refusal.reply_code} {refusal.reply_text}")

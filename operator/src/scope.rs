@@ -120,6 +120,7 @@ pub(crate) async fn start(
     insisted(context.namespace.as_deref(), filled)
         .await
         .context("a watch ended before its cache was filled")?;
+    worker::note_all_told(&context);
     say_filled.send_replace(true);
     let scaler = scaler::task::run(context.clone());
     let sweeper = sweep(context.clone());

@@ -138,7 +138,7 @@ fn rights(facts: &Facts) -> Check {
             Check::bad(
                 what,
                 format!(
-                    "missing: {}. Set rbac.create, or add the namespace to the chart's watchNamespaces",
+                    "missing: {}. Set the chart's rbac.create, or grant them to the operator's ServiceAccount yourself",
                     missing.join(", ")
                 ),
             )

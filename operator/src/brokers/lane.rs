@@ -19,6 +19,7 @@ use super::entries::{Due, Entries};
 use super::host::{Host, Prober};
 use super::link::{put_back, take};
 use super::loss::MOMENT;
+use super::misses::Misses;
 use super::pace::{Pace, patience};
 use super::running::Running;
 use super::schedule::interval;
@@ -32,8 +33,8 @@ use crate::{problem, tick};
 const PROBES_AT_ONCE: usize = 24;
 /// How long a broker may take to say which release it is.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a probe may take, the wait for its turn included.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time that is left for the answer to a probe, after its turn has come.
+const ANSWERING: Duration = Duration::from_millis(250);
 /// How long the answer to a look is listened for, whether or not anybody still waits for it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -55,6 +56,7 @@ struct Shared {
     channels: Arc<Mutex<Channels<Channel>>>,
     release: Aside<Release>,
     probes: Semaphore,
+    misses: Mutex<Misses>,
     host: Arc<Host>,
 }
 
@@ -79,6 +81,7 @@ impl Lane {
             channels: Arc::default(),
             release: Aside::default(),
             probes: Semaphore::new(PROBES_AT_ONCE),
+            misses: Mutex::default(),
             host,
         });
         let task = tokio::spawn(run(shared.clone()));
@@ -128,14 +131,15 @@ impl Lane {
         self.shared.host.probers()
     }
 
-    /// How many ready messages a queue has. One that is missing, and was there, is declared again a second later.
+    /// How many ready messages a queue has, asked for `within` a time, the wait for a turn included. One that is missing, and was
+    /// there, is declared again a second later.
     ///
     /// # Errors
     /// The broker is not connected, did not answer in time, or knows no such queue.
-    pub async fn depth(&self, queue: &str) -> Result<QueueDepth, BrokerError> {
-        let timeout = BrokerError::TimedOut { what: "queue depth", seconds: PROBE_TIMEOUT.as_secs() };
+    pub async fn depth(&self, queue: &str, within: Duration) -> Result<QueueDepth, BrokerError> {
+        let timeout = BrokerError::TimedOut { what: "queue depth", seconds: within.as_secs() };
         let depth =
-            tokio::time::timeout(PROBE_TIMEOUT, self.shared.depth(queue)).await.unwrap_or(Err(timeout));
+            tokio::time::timeout(within, self.shared.depth(queue, within)).await.unwrap_or(Err(timeout));
         if depth.as_ref().is_err_and(|error| error.says_no_queue(queue)) {
             locked(&self.shared.entries).missing(queue, Instant::now());
             self.shared.changed.notify_one();
@@ -166,20 +170,26 @@ impl Shared {
         }
     }
 
-    async fn depth(&self, queue: &str) -> Result<QueueDepth, BrokerError> {
-        let until = Instant::now() + PROBE_TIMEOUT;
+    async fn depth(&self, queue: &str, within: Duration) -> Result<QueueDepth, BrokerError> {
+        let until = Instant::now() + within;
+        if let Some(error) = locked(&self.misses).of(queue, Instant::now()) {
+            return Err(error);
+        }
         // The semaphore is never closed.
         let _permit = self.probes.acquire().await;
         // One that is down takes no turn from the others.
         self.link()?;
         let now = Instant::now();
-        let late = BrokerError::TimedOut { what: "turn to ask", seconds: PROBE_TIMEOUT.as_secs() };
-        let patience = until.saturating_duration_since(now);
+        let late = BrokerError::TimedOut { what: "turn to ask", seconds: within.as_secs() };
+        // A turn whose answer nobody waits for is lost to all.
+        let patience = until.saturating_duration_since(now).saturating_sub(ANSWERING);
         let turn = locked(&self.host.turns).next(tick::before(now), patience).ok_or(late)?;
         if turn > now {
             tokio::time::sleep_until(turn).await;
         }
-        self.look(&self.link()?, queue).await
+        let answer = self.look(&self.link()?, queue).await;
+        locked(&self.misses).answered(queue, &answer, Instant::now());
+        answer
     }
 
     /// Asks for a queue's depth on a channel that is used again, which changes nothing. It ends by its answer, also where nobody
@@ -282,6 +292,7 @@ async fn run(shared: Arc<Shared>) {
                     LinkState::Up(link) if link.generation != generation => {
                         generation = link.generation;
                         down = None;
+                        locked(&shared.misses).connected();
                         // The broker may have come back empty.
                         locked(&shared.entries).all_due(Instant::now());
                     }
@@ -294,12 +305,13 @@ async fn run(shared: Arc<Shared>) {
                 }
             }
             ended = running.next(), if !running.is_empty() => {
-                let Some((due, result)) = ended else { continue };
-                let result: Result<Outcome, DeclareError> = result;
+                let Some(ended) = ended else { continue };
+                let (due, result): (Due, Result<Outcome, DeclareError>) = ended;
                 match &result {
                     Err(error) if error.error.category() == Category::Retryable => pace.lost(),
                     Err(_) | Ok(_) => pace.succeeded(),
                 }
+                locked(&shared.misses).declared(&due.order.main);
                 locked(&shared.entries).done(&due, result, shared.options.drift_check, Instant::now());
             }
             () = shared.changed.notified() => {}

@@ -12,6 +12,7 @@ mod host;
 mod lane;
 mod link;
 mod loss;
+mod misses;
 mod pace;
 mod remove;
 mod rest;

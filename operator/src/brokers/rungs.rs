@@ -20,6 +20,8 @@ pub(super) async fn retired(
     match depth_of(link, &rung.name).await {
         Ok(None) | Err(BrokerError::Locked { .. }) => return Ok(true),
         Ok(Some(_)) => {}
+        // Of a classic one whose node is down: that says nothing of the Queue, and it may come back.
+        Err(BrokerError::NotFound { .. }) => return Ok(false),
         Err(error) => return Err(error),
     }
     on_own_channel(link, async |channel| {

@@ -34,7 +34,7 @@ pub fn validate(queue: &Queue, secret: &SecretState) -> Result<BrokerAccess, Pro
                 BROKER_REACHABLE,
                 "SecretForbidden",
                 format!(
-                    "the operator may not read Secret \"{name}\" in namespace \"{namespace}\": it needs the right to get Secrets there (chart value watchNamespaces)"
+                    "the operator may not read Secret \"{name}\" in namespace \"{namespace}\": grant its ServiceAccount get on Secrets there (the chart's rbac.create does)"
                 ),
             ));
         }

@@ -26,19 +26,14 @@ pub struct Handlers {
     pub listened: bool,
     /// The HTTP status that tells of a wrong path or missing rights.
     pub misconfigured: Option<u16>,
-    /// Of the scraped, how many are connected to the broker.
-    pub connected: u32,
+    /// Whether sidecars answer, and none has been connected to the broker for longer than connecting takes.
+    pub disconnected: bool,
 }
 
 impl Handlers {
     /// Whether the handlers of most pods take no messages: where the scaler says so, this does too.
     pub const fn most_held(&self) -> bool {
         self.held > self.scraped / 2
-    }
-
-    /// Whether no sidecar is connected to the broker.
-    pub const fn disconnected(&self) -> bool {
-        self.scraped > 0 && self.connected == 0
     }
 }
 

@@ -122,7 +122,7 @@ fn trouble(
         return Some((
             Reason::Stalled,
             format!(
-                "messages wait and nothing has moved for more than {:.0} s, which is longer than a call may take: look at the handler's logs, and whether it answers 429 to all; replicas are held",
+                "messages wait and nothing has moved for more than {:.0} s, which is longer than a call may take: see whether the condition Available says that sidecars are not connected, look at the handler's logs, and whether it answers 429 to all; replicas are held",
                 spec.handler_timeout + STALL_MARGIN
             ),
         ));

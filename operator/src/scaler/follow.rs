@@ -45,8 +45,12 @@ const WITH_PODS: Duration = Duration::from_secs(1);
 const OBSERVED: Duration = Duration::from_secs(5);
 /// How long the scrapes of a round may take: the depth that was read beside them must stay fresh.
 const SCRAPING: Duration = Duration::from_secs(3);
+/// How long the queue's depth may take, the wait for a turn to ask included.
+const DEPTH: Duration = Duration::from_secs(3);
 /// How long a queue beside the Queue's own may hold up a look.
 const BESIDE: Duration = Duration::from_millis(500);
+/// How long sidecars may take to connect, in seconds.
+const CONNECTING_SECONDS: f64 = 15.0;
 /// How long the first depth may take before it counts as unknown.
 const FIRST_DEPTH: Duration = Duration::from_secs(10);
 
@@ -57,6 +61,8 @@ struct Follower {
     tracker: Tracker,
     history: History,
     timetable: Timetable,
+    /// Since when sidecars answer and none is connected.
+    unconnected: Option<f64>,
     /// What `depth` is of: the Queue, its broker as its status has it, and the broker's queue.
     followed: Option<(Key, Option<String>, String)>,
     depth: Option<(QueueDepth, Instant)>,
@@ -80,6 +86,7 @@ pub(super) async fn follow(key: Key, context: Arc<Context>) {
         tracker: Tracker::default(),
         history: History::default(),
         timetable: Timetable::default(),
+        unconnected: None,
         followed: None,
         depth: None,
         prober: None,
@@ -138,13 +145,13 @@ impl Follower {
         }
         let side = queue.as_deref().and_then(|queue| self.side.next(queue, builtin));
         let (depth, side_depth, sidecars) = tokio::join!(
-            self.read_depth(queue.as_deref(), name),
-            tokio::time::timeout(BESIDE, self.read_depth(queue.as_deref(), side.as_deref())),
+            self.read_depth(queue.as_deref(), name, DEPTH),
+            self.read_depth(queue.as_deref(), side.as_deref(), BESIDE),
             // At zero nothing depends on what pods say that end, and a message is to be seen at once.
             self.scrape(&pods, if at_zero { AT_ZERO / 2 } else { SCRAPING })
         );
         self.depth = depth.or(self.depth);
-        if let (Some(name), Some((depth, _))) = (side, side_depth.ok().flatten()) {
+        if let (Some(name), Some((depth, _))) = (side, side_depth) {
             self.side.note(name, u64::from(depth.ready));
         }
         let beside = queue.as_deref().and_then(|queue| beside(worker, queue, &context));
@@ -230,11 +237,16 @@ impl Follower {
     }
 
     /// What a queue on the broker of `queue` holds, and when that was.
-    async fn read_depth(&self, queue: Option<&Queue>, name: Option<&str>) -> Option<(QueueDepth, Instant)> {
+    async fn read_depth(
+        &self,
+        queue: Option<&Queue>,
+        name: Option<&str>,
+        within: Duration,
+    ) -> Option<(QueueDepth, Instant)> {
         let (queue, name) = (queue?, name?);
         let key = validate::key(queue);
         let lane = self.context.brokers.lane_of(&key)?;
-        match lane.depth(name).await {
+        match lane.depth(name, within).await {
             Ok(depth) => Some((depth, Instant::now())),
             Err(error) => {
                 tracing::debug!(namespace = %key.namespace, queue = name, %error, "depth not read");
@@ -262,15 +274,19 @@ impl Follower {
             .filter(|answer| !answer.ending)
             .filter_map(|answer| answer.sample.misconfigured)
             .min();
-        let connected = answers.iter().filter(|answer| !answer.ending && answer.sample.connected).count();
         let now = self.now();
+        let mut waiting =
+            answers.iter().filter(|answer| !answer.ending).map(|answer| !answer.sample.connected);
+        let none_is_connected = waiting.next().is_some_and(|first| first && waiting.all(|waits| waits));
+        let since = *self.unconnected.get_or_insert(now);
+        self.unconnected = self.unconnected.filter(|_| none_is_connected);
         let sidecars = self.tracker.observe(answers, &living, &staying, now);
         let handlers = Handlers {
             scraped: sidecars.scraped,
             held: sidecars.held,
             misconfigured,
             listened: sidecars.able > 0,
-            connected: count(connected),
+            disconnected: none_is_connected && now - since >= CONNECTING_SECONDS,
         };
         (sidecars, handlers)
     }

@@ -1,6 +1,6 @@
 //! The queues beside a Queue's own: messages that wait to be tried again, and dead ones. For people, not for decisions. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use warren_api::Queue;
 use warren_api::names::{dead_letter_queue, retry_queue};
@@ -23,10 +23,10 @@ impl Side {
             return None;
         }
         let mut names = retry_queues(queue);
-        names.push(dead_letter_queue(queue.broker_name()));
+        names.insert(dead_letter_queue(queue.broker_name()));
         self.read.retain(|name, _| names.contains(name));
         let turn = (self.looks / LOOKS) as usize % names.len();
-        Some(names.swap_remove(turn))
+        names.into_iter().nth(turn)
     }
 
     /// Takes in how many messages wait in one.
@@ -45,14 +45,18 @@ impl Side {
     }
 }
 
-fn retry_queues(queue: &Queue) -> Vec<String> {
-    let delays = queue.spec.retry.delays_seconds.iter();
+/// Those of the spec, and those that it has dropped and that are not empty yet.
+fn retry_queues(queue: &Queue) -> BTreeSet<String> {
+    let declared = queue.status.as_ref().and_then(|status| status.declared.as_ref());
+    let left = declared.into_iter().flat_map(|declared| &declared.retry_delays_seconds);
+    let delays = queue.spec.retry.delays_seconds.iter().chain(left);
     delays.map(|delay| retry_queue(queue.broker_name(), delay.unsigned_abs())).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use warren_api::QueueSpec;
+    use warren_api::queue::{Declared, QueueStatus};
 
     use super::*;
 
@@ -82,9 +86,14 @@ mod tests {
             side.note(retry_queue("orders", delay), 7);
         }
         queue.spec.retry.delays_seconds = vec![];
-        for _ in 0..LOOKS {
-            side.next(&queue, true);
-        }
+        let left = Declared { retry_delays_seconds: vec![60], ..Declared::default() };
+        queue.status = Some(QueueStatus { declared: Some(left), ..QueueStatus::default() });
+        let all_in_turn =
+            |side: &mut Side, queue: &Queue| (0..LOOKS * 2).for_each(|_| _ = side.next(queue, true));
+        all_in_turn(&mut side, &queue);
+        assert_eq!(side.retrying(&queue), Some(7), "what a dropped rung still has");
+        queue.status = None;
+        all_in_turn(&mut side, &queue);
         assert_eq!((side.retrying(&queue), side.dead(&queue)), (Some(0), None));
         assert!(side.read.is_empty());
     }

@@ -27,7 +27,7 @@ pub(super) fn if_news(context: &Context, worker: &Worker, former: &View, view: &
             handlers.scraped > 0,
             handlers.most_held(),
             handlers.misconfigured,
-            handlers.disconnected(),
+            handlers.disconnected,
             view.refused.clone(),
             view.misread.clone(),
         )

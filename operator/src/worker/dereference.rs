@@ -39,8 +39,7 @@ pub struct Surroundings {
 impl Surroundings {
     /// The configuration that the sidecars read.
     fn told(&self) -> Option<SidecarConfig> {
-        let object = self.config_map.as_deref().map(LiveConfigMap::object)?;
-        serde_json::from_str(object["data"][CONFIG_KEY].as_str()?).ok()
+        told(self.config_map.as_deref()?)
     }
 
     /// Whether the configuration that the sidecars read holds consuming.
@@ -52,6 +51,17 @@ impl Surroundings {
     pub fn told_queue(&self) -> Option<String> {
         self.told().map(|config| config.queue.name)
     }
+}
+
+/// The configuration that a ConfigMap holds.
+fn told(config_map: &LiveConfigMap) -> Option<SidecarConfig> {
+    serde_json::from_str(config_map.object()["data"][CONFIG_KEY].as_str()?).ok()
+}
+
+/// The broker's queue that a Worker's sidecars are told to consume.
+pub fn told_queue(worker: &Worker, context: &Context) -> Option<String> {
+    let config_map = ObjectRef::new(&config_map(&worker.name_any())).within(&worker.namespace()?);
+    Some(told(context.stores.config_maps.get(&config_map)?.as_ref())?.queue.name)
 }
 
 /// The Secret that the sidecars of a Queue's Workers use.

@@ -14,4 +14,4 @@ pub mod reconcile;
 pub mod status;
 pub mod validate;
 
-pub use reconcile::run;
+pub use reconcile::{note_all_told, run};

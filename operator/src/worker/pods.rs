@@ -71,8 +71,12 @@ fn stuck(pod: &Pod) -> Option<(String, String)> {
         let (name, pod_name) = (&container.name, pod.name_any());
         let look = match reason {
             CRASH => format!("see kubectl logs {pod_name} -c {name} --previous"),
-            "CreateContainerConfigError" => "see that the Secrets and ConfigMaps it names exist".to_owned(),
-            _ => "check the image's name, tag and pull secret".to_owned(),
+            "CreateContainerConfigError" => {
+                "see that the Secrets and ConfigMaps it names exist, and to its securityContext (runAsNonRoot)"
+                    .to_owned()
+            }
+            reason if NO_IMAGE.contains(&reason) => "check the image's name, tag and pull secret".to_owned(),
+            _ => "check its command, mounts and securityContext".to_owned(),
         };
         Some((reason.to_owned(), format!("pod {pod_name}, container {name}: {detail}; {look}")))
     })
@@ -207,6 +211,28 @@ mod tests {
         assert!(!crash(&[ended(app, 0, 3, soon)]), "it is started again at once");
         assert!(!crash(&[ended(app, 1, 3, "2026-01-01T01:00:00Z")]), "so is one that ran for long");
         assert!(!crash(&[ended("initContainerStatuses", 1, 0, soon)]), "its work is done");
+    }
+
+    #[test]
+    fn a_container_that_cannot_be_created_or_started_is_told_of_with_what_to_look_at() {
+        for (reason, hint) in [
+            ("ErrImagePull", "check the image's name"),
+            (
+                "CreateContainerConfigError",
+                "Secrets and ConfigMaps it names exist, and to its securityContext",
+            ),
+            ("CreateContainerError", "check its command, mounts and securityContext"),
+            ("RunContainerError", "check its command, mounts and securityContext"),
+        ] {
+            let pod = pod(json!({"containerStatuses": [{
+                "name": "app", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"waiting": {"reason": reason, "message": "what the kubelet says"}},
+            }]}));
+            let (said, message) = trouble(&[pod]).unwrap();
+            assert_eq!(said, reason);
+            assert!(message.contains("what the kubelet says") && message.contains(hint), "{message}");
+            assert_eq!(message.contains("image's"), NO_IMAGE.contains(&reason), "{message}");
+        }
     }
 
     #[test]

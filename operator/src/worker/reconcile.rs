@@ -13,11 +13,11 @@ use kube::runtime::{Controller, controller, watcher};
 use kube::{Resource, ResourceExt};
 use warren_api::conditions::READY;
 use warren_api::worker::ScalingMode;
-use warren_api::{Worker, WorkerStatus};
+use warren_api::{Queue, Worker, WorkerStatus};
 
 use super::apply::apply;
 use super::build::build;
-use super::dereference::{Surroundings, dereference};
+use super::dereference::{Surroundings, dereference, told_queue};
 use super::live::LiveDeployment;
 use super::owed::owed;
 use super::pods::cannot_get;
@@ -88,6 +88,27 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     }
     context.retries.succeeded(&ObjectRef::from_obj(&*worker).erase());
     Ok(Action::requeue(pause(problem.as_ref()).mul_f64(rand::random_range(0.7..1.0))))
+}
+
+/// Notes which queue a Worker's sidecars go on with, whose configuration could not be written, or has not been looked at yet.
+pub fn note_told(worker: &Worker, context: &Context) {
+    if context.note_told(worker, told_queue(worker, context).as_deref()) {
+        tell_ordered(worker, context);
+    }
+}
+
+/// Notes the sidecars that go on with another queue than their Worker names, before any Worker is looked at: they could not be told
+/// before this process began.
+pub fn note_all_told(context: &Context) {
+    for worker in context.stores.workers.state() {
+        let namespace = worker.namespace().unwrap_or_default();
+        let named = ObjectRef::new(&worker.spec.queue_ref.name).within(&namespace);
+        let named = context.stores.queues.get(&named);
+        let told = told_queue(&worker, context);
+        if told.is_some() && told.as_deref() != named.as_deref().map(Queue::broker_name) {
+            note_told(&worker, context);
+        }
+    }
 }
 
 /// The time until a Worker is looked at again, whatever else brings it here.
@@ -187,6 +208,7 @@ async fn write(worker: &Worker, status: WorkerStatus, context: &Context) -> Resu
 
 #[expect(clippy::needless_pass_by_value, reason = "the controller's signature")]
 fn error_policy(worker: Arc<Worker>, error: &Error, context: Arc<Context>) -> Action {
+    note_told(&worker, &context);
     context.failed("worker", &ObjectRef::from_obj(&*worker).erase(), error)
 }
 

@@ -209,14 +209,14 @@ fn available(
     if desired == 0 {
         return Statement::new(AVAILABLE, true, "ScaledToZero", "no pod is wanted");
     }
+    // A pod is not ready before its sidecar was connected once.
+    if view.handlers.disconnected {
+        let message = "no sidecar is connected to the broker: see the logs of container warren-sidecar, the Secret that the Queue names for Workers and its user's rights, and network policies";
+        return Statement::new(AVAILABLE, false, "SidecarsDisconnected", message);
+    }
     if !around.pods.iter().any(|pod| ready(pod) && !ending(pod)) {
         // On the way from zero nothing is wrong; what is, has been named above.
         return Statement::new(AVAILABLE, Status::Unknown, "PodsStarting", "no pod is ready yet");
-    }
-    let handlers = &view.handlers;
-    if handlers.disconnected() {
-        let message = "no sidecar is connected to the broker: see the logs of container warren-sidecar, and the rights of the Secret that the Queue names";
-        return Statement::new(AVAILABLE, false, "SidecarsDisconnected", message);
     }
     Statement::new(AVAILABLE, true, "PodsReady", "pods are ready")
 }
@@ -276,7 +276,7 @@ fn handler_healthy(worker: &Worker, desired: i32, view: &View, former: &WorkerSt
     let url = format!("http://localhost{port}{}", worker.spec.handler.http.path);
     if let Some(code) = handlers.misconfigured {
         let message = format!(
-            "POST {url} answers {code}: correct spec.handler.http.path or port, or what the application allows. Consuming is held back, nothing is dead-lettered"
+            "POST {url} answers {code}: correct spec.handler.http.path or port, or what the application allows. Consuming is held back; what failed before may be in the dead-letter queue"
         );
         return Some(Statement::new(HANDLER_HEALTHY, false, "HandlerMisconfigured", message));
     }
@@ -527,7 +527,7 @@ mod tests {
     #[test]
     fn a_wrong_path_is_named_with_url_and_status() {
         let handlers =
-            Handlers { scraped: 1, held: 1, listened: true, misconfigured: Some(404), connected: 1 };
+            Handlers { scraped: 1, held: 1, listened: true, misconfigured: Some(404), disconnected: false };
         let status = say(None, &View { handlers, ..View::default() });
         let healthy = find(&status.conditions, HANDLER_HEALTHY).unwrap();
         assert_eq!(healthy.reason, "HandlerMisconfigured");
@@ -538,7 +538,8 @@ mod tests {
     #[test]
     fn handlers_that_fail_in_most_pods_are_told_of_as_the_scaler_does() {
         let said = |held| {
-            let handlers = Handlers { scraped: 10, held, misconfigured: None, connected: 10, listened: true };
+            let handlers =
+                Handlers { scraped: 10, held, misconfigured: None, disconnected: false, listened: true };
             let status = say(None, &View { handlers, ..View::default() });
             let healthy = find(&status.conditions, HANDLER_HEALTHY).unwrap();
             (healthy.status.clone(), healthy.reason.clone())
@@ -550,12 +551,29 @@ mod tests {
 
     #[test]
     fn a_port_that_nobody_listens_at_is_named_and_comes_before_what_the_scaler_makes_of_it() {
-        let handlers = Handlers { scraped: 2, held: 2, connected: 2, ..Handlers::default() };
+        let handlers = Handlers { scraped: 2, held: 2, ..Handlers::default() };
         let view = View { handlers, ..decided(Reason::HandlerFailing, "replicas are held") };
         let status = say(None, &view);
         for kind in [HANDLER_HEALTHY, READY] {
             let message = &find(&status.conditions, kind).unwrap().message;
             assert!(message.contains("nothing has listened at http://localhost:8080/ yet"), "{message}");
+        }
+    }
+
+    #[test]
+    fn pods_that_never_reach_the_broker_are_not_said_to_start() {
+        let handlers = Handlers { scraped: 1, listened: true, disconnected: true, ..Handlers::default() };
+        let view = View { handlers, ..decided(Reason::Stalled, "nothing has moved") };
+        let around =
+            Surroundings { queue: Some(Arc::new(saying(READY, "True", "Declared"))), ..around(1, "u-1") };
+        let status = status(&worker(json!({})), None, None, &around, &view, &now());
+        for kind in [AVAILABLE, READY] {
+            let said = find(&status.conditions, kind).unwrap();
+            assert_eq!(
+                (said.status.as_str(), said.reason.as_str()),
+                ("False", "SidecarsDisconnected"),
+                "{said:?}"
+            );
         }
     }
 

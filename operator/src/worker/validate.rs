@@ -186,7 +186,7 @@ fn secret_is_usable(
         },
         Some(SecretState::Forbidden) => problem(
             "SecretForbidden",
-            ", and the operator may not read it to see that it is usable: it needs the right to get Secrets there (chart value watchNamespaces)"
+            ", and the operator may not read it to see that it is usable: grant its ServiceAccount get on Secrets there (the chart's rbac.create does)"
                 .to_owned(),
         ),
         Some(SecretState::Missing) | None => problem(

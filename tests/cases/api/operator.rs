@@ -241,6 +241,36 @@ async fn consuming_is_held_for_an_order_until_one_pod_alone_is_left() -> Result<
 }
 
 #[tokio::test]
+async fn sidecars_that_cannot_be_told_of_another_queue_hold_an_order_through_a_restart() -> Result<()> {
+    let room = Room::new("untold").await?;
+    let operator = room.operator("one").await?;
+    room.queue("orders", json!({})).await?;
+    room.ready("orders").await?;
+    room.worker("away", "orders", json!({})).await?;
+    room.consuming("away", ("True", "QueueReady", ""), true).await?;
+    room.pod("of-away", "away").await?;
+    // That Queue is not there: its sidecars go on with the one before.
+    let turned = r#"{"spec": {"queueRef": {"name": "mistyped"}}}"#;
+    room.kubectl(&["patch", "wk", "away", "--type=merge", "-p", turned]).await?;
+    room.condition_of("wk", "away", "QueueReady", ("False", "QueueNotFound", "mistyped")).await?;
+    let ordered = json!({"scaling": {"maxReplicas": 1}, "consumer": {"orderingKey": "x-customer"}});
+    room.worker("invoices", "orders", ordered).await?;
+    let held = ("False", "OrderingNotGuaranteed", "Worker \"away\"");
+    room.consuming("invoices", held, false).await?;
+    operator.stop().await?;
+    let before = room.get("configmap", "invoices-sidecar").await?;
+    let _second = room.operator("two").await?;
+    room.queue("later", json!({})).await?;
+    room.ready("later").await?;
+    let another = json!({"metadata": {"labels": {"looked-at": "again"}}}).to_string();
+    room.kubectl(&["patch", "wk", "invoices", "--type=merge", "-p", &another]).await?;
+    room.consuming("invoices", held, false).await?;
+    let after = room.get("configmap", "invoices-sidecar").await?;
+    ensure!(before["metadata"]["resourceVersion"] == after["metadata"]["resourceVersion"], "{after}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn nothing_is_consumed_from_a_queue_that_is_somebody_else_s() -> Result<()> {
     let room = Room::new("somebody-s").await?;
     let broker = Client::connect(&room.vhost.uri()).await?;

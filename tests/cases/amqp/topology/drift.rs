@@ -155,7 +155,8 @@ async fn a_queue_that_a_probe_misses_comes_back_without_a_drift_check(vhost: Vho
     let lane = keeper.brokers.lane_of(&key(&queue.queue)).unwrap();
     let client = Client::connect(&vhost.uri()).await?;
     client.delete("orders").await?;
-    eventually(PATIENCE, "the probe finds the queue", async || Ok(lane.depth("orders").await?)).await?;
+    eventually(PATIENCE, "the probe finds the queue", async || Ok(lane.depth("orders", PATIENCE).await?))
+        .await?;
     routed(&client, b"routed 4").await
 }
 

@@ -1,0 +1,101 @@
+//! Queues that a broker has said it does not have, for a while. Pure.
+//!
+//! Each such refusal takes one of the 2,047 channel numbers of its connection for good (`warren_broker::channel`), and when all
+//! are gone the connection of all Queues is given up. So the longer a queue has been missing, the more rarely it is asked for,
+//! unless a declaration has ended meanwhile.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use warren_broker::BrokerError;
+
+/// How long the first refusal counts.
+const SHORTEST: Duration = Duration::from_secs(1);
+/// How long a refusal counts at most.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// What one connection's broker does not have.
+#[derive(Debug, Default)]
+pub(super) struct Misses(HashMap<String, Miss>);
+
+#[derive(Debug)]
+struct Miss {
+    since: Instant,
+    asked: Instant,
+    error: BrokerError,
+}
+
+impl Miss {
+    fn counts_until(&self) -> Instant {
+        self.asked + self.asked.duration_since(self.since).clamp(SHORTEST, LONGEST)
+    }
+}
+
+impl Misses {
+    /// What was said of a queue, where that still counts.
+    pub(super) fn of(&self, queue: &str, now: Instant) -> Option<BrokerError> {
+        let miss = self.0.get(queue).filter(|miss| now < miss.counts_until())?;
+        Some(miss.error.clone())
+    }
+
+    /// Takes in what was said of a queue that was asked for.
+    pub(super) fn answered<T>(&mut self, queue: &str, answer: &Result<T, BrokerError>, now: Instant) {
+        match answer {
+            Ok(_) => _ = self.0.remove(queue),
+            Err(error) if error.says_no_queue(queue) => {
+                let since = self.0.get(queue).map_or(now, |miss| miss.since);
+                self.0.insert(queue.to_owned(), Miss { since, asked: now, error: error.clone() });
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// What declares a queue, and those that are derived from it, has ended.
+    pub(super) fn declared(&mut self, main: &str) {
+        let derived = |queue: &str| queue.strip_prefix(main).is_some_and(|rest| rest.starts_with('.'));
+        self.0.retain(|queue, _| queue != main && !derived(queue));
+    }
+
+    /// There is another connection.
+    pub(super) fn connected(&mut self) {
+        self.0.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn missing(queue: &str) -> Result<(), BrokerError> {
+        Err(BrokerError::NotFound { detail: format!("NOT_FOUND - no queue '{queue}' in vhost '/'") })
+    }
+
+    #[test]
+    fn a_queue_that_stays_missing_is_asked_for_ever_more_rarely() {
+        let (start, mut misses, mut asked) = (Instant::now(), Misses::default(), 0);
+        for tenth in 0..36_000 {
+            let now = start + Duration::from_millis(tenth * 100);
+            if misses.of("orders", now).is_none() {
+                asked += 1;
+                misses.answered("orders", &missing("orders"), now);
+            }
+        }
+        assert!((60..=70).contains(&asked), "{asked} in an hour");
+    }
+
+    #[test]
+    fn a_queue_that_is_there_or_was_declared_is_asked_for_at_once() {
+        let (now, mut misses) = (Instant::now(), Misses::default());
+        for queue in ["orders", "orders.dlq", "orders2"] {
+            misses.answered(queue, &missing(queue), now);
+        }
+        misses.declared("orders");
+        assert!(misses.of("orders", now).is_none() && misses.of("orders.dlq", now).is_none());
+        assert!(misses.of("orders2", now).is_some());
+        misses.answered("orders2", &Ok(()), now);
+        assert!(misses.of("orders2", now).is_none());
+        misses.answered("orders2", &missing("another"), now);
+        assert!(misses.of("orders2", now).is_none());
+    }
+}
