@@ -85,7 +85,7 @@ pub fn properties(
 pub fn fitting(mut properties: BasicProperties, frame: usize) -> BasicProperties {
     let mut dropped: Vec<String> = Vec::new();
     while let Some(table) = properties.headers().clone()
-        && size(&properties) + FRAME_OVERHEAD > frame
+        && !fits(&properties, frame)
     {
         let mut left: BTreeMap<ShortString, AMQPValue> = table.inner().clone();
         if left.remove(headers::DEAD_DETAIL).is_none() {
@@ -105,6 +105,11 @@ pub fn fitting(mut properties: BasicProperties, frame: usize) -> BasicProperties
         properties = properties.with_headers(table);
     }
     properties
+}
+
+/// Whether properties fit a frame of so many bytes.
+pub fn fits(properties: &BasicProperties, frame: usize) -> bool {
+    size(properties) + FRAME_OVERHEAD <= frame
 }
 
 /// What properties take on the wire, in bytes.

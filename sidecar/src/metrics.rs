@@ -306,6 +306,9 @@ impl Metrics {
                 .inc();
             }
             Observation::Stale => self.stale.inc(),
+            Observation::Unacknowledged { count } => {
+                self.stale_acks.inc_by(u64::try_from(*count).unwrap_or(u64::MAX));
+            }
             Observation::Unpublished { target, .. } => {
                 let [retry, dead_letter] = &self.unpublished;
                 match target {

@@ -1,6 +1,7 @@
 //! One channel in confirm mode, and the task that sends on it and sorts out what becomes of each message.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,7 +17,11 @@ use warren_broker::{BrokerError, channel};
 
 use super::publisher::{PublishError, broken};
 use super::returns::{Identity, Ledger, Strange, Verdict};
-use crate::copy::fitting;
+use crate::copy::{fits, fitting};
+
+/// What the names begin with that the broker gives to requesters who take their replies directly
+/// (<https://www.rabbitmq.com/docs/direct-reply-to>).
+const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to.";
 
 /// A message to publish.
 #[derive(Clone, Debug)]
@@ -35,6 +40,12 @@ impl Letter {
     /// The id that the message has; empty if it has none.
     pub fn message_id(&self) -> &str {
         self.properties.message_id().as_ref().map_or("", |id| id.as_str())
+    }
+
+    /// Whether the broker is to give it back where no queue takes it. A direct reply goes to no queue: until RabbitMQ 4.1 the
+    /// broker hands it over and gives it back as well.
+    fn is_mandatory(&self) -> bool {
+        !(self.exchange.as_str().is_empty() && self.routing_key.as_str().starts_with(DIRECT_REPLY))
     }
 }
 
@@ -61,6 +72,8 @@ struct Job {
 pub struct Line {
     channel: Channel,
     jobs: mpsc::UnboundedSender<Job>,
+    /// The frame in bytes that properties must fit.
+    largest: Option<usize>,
 }
 
 impl Line {
@@ -73,8 +86,8 @@ impl Line {
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         let (jobs, inbox) = mpsc::unbounded_channel();
         let largest = link.frame.and_then(|frame| usize::try_from(frame).ok());
-        tokio::spawn(work(channel.clone(), inbox, largest));
-        Ok(Self { channel, jobs })
+        tokio::spawn(work(channel.clone(), inbox));
+        Ok(Self { channel, jobs, largest })
     }
 
     /// Whether the channel still works.
@@ -82,8 +95,28 @@ impl Line {
         self.channel.status().connected() && !self.jobs.is_closed()
     }
 
+    /// Sends a copy, without what does not fit a frame of its properties.
+    pub fn send_copy(&self, letter: Letter, room: Room) -> oneshot::Receiver<Outcome> {
+        let properties = match self.largest {
+            Some(frame) => fitting(letter.properties, frame),
+            None => letter.properties,
+        };
+        self.send(Letter { properties, ..letter }, room)
+    }
+
+    /// Sends a message as it is.
+    ///
+    /// # Errors
+    /// [`PublishError::TooLarge`] if its properties do not fit a frame: the broker would end the connection.
+    pub fn send_whole(&self, letter: Letter, room: Room) -> Result<oneshot::Receiver<Outcome>, PublishError> {
+        match self.largest {
+            Some(frame) if !fits(&letter.properties, frame) => Err(PublishError::TooLarge { frame }),
+            _ => Ok(self.send(letter, room)),
+        }
+    }
+
     /// Sends a message after all that were sent before; the receiver gets its outcome, or nothing if the channel ends.
-    pub fn send(&self, letter: Letter, room: Room) -> oneshot::Receiver<Outcome> {
+    fn send(&self, letter: Letter, room: Room) -> oneshot::Receiver<Outcome> {
         let (done, outcome) = oneshot::channel();
         // A task that has ended drops the job, and its sender with it.
         let _ = self.jobs.send(Job { letter, room, done });
@@ -159,30 +192,29 @@ impl Flight {
     }
 }
 
-/// `largest`: the frame in bytes, where properties must be made to fit.
-async fn work(channel: Channel, mut inbox: mpsc::UnboundedReceiver<Job>, largest: Option<usize>) {
+async fn work(channel: Channel, mut inbox: mpsc::UnboundedReceiver<Job>) {
     let (mut flight, mut sending) = (Flight::default(), FuturesUnordered::new());
+    // Held by each message until it is written, and by the line itself while more may come.
+    let (writing, mut written) = mpsc::channel::<Infallible>(1);
+    let mut writing = Some(writing);
     let mut open = true;
     while open || !sending.is_empty() {
         tokio::select! {
             job = inbox.recv(), if open => match job {
                 Some(Job { letter, room, done }) => {
+                    let mandatory = letter.is_mandatory();
                     let Letter { exchange, routing_key, properties, body } = letter;
                     let Room { bytes, place } = room;
                     let id = properties.message_id().clone();
                     let identity = Identity::of(exchange.clone(), routing_key.clone(), id, &body);
                     let number = flight.ledger.sent(identity);
                     flight.waiting.insert(number, Waiting { done, _place: place });
-                    let properties = match largest {
-                        Some(frame) => fitting(properties, frame),
-                        None => properties,
-                    };
-                    let channel = &channel;
+                    let (channel, writing) = (&channel, writing.clone());
                     let mut publishing = Box::pin(async move {
-                        let options = BasicPublishOptions { mandatory: true, immediate: false };
+                        let options = BasicPublishOptions { mandatory, immediate: false };
                         let sent = channel.basic_publish(exchange, routing_key, options, &body, properties).await;
                         // Written: nothing of it is needed for the confirm.
-                        drop((body, bytes));
+                        drop((body, bytes, writing));
                         (number, match sent {
                             Ok(confirm) => confirm.await,
                             Err(error) => Err(error),
@@ -194,10 +226,14 @@ async fn work(channel: Channel, mut inbox: mpsc::UnboundedReceiver<Job>, largest
                         None => sending.push(publishing.right_future()),
                     }
                 }
-                None => open = false,
+                None => {
+                    open = false;
+                    writing = None;
+                }
             },
-            // A channel of one message that is not confirmed ends with whoever waits for it.
-            () = flight.abandoned(), if !open => break,
+            // A channel of one message that is not confirmed ends with whoever waits for it. Its end would overtake what is not
+            // written yet, and the broker ends the connection over a message on a channel that is closed.
+            () = async { written.recv().await; flight.abandoned().await }, if !open => break,
             Some((number, result)) = sending.next() => {
                 let mut noted = flight.note(number, result);
                 // Confirms that came before this one may not have had their turn yet: those that are ready are all taken in,

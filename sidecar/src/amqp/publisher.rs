@@ -35,6 +35,12 @@ pub enum PublishError {
     /// The broker did not confirm in time; it may or may not have the message.
     #[error("the broker did not confirm in time")]
     TimedOut,
+    /// Its properties do not fit one frame, in which the broker wants them.
+    #[error("the headers do not fit a frame of {frame} bytes, which is the broker's largest")]
+    TooLarge {
+        /// The frame in bytes.
+        frame: usize,
+    },
     /// The broker closed the channel over it.
     #[error("{0}")]
     Broker(BrokerError),
@@ -123,13 +129,13 @@ impl Publisher {
         Line::open(&link).await.map_err(broken)
     }
 
-    /// Publishes one message and waits for the broker's confirm for as long as the channel lives, and for an hour at most: the
+    /// Publishes a copy and waits for the broker's confirm for as long as the channel lives, and for an hour at most: the
     /// broker has been given it, and a second one would be another message.
     ///
     /// # Errors
     /// Why the broker does not have it, or may not have it.
     pub async fn publish_once(&self, letter: Letter) -> Outcome {
-        let outcome = self.in_time(self.line()).await?.send(letter, Room::default());
+        let outcome = self.in_time(self.line()).await?.send_copy(letter, Room::default());
         confirmed(outcome, LONGEST_CONFIRM).await
     }
 
@@ -139,7 +145,7 @@ impl Publisher {
     /// # Errors
     /// Why the broker does not have it, or may not have it.
     pub async fn publish_alone(&self, letter: Letter) -> Outcome {
-        let outcome = self.in_time(self.own_line()).await?.send(letter, Room::default());
+        let outcome = self.in_time(self.own_line()).await?.send_copy(letter, Room::default());
         confirmed(outcome, LONGEST_CONFIRM).await
     }
 
@@ -152,7 +158,7 @@ impl Publisher {
         letter: Letter,
         room: Room,
     ) -> Result<impl Future<Output = Outcome> + use<>, PublishError> {
-        Ok(confirmed(self.in_time(self.line()).await?.send(letter, room), PATIENCE))
+        Ok(confirmed(self.in_time(self.line()).await?.send_whole(letter, room)?, PATIENCE))
     }
 
     /// As [`send`](Self::send), on a channel of its own, which ends with the future.
@@ -164,7 +170,7 @@ impl Publisher {
         letter: Letter,
         room: Room,
     ) -> Result<impl Future<Output = Outcome> + use<>, PublishError> {
-        Ok(confirmed(self.in_time(self.own_line()).await?.send(letter, room), PATIENCE))
+        Ok(confirmed(self.in_time(self.own_line()).await?.send_whole(letter, room)?, PATIENCE))
     }
 
     /// A step before anything is sent: if it takes too long, nothing has been.

@@ -246,8 +246,10 @@ impl Engine {
         let held_long = self.held_long();
         if let Some(slot) = self.window.get_mut(id) {
             slot.state = State::Publishing { copy: copy.clone(), tries, since: now };
-            if copy == Copy::Reply {
-                self.timers.push(Reverse((slot.since + held_long, id)));
+            // The first try's timer is that of the others too, until it has run out.
+            let due = slot.since + held_long;
+            if copy == Copy::Reply && (tries == 0 || now >= due) {
+                self.timers.push(Reverse((due, id)));
             }
             // An open breaker goes on with others where the broker says nothing of it.
             if slot.probe_failures >= PROBES {

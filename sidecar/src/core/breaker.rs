@@ -34,7 +34,7 @@ pub(super) enum Identity {
 struct Sample {
     failed: bool,
     status: Option<u16>,
-    /// Whose failure it was; that of a whole batch counts as another message's each time.
+    /// Whose failure it was; that of a whole batch counts as its first message's.
     identity: Option<Identity>,
 }
 

@@ -61,6 +61,8 @@ pub struct Engine {
     pub(super) caution: Caution,
     /// When to look again at single deliveries; entries may be stale, and are swept out once they are [many](SPARE_TIMERS).
     pub(super) timers: BinaryHeap<Reverse<(Time, DeliveryId)>>,
+    /// How many the last sweep has left: the next one comes when there are twice as many, so that it costs little for each.
+    timers_left: usize,
     /// Failed attempts of messages that went back to the broker and were tried in place, by message id.
     remembered: HashMap<u64, u32>,
     pub(super) drain: Drain,
@@ -116,6 +118,7 @@ impl Engine {
             auto: AutoPrefetch::default(),
             caution: Caution::default(),
             timers: BinaryHeap::new(),
+            timers_left: 0,
             remembered: HashMap::new(),
             drain: Drain::No,
             window_wanted: None,
@@ -333,9 +336,10 @@ impl Engine {
 
     fn expire(&mut self, now: Time, effects: &mut Vec<Effect>) {
         // Most of what is waited for ends long before its time.
-        if self.timers.len() > SPARE_TIMERS + 2 * (self.window.open() + self.outlived.len()) {
+        if self.timers.len() > SPARE_TIMERS + 2 * self.timers_left {
             let (window, outlived) = (&self.window, &self.outlived);
             self.timers.retain(|Reverse((_, id))| window.get(*id).is_some() || outlived.contains_key(id));
+            self.timers_left = self.timers.len();
         }
         while let Some(Reverse((at, id))) = self.timers.peek().copied() {
             if at > now {

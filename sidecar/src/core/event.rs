@@ -366,6 +366,11 @@ pub enum Observation {
     Settled(Outcome),
     /// An answer came for a delivery whose channel is gone: it is dropped, and the broker delivers again.
     Stale,
+    /// A channel has ended before the acknowledgements of finished deliveries were sent: the broker delivers those again.
+    Unacknowledged {
+        /// How many there were.
+        count: usize,
+    },
     /// A copy could not be published; its delivery stays unacknowledged.
     Unpublished {
         /// What became of the copy.

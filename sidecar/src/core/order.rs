@@ -88,6 +88,9 @@ impl Engine {
                 self.outlived.insert(slot.incoming.id, (key, *deadline));
             }
         }
+        if gone.finished() > 0 {
+            effects.push(Effect::Observe(Observation::Unacknowledged { count: gone.finished() }));
+        }
         self.generation = None;
         self.window_wanted = None;
         self.others_wait = None;

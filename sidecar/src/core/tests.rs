@@ -654,6 +654,16 @@ fn a_reply_waits_for_a_broker_that_takes_no_publishes_until_it_would_take_the_me
 }
 
 #[test]
+fn a_reply_that_is_tried_again_and_again_leaves_few_timers_and_is_given_up_in_time() {
+    let mut world = World::running(settings(), 1);
+    world.answer_all(Verdict::Reply);
+    replying(&mut world, PublishResult::Failed, Duration::from_secs(1435));
+    assert!(world.engine.timers.len() < 4, "{}", world.engine.timers.len());
+    replying_nothing(&mut world, Duration::from_secs(60));
+    assert_eq!((world.handled.as_slice(), world.acks.len()), ([0].as_slice(), 1));
+}
+
+#[test]
 fn a_drain_gives_up_a_reply_rather_than_have_the_work_done_again() {
     let mut world = World::running(settings(), 1);
     world.answer_all(Verdict::Reply);
@@ -1023,6 +1033,19 @@ fn an_answer_after_a_reconnect_is_dropped_and_the_message_comes_again() {
     assert_eq!(world.acks, []);
     world.answer_all(Verdict::Ack);
     assert_eq!(world.handled, [0]);
+}
+
+#[test]
+fn what_has_ended_and_waits_for_others_to_be_acknowledged_with_is_counted_when_the_channel_is_lost() {
+    let mut world = World::running(Settings { prefetch: 100, concurrency: 10, ..settings() }, 10);
+    let mut calls: Vec<CallId> = world.calls.keys().copied().collect();
+    calls.sort();
+    for call in &calls[..3] {
+        world.answer(*call, Verdict::Ack);
+    }
+    assert_eq!(world.acks, []);
+    world.disconnect();
+    assert_eq!(world.saw(&Observation::Unacknowledged { count: 3 }), 1);
 }
 
 #[test]

@@ -167,6 +167,11 @@ impl Window {
         self.open
     }
 
+    /// Deliveries that are finished and whose acknowledgement is due.
+    pub fn finished(&self) -> usize {
+        self.finished
+    }
+
     /// Deliveries that the broker counts as unacknowledged.
     pub fn unsettled(&self) -> usize {
         self.open + self.finished

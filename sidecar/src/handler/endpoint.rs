@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{HOST, HeaderMap, HeaderValue};
+use http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderValue};
 use http::{Method, Request, Uri};
 use http_body_util::Full;
 use tokio::net::TcpStream;
@@ -98,11 +98,14 @@ impl Endpoint {
 
     /// A request of this application.
     pub fn request(&self, headers: HeaderMap, body: Bytes) -> Request<Full<Bytes>> {
+        let length = HeaderValue::from(body.len());
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = headers;
         request.headers_mut().insert(HOST, self.authority.clone());
+        // Of a body that is empty nothing else says so, and some servers refuse a POST without a length.
+        request.headers_mut().insert(CONTENT_LENGTH, length);
         request
     }
 }

@@ -25,6 +25,9 @@ use crate::core::CallId;
 
 /// How long an unused connection is kept: the shortest keep-alive of a common server is two seconds.
 const IDLE: Duration = Duration::from_secs(1);
+/// How long a connection may still be busy with the request before: an application may answer without having read it whole, and
+/// then never read the rest.
+const READY: Duration = Duration::from_secs(1);
 /// The largest head of an answer.
 const HEAD: usize = 64 * 1024;
 
@@ -168,9 +171,10 @@ impl Live {
         .await
     }
 
-    /// Whether another request may be sent.
+    /// Whether another request may be sent, or may be soon.
     async fn is_ready(&mut self) -> bool {
-        Self::drive(&mut self.driver, self.sender.ready()).await.is_ok() && self.driver.is_some()
+        let ready = Self::drive(&mut self.driver, self.sender.ready());
+        matches!(tokio::time::timeout(READY, ready).await, Ok(Ok(()))) && self.driver.is_some()
     }
 
     /// Ends when the application closes an idle connection.
@@ -244,7 +248,11 @@ async fn exchange(
     timeout: Duration,
 ) -> Result<Answer, CallError> {
     loop {
-        let (mut connection, fresh) = match live.take() {
+        let kept = match live.take() {
+            Some(mut connection) => connection.is_ready().await.then_some(connection),
+            None => None,
+        };
+        let (mut connection, fresh) = match kept {
             Some(connection) => (connection, false),
             // Connecting has a time limit of its own, which the call's does not cut short: nothing was attempted until then.
             None => (Live::open(endpoint).await?, true),
@@ -276,9 +284,6 @@ enum Asked {
 }
 
 async fn ask(connection: &mut Live, request: Request<Full<Bytes>>, limit: usize, fresh: bool) -> Asked {
-    if !fresh && !connection.is_ready().await {
-        return Asked::Unsent(request);
-    }
     let sent = Live::drive(&mut connection.driver, connection.sender.try_send_request(request)).await;
     match sent {
         Ok(response) => match read(connection, response, limit).await {
@@ -323,7 +328,8 @@ async fn read(
 
 #[cfg(test)]
 mod tests {
-    use std::net::{SocketAddr, TcpStream as Plain};
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpListener, TcpStream as Plain};
 
     use tokio::net::TcpSocket;
 
@@ -348,6 +354,52 @@ mod tests {
         let endpoint = Endpoint::parse(&format!("http://127.0.0.1:{}/", address.port())).unwrap();
         let posted = post(&endpoint, HeaderMap::new(), Bytes::new(), Duration::from_millis(100)).await;
         assert!(matches!(posted, Err(CallError::Unreached(_))), "{posted:?}");
+    }
+
+    /// An application that reads a request's head alone and says yes, and the heads that it has read.
+    fn answering_heads() -> (u16, mpsc::UnboundedReceiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (heads, read) = mpsc::unbounded_channel();
+        std::thread::spawn(move || {
+            let mut open = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept() {
+                let (mut head, mut byte) = (Vec::new(), [0]);
+                while !head.ends_with(b"\r\n\r\n") {
+                    stream.read_exact(&mut byte).unwrap();
+                    head.extend(byte);
+                }
+                // The test may have ended.
+                let _ = heads.send(String::from_utf8(head).unwrap());
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+                open.push(stream);
+            }
+        });
+        (port, read)
+    }
+
+    #[tokio::test]
+    async fn an_answer_before_the_body_was_read_costs_the_next_call_no_attempt() {
+        let (port, _heads) = answering_heads();
+        let (events, mut ended) = mpsc::unbounded_channel::<Done>();
+        let mut pool = Pool::new(Endpoint::local(port, "/").unwrap(), events);
+        for (call, length) in [(1, 64 << 20), (2, 1)] {
+            let body = Bytes::from(vec![b'x'; length]);
+            let request = pool.endpoint().request(HeaderMap::new(), body);
+            pool.call(Job { call: CallId(call), request, timeout: READY * 4, limit: HEAD });
+            let mut done = ended.recv().await.unwrap();
+            assert_eq!(done.result.as_ref().unwrap().status, 200, "{call}");
+            pool.take_back(&mut done);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_empty_body_has_a_length_too() {
+        let (port, mut heads) = answering_heads();
+        let endpoint = Endpoint::local(port, "/").unwrap();
+        post(&endpoint, HeaderMap::new(), Bytes::new(), READY).await.unwrap();
+        let head = heads.recv().await.unwrap();
+        assert_eq!(head.matches("content-length: 0\r\n").count(), 1, "{head}");
     }
 
     #[tokio::test]

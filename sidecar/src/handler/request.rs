@@ -1,5 +1,7 @@
 //! The request that carries one message: DESIGN's table of headers, built from a message without I/O.
 
+use std::time::{Duration, SystemTime};
+
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use warren_api::headers as names;
@@ -15,6 +17,9 @@ const ROOM: usize = 8 * 1024;
 const OWN: usize = 64;
 /// Room for the names of those that did not fit.
 const OMITTED_ROOM: usize = 1024;
+
+/// The end of the year 9999, in seconds since 1970.
+const YEAR_10000: u64 = 253_402_300_800;
 
 /// Bytes of a header value that are percent-encoded: controls, everything beyond ASCII, and the percent sign itself.
 const VALUE: &AsciiSet = &CONTROLS.add(b'%');
@@ -107,7 +112,13 @@ fn own_headers(message: &Message, headers: &mut HeaderMap) -> usize {
         } else {
             HeaderName::from_bytes(format!("{}{name}", names::HEADER_PREFIX).as_bytes()).ok()
         };
-        let value = if name == trace::TRACESTATE { message.header(name).map(standard) } else { plain(value) };
+        let value = match value {
+            _ if name == trace::TRACESTATE => message.header(name).map(standard),
+            AMQPValue::Timestamp(seconds) if cloud_event(name).is_some() => {
+                rfc_3339(*seconds).and_then(|time| HeaderValue::try_from(time).ok())
+            }
+            value => plain(value),
+        };
         match (target, value) {
             (Some(target), Some(value)) if places > 0 && target.as_str().len() + value.len() <= room => {
                 room -= target.as_str().len() + value.len();
@@ -142,6 +153,20 @@ fn cloud_event(name: &str) -> Option<&str> {
     name.strip_prefix("cloudEvents:").or_else(|| name.strip_prefix("cloudEvents_"))
 }
 
+/// A time as `CloudEvents` says it in HTTP, until the year 9999
+/// (<https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md#type-system>).
+fn rfc_3339(seconds: u64) -> Option<String> {
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let since_1970 = Some(seconds).filter(|seconds| *seconds < YEAR_10000).map(Duration::from_secs)?;
+    // Such as "Sun, 06 Nov 1994 08:49:37 GMT".
+    let date = httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + since_1970);
+    let mut parts = date.split(' ').skip(1);
+    let (day, month, year, clock) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let month = MONTHS.iter().position(|name| *name == month)? + 1;
+    Some(format!("{year}-{month:02}-{day}T{clock}Z"))
+}
+
 fn plain(value: &AMQPValue) -> Option<HeaderValue> {
     Scalar::of(value)?.text().map(|text| encoded(&text))
 }
@@ -152,7 +177,7 @@ fn standard(value: &str) -> HeaderValue {
 }
 
 /// A value as HTTP allows it: percent-encoded UTF-8, which plain ASCII text is already.
-fn encoded(value: &str) -> HeaderValue {
+pub(crate) fn encoded(value: &str) -> HeaderValue {
     let inner = value.trim_matches(' ');
     if inner.len() < value.len() {
         // Blanks at either end are no part of a value to HTTP.
@@ -325,6 +350,24 @@ mod tests {
         let (headers, _) = headers_of(&message(properties));
         assert_eq!(headers.get("ce-id").unwrap(), "1");
         assert_eq!(headers.get("ce-source").unwrap(), "/s");
+    }
+
+    #[test]
+    fn a_time_in_cloud_events_is_said_as_http_says_it_there() {
+        let time = |seconds| {
+            let properties = table(&[
+                ("cloudEvents:time", AMQPValue::Timestamp(seconds)),
+                ("own", AMQPValue::Timestamp(seconds)),
+            ]);
+            let headers = headers_of(&message(properties)).0;
+            let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+            (text("ce-time"), text("warren-header-own"))
+        };
+        let both = |time: &str, own: &str| (Some(time.to_owned()), Some(own.to_owned()));
+        assert_eq!(time(784_111_777), both("1994-11-06T08:49:37Z", "784111777"));
+        assert_eq!(time(0), both("1970-01-01T00:00:00Z", "0"));
+        assert_eq!(time(YEAR_10000 - 1), both("9999-12-31T23:59:59Z", "253402300799"));
+        assert_eq!(time(YEAR_10000), (None, Some("253402300800".to_owned())));
     }
 
     #[test]

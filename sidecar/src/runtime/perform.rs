@@ -208,7 +208,7 @@ impl Runtime {
     fn log(&self, observation: &Observation) {
         let url = self.pool.endpoint().url();
         match observation {
-            Observation::Settled(_) | Observation::LateEnded { .. } => {}
+            Observation::Settled(_) | Observation::LateEnded { .. } | Observation::Unacknowledged { .. } => {}
             Observation::Stale => tracing::info!(
                 "an answer came too late: its connection is gone and the broker delivers the message again"
             ),
@@ -279,6 +279,7 @@ fn result_of(outcome: Outcome, queue: &str) -> PublishResult {
     match error {
         PublishError::Unroutable => PublishResult::Unroutable,
         PublishError::Refused
+        | PublishError::TooLarge { .. }
         | PublishError::Broker(BrokerError::AccessRefused { .. } | BrokerError::Precondition { .. }) => {
             PublishResult::Refused
         }

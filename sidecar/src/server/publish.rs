@@ -22,6 +22,7 @@ use super::{Reply, locked, reply};
 use crate::amqp::line::{Letter, Outcome, Room};
 use crate::amqp::publisher::{PublishError, Publisher};
 use crate::handler::batch::JSON_LINES;
+use crate::handler::request::encoded;
 use crate::metrics::{Metrics, PublishClass};
 
 /// The largest body of a message, and of a batch: what a broker takes since RabbitMQ 4.0.
@@ -40,6 +41,9 @@ const TURN: Duration = Duration::from_secs(30);
 const SAID_AT_ONCE: Duration = Duration::from_secs(1);
 /// How long an exchange is taken to be there after a message that it was not refused for.
 const EXCHANGE_KNOWN: Duration = Duration::from_secs(60);
+/// How long an exchange is taken to be missing or forbidden after a message that it was refused for. Each such message costs a
+/// channel, and a connection has 2047 that the broker may close.
+const REFUSAL_KNOWN: Duration = Duration::from_secs(2);
 /// Exchanges remembered at most.
 const EXCHANGES: usize = 1000;
 
@@ -51,8 +55,40 @@ pub struct Publish {
     room: Arc<Semaphore>,
     /// Exchanges that took a message lately.
     exchanges: Arc<Mutex<HashMap<ShortString, Instant>>>,
+    /// What the broker refused lately.
+    refusals: Arc<Mutex<Refusals>>,
     /// Held by whose message is the first to an exchange.
     introducing: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// Where no message could go to of late, and why: an exchange, and the routing key if it was about that.
+#[derive(Debug, Default)]
+struct Refusals(HashMap<(ShortString, Option<ShortString>), (Instant, BrokerError)>);
+
+impl Refusals {
+    fn of(&self, exchange: &ShortString, routing_key: &ShortString) -> Option<PublishError> {
+        [None, Some(routing_key.clone())].into_iter().find_map(|key| {
+            let (at, error) = self.0.get(&(exchange.clone(), key))?;
+            (at.elapsed() < REFUSAL_KNOWN).then(|| PublishError::Broker(error.clone()))
+        })
+    }
+
+    /// Notes how a message ended.
+    fn note(&mut self, exchange: &ShortString, routing_key: &ShortString, error: &PublishError) {
+        let key = match error {
+            PublishError::Broker(BrokerError::NotFound { .. }) => None,
+            // The rights on a topic exchange may differ from one routing key to another.
+            PublishError::Broker(BrokerError::AccessRefused { detail }) => {
+                detail.contains("access to topic").then(|| routing_key.clone())
+            }
+            _ => return,
+        };
+        let PublishError::Broker(error) = error else { return };
+        if self.0.len() >= EXCHANGES {
+            self.0.clear();
+        }
+        self.0.insert((exchange.clone(), key), (Instant::now(), error.clone()));
+    }
 }
 
 /// How one publish ended, as HTTP says it.
@@ -73,6 +109,7 @@ impl Publish {
             metrics,
             room,
             exchanges: Arc::default(),
+            refusals: Arc::default(),
             introducing: Arc::default(),
         }
     }
@@ -217,13 +254,17 @@ impl Publish {
     /// Sends a message; the future waits for its confirm. The first message to an exchange goes alone: the broker closes the
     /// channel under everybody's messages over an exchange that is missing or forbidden.
     async fn send(&self, letter: Letter, room: Room) -> Result<impl Future<Output = Outcome> + use<>, Ended> {
+        let (exchange, routing_key) = (letter.exchange.clone(), letter.routing_key.clone());
         let sent = self.hand_over(letter, room).await.map_err(|error| Ended::failed(&error))?;
-        let exchanges = Arc::clone(&self.exchanges);
+        let (exchanges, refusals) = (Arc::clone(&self.exchanges), Arc::clone(&self.refusals));
         Ok(async move {
             let outcome = sent.await;
             // Whose message it was is not known: those that come next go alone and are told what is wrong with them.
             if let Err(PublishError::Broker(_) | PublishError::OfAnother(_)) = &outcome {
                 locked(&exchanges).clear();
+            }
+            if let Err(error) = &outcome {
+                locked(&refusals).note(&exchange, &routing_key, error);
             }
             outcome
         })
@@ -234,15 +275,22 @@ impl Publish {
         letter: Letter,
         room: Room,
     ) -> Result<impl Future<Output = Outcome> + use<>, PublishError> {
+        self.check_refusals(&letter)?;
         if !self.knows(&letter.exchange) {
             let turn = tokio::time::timeout(TURN, self.introducing.lock()).await;
             let _turn = turn.map_err(|_| PublishError::Disconnected)?;
             // Meanwhile somebody else's may have been the first.
+            self.check_refusals(&letter)?;
             if !self.knows(&letter.exchange) {
                 return Ok(self.introduce(letter, room).await?.left_future());
             }
         }
         Ok(self.publisher.send(letter, room).await?.right_future())
+    }
+
+    /// An error that a message lately had is also that of the next one to the same place.
+    fn check_refusals(&self, letter: &Letter) -> Result<(), PublishError> {
+        locked(&self.refusals).of(&letter.exchange, &letter.routing_key).map_or(Ok(()), Err)
     }
 
     /// Whether a message may go to an exchange beside others. From then on those that follow it within the time do, too: on another
@@ -263,14 +311,17 @@ impl Publish {
         letter: Letter,
         room: Room,
     ) -> Result<impl Future<Output = Outcome> + use<>, PublishError> {
-        let exchange = letter.exchange.clone();
+        let (exchange, routing_key) = (letter.exchange.clone(), letter.routing_key.clone());
         let mut confirm = Box::pin(self.publisher.send_alone(letter, room).await?);
         let said = tokio::time::timeout(SAID_AT_ONCE, &mut confirm).await;
         let sent = match said {
             Ok(outcome @ (Ok(()) | Err(PublishError::Unroutable | PublishError::Refused))) => {
                 futures::future::ready(outcome).left_future()
             }
-            Ok(Err(error)) => return Err(error),
+            Ok(Err(error)) => {
+                locked(&self.refusals).note(&exchange, &routing_key, &error);
+                return Err(error);
+            }
             Err(_) => confirm.right_future(),
         };
         let mut known = locked(&self.exchanges);
@@ -285,8 +336,8 @@ impl Publish {
         self.metrics.published(ended.class);
         let mut response = ended.reply();
         let headers: &mut HeaderMap = response.headers_mut();
-        if let Some(id) = id.and_then(|id| HeaderValue::from_str(id).ok()) {
-            headers.insert(names::MESSAGE_ID, id);
+        if let Some(id) = id {
+            headers.insert(names::MESSAGE_ID, encoded(id));
         }
         response
     }
@@ -366,6 +417,7 @@ impl Ended {
             PublishError::Refused => (StatusCode::TOO_MANY_REQUESTS, PublishClass::Refused, Some(5)),
             PublishError::Unroutable => (StatusCode::NOT_FOUND, PublishClass::Unroutable, None),
             PublishError::TimedOut => (StatusCode::GATEWAY_TIMEOUT, PublishClass::Failed, None),
+            PublishError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, PublishClass::Invalid, None),
             PublishError::Broker(BrokerError::NotFound { .. }) => {
                 (StatusCode::NOT_FOUND, PublishClass::Unroutable, None)
             }
@@ -401,6 +453,7 @@ pub(super) mod tests {
     use tokio::sync::watch;
     use warren_broker::BrokerAccess;
     use warren_broker::connect::ConnectOptions;
+    use warren_broker::lapin::BasicProperties;
 
     use super::*;
     use crate::metrics::Labels;
@@ -424,6 +477,49 @@ pub(super) mod tests {
         assert!(!known(61));
         assert!(known(59));
         assert!(locked(&publish.exchanges)["shop"].elapsed() < Duration::from_secs(30));
+    }
+
+    #[tokio::test]
+    async fn what_the_broker_has_refused_is_not_asked_of_it_again_for_two_seconds() {
+        let publish = unconnected();
+        let send = async |exchange: &str, routing_key: &str| {
+            let letter = Letter {
+                exchange: exchange.into(),
+                routing_key: routing_key.into(),
+                properties: BasicProperties::default(),
+                body: Bytes::new(),
+            };
+            Ended::wait(publish.send(letter, Room::default()).await).await.status
+        };
+        let refuse = |exchange: &str, error: fn(String) -> BrokerError, detail: &str| {
+            let error = PublishError::Broker(error(detail.to_owned()));
+            locked(&publish.refusals).note(&exchange.into(), &"key".into(), &error);
+        };
+        refuse("nowhere", |detail| BrokerError::NotFound { detail }, "NOT_FOUND - no exchange 'nowhere'");
+        refuse("theirs", |detail| BrokerError::AccessRefused { detail }, "write access to exchange 'theirs'");
+        let of_topic = "access to topic 'key' in exchange 'topics' in vhost '/' refused for user 'u'";
+        refuse("topics", |detail| BrokerError::AccessRefused { detail }, of_topic);
+        refuse("well", |detail| BrokerError::Precondition { detail }, "invalid expiration");
+        for (exchange, routing_key, status) in [
+            ("nowhere", "other", StatusCode::NOT_FOUND),
+            ("theirs", "other", StatusCode::FORBIDDEN),
+            ("topics", "key", StatusCode::FORBIDDEN),
+            // The broker is away.
+            ("topics", "other", StatusCode::SERVICE_UNAVAILABLE),
+            ("well", "key", StatusCode::SERVICE_UNAVAILABLE),
+        ] {
+            assert_eq!(send(exchange, routing_key).await, status, "{exchange} {routing_key}");
+        }
+        for (at, _) in locked(&publish.refusals).0.values_mut() {
+            *at = at.checked_sub(REFUSAL_KNOWN).unwrap();
+        }
+        assert_eq!(send("nowhere", "key").await, StatusCode::SERVICE_UNAVAILABLE);
+    }
+
+    #[tokio::test]
+    async fn the_id_in_the_answer_is_encoded_as_every_header_of_warren_is() {
+        let answer = unconnected().answer(Ended::too_large(), Some("Zoë 1"));
+        assert_eq!(answer.headers()[names::MESSAGE_ID], "Zo%C3%AB 1");
     }
 
     /// A body that says its size, and never comes.
@@ -457,6 +553,14 @@ pub(super) mod tests {
             [StatusCode::REQUEST_TIMEOUT, StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS]
         );
         assert!(publish.room(IN_FLIGHT / LEAST).is_ok());
+    }
+
+    #[test]
+    fn headers_that_do_not_fit_the_brokers_frame_are_too_large() {
+        assert_eq!(
+            Ended::failed(&PublishError::TooLarge { frame: 4096 }).status,
+            StatusCode::PAYLOAD_TOO_LARGE
+        );
     }
 
     #[test]

@@ -3,13 +3,14 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
+use futures::StreamExt;
 use warren_api::sidecar::BatchConfig;
 use warren_api::worker::PrefetchMode;
 use warren_broker::BrokerAccess;
-use warren_broker::lapin::options::QueueDeclareOptions;
+use warren_broker::lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
 use warren_broker::lapin::types::{AMQPValue, FieldTable};
 use warren_sidecar::otlp;
 use warren_tests::amqp::{persistent, queue_type_argument};
@@ -23,6 +24,7 @@ on_each_release!(
     messages_of_one_key_are_handled_in_order_and_others_in_parallel,
     messages_of_one_key_keep_their_order_when_another_pod_takes_over,
     a_reply_goes_to_reply_to_with_the_correlation_id_before_the_ack,
+    a_requester_that_takes_its_replies_directly_gets_them_and_none_counts_as_dropped,
     a_span_a_message_goes_to_the_collector_in_the_messages_own_trace,
     the_span_of_a_batch_links_to_the_trace_of_each_message,
     a_worker_that_turns_to_another_queue_lets_what_runs_end_first,
@@ -178,6 +180,40 @@ async fn a_reply_goes_to_reply_to_with_the_correlation_id_before_the_ack(place: 
     sidecar.settled("ack", 5).await?;
     ensure!(message_of(&client, "answers").await?.0 == b"did last");
     sidecar.until("warren_sidecar_replies_dropped_total", "", 2.0).await
+}
+
+async fn a_requester_that_takes_its_replies_directly_gets_them_and_none_counts_as_dropped(
+    place: Place,
+) -> Result<()> {
+    let app = App::answering(|call| format!("did {}", call.text()).into_response()).await?;
+    let mut config = config();
+    config.handler.reply = true;
+    let sidecar = place.sidecar(config, app.port()).await?;
+    let client = place.client().await?;
+    // The broker hands replies to the channel that the request came on.
+    let channel = client.channel().await?;
+    let (direct, options) =
+        ("amq.rabbitmq.reply-to", BasicConsumeOptions { no_ack: true, ..Default::default() });
+    let mut replies = channel.basic_consume(direct.into(), "".into(), options, FieldTable::default()).await?;
+    let mut reply = async || {
+        let reply = tokio::time::timeout(PATIENCE, replies.next()).await?;
+        anyhow::Ok(String::from_utf8(reply.context("the channel has ended")??.data)?)
+    };
+    for body in ["one", "two"] {
+        let (options, properties) =
+            (BasicPublishOptions::default(), persistent().with_reply_to(direct.into()));
+        channel.basic_publish("".into(), QUEUE.into(), options, body.as_bytes(), properties).await?;
+        let reply = reply().await?;
+        ensure!(reply == format!("did {body}"), "{reply}");
+    }
+    sidecar.settled("ack", 2).await?;
+    // An application may send its reply by itself.
+    let line = serde_json::json!({"routingKey": app.calls()[0].header("warren-reply-to"), "text": "by hand"});
+    let sent = request(sidecar.local, "POST", "/publish/batch", &[], line.to_string().as_bytes()).await?;
+    ensure!(sent.text().contains("202"), "{}", sent.text());
+    ensure!(reply().await? == "by hand");
+    ensure!(sidecar.metric("warren_sidecar_replies_dropped_total", "").await? < 0.5);
+    Ok(())
 }
 
 async fn paused_consumes_nothing_and_resumes_live(place: Place) -> Result<()> {

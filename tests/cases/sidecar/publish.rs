@@ -8,6 +8,7 @@ use warren_broker::BrokerAccess;
 use warren_broker::lapin::options::QueueBindOptions;
 use warren_broker::lapin::types::FieldTable;
 use warren_tests::app::App;
+use warren_tests::broker::Options;
 
 use crate::harness::{Place, QUEUE, Running, config, headers_of, message_of, request};
 
@@ -16,11 +17,16 @@ on_each_release!(
     a_missing_exchange_and_a_missing_route_are_404_and_harm_no_other,
     what_may_not_is_403_and_what_cannot_is_400_413_or_431,
     a_batch_has_a_result_a_line,
+    a_batch_to_a_missing_exchange_is_404_line_by_line_however_long_it_is,
     each_of_many_callers_at_once_learns_what_became_of_its_own_message,
     a_forbidden_exchange_is_403_for_its_callers_and_harms_no_other_at_the_same_time,
     bodies_without_a_length_are_taken_side_by_side,
     without_a_broker_it_is_503,
     without_a_confirm_in_time_it_is_504,
+);
+
+on_a_broker_of_each_release!(
+    headers_that_do_not_fit_the_brokers_frame_are_413_and_nothing_of_them_is_left_out
 );
 
 async fn paused(place: &Place) -> Result<(App, Running)> {
@@ -125,6 +131,34 @@ nonsense
     ensure!(
         body == br#"{"n":1}"# && properties.content_type().as_ref().unwrap().as_str() == "application/json"
     );
+    Ok(())
+}
+
+/// The broker closes a channel over a missing exchange, and a connection has 2047 of them.
+async fn a_batch_to_a_missing_exchange_is_404_line_by_line_however_long_it_is(place: Place) -> Result<()> {
+    let (_app, sidecar) = paused(&place).await?;
+    let lines = r#"{"exchange":"nowhere","routingKey":"x","text":"x"}
+"#
+    .repeat(2100);
+    let answer = request(sidecar.local, "POST", "/publish/batch", &[], lines.as_bytes()).await?;
+    let missing = answer.text().lines().filter(|line| line.contains("\"status\":404")).count();
+    ensure!(missing == 2100, "{missing}: {:?}", answer.text().lines().last());
+    Ok(())
+}
+
+async fn headers_that_do_not_fit_the_brokers_frame_are_413_and_nothing_of_them_is_left_out(
+    broker: Options,
+) -> Result<()> {
+    let place = Place::own(broker.config("frame_max = 8192")).await?;
+    let (_app, sidecar) = paused(&place).await?;
+    let header = "x".repeat(10_000);
+    let long = [("warren-header-long", &*header)];
+    // The first one goes alone.
+    for (headers, status) in [(&long[..], 413), (&[], 202), (&long, 413), (&[], 202)] {
+        let answer = request(sidecar.local, "POST", "/publish?routingKey=orders", headers, b"x").await?;
+        ensure!(answer.status == status, "{answer:?}");
+    }
+    ensure!(place.client().await?.ready(QUEUE).await? == Some(2));
     Ok(())
 }
 
