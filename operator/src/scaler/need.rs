@@ -257,7 +257,8 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
             "the larger of {} arriving {}, and {current} pods + {missed:.0} messages that they do not begin within {:.1} s / {each:.2} that each further pod does; {backlog:.0} waiting, {in_flight} running",
             per_second(rate),
             load.per_message(),
-            startup + clearing
+            startup + clearing,
+            missed = missed.max(0.0)
         );
         More { pods, text, tells: loaded && pods <= current * LARGE_BURST }
     });
@@ -288,7 +289,8 @@ fn per_second(rate: f64) -> String {
 fn lasting(load: &Load<'_>, history: &History, rate: f64, long_work: bool, now: f64) -> (f64, String) {
     let mut by_rate = load.kept(rate);
     // Work that asks for more time keeps its pods by itself.
-    if history.has_long_calls() && !long_work {
+    let long_calls = history.has_long_calls() && !long_work;
+    if long_calls {
         // So few of them arrive within the window that chance would change the pods with each.
         by_rate = by_rate.max(load.kept_for(history.running()).round());
     }
@@ -310,6 +312,9 @@ fn lasting(load: &Load<'_>, history: &History, rate: f64, long_work: bool, now: 
         load.backlog,
         load.in_flight
     );
+    if long_calls {
+        text.push_str(&format!("; {:.1} ran on average", history.running()));
+    }
     if too_few.is_some() {
         text.push_str("; fewer proved too few for that");
     }
