@@ -142,7 +142,7 @@ fn one_more_message_of_long_work_gets_a_pod_and_not_all_pods() {
 }
 
 #[test]
-fn calls_of_which_none_has_ended_are_expected_to_take_twice_as_long_as_they_have_run() {
+fn calls_of_which_none_has_ended_are_expected_to_take_four_times_as_long_as_they_have_run() {
     let mut history = History::default();
     let mut inputs = waiting(40);
     let mut enough_at = None;
