@@ -4,7 +4,6 @@
 use anyhow::{Context as _, bail};
 use clap::Args;
 use k8s_openapi::api::core::v1::Event;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::ListParams;
@@ -12,6 +11,7 @@ use warren_api::conditions::READY;
 use warren_api::conditions::worker::{SCALING_ACTIVE, TEMPLATE_VALID};
 use warren_api::worker::ScalingMode;
 use warren_api::{Queue, Worker, WorkerStatus};
+use warren_operator::condition::find;
 use warren_operator::scaler::asked::spec;
 use warren_operator::scaler::record::{Told, ToldDecision};
 
@@ -154,7 +154,7 @@ impl Seen {
             }
             (None, None) => "Warren has decided nothing yet: the queue has not been measured.\n".to_owned(),
         };
-        if let Some(condition) = find(status, SCALING_ACTIVE) {
+        if let Some(condition) = find(&status.conditions, SCALING_ACTIVE) {
             let since = age(Some(condition.last_transition_time.0), self.now);
             text += &format!("  since      {since}, ScalingActive={}\n", condition.status);
         }
@@ -195,13 +195,9 @@ impl Seen {
     }
 }
 
-fn find<'s>(status: &'s WorkerStatus, kind: &str) -> Option<&'s Condition> {
-    status.conditions.iter().find(|condition| condition.type_ == kind)
-}
-
 /// Why a Worker is not Ready, which may be why its pods are not what was decided.
 fn not_ready(status: &WorkerStatus) -> String {
-    match find(status, READY) {
+    match find(&status.conditions, READY) {
         Some(ready) if ready.status == "True" => String::new(),
         Some(ready) => format!("Ready={}, {}: {}\n", ready.status, ready.reason, ready.message),
         None => {
@@ -212,7 +208,7 @@ fn not_ready(status: &WorkerStatus) -> String {
 
 /// What keeps replicas from being decided or changed.
 fn hindered(status: &WorkerStatus) -> String {
-    find(status, SCALING_ACTIVE)
+    find(&status.conditions, SCALING_ACTIVE)
         .filter(|active| active.status != "True")
         .map(|active| format!("  hindered   {}\n", active.message))
         .unwrap_or_default()
@@ -220,7 +216,7 @@ fn hindered(status: &WorkerStatus) -> String {
 
 /// Whether the Deployment has the replicas of the spec. Under an invalid template it may be missing, or somebody else's.
 fn is_obeyed(worker: &Worker, status: &WorkerStatus) -> bool {
-    let holds = |kind| find(status, kind).is_some_and(|condition| condition.status == "True");
+    let holds = |kind| find(&status.conditions, kind).is_some_and(|condition| condition.status == "True");
     holds(SCALING_ACTIVE) && holds(TEMPLATE_VALID) && status.desired_replicas == worker.spec.replicas
 }
 

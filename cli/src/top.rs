@@ -11,6 +11,7 @@ use kube::ResourceExt;
 use kube::api::ListParams;
 use warren_api::conditions::READY;
 use warren_api::{Queue, Worker};
+use warren_operator::condition::find;
 
 use crate::cluster::{Cluster, Sidecar};
 use crate::exposition::Exposition;
@@ -209,7 +210,7 @@ fn former<'a>(before: &'a [Sidecar], sidecar: &Sidecar) -> Option<&'a Sidecar> {
 
 /// Whether a resource is well, as its summary condition says.
 fn ready(conditions: &[Condition]) -> String {
-    let ready = conditions.iter().find(|condition| condition.type_ == READY);
+    let ready = find(conditions, READY);
     ready.map_or(UNKNOWN, |condition| &condition.status).to_owned()
 }
 

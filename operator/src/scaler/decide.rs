@@ -259,14 +259,14 @@ fn scale_in_blocked(
         let why = format!("{unsettled} messages are not acknowledged yet");
         return Some((Reason::InFlight, why));
     }
-    let waiting = ready.saturating_add(sidecars.unsettled.saturating_sub(sidecars.in_flight));
-    if waiting > sidecars.in_flight {
-        let why = format!("{waiting} messages wait, more than the {} that run", sidecars.in_flight);
+    let waiting = need.backlog;
+    if waiting > sidecars.in_flight as f64 {
+        let why = format!("{waiting:.0} messages wait, more than the {} that run", sidecars.in_flight);
         return Some((Reason::Stabilizing, why));
     }
-    let left = need.backlog * need.seconds / f64::from(next.max(1));
+    let left = waiting * need.seconds / f64::from(next.max(1));
     if left > spec.target_wait * LEFT_SHARE {
-        let why = format!("{waiting} messages wait, which would take {next} pods {left:.1} s");
+        let why = format!("{waiting:.0} messages wait, which would take {next} pods {left:.1} s");
         return Some((Reason::Stabilizing, why));
     }
     if history.took_over() && history.age(now) < spec.window() {

@@ -275,18 +275,16 @@ impl Follower {
             .filter_map(|answer| answer.sample.misconfigured)
             .min();
         let now = self.now();
-        let mut waiting =
-            answers.iter().filter(|answer| !answer.ending).map(|answer| !answer.sample.connected);
-        let none_is_connected = waiting.next().is_some_and(|first| first && waiting.all(|waits| waits));
-        let since = *self.unconnected.get_or_insert(now);
-        self.unconnected = self.unconnected.filter(|_| none_is_connected);
+        let connected = answers.iter().any(|answer| !answer.ending && answer.sample.connected);
         let sidecars = self.tracker.observe(answers, &living, &staying, now);
+        let unconnected = sidecars.scraped > 0 && !connected;
+        self.unconnected = unconnected.then(|| self.unconnected.unwrap_or(now));
         let handlers = Handlers {
             scraped: sidecars.scraped,
             held: sidecars.held,
             misconfigured,
             listened: sidecars.able > 0,
-            disconnected: none_is_connected && now - since >= CONNECTING_SECONDS,
+            disconnected: self.unconnected.is_some_and(|since| now - since >= CONNECTING_SECONDS),
         };
         (sidecars, handlers)
     }

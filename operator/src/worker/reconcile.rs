@@ -77,9 +77,7 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     let (problem, image) = converge(&worker, &around, &entry, &context).await?;
     let applied = image.is_some();
     let told = if applied { None } else { around.told_queue() };
-    if context.note_told(&worker, told.as_deref()) {
-        tell_ordered(&worker, &context);
-    }
+    note_told(&worker, told.as_deref(), &context);
     let view = entry.view();
     let said = status(&worker, problem.as_ref(), image, &around, &view, &Time(Timestamp::now()));
     write(&worker, said, &context).await?;
@@ -90,9 +88,10 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     Ok(Action::requeue(pause(problem.as_ref()).mul_f64(rand::random_range(0.7..1.0))))
 }
 
-/// Notes which queue a Worker's sidecars go on with, whose configuration could not be written, or has not been looked at yet.
-pub fn note_told(worker: &Worker, context: &Context) {
-    if context.note_told(worker, told_queue(worker, context).as_deref()) {
+/// Notes which of the broker's queues a Worker's sidecars go on with, where their configuration could not be written, or nobody has
+/// looked at it yet.
+fn note_told(worker: &Worker, told: Option<&str>, context: &Context) {
+    if context.note_told(worker, told) {
         tell_ordered(worker, context);
     }
 }
@@ -106,7 +105,7 @@ pub fn note_all_told(context: &Context) {
         let named = context.stores.queues.get(&named);
         let told = told_queue(&worker, context);
         if told.is_some() && told.as_deref() != named.as_deref().map(Queue::broker_name) {
-            note_told(&worker, context);
+            note_told(&worker, told.as_deref(), context);
         }
     }
 }
@@ -208,7 +207,7 @@ async fn write(worker: &Worker, status: WorkerStatus, context: &Context) -> Resu
 
 #[expect(clippy::needless_pass_by_value, reason = "the controller's signature")]
 fn error_policy(worker: Arc<Worker>, error: &Error, context: Arc<Context>) -> Action {
-    note_told(&worker, &context);
+    note_told(&worker, told_queue(&worker, &context).as_deref(), &context);
     context.failed("worker", &ObjectRef::from_obj(&*worker).erase(), error)
 }
 
