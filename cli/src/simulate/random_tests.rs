@@ -155,7 +155,7 @@ fn bursts_that_come_often_begin_within_the_target_and_cost_no_more() {
         let told = format!("{told}: {both:?}");
         assert!(warren.unfinished == 0 && warren.wait_p95 <= 10.0, "{told}");
         // KEDA that sees a queue each time it looks keeps its pods, and a pod that is there begins sooner than one that starts.
-        if warren.wait_p95 >= keda_hpa.wait_p95 {
+        if warren.wait_p95 > keda_hpa.wait_p95 {
             longer.push(told.clone());
         }
         if warren.replica_seconds > 1.1 * keda_hpa.replica_seconds {
@@ -164,6 +164,49 @@ fn bursts_that_come_often_begin_within_the_target_and_cost_no_more() {
     }
     assert!(longer.len() <= 1, "{longer:#?}");
     assert!(dear.is_empty(), "{dear:#?}");
+}
+
+/// Bursts of 16 seconds' work and more for all pods that are allowed, each half a minute to almost four, and what else they can
+/// do at most.
+fn bursts_beyond_all_pods(chance: &mut Chance, service: f64) -> (String, String) {
+    let most = 50.0;
+    let period = chance.between(30.0, 220.0).round();
+    let size = most * chance.between(16.0_f64.min(0.7 * period), 0.8 * period);
+    let spread = (30.0 * chance.next()).ceil().min(period);
+    let beside = if chance.next() < 0.5 { 0.0 } else { 0.1 * most };
+    let mut told = 0.0;
+    let lines = (0..3600).map(|second| {
+        let second = f64::from(second);
+        let bursts = (second / period).floor() + ((second % period + 1.0) / spread).min(1.0);
+        let arrived = ((bursts * size + beside * second) / service).floor();
+        let arrives = arrived - std::mem::replace(&mut told, arrived);
+        format!("{second},{arrives}")
+    });
+    let text = lines.collect::<Vec<_>>().join("\n");
+    let seconds = size / most;
+    (text, format!("{seconds:.0} s for all pods within {spread} s each {period} s, over {beside} pods"))
+}
+
+#[test]
+fn bursts_that_come_often_and_are_beyond_all_pods_wait_no_longer_and_cost_no_more() {
+    let mut chance = Chance::new(2033);
+    let (mut longer, mut dear) = (vec![], vec![]);
+    for _ in 0..60 {
+        let service = 0.1 * 50.0_f64.powf(chance.next());
+        let (text, told) = bursts_beyond_all_pods(&mut chance, service);
+        let both = Comparison::of(&setting(service, 1, 10.0), &Trace::parse(&text).unwrap()).figures();
+        let Both { warren, keda_hpa } = both;
+        let told = format!("{told}, calls of {service:.2} s: {both:?}");
+        assert_eq!(warren.unfinished, 0, "{told}");
+        // Where both have all pods all the time, both wait as long.
+        if warren.wait_p95 > keda_hpa.wait_p95 {
+            longer.push(told.clone());
+        }
+        if warren.replica_seconds > 1.1 * keda_hpa.replica_seconds {
+            dear.push(told);
+        }
+    }
+    assert!(longer.len() <= 2 && dear.len() <= 2, "{longer:#?} {dear:#?}");
 }
 
 /// Calls of ten seconds to two minutes, a few dozen of them at once every ten minutes to half an hour, after quiet or over a load.

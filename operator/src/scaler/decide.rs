@@ -44,7 +44,7 @@ pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (
     let current = inputs.workload.replicas;
     let hold = |reason: Reason, raw: u32, why: String| {
         // What the user allows holds even then.
-        let replicas = current.clamp(spec.min, spec.max.max(spec.min));
+        let replicas = current.clamp(spec.min, spec.most());
         let message = if replicas == current {
             why
         } else {
@@ -76,6 +76,9 @@ pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (
         return (hold(reason, raw, why), history);
     }
     history.observe_fewer(to_pods(need.now) < current, now);
+    if need.beyond {
+        history.goes_beyond(now);
+    }
     let decision = within_limits(&history, &need, raw, ready, inputs, spec, now);
     match decision.replicas.cmp(&current) {
         Ordering::Less => history.scaled_in(now),
@@ -141,7 +144,7 @@ fn within_limits(
     now: f64,
 ) -> Decision {
     let current = inputs.workload.replicas;
-    let max = spec.max.max(spec.min);
+    let max = spec.most();
     let scheduled = inputs.floor.as_ref().filter(|floor| floor.replicas.min(max) > spec.min);
     let min = scheduled.map_or(spec.min, |floor| floor.replicas.min(max));
     let decision = |replicas: u32, reason: Reason, why: &str| Decision {

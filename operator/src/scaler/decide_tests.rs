@@ -439,6 +439,31 @@ fn bursts_that_come_often_get_fewer_pods_and_rare_ones_do_not() {
 }
 
 #[test]
+fn all_pods_are_kept_between_bursts_that_come_often_and_that_even_they_do_not_hold_the_target_for() {
+    // The fewest pods before the last of four bursts, and after all of them.
+    let kept = |period: u32, messages: f64| {
+        let mut world = World::new(spec(), 0.5);
+        let mut before_the_last = u32::MAX;
+        for second in 0..4 * period {
+            world.second(if second % period == 0 { messages } else { 0.0 });
+            if (2 * period..3 * period).contains(&second) {
+                before_the_last = before_the_last.min(world.replicas);
+            }
+        }
+        assert!(
+            before_the_last < 50 || world.decision.as_ref().unwrap().message.contains("kept for the next")
+        );
+        for _ in 0..420 {
+            world.second(0.0);
+        }
+        (before_the_last, world.replicas)
+    };
+    // 2,000 messages take 50 pods 20 s, 500 take them 5 s; the target is 10 s.
+    assert_eq!(kept(180, 2000.0), (50, 0));
+    assert!(kept(180, 500.0).0 <= 1 && kept(400, 2000.0).0 <= 1);
+}
+
+#[test]
 fn bursts_that_came_often_an_hour_ago_say_nothing_of_a_load_that_grows() {
     let mut history = History::default();
     for burst in 0..5 {

@@ -23,6 +23,10 @@ const OFTEN_SECONDS: f64 = 150.0;
 const OFTEN: u32 = 2;
 /// Seconds from which on what runs tells the load better than what arrives.
 const LONG_CALL_SECONDS: f64 = 20.0;
+/// Seconds within which a further burst comes for which even all pods are too few, when they are kept for it.
+const BEYOND_SECONDS: f64 = 240.0;
+/// So many of them in a row.
+const BEYOND_OFTEN: u32 = 2;
 /// Messages that wait in a burst at least: one or two come together by chance.
 const LEAST_BURST: f64 = 5.0;
 /// Seconds after which half of the weight of a measured handler call is gone.
@@ -59,6 +63,7 @@ pub struct History {
     scaled: Scaled,
     /// What `scaled` was before the last change.
     scaled_before: Scaled,
+    beyond: Option<Beyond>,
     took_over: bool,
     /// How pods start.
     pub(super) startup: Startup,
@@ -76,6 +81,15 @@ struct Scaled {
     /// The same if what pods were asked for last becomes a burst.
     next: u32,
     too_few: Option<TooFew>,
+}
+
+/// Bursts that even all pods that are allowed would let wait for too long.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Beyond {
+    /// When the last of them was seen last.
+    at: f64,
+    /// How many came in a row.
+    row: u32,
 }
 
 /// Pods that a load proved too few.
@@ -407,6 +421,23 @@ impl History {
     /// Whether pods that are asked for now are the first since some were let go.
     fn is_first_since_scale_in(&self, now: f64) -> bool {
         self.seconds_since_scale_in(now) < self.seconds_since_scale_out(now)
+    }
+
+    /// A burst is there that even all pods that are allowed would let wait for too long.
+    pub(super) fn goes_beyond(&mut self, now: f64) {
+        let row = match self.beyond {
+            Some(Beyond { at, row }) if now - at < BEYOND_SECONDS => {
+                let is_further = self.scaled.last_in.is_some_and(|went| went > at);
+                row.saturating_add(u32::from(is_further))
+            }
+            _ => 1,
+        };
+        self.beyond = Some(Beyond { at: now, row });
+    }
+
+    /// Whether such bursts come so often that the pods are kept for the next one.
+    pub(super) fn goes_beyond_often(&self, now: f64) -> bool {
+        self.beyond.is_some_and(|Beyond { at, row }| row >= BEYOND_OFTEN && now - at < BEYOND_SECONDS)
     }
 
     /// Pods were let go.

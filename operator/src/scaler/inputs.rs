@@ -33,6 +33,11 @@ impl Spec {
         self.stabilization.max(RATE_WINDOW)
     }
 
+    /// Most pods, before schedules.
+    pub(super) fn most(&self) -> u32 {
+        self.max.max(self.min)
+    }
+
     /// What sets the most pods.
     pub(super) const fn limit(&self) -> &'static str {
         if self.single { "the Queue's singleActiveConsumer" } else { "scaling.maxReplicas" }

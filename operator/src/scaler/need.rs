@@ -75,6 +75,8 @@ pub(super) struct Need {
     pub seconds: f64,
     /// Whether the pods that are there are too few.
     pub short: bool,
+    /// Whether all pods that are allowed would be, if they were there.
+    pub beyond: bool,
     /// Calls at once of a load that has shown that the pods are too few for it.
     pub too_much: Option<f64>,
     /// The formula with its numbers.
@@ -198,14 +200,16 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
     let (lasting, lasting_text) = lasting(&load, history, lasting_rate, long_work, now);
     let now = load.kept(history.rate());
     let seconds = service / at_once;
+    let beyond = known == MEASURED && backlog * seconds / f64::from(spec.most()) > spec.target_wait;
     match more {
         Some(More { pods, text, tells }) => {
             let too_much = (tells && load.current > 0.0).then_some(lasting_rate * service);
-            Need { pods, lasting, now, backlog, seconds, short: true, too_much, text }
+            Need { pods, lasting, now, backlog, seconds, short: true, beyond, too_much, text }
         }
         None => {
             let pods = lasting.min(load.current);
-            Need { pods, lasting, now, backlog, seconds, short: false, too_much: None, text: lasting_text }
+            let text = lasting_text;
+            Need { pods, lasting, now, backlog, seconds, short: false, beyond, too_much: None, text }
         }
     }
 }
@@ -300,7 +304,7 @@ fn lasting(load: &Load<'_>, history: &History, rate: f64, long_work: bool, now: 
         by_rate = (by_rate * BETWEEN_BURSTS).floor().max(lately).max(load.least).min(by_rate);
     }
     let too_few = history.too_few(rate * load.service, now).filter(|few| by_rate <= f64::from(*few));
-    let pods = too_few.map_or(by_rate, |few| f64::from(few.saturating_add(1)));
+    let mut pods = too_few.map_or(by_rate, |few| f64::from(few.saturating_add(1)));
     let mut text = format!(
         "{} over {:.0} s x {:.3} s per message ({}) / ({} at once x {:.2}), {:.0} waiting, {} running",
         per_second(rate),
@@ -317,6 +321,10 @@ fn lasting(load: &Load<'_>, history: &History, rate: f64, long_work: bool, now: 
     }
     if too_few.is_some() {
         text.push_str("; fewer proved too few for that");
+    }
+    if history.goes_beyond_often(now) {
+        pods = pods.max(load.current);
+        text.push_str("; bursts come often that take all allowed pods longer than targetWaitSeconds: these are kept for the next");
     }
     (pods, text)
 }
