@@ -19,7 +19,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use warren_api::{Queue, Worker};
+use warren_api::{Queue, SidecarConfig, Worker};
 
 use crate::brokers::{Brokers, Key};
 use crate::condition::status_patch;
@@ -34,6 +34,7 @@ use crate::scaler::scrape::Scraper;
 use crate::scaler::task::worker_key;
 use crate::secrets::Secrets;
 use crate::tolerant::Tolerant;
+use crate::worker::dereference::consumed_by;
 use crate::worker::live::{LiveConfigMap, LiveDeployment, LiveDisruptionBudget};
 use crate::worker::naming::Naming;
 use crate::worker::pod_index::PodIndex;
@@ -147,17 +148,12 @@ impl Context {
         locked(&self.consumers).on(&worker_key(worker), queue, lasting(worker), turned, Instant::now())
     }
 
-    /// Notes that a Worker's sidecars could not be told what it names, and of which of the broker's queues they are told; none
-    /// where they could. Gives whether that is new.
-    pub fn note_told(&self, worker: &Worker, told: Option<&str>) -> bool {
-        let key = worker_key(worker);
-        let named = |name: &str| {
-            let queues = self.stores.queues.state();
-            let there = queues.iter().filter(|queue| queue.namespace().as_ref() == Some(&key.namespace));
-            there.filter(|queue| queue.broker_name() == name).map(|queue| queue.name_any()).collect()
-        };
-        let told = told.map(named).unwrap_or_default();
-        locked(&self.consumers).told(&key, told, lasting(worker), Instant::now())
+    /// Notes that a Worker's sidecars could not be told what it names, and what they go on with; none where they could. Gives
+    /// whether that is new.
+    pub fn note_told(&self, worker: &Worker, told: Option<&SidecarConfig>) -> bool {
+        let mut queues = told.map(|told| consumed_by(told, &self.stores.queues.state())).unwrap_or_default();
+        queues.remove(&worker.spec.queue_ref.name);
+        locked(&self.consumers).told(&worker_key(worker), queues, lasting(worker), Instant::now())
     }
 
     /// The one of `workers` of whose pods it is best known that they may hold messages of a Queue of their namespace.

@@ -311,7 +311,7 @@ async fn run(shared: Arc<Shared>) {
                     Err(error) if error.error.category() == Category::Retryable => pace.lost(),
                     Err(_) | Ok(_) => pace.succeeded(),
                 }
-                locked(&shared.misses).declared(&due.order.main);
+                locked(&shared.misses).declared(&due.order.main, &result);
                 locked(&shared.entries).done(&due, result, shared.options.drift_check, Instant::now());
             }
             () = shared.changed.notified() => {}

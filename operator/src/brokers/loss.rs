@@ -91,7 +91,7 @@ impl Loss {
 }
 
 /// Whether the main queue is there after an attempt: queues come before exchanges and bindings.
-fn makes_main(result: &Result<Outcome, DeclareError>) -> bool {
+pub(super) fn makes_main(result: &Result<Outcome, DeclareError>) -> bool {
     match result {
         Ok(Outcome::Declared(_)) => true,
         Ok(Outcome::Absent | Outcome::Removed | Outcome::Refused(_) | Outcome::Unreachable(_)) => false,

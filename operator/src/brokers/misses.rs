@@ -9,6 +9,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use warren_broker::BrokerError;
+use warren_broker::declare::DeclareError;
+
+use super::Outcome;
+use super::loss::makes_main;
 
 /// How long the first refusal counts.
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -45,6 +49,8 @@ impl Misses {
             Ok(_) => _ = self.0.remove(queue),
             Err(error) if error.says_no_queue(queue) => {
                 let since = self.0.get(queue).map_or(now, |miss| miss.since);
+                // What nobody asks for any more is forgotten.
+                self.0.retain(|_, miss| now < miss.counts_until() + LONGEST);
                 self.0.insert(queue.to_owned(), Miss { since, asked: now, error: error.clone() });
             }
             Err(_) => {}
@@ -52,9 +58,12 @@ impl Misses {
     }
 
     /// What declares a queue, and those that are derived from it, has ended.
-    pub(super) fn declared(&mut self, main: &str) {
-        let derived = |queue: &str| queue.strip_prefix(main).is_some_and(|rest| rest.starts_with('.'));
-        self.0.retain(|queue, _| queue != main && !derived(queue));
+    pub(super) fn declared(&mut self, main: &str, result: &Result<Outcome, DeclareError>) {
+        // An order that is refused is repeated again and again, and makes nothing.
+        if makes_main(result) {
+            let derived = |queue: &str| queue.strip_prefix(main).is_some_and(|rest| rest.starts_with('.'));
+            self.0.retain(|queue, _| queue != main && !derived(queue));
+        }
     }
 
     /// There is another connection.
@@ -65,7 +74,9 @@ impl Misses {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Seen;
     use super::*;
+    use crate::problem::Problem;
 
     fn missing(queue: &str) -> Result<(), BrokerError> {
         Err(BrokerError::NotFound { detail: format!("NOT_FOUND - no queue '{queue}' in vhost '/'") })
@@ -85,12 +96,15 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_that_is_there_or_was_declared_is_asked_for_at_once() {
+    fn a_queue_that_is_there_or_was_declared_is_asked_for_at_once_and_a_refused_order_declares_none() {
         let (now, mut misses) = (Instant::now(), Misses::default());
         for queue in ["orders", "orders.dlq", "orders2"] {
             misses.answered(queue, &missing(queue), now);
         }
-        misses.declared("orders");
+        misses.declared("orders", &Ok(Outcome::Refused(Problem::new("TopologyReady", "Refused", "no"))));
+        misses.declared("orders", &Ok(Outcome::Absent));
+        assert!(misses.of("orders", now).is_some() && misses.of("orders.dlq", now).is_some());
+        misses.declared("orders", &Ok(Outcome::Declared(Seen::default())));
         assert!(misses.of("orders", now).is_none() && misses.of("orders.dlq", now).is_none());
         assert!(misses.of("orders2", now).is_some());
         misses.answered("orders2", &Ok(()), now);

@@ -1,5 +1,6 @@
 //! Step 1: what the Worker points to and what exists of it, all from caches.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -38,18 +39,13 @@ pub struct Surroundings {
 
 impl Surroundings {
     /// The configuration that the sidecars read.
-    fn told(&self) -> Option<SidecarConfig> {
+    pub fn told(&self) -> Option<SidecarConfig> {
         told(self.config_map.as_deref()?)
     }
 
     /// Whether the configuration that the sidecars read holds consuming.
     pub fn is_told_to_pause(&self) -> bool {
         self.told().is_some_and(|config| config.consumer.paused)
-    }
-
-    /// The broker's queue that the sidecars are told to consume.
-    pub fn told_queue(&self) -> Option<String> {
-        self.told().map(|config| config.queue.name)
     }
 }
 
@@ -58,10 +54,24 @@ fn told(config_map: &LiveConfigMap) -> Option<SidecarConfig> {
     serde_json::from_str(config_map.object()["data"][CONFIG_KEY].as_str()?).ok()
 }
 
-/// The broker's queue that a Worker's sidecars are told to consume.
-pub fn told_queue(worker: &Worker, context: &Context) -> Option<String> {
+/// What a Worker's sidecars are told.
+pub fn told_by(worker: &Worker, context: &Context) -> Option<SidecarConfig> {
     let config_map = ObjectRef::new(&config_map(&worker.name_any())).within(&worker.namespace()?);
-    Some(told(context.stores.config_maps.get(&config_map)?.as_ref())?.queue.name)
+    told(context.stores.config_maps.get(&config_map)?.as_ref())
+}
+
+/// Those of `queues`, by name, that sidecars with such a configuration consume. With another Secret than theirs, one queue's name on
+/// the broker may stand for any that has it.
+pub fn consumed_by(config: &SidecarConfig, queues: &[Arc<Queue>]) -> BTreeSet<String> {
+    let named = queues.iter().filter(|queue| {
+        queue.namespace().as_ref() == Some(&config.namespace) && queue.broker_name() == config.queue.name
+    });
+    let (same, others): (Vec<_>, Vec<_>) = named.partition(|queue| {
+        queue.spec.broker.vhost == config.queue.vhost
+            && config.secret.as_deref() == Some(worker_secret(queue))
+    });
+    let of = if same.is_empty() { others } else { same };
+    of.into_iter().map(|queue| queue.name_any()).collect()
 }
 
 /// The Secret that the sidecars of a Queue's Workers use.
@@ -107,4 +117,36 @@ pub fn beside(worker: &Worker, queue: &Queue, context: &Context) -> Option<Strin
     pods::extra(&context.pods.of(&own)).map(|pod| {
         format!("pod {pod} has not ended. It goes on by itself then; where the pod's node is lost, delete that Node")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn queue(name: &str, broker: Value) -> Arc<Queue> {
+        let spec = json!({"queueName": "orders", "broker": broker});
+        let object = json!({"metadata": {"name": name, "namespace": "shop"}, "spec": spec});
+        Arc::new(serde_json::from_value(object).unwrap())
+    }
+
+    #[test]
+    fn sidecars_are_told_of_the_queue_of_their_address_and_after_its_secret_has_another_name_of_any_of_that_name()
+     {
+        let of_a = queue("of-a", json!({"secretRef": {"name": "a"}}));
+        let of_b = queue("of-b", json!({"secretRef": {"name": "b"}}));
+        let of_b_too = queue("of-b-too", json!({"secretRef": {"name": "b"}, "vhost": "too"}));
+        let queues = [of_a, of_b, of_b_too];
+        let told_with = |secret: &str| {
+            let config = json!({"namespace": "shop", "worker": "biller", "secret": secret,
+                "queue": {"name": "orders", "type": "Quorum", "maxAttempts": 3},
+                "handler": {"path": "/", "timeoutSeconds": 30}, "consumer": {"prefetch": 1, "concurrency": 1}});
+            let config: SidecarConfig = serde_json::from_value(config).unwrap();
+            consumed_by(&config, &queues).into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(told_with("a"), ["of-a"]);
+        assert_eq!(told_with("b"), ["of-b"]);
+        assert_eq!(told_with("former"), ["of-a", "of-b", "of-b-too"]);
+    }
 }

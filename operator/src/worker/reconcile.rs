@@ -13,11 +13,11 @@ use kube::runtime::{Controller, controller, watcher};
 use kube::{Resource, ResourceExt};
 use warren_api::conditions::READY;
 use warren_api::worker::ScalingMode;
-use warren_api::{Queue, Worker, WorkerStatus};
+use warren_api::{SidecarConfig, Worker, WorkerStatus};
 
 use super::apply::apply;
 use super::build::build;
-use super::dereference::{Surroundings, dereference, told_queue};
+use super::dereference::{Surroundings, dereference, told_by};
 use super::live::LiveDeployment;
 use super::owed::owed;
 use super::pods::cannot_get;
@@ -76,8 +76,8 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     let around = dereference(&worker, &context).await?;
     let (problem, image) = converge(&worker, &around, &entry, &context).await?;
     let applied = image.is_some();
-    let told = if applied { None } else { around.told_queue() };
-    note_told(&worker, told.as_deref(), &context);
+    let told = if applied { None } else { around.told() };
+    note_told(&worker, told.as_ref(), &context);
     let view = entry.view();
     let said = status(&worker, problem.as_ref(), image, &around, &view, &Time(Timestamp::now()));
     write(&worker, said, &context).await?;
@@ -88,25 +88,18 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     Ok(Action::requeue(pause(problem.as_ref()).mul_f64(rand::random_range(0.7..1.0))))
 }
 
-/// Notes which of the broker's queues a Worker's sidecars go on with, where their configuration could not be written, or nobody has
-/// looked at it yet.
-fn note_told(worker: &Worker, told: Option<&str>, context: &Context) {
+/// Notes what a Worker's sidecars go on with, where their configuration could not be written, or nobody has looked at it yet.
+fn note_told(worker: &Worker, told: Option<&SidecarConfig>, context: &Context) {
     if context.note_told(worker, told) {
         tell_ordered(worker, context);
     }
 }
 
-/// Notes the sidecars that go on with another queue than their Worker names, before any Worker is looked at: they could not be told
-/// before this process began.
+/// Notes what all sidecars go on with before any Worker is looked at: some could not be told what their Worker names before this
+/// process began.
 pub fn note_all_told(context: &Context) {
     for worker in context.stores.workers.state() {
-        let namespace = worker.namespace().unwrap_or_default();
-        let named = ObjectRef::new(&worker.spec.queue_ref.name).within(&namespace);
-        let named = context.stores.queues.get(&named);
-        let told = told_queue(&worker, context);
-        if told.is_some() && told.as_deref() != named.as_deref().map(Queue::broker_name) {
-            note_told(&worker, told.as_deref(), context);
-        }
+        note_told(&worker, told_by(&worker, context).as_ref(), context);
     }
 }
 
@@ -207,7 +200,7 @@ async fn write(worker: &Worker, status: WorkerStatus, context: &Context) -> Resu
 
 #[expect(clippy::needless_pass_by_value, reason = "the controller's signature")]
 fn error_policy(worker: Arc<Worker>, error: &Error, context: Arc<Context>) -> Action {
-    note_told(&worker, told_queue(&worker, &context).as_deref(), &context);
+    note_told(&worker, told_by(&worker, &context).as_ref(), &context);
     context.failed("worker", &ObjectRef::from_obj(&*worker).erase(), error)
 }
 
