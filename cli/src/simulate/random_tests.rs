@@ -166,6 +166,38 @@ fn bursts_that_come_often_begin_within_the_target_and_cost_no_more() {
     assert!(dear.is_empty(), "{dear:#?}");
 }
 
+/// Bursts of 10 to 200 seconds of one pod's work, each 8 to 26 seconds.
+fn bursts_without_a_pause(chance: &mut Chance, service: f64) -> (String, String) {
+    let period = chance.between(8.0, 26.0);
+    let size = (10.0 * 20.0_f64.powf(chance.next())).min(35.0 * period) / service;
+    let mut lines = vec![0.0; 2400];
+    let mut at = 10.0;
+    while at < 2100.0 {
+        lines[at as usize] += (size * chance.between(0.8, 1.2)).round();
+        at += period * chance.between(0.9, 1.1);
+    }
+    let lines: Vec<String> = lines.iter().enumerate().map(|(second, n)| format!("{second},{n}")).collect();
+    (lines.join("\n"), format!("{size:.0} messages of {service:.2} s each {period:.0} s"))
+}
+
+#[test]
+fn bursts_without_a_pause_begin_within_the_target_and_change_pods_rarely() {
+    let mut chance = Chance::new(2034);
+    for _ in 0..60 {
+        let service = 0.05 * 20.0_f64.powf(chance.next());
+        let (text, told) = bursts_without_a_pause(&mut chance, service);
+        let both = Comparison::of(&setting(service, 1, 10.0), &Trace::parse(&text).unwrap()).figures();
+        let Both { warren, keda_hpa } = both;
+        let told = format!("{told}: {both:?}");
+        assert!(warren.unfinished == 0 && warren.wait_p95 <= 10.0, "{told}");
+        assert!(warren.changes <= 100, "{told}");
+        // KEDA sees the queue at its top now and then: with as many pods they wait as long. Of a pod or two one is much.
+        assert!(warren.wait_p95 <= keda_hpa.wait_p95 + 0.5, "{told}");
+        let times = if keda_hpa.peak_replicas < 4 { 2.0 } else { 1.2 };
+        assert!(warren.replica_seconds <= times * keda_hpa.replica_seconds, "{told}");
+    }
+}
+
 /// Bursts of 16 seconds' work and more for all pods that are allowed, each half a minute to almost four, and what else they can
 /// do at most.
 fn bursts_beyond_all_pods(chance: &mut Chance, service: f64) -> (String, String) {

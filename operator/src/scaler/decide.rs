@@ -66,6 +66,9 @@ pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (
     };
     history.observe(ready, inputs, spec.window(), now);
     let need = need(&history, ready, inputs, spec, now);
+    if history.service_seconds().is_some() {
+        history.piles.observe(need.backlog * need.seconds, now);
+    }
     let raw = to_pods(need.pods);
     if spec.paused {
         history.progressed(now);

@@ -464,6 +464,26 @@ fn all_pods_are_kept_between_bursts_that_come_often_and_that_even_they_do_not_ho
 }
 
 #[test]
+fn pods_that_hold_the_target_are_kept_between_bursts_that_come_each_few_seconds() {
+    let mut world = World::new(spec(), 0.1);
+    let (mut most, mut changes) = (0.0_f64, 0);
+    for second in 0..1200 {
+        let arrive = [500.0, 440.0, 460.0][second / 20 % 3];
+        world.second(if second % 20 == 0 { arrive } else { 0.0 });
+        if second == 600 {
+            changes = world.changes;
+        } else if second > 600 {
+            most = most.max(world.queue / f64::from(world.replicas));
+        }
+    }
+    // The largest is 50 s of one pod's work; the queue is looked at when a part of it is done.
+    assert_eq!((world.replicas, world.changes), (5, changes), "{:?}", world.decision);
+    assert!(most * 0.1 <= 10.0, "{most} messages a pod");
+    // What is no longer one of them is a burst like any other.
+    assert!(world.second(1500.0).replicas > 30);
+}
+
+#[test]
 fn bursts_that_came_often_an_hour_ago_say_nothing_of_a_load_that_grows() {
     let mut history = History::default();
     for burst in 0..5 {

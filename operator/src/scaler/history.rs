@@ -4,6 +4,7 @@
 
 use super::arrivals::{Arrivals, Sample};
 use super::inputs::{Inputs, Sidecars};
+use super::piles::Piles;
 use super::startup::Startup;
 
 /// Seconds over which arrivals are averaged.
@@ -64,6 +65,7 @@ pub struct History {
     /// What `scaled` was before the last change.
     scaled_before: Scaled,
     beyond: Option<Beyond>,
+    pub(super) piles: Piles,
     took_over: bool,
     /// How pods start.
     pub(super) startup: Startup,

@@ -1,6 +1,6 @@
 //! The scaler: `signals -> decide -> act`.
 //!
-//! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `startup`, `sample`, `durability`, `schedule`, `asked`, `own`, `share` and `side` are
+//! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `piles`, `startup`, `sample`, `durability`, `schedule`, `asked`, `own`, `share` and `side` are
 //! values and pure functions; `scrape`, `follow`, `task`, `act` and `tell` perform the effects. `board` is what the Worker's reconcile reads
 //! of them, and `record` what `kubectl warren explain` does.
 
@@ -15,6 +15,7 @@ pub mod history;
 pub mod inputs;
 mod need;
 mod own;
+mod piles;
 pub mod reason;
 pub mod record;
 pub mod sample;

@@ -47,6 +47,8 @@ const LEAST_CLEARING_SHARE: f64 = 0.15;
 const OFTEN_CLEARING_SHARE: f64 = 0.25;
 /// Share of what arrives on average that pods are kept for between such bursts: they bring most of it, and get pods of their own.
 const BETWEEN_BURSTS: f64 = 0.5;
+/// So many times the largest of a row of bursts is still one of them.
+const AS_BEFORE: f64 = 1.5;
 /// Share of the target wait that messages may wait for before pods are added to a load that grows slowly.
 const QUEUE_SHARE: f64 = 0.6;
 /// What is added to it, over the number of pods: to a Worker of one pod a second one is dear.
@@ -233,7 +235,15 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     let Load { backlog, current, in_flight, startup, waited, .. } = *load;
     let target = load.spec.target_wait;
     let least_share = if history.bursts_often(now) { OFTEN_CLEARING_SHARE } else { LEAST_CLEARING_SHARE };
-    let clearing = load.clearing(BURST_SHARE, least_share);
+    // One of a row of bursts for which pods are kept may take the whole target wait.
+    let seconds = load.service / f64::from(load.spec.concurrency.max(1));
+    let in_a_row =
+        history.piles.in_a_row(now).is_some_and(|largest| backlog * seconds <= largest * AS_BEFORE);
+    let clearing = if in_a_row {
+        load.clearing(1.0, OFTEN_CLEARING_SHARE)
+    } else {
+        load.clearing(BURST_SHARE, least_share)
+    };
     // Messages a second that a pod begins.
     let pace = 1.0 / (load.per_rate * UTILISATION);
     let able = f64::from(inputs.sidecars.able).min(current);
@@ -251,7 +261,7 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     let by_chance = BY_CHANCE * (history.settled() as f64).sqrt();
     let sudden = history.growth() >= by_chance.max(backlog * SUDDEN_SHARE);
     // What came long ago, such as while the handler failed, is cleared like a burst.
-    let long = if sudden { target * BURST_SHARE } else { target };
+    let long = if sudden && !in_a_row { target * BURST_SHARE } else { target };
     let is_burst = wait > long && by_backlog > current * SCALE_OUT_TOLERANCE;
     let loaded = lasting_rate * load.per_rate >= current * LOADED;
     let of_burst = is_burst.then(|| {
@@ -268,7 +278,8 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     });
     // Pods that were asked for just now change nothing yet.
     let seen = current == 0.0 || waited.is_none() && history.seconds_since_scale_out(now) >= startup;
-    let share = QUEUE_SHARE * current + QUEUE_SHARE_OF_ONE * current.min(1.0);
+    let share =
+        if in_a_row { current } else { QUEUE_SHARE * current + QUEUE_SHARE_OF_ONE * current.min(1.0) };
     let is_growth = seen && backlog > target * share * pace;
     let of_growth = is_growth.then(|| {
         let pods = load.sane((lasting_rate * load.per_rate).min(load.useful).max(current + 1.0));
@@ -321,6 +332,15 @@ fn lasting(load: &Load<'_>, history: &History, rate: f64, long_work: bool, now: 
     }
     if too_few.is_some() {
         text.push_str("; fewer proved too few for that");
+    }
+    if let Some(largest) = history.piles.in_a_row(now) {
+        let kept = largest / load.spec.target_wait;
+        if kept > pods {
+            pods = kept.min(load.current).max(pods);
+            text.push_str(&format!(
+                "; bursts of up to {largest:.0} s of one pod's work come each few seconds"
+            ));
+        }
     }
     if history.goes_beyond_often(now) {
         pods = pods.max(load.current);
