@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -26,6 +27,17 @@ pub fn cargo() -> Command {
 /// Runs a command and gives its standard output.
 pub async fn run(command: &mut Command) -> Result<String> {
     feed(command, None).await
+}
+
+/// Runs a command that fetches something, up to three times.
+pub async fn run_again(command: &mut Command) -> Result<String> {
+    for _ in 0..2 {
+        if let Ok(said) = run(command).await {
+            return Ok(said);
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+    run(command).await
 }
 
 /// Runs a program by name and gives its standard output.

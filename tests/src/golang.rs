@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use tokio::process::Command;
 
-use crate::command::{run, run_program};
+use crate::command::{run, run_again, run_program};
 use crate::site::{Site, digest, workspace};
 
 /// The Kubernetes release, which `tests/cluster/node/go.mod` names too.
@@ -126,7 +126,8 @@ impl Program {
                 go.env("GOBIN", dir).args(["install", "-trimpath", "-ldflags", "-s -w", module]);
             }
         }
-        run(&mut go).await.with_context(|| format!("build {}", self.binary.display()))?;
+        // Go does not fetch a module again that broke off; what is there already is not fetched twice.
+        run_again(&mut go).await.with_context(|| format!("build {}", self.binary.display()))?;
         std::fs::write(self.stamp(), &self.key)?;
         Ok(())
     }

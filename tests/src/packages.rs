@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use tokio::process::Command;
 
-use crate::command::run;
+use crate::command::{run, run_again};
 
 /// A program that must be there, and the Debian package that brings it.
 struct Need {
@@ -57,10 +57,13 @@ pub async fn install(packages: &[&str]) -> Result<()> {
             .args(args);
         command
     };
+    // What an installation that was killed has left is put right first: apt-get refuses to begin otherwise.
+    let _ =
+        run(Command::new("dpkg").args(["--configure", "-a"]).env("DEBIAN_FRONTEND", "noninteractive")).await;
     // One broken source of somebody else's must not stop the packages that the others have.
-    let updated = run(&mut apt(&["update"])).await;
+    let updated = run_again(&mut apt(&["update"])).await;
     let mut install = apt(&["install", "--no-install-recommends"]);
-    let installed = run(install.args(packages)).await;
+    let installed = run_again(install.args(packages)).await;
     drop(policy);
     installed.with_context(|| match updated {
         Ok(_) => format!("install {}", packages.join(" ")),

@@ -37,9 +37,10 @@ impl Identity {
     /// The process that has this number now.
     pub fn of(pid: i32) -> Option<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let (state, start_time) = parse_stat(&stat)?;
-        // A zombie is dead: only its parent has not asked yet.
-        (state != 'Z' && state != 'X').then(|| Self { pid, start_time, boot: boot() })
+        let (state, threads, start_time) = parse_stat(&stat)?;
+        // A zombie is dead: only its parent has not asked yet. While one of its threads waits for a disk, its files are open still.
+        let is_dead = state == 'X' || state == 'Z' && threads <= 1;
+        (!is_dead).then(|| Self { pid, start_time, boot: boot() })
     }
 
     /// This very process.
@@ -279,12 +280,13 @@ fn boot() -> String {
     id.trim().to_owned()
 }
 
-/// State and start time from `/proc/PID/stat`. The name, in parentheses, may hold spaces and parentheses.
-fn parse_stat(stat: &str) -> Option<(char, u64)> {
+/// State, number of threads and start time from `/proc/PID/stat`. The name, in parentheses, may hold spaces and parentheses.
+fn parse_stat(stat: &str) -> Option<(char, u64, u64)> {
     let (_, rest) = stat.rsplit_once(") ")?;
     let mut fields = rest.split(' ');
     let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(18)?.parse().ok()?))
+    let threads = fields.nth(16)?.parse().ok()?;
+    Some((state, threads, fields.nth(1)?.parse().ok()?))
 }
 
 /// The CPU seconds that a process has used so far, to a hundredth.
@@ -306,7 +308,7 @@ mod tests {
 
     #[test]
     fn the_start_time_is_found_behind_a_name_with_parentheses() {
-        assert_eq!(parse_stat(STAT), Some(('S', 987_654)));
+        assert_eq!(parse_stat(STAT), Some(('S', 9, 987_654)));
     }
 
     #[test]

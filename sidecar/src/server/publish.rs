@@ -41,9 +41,11 @@ const TURN: Duration = Duration::from_secs(30);
 const SAID_AT_ONCE: Duration = Duration::from_secs(1);
 /// How long an exchange is taken to be there after a message that it was not refused for.
 const EXCHANGE_KNOWN: Duration = Duration::from_secs(60);
-/// How long an exchange is taken to be missing or forbidden after a message that it was refused for. Each such message costs a
-/// channel, and a connection has 2047 that the broker may close.
+/// How long an exchange is taken to be missing or forbidden after the first message that it was refused for. Each such message
+/// costs a channel, and a connection has 2047 that the broker may close.
 const REFUSAL_KNOWN: Duration = Duration::from_secs(2);
+/// The same at most, after many: as long as it has been so.
+const REFUSAL_KNOWN_AT_MOST: Duration = Duration::from_secs(20);
 /// Exchanges remembered at most.
 const EXCHANGES: usize = 1000;
 
@@ -63,13 +65,26 @@ pub struct Publish {
 
 /// Where no message could go to of late, and why: an exchange, and the routing key if it was about that.
 #[derive(Debug, Default)]
-struct Refusals(HashMap<(ShortString, Option<ShortString>), (Instant, BrokerError)>);
+struct Refusals(HashMap<(ShortString, Option<ShortString>), Refusal>);
+
+#[derive(Debug)]
+struct Refusal {
+    since: Instant,
+    at: Instant,
+    error: BrokerError,
+}
+
+impl Refusal {
+    fn counts_until(&self) -> Instant {
+        self.at + self.at.duration_since(self.since).clamp(REFUSAL_KNOWN, REFUSAL_KNOWN_AT_MOST)
+    }
+}
 
 impl Refusals {
     fn of(&self, exchange: &ShortString, routing_key: &ShortString) -> Option<PublishError> {
         [None, Some(routing_key.clone())].into_iter().find_map(|key| {
-            let (at, error) = self.0.get(&(exchange.clone(), key))?;
-            (at.elapsed() < REFUSAL_KNOWN).then(|| PublishError::Broker(error.clone()))
+            let refusal = self.0.get(&(exchange.clone(), key))?;
+            (Instant::now() < refusal.counts_until()).then(|| PublishError::Broker(refusal.error.clone()))
         })
     }
 
@@ -87,7 +102,11 @@ impl Refusals {
         if self.0.len() >= EXCHANGES {
             self.0.clear();
         }
-        self.0.insert((exchange.clone(), key), (Instant::now(), error.clone()));
+        let (place, now) = ((exchange.clone(), key), Instant::now());
+        // One that was asked for again as soon as the refusal did not count any more has been so all the time.
+        let goes_on = self.0.get(&place).filter(|former| now < former.counts_until() + REFUSAL_KNOWN);
+        let since = goes_on.map_or(now, |former| former.since);
+        self.0.insert(place, Refusal { since, at: now, error: error.clone() });
     }
 }
 
@@ -480,7 +499,8 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_broker_has_refused_is_not_asked_of_it_again_for_two_seconds() {
+    async fn what_the_broker_has_refused_is_not_asked_of_it_again_for_two_seconds_and_for_longer_where_it_stays_so()
+     {
         let publish = unconnected();
         let send = async |exchange: &str, routing_key: &str| {
             let letter = Letter {
@@ -510,10 +530,30 @@ pub(super) mod tests {
         ] {
             assert_eq!(send(exchange, routing_key).await, status, "{exchange} {routing_key}");
         }
-        for (at, _) in locked(&publish.refusals).0.values_mut() {
-            *at = at.checked_sub(REFUSAL_KNOWN).unwrap();
-        }
+        let seconds_later = |seconds: u64| {
+            for refusal in locked(&publish.refusals).0.values_mut() {
+                for then in [&mut refusal.since, &mut refusal.at] {
+                    *then = then.checked_sub(Duration::from_secs(seconds)).unwrap();
+                }
+            }
+        };
+        seconds_later(2);
         assert_eq!(send("nowhere", "key").await, StatusCode::SERVICE_UNAVAILABLE);
+        // It counts for as long as it has been so; after a pause it is a new one.
+        for (asked, later, known) in [
+            (true, 1, true),
+            (false, 2, false),
+            (true, 4, true),
+            (false, 2, false),
+            (true, 100, false),
+            (true, 3, false),
+        ] {
+            if asked {
+                refuse("nowhere", |detail| BrokerError::NotFound { detail }, "NOT_FOUND");
+            }
+            seconds_later(later);
+            assert_eq!(send("nowhere", "key").await == StatusCode::NOT_FOUND, known, "{asked} {later}");
+        }
     }
 
     #[tokio::test]

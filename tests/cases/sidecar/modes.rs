@@ -299,6 +299,7 @@ async fn a_worker_that_turns_to_another_queue_lets_what_runs_end_first(place: Pl
     place.declare(&next).await?;
     let mut config = config();
     (config.consumer.prefetch, config.consumer.concurrency) = (2, 1);
+    config.handler.timeout_seconds = 60;
     let sidecar = place.sidecar(config, app.port()).await?;
     let client = place.client().await?;
     client.publish("orders-v2", b"new").await?;

@@ -56,6 +56,7 @@ async fn rotated_credentials_are_taken_over_once_what_runs_has_ended(place: Plac
     let app = App::working(Duration::from_secs(4)).await?;
     let mut config = config();
     (config.consumer.prefetch, config.consumer.concurrency) = (2, 1);
+    config.handler.timeout_seconds = 60;
     let sidecar = place.sidecar(config, app.port()).await?;
     let client = place.client().await?;
     client.publish_all(QUEUE, [b"runs".to_vec(), b"waits".to_vec()]).await?;
@@ -74,12 +75,14 @@ async fn a_copy_of_what_ran_before_the_vhost_changed_goes_to_the_vhost_that_it_c
 ) -> Result<()> {
     let app =
         App::answering(|_| (StatusCode::ACCEPTED, [("warren-outcome", "later")]).into_response()).await?;
-    let sidecar = place.sidecar(config(), app.port()).await?;
+    let other = format!("{}_other", place.vhost);
+    place.broker.vhost(&other).await?;
+    let mut config = config();
+    config.handler.timeout_seconds = 60;
+    let sidecar = place.sidecar(config, app.port()).await?;
     let client = place.client().await?;
     client.publish(QUEUE, b"x").await?;
     sidecar.until("warren_sidecar_late", "", 1.0).await?;
-    let other = format!("{}_other", place.vhost);
-    place.broker.vhost(&other).await?;
     sidecar.access.send(Arc::new(BrokerAccess::from_uri(&place.broker.uri(&other))?))?;
     sidecar.until("warren_sidecar_prefetch", "", 0.0).await?;
     let id = app.calls()[0].header("warren-delivery-id").to_owned();

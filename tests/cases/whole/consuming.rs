@@ -1,34 +1,36 @@
 //! Messages, from the queue to the handler and out of the system.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Mutex;
+use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
 use warren_tests::desk::{Call, Order};
 
-use crate::space::Space;
+use crate::space::{Space, undisturbed};
 
 #[tokio::test]
 async fn a_worker_goes_from_zero_to_several_pods_and_back_and_handles_each_message_once() -> Result<()> {
-    let pods = Mutex::new(HashSet::new());
-    // Slow until all pods have work, however long they take to start.
-    let work = move |call: &Call| {
-        let mut pods = pods.lock().unwrap();
-        pods.insert(call.pod.clone());
-        Order::work(Duration::from_millis(if pods.len() < 4 { 2_000 } else { 100 }))
-    };
+    let _undisturbed = undisturbed().await;
+    let there = Arc::new(AtomicBool::new(false));
+    let quick = there.clone();
+    // Slow until all pods are seen, however long they take to start.
+    let work =
+        move |_: &Call| Order::work(Duration::from_millis(if quick.load(Relaxed) { 100 } else { 2_000 }));
     let space = Space::new("scales", work).await?;
     space.queue("orders", json!({})).await?;
     let scaling = json!({"maxReplicas": 4, "targetWaitSeconds": 2, "scaleInStabilizationSeconds": 5});
     space.worker("invoices", json!({"scaling": scaling})).await?;
     space.ready("wk", "invoices").await?;
-    assert_eq!(space.pods("invoices").await?.len(), 0, "no work, no pod");
+    assert_eq!(space.get("deployment", "invoices").await?["spec"]["replicas"], 0, "no work, no pod");
 
     let client = space.client().await?;
     client.publish_all("orders", (0..200).map(|n| format!("message {n}").into_bytes())).await?;
     space.pods_ready("invoices", 4).await?;
+    there.store(true, Relaxed);
     space.handled(200).await?;
     space
         .eventually("no pod is left", async || {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use warren_tests::desk::Order;
 
-use crate::space::Space;
+use crate::space::{Space, undisturbed};
 
 const WORKER: (&str, &str) = ("wk", "invoices");
 
@@ -62,6 +62,7 @@ async fn in_mode_manual_the_worker_has_the_replicas_that_kubectl_scale_says() ->
 
 #[tokio::test]
 async fn of_pods_that_kubectl_scale_takes_away_the_idlest_go() -> Result<()> {
+    let _undisturbed = undisturbed().await;
     let manual = json!({"scaling": {"mode": "Manual"}, "replicas": 4});
     let space = space_of("idlest", Order::work(Duration::from_secs(15)), manual).await?;
     space.pods_ready("invoices", 4).await?;

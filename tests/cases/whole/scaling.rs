@@ -13,7 +13,7 @@ use warren_tests::desk::{Call, Order};
 use warren_tests::install;
 
 use crate::plugin::warren;
-use crate::space::{Space, turn};
+use crate::space::{Space, turn, undisturbed};
 
 const WORKER: (&str, &str) = ("wk", "invoices");
 
@@ -25,6 +25,22 @@ fn messages(count: usize) -> impl Iterator<Item = Vec<u8>> {
 async fn desired(space: &Space) -> Result<u64> {
     let deployment = space.get("deployment", "invoices").await?;
     deployment["spec"]["replicas"].as_u64().context("no replicas")
+}
+
+/// The operator that leads.
+async fn leader(space: &Space) -> Result<String> {
+    let lease = ["get", "lease", "warren-operator", "-n", install::NAMESPACE];
+    let holder = [&lease[..], &["-o", "jsonpath={.spec.holderIdentity}"]].concat();
+    space.cluster.kubectl(&holder).await
+}
+
+async fn another_leads(space: &Space, before: &str) -> Result<()> {
+    let another = async || {
+        let now = leader(space).await?;
+        ensure!(!now.is_empty() && now != before, "{now}");
+        Ok(())
+    };
+    space.eventually("another operator leads", another).await
 }
 
 #[tokio::test]
@@ -84,7 +100,12 @@ async fn a_handler_that_hangs_holds_the_replicas_and_dead_letters_nothing() -> R
 
 #[tokio::test]
 async fn a_broker_that_is_away_leaves_the_replicas_as_they_are() -> Result<()> {
-    let space = Space::new("away", |_| Order::work(Duration::from_secs(1))).await?;
+    let seen = Arc::new(AtomicBool::new(false));
+    let quick = seen.clone();
+    // Slow until the broker is known to be away, so that there is work left however long that takes.
+    let work =
+        move |_: &Call| Order::work(Duration::from_millis(if quick.load(Relaxed) { 50 } else { 5_000 }));
+    let space = Space::new("away", work).await?;
     let broker = Broker::start(Options::new("away")).await?;
     space.secret(&broker.uri_at(space.cluster.host_address(), "/")).await?;
     space.queue("orders", json!({})).await?;
@@ -97,6 +118,7 @@ async fn a_broker_that_is_away_leaves_the_replicas_as_they_are() -> Result<()> {
     space.condition(WORKER, "ScalingActive", ("False", "DepthUnknown"), &["held"]).await?;
     assert!(space.desk.handled().len() < 60, "nothing was left to do when the broker went");
     assert_eq!((desired(&space).await?, space.pods("invoices").await?), (3, pods.clone()));
+    seen.store(true, Relaxed);
     broker.start_app().await?;
     space.handled(60).await?;
     assert_eq!(space.pods("invoices").await?, pods, "the same pods");
@@ -106,16 +128,25 @@ async fn a_broker_that_is_away_leaves_the_replicas_as_they_are() -> Result<()> {
 #[tokio::test]
 async fn an_operator_that_is_killed_in_the_middle_of_a_load_takes_over_where_it_was() -> Result<()> {
     let turn = turn().await;
-    let space = Space::new("middle", |_| Order::work(Duration::from_millis(200))).await?;
+    let led = Arc::new(AtomicBool::new(false));
+    let quick = led.clone();
+    // Slow until another operator has looked on for a while.
+    let work =
+        move |_: &Call| Order::work(Duration::from_millis(if quick.load(Relaxed) { 50 } else { 1_000 }));
+    let space = Space::new("middle", work).await?;
     space.queue("orders", json!({})).await?;
     let scaling = json!({"maxReplicas": 3, "targetWaitSeconds": 2});
     space.worker("invoices", json!({"scaling": scaling})).await?;
     space.ready("wk", "invoices").await?;
     space.client().await?.publish_all("orders", messages(200)).await?;
     space.pods_ready("invoices", 3).await?;
+    let before = leader(&space).await?;
     space.kill_operator(&turn).await?;
-    space.handled(100).await?;
+    another_leads(&space, &before).await?;
+    space.handled(space.desk.handled().len() + 20).await?;
+    assert!(space.desk.handled().len() < 200, "nothing was left to do");
     assert_eq!(desired(&space).await?, 3, "while there is work, the new operator takes no pod away");
+    led.store(true, Relaxed);
     space.handled(200).await?;
     assert_eq!(space.desk.called_again(), Vec::<String>::new());
     Ok(())
@@ -146,20 +177,9 @@ async fn an_operator_that_starts_anew_knows_how_long_the_messages_of_a_worker_at
         Ok(events.lines().filter(|line| line.starts_with("0 to ") && line.contains("(measured)")).count())
     };
     assert_eq!(woken_by_what_was_measured().await?, 0);
-    let leader = async || -> Result<String> {
-        let lease = ["get", "lease", "warren-operator", "-n", install::NAMESPACE];
-        let holder = [&lease[..], &["-o", "jsonpath={.spec.holderIdentity}"]].concat();
-        space.cluster.kubectl(&holder).await
-    };
-    let before = leader().await?;
+    let before = leader(&space).await?;
     space.kill_operator(&turn).await?;
-    space
-        .eventually("another operator leads", async || {
-            let now = leader().await?;
-            ensure!(!now.is_empty() && now != before, "{now}");
-            Ok(())
-        })
-        .await?;
+    another_leads(&space, &before).await?;
     client.publish_all("orders", messages(20)).await?;
     space
         .eventually("the new operator goes by what the one before has measured", async || {
@@ -172,6 +192,7 @@ async fn an_operator_that_starts_anew_knows_how_long_the_messages_of_a_worker_at
 
 #[tokio::test]
 async fn the_first_patch_is_the_number_wanted() -> Result<()> {
+    let _undisturbed = undisturbed().await;
     let space = Space::new("one-step", |_| Order::work(Duration::from_millis(100))).await?;
     space.queue("orders", json!({})).await?;
     let worker = |paused: bool| {
@@ -201,6 +222,7 @@ async fn the_first_patch_is_the_number_wanted() -> Result<()> {
 
 #[tokio::test]
 async fn pods_that_fit_no_node_do_not_keep_the_first_guess_of_how_long_a_message_takes() -> Result<()> {
+    let _undisturbed = undisturbed().await;
     let space = Space::new("full", |_| Order::work(Duration::from_millis(20))).await?;
     space.queue("orders", json!({})).await?;
     // No two of them on the cluster's only node.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use tokio::sync::{Mutex, MutexGuard, OnceCell};
+use tokio::sync::{OnceCell, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use warren_tests::amqp::Client;
 use warren_tests::broker::Broker;
 use warren_tests::desk::{self, Call, Desk, Order};
@@ -28,11 +28,16 @@ pub(crate) async fn cluster() -> &'static Cluster {
 }
 
 /// The operator, which all tests have in common: one test at a time may end it, and what it remembers of the load is gone then.
-static OPERATOR: Mutex<()> = Mutex::const_new(());
+static OPERATOR: RwLock<()> = RwLock::const_new(());
 
 /// Waits for the turn to end the operator; until it is over, no other test does.
-pub(crate) async fn turn() -> MutexGuard<'static, ()> {
-    OPERATOR.lock().await
+pub(crate) async fn turn() -> RwLockWriteGuard<'static, ()> {
+    OPERATOR.write().await
+}
+
+/// For a test that counts on what the operator remembers of the load: until it is over, nobody ends the operator.
+pub(crate) async fn undisturbed() -> RwLockReadGuard<'static, ()> {
+    OPERATOR.read().await
 }
 
 /// A namespace with a virtual host of the same name on the broker that the tests share, and a desk.
@@ -136,7 +141,7 @@ impl Space {
     }
 
     /// Ends the operator, in a test's turn.
-    pub(crate) async fn kill_operator(&self, _turn: &MutexGuard<'_, ()>) -> Result<()> {
+    pub(crate) async fn kill_operator(&self, _turn: &RwLockWriteGuard<'_, ()>) -> Result<()> {
         install::kill_operator(&self.cluster).await
     }
 
