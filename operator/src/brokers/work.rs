@@ -14,7 +14,7 @@ use warren_broker::supervisor::Link;
 use warren_broker::topology::{Argument, QueuePlan, Role, Topology, retry_queue};
 
 use super::channels::Channels;
-use super::counted::depth_of;
+use super::counted::{count, depth_of};
 use super::link::{on_own_channel, put_back, take};
 use super::remove::{bind_again, remove};
 use super::rest::Rest;
@@ -100,8 +100,9 @@ async fn keep(
     let (dead_letter_full, room) = match claim {
         Claim::Declare => {
             let depths = declare::declare(channel, &order.topology).await?;
-            let ready = depths.last().map_or(0, |main| main.ready);
-            (full(&order.topology, &depths), has_room(order.topology.main(), ready))
+            let depth = depths.last().copied().unwrap_or_default();
+            let room = has_room(order.topology.main(), depth.ready);
+            (full(&order.topology, &depths), room && takes_back(link, channel, order, retire, depth).await)
         }
         Claim::MustExist => {
             let Some(depth) = depth_of(link, main).await.map_err(|error| of_main(order, error))? else {
@@ -111,7 +112,8 @@ async fn keep(
                 return Ok(Outcome::Refused(Problem::new(DECLARED, "QueueNotFound", message)));
             };
             let beside = beside(&order.topology);
-            (full(&beside, &declare::declare(channel, &beside).await?), has_room(None, depth.ready))
+            let full = full(&beside, &declare::declare(channel, &beside).await?);
+            (full, has_room(None, depth.ready) && takes_back(link, channel, order, retire, depth).await)
         }
         Claim::MustBeAbsent => {
             if depth_of(link, main).await.map_err(|error| of_main(order, error))?.is_some() {
@@ -145,6 +147,20 @@ async fn keep(
         }
     }
     Ok(Outcome::Declared(Seen { leftover, dead_letter_full, release: None }))
+}
+
+/// Whether a main queue takes what the rungs that are to `retire` give back: one without a leader takes nothing, and says that it
+/// is empty.
+async fn takes_back(
+    link: &Link,
+    channel: &Channel,
+    order: &Order,
+    retire: &[u32],
+    depth: QueueDepth,
+) -> bool {
+    retire.is_empty()
+        || depth != QueueDepth::default()
+        || count(link, channel, &[&order.main], order.queue_type).await.is_ok()
 }
 
 /// Takes a binding back that may have been made.

@@ -23,6 +23,7 @@ on_each_release!(
     a_queue_that_a_probe_misses_comes_back_without_a_drift_check,
     a_changed_ladder_declares_first_and_deletes_what_is_empty_and_unused,
     a_dropped_rung_stays_while_the_main_queue_may_refuse_what_it_gives_back,
+    a_dropped_rung_stays_while_a_main_queue_of_others_has_no_leader,
     a_rung_s_name_that_is_somebody_s_own_is_left_alone_when_the_spec_drops_it,
     a_dropped_binding_is_taken_back,
     a_dropped_binding_of_an_order_that_failed_is_taken_back_too,
@@ -209,6 +210,42 @@ async fn a_dropped_rung_stays_while_the_main_queue_may_refuse_what_it_gives_back
     assert_eq!(client.ready("orders.retry.500s").await?, Some(0));
     client.purge("orders").await?;
     eventually(PATIENCE, "the rung goes once there is room", async || {
+        queue.turn();
+        ensure!(client.ready("orders.retry.500s").await?.is_none(), "not yet");
+        Ok(())
+    })
+    .await
+}
+
+async fn a_dropped_rung_stays_while_a_main_queue_of_others_has_no_leader(vhost: Vhost) -> Result<()> {
+    let client = Client::connect(&vhost.uri()).await?;
+    client.declare_durable("orders", "quorum").await?;
+    let keeper = Keeper::new();
+    let spec = |delays: &[u32]| json!({"adoptionPolicy": "AsIs", "retry": {"delaysSeconds": delays}});
+    let mut queue = keeper.queue(&vhost.uri(), spec(&[400, 500, 600]))?;
+    queue.ready().await?;
+    client.publish_all("orders.retry.500s", [b"one".to_vec()]).await?;
+    queue.respec(spec(&[600]))?;
+    eventually(PATIENCE, "the rung without messages goes", async || {
+        queue.turn();
+        ensure!(client.ready("orders.retry.400s").await?.is_none(), "not yet");
+        Ok(())
+    })
+    .await?;
+    look::replica(&vhost, "orders", false).await?;
+    client.purge("orders.retry.500s").await?;
+    // Each time that the dead-letter queue comes back there was a look at the rungs, or one has begun.
+    for _ in 0..6 {
+        client.delete("orders.dlq").await?;
+        eventually(PATIENCE, "there was another look", async || {
+            queue.turn();
+            client.publish("orders.dlq", b"sound").await
+        })
+        .await?;
+    }
+    assert_eq!(client.ready("orders.retry.500s").await?, Some(0));
+    look::replica(&vhost, "orders", true).await?;
+    eventually(PATIENCE, "the other goes once there is a leader", async || {
         queue.turn();
         ensure!(client.ready("orders.retry.500s").await?.is_none(), "not yet");
         Ok(())
