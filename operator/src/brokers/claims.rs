@@ -1,6 +1,6 @@
 //! Which Queue has which queue of a broker: the oldest that names it. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::Key;
 
@@ -12,6 +12,8 @@ type Place = (i64, Key);
 pub(super) struct Claims {
     /// Who wants each name, the oldest first. That is nearly always one, for which a set would keep room for eleven.
     names: HashMap<String, HashMap<String, Vec<Place>>>,
+    /// The addresses that list an endpoint of a broker.
+    listed_by: HashMap<String, BTreeSet<String>>,
     claimants: BTreeMap<Key, Claimed>,
     /// Queues that have claimed nothing yet, and of which it is not known on which broker they have what they name.
     unplaced: BTreeMap<Key, (i64, Vec<String>)>,
@@ -67,16 +69,20 @@ impl Claims {
         let mut others = Vec::new();
         if self.claimants.get(key) != Some(&claimed) {
             others = self.release(key);
-            let at_address = self.names.entry(address.to_owned()).or_default();
+            let place = (age, key.clone());
+            for endpoint in endpoints(address) {
+                self.listed_by.entry(endpoint).or_default().insert(address.to_owned());
+            }
             for name in &claimed.names {
+                let at_address = self.names.entry(address.to_owned()).or_default();
                 let places = at_address.entry(name.clone()).or_default();
-                let place = (age, key.clone());
                 let at = places.partition_point(|other| *other < place);
                 if places.get(at) == Some(&place) {
                     continue;
                 }
-                others.extend(places[at..].iter().map(|(_, younger)| younger.clone()));
-                places.insert(at, place);
+                places.insert(at, place.clone());
+                let younger = self.wanted_by(address, name).filter(|other| **other > place);
+                others.extend(younger.map(|(_, younger)| younger.clone()));
             }
             self.claimants.insert(key.clone(), claimed);
         }
@@ -95,12 +101,18 @@ impl Claims {
         claimed.there
     }
 
+    /// Who wants a name of the broker at `address`, whatever further hosts an address of it lists.
+    fn wanted_by<'a>(&'a self, address: &'a str, name: &'a str) -> impl Iterator<Item = &'a Place> {
+        let listing = endpoints(address).filter_map(|endpoint| self.listed_by.get(&endpoint)).flatten();
+        let same: BTreeSet<&String> = listing.collect();
+        same.into_iter().filter_map(move |same| self.names.get(same)?.get(name)).flatten()
+    }
+
     /// The older Queue that has one of the names of `key`.
     fn holder(&self, key: &Key) -> Option<(String, Key)> {
         let claimed = self.claimants.get(key)?;
-        let at_address = self.names.get(&claimed.address)?;
         claimed.names.iter().find_map(|name| {
-            let (_, first) = at_address.get(name)?.first()?;
+            let (_, first) = self.wanted_by(&claimed.address, name).min()?;
             (first != key).then(|| (name.clone(), first.clone()))
         })
     }
@@ -111,21 +123,29 @@ impl Claims {
         let Some(Claimed { address, names, age: _, there: _ }) = self.claimants.remove(key) else {
             return Vec::new();
         };
-        let mut others = Vec::new();
-        let Some(at_address) = self.names.get_mut(&address) else { return others };
-        for name in names {
-            if let Some(places) = at_address.get_mut(&name) {
-                places.retain(|(_, other)| other != key);
-                others.extend(places.iter().map(|(_, other)| other.clone()));
-                if places.is_empty() {
-                    at_address.remove(&name);
+        if let Some(at_address) = self.names.get_mut(&address) {
+            for name in &names {
+                if let Some(places) = at_address.get_mut(name) {
+                    places.retain(|(_, other)| other != key);
+                    if places.is_empty() {
+                        at_address.remove(name);
+                    }
+                }
+            }
+            if at_address.is_empty() {
+                self.names.remove(&address);
+                for endpoint in endpoints(&address) {
+                    if let Some(listing) = self.listed_by.get_mut(&endpoint) {
+                        listing.remove(&address);
+                        if listing.is_empty() {
+                            self.listed_by.remove(&endpoint);
+                        }
+                    }
                 }
             }
         }
-        if at_address.is_empty() {
-            self.names.remove(&address);
-        }
-        others
+        let others = names.iter().flat_map(|name| self.wanted_by(&address, name));
+        others.map(|(_, other)| other.clone()).collect()
     }
 
     /// Whether a Queue has a claim, be it the first or not.
@@ -137,6 +157,13 @@ impl Claims {
     pub(super) fn known(&self) -> impl Iterator<Item = &Key> {
         self.claimants.keys().chain(self.unplaced.keys())
     }
+}
+
+/// What surely names one broker and vhost each: an address may list several. With TLS and without, a host may have two brokers.
+fn endpoints(address: &str) -> impl Iterator<Item = String> {
+    let (scheme, rest) = address.split_once("://").unwrap_or_default();
+    let (hosts, vhost) = rest.rsplit_once('/').unwrap_or((address, ""));
+    hosts.split(',').map(move |host| format!("{scheme}://{host}/{vhost}"))
 }
 
 #[cfg(test)]
@@ -175,6 +202,22 @@ mod tests {
         let mut claims = Claims::default();
         claims.claim(&key("old"), 1, "amqp://h/a", names(&["q"]));
         assert_eq!(claims.claim(&key("young"), 2, "amqp://h/b", names(&["q"])).0, None);
+    }
+
+    #[test]
+    fn an_address_that_lists_further_hosts_is_the_same_broker() {
+        let (alone, both) = ("amqp://a:5672/v", "amqp://a:5672,b:5672/v");
+        let mut claims = Claims::default();
+        claims.claim(&key("young"), 2, alone, names(&["q"]));
+        assert_eq!(claims.claim(&key("old"), 1, both, names(&["q"])), (None, vec![key("young")]));
+        let has = |claims: &mut Claims, address| claims.claim(&key("young"), 2, address, names(&["q"])).0;
+        assert_eq!(has(&mut claims, alone), Some(("q".to_owned(), key("old"))));
+        assert_eq!(has(&mut claims, "amqp://b:5672/v"), Some(("q".to_owned(), key("old"))));
+        assert_eq!(has(&mut claims, "amqp://c:5672/v"), None);
+        assert_eq!(has(&mut claims, "amqp://a:5673/v"), None);
+        assert!(has(&mut claims, alone).is_some());
+        assert_eq!(claims.release(&key("old")), [key("young")]);
+        assert_eq!(has(&mut claims, alone), None);
     }
 
     #[test]
