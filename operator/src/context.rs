@@ -34,7 +34,7 @@ use crate::scaler::scrape::Scraper;
 use crate::scaler::task::worker_key;
 use crate::secrets::Secrets;
 use crate::tolerant::Tolerant;
-use crate::worker::dereference::consumed_by;
+use crate::worker::dereference::{consumed_by, consumes};
 use crate::worker::live::{LiveConfigMap, LiveDeployment, LiveDisruptionBudget};
 use crate::worker::naming::Naming;
 use crate::worker::pod_index::PodIndex;
@@ -151,9 +151,14 @@ impl Context {
     /// Notes that a Worker's sidecars could not be told what it names, and what they go on with; none where they could. Gives
     /// whether that is new.
     pub fn note_told(&self, worker: &Worker, told: Option<&SidecarConfig>) -> bool {
+        let key = worker_key(worker);
+        let named = &worker.spec.queue_ref.name;
+        let named_queue = self.stores.queues.get(&ObjectRef::new(named).within(&key.namespace));
+        // Nearly all of them: no look at every Queue is needed for these.
+        let told = told.filter(|told| !named_queue.is_some_and(|queue| consumes(told, &queue)));
         let mut queues = told.map(|told| consumed_by(told, &self.stores.queues.state())).unwrap_or_default();
-        queues.remove(&worker.spec.queue_ref.name);
-        locked(&self.consumers).told(&worker_key(worker), queues, lasting(worker), Instant::now())
+        queues.remove(named);
+        locked(&self.consumers).told(&key, queues, lasting(worker), Instant::now())
     }
 
     /// The one of `workers` of whose pods it is best known that they may hold messages of a Queue of their namespace.

@@ -149,6 +149,11 @@ impl Load<'_> {
         if pods.is_finite() { pods.max(self.least) } else { self.current }
     }
 
+    /// Seconds of a pod that a message takes.
+    fn seconds(&self) -> f64 {
+        self.service / f64::from(self.spec.concurrency.max(1))
+    }
+
     fn per_message(&self) -> String {
         format!(
             "x {:.3} s per message ({}) / ({} at once x {UTILISATION:.2})",
@@ -201,7 +206,7 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
     let long_work = long_work(history, inputs, spec, now);
     let (lasting, lasting_text) = lasting(&load, history, lasting_rate, long_work, now);
     let now = load.kept(history.rate());
-    let seconds = service / at_once;
+    let seconds = load.seconds();
     let beyond = known == MEASURED && backlog * seconds / f64::from(spec.most()) > spec.target_wait;
     match more {
         Some(More { pods, text, tells }) => {
@@ -236,9 +241,8 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     let target = load.spec.target_wait;
     let least_share = if history.bursts_often(now) { OFTEN_CLEARING_SHARE } else { LEAST_CLEARING_SHARE };
     // One of a row of bursts for which pods are kept may take the whole target wait.
-    let seconds = load.service / f64::from(load.spec.concurrency.max(1));
     let in_a_row =
-        history.piles.in_a_row(now).is_some_and(|largest| backlog * seconds <= largest * AS_BEFORE);
+        history.piles.in_a_row(now).is_some_and(|largest| backlog * load.seconds() <= largest * AS_BEFORE);
     let clearing = if in_a_row {
         load.clearing(1.0, OFTEN_CLEARING_SHARE)
     } else {

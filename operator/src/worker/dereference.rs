@@ -60,16 +60,20 @@ pub fn told_by(worker: &Worker, context: &Context) -> Option<SidecarConfig> {
     told(context.stores.config_maps.get(&config_map)?.as_ref())
 }
 
+/// Whether sidecars with such a configuration surely consume a Queue of their namespace.
+pub fn consumes(config: &SidecarConfig, queue: &Queue) -> bool {
+    queue.broker_name() == config.queue.name
+        && queue.spec.broker.vhost == config.queue.vhost
+        && config.secret.as_deref() == Some(worker_secret(queue))
+}
+
 /// Those of `queues`, by name, that sidecars with such a configuration consume. With another Secret than theirs, one queue's name on
 /// the broker may stand for any that has it.
 pub fn consumed_by(config: &SidecarConfig, queues: &[Arc<Queue>]) -> BTreeSet<String> {
     let named = queues.iter().filter(|queue| {
-        queue.namespace().as_ref() == Some(&config.namespace) && queue.broker_name() == config.queue.name
+        queue.broker_name() == config.queue.name && queue.namespace().as_ref() == Some(&config.namespace)
     });
-    let (same, others): (Vec<_>, Vec<_>) = named.partition(|queue| {
-        queue.spec.broker.vhost == config.queue.vhost
-            && config.secret.as_deref() == Some(worker_secret(queue))
-    });
+    let (same, others): (Vec<_>, Vec<_>) = named.partition(|queue| consumes(config, queue));
     let of = if same.is_empty() { others } else { same };
     of.into_iter().map(|queue| queue.name_any()).collect()
 }
