@@ -145,12 +145,16 @@ fn one_more_message_of_long_work_gets_a_pod_and_not_all_pods() {
 fn calls_of_which_none_has_ended_are_expected_to_take_four_times_as_long_as_they_have_run() {
     let mut history = History::default();
     let mut inputs = waiting(40);
-    let mut enough_at = None;
+    let (mut enough_at, mut began_at) = (None, None);
     for now in 0..200 {
         let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
         history = next;
+        if began_at.is_some_and(|began| now == began + 10) {
+            assert!(decision.message.contains("40.000 s per message (expected"), "{}", decision.message);
+        }
         let pods = decision.replicas;
         let running = u64::from(pods).min(40);
+        began_at = began_at.or((running > 0).then_some(now + 1));
         inputs.ready = Some((40 - running, 0.0));
         inputs.workload.replicas = pods;
         inputs.sidecars = Sidecars { busy: pods, unsettled: running, in_flight: running, ..idle(pods) };
