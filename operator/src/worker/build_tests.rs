@@ -161,6 +161,17 @@ fn an_operator_upgrade_keeps_the_image_until_something_else_rolls_the_pods() {
     assert_eq!(built(json!({"sidecar": {"image": "mine:1"}}), &rolled).image, "mine:1");
 }
 
+/// What differs here restarts the pods of every Worker when its operator is upgraded: change the file only where that is meant,
+/// and say so in CHANGELOG.md.
+#[test]
+fn the_pods_of_the_smallest_worker_are_those_of_the_release_before() {
+    let deployment = fresh(json!({})).deployment;
+    let digest = &deployment["metadata"]["annotations"][TEMPLATE_DIGEST];
+    let pods = json!({"digest": digest, "template": deployment["spec"]["template"]});
+    let before: Value = serde_json::from_str(include_str!("smallest_pods.json")).unwrap();
+    assert_eq!(pods, before, "{pods:#}");
+}
+
 #[test]
 fn both_objects_are_owned_by_the_worker() {
     let built = fresh(json!({}));
