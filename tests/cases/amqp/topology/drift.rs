@@ -12,7 +12,7 @@ use warren_tests::amqp::{Client, persistent};
 use warren_tests::broker::{USER, Vhost};
 use warren_tests::wait::eventually;
 
-use super::kept::{Keeper, PATIENCE};
+use super::kept::{Keeper, Kept, PATIENCE};
 use super::look;
 
 on_each_release!(
@@ -187,17 +187,9 @@ async fn a_changed_ladder_declares_first_and_deletes_what_is_empty_and_unused(vh
     .await
 }
 
-async fn a_dropped_rung_stays_while_the_main_queue_may_refuse_what_it_gives_back(vhost: Vhost) -> Result<()> {
-    let keeper = Keeper::new();
-    let spec = |delays: &[u32]| json!({"limits": {"maxLength": 2}, "retry": {"delaysSeconds": delays}});
-    let mut queue = keeper.queue(&vhost.uri(), spec(&[500, 600]))?;
-    queue.ready().await?;
-    let client = Client::connect(&vhost.uri()).await?;
-    client.publish_all("orders", [b"one".to_vec(), b"two".to_vec()]).await?;
-    queue.respec(spec(&[600]))?;
-    queue.ready().await?;
-    // Each time that the dead-letter queue comes back there was a look at the rungs.
-    for _ in 0..5 {
+/// Waits for so many looks at the rungs: there was one each time that the dead-letter queue comes back.
+async fn rungs_are_looked_at(queue: &mut Kept<'_>, client: &Client, times: u32) -> Result<()> {
+    for _ in 0..times {
         client.delete("orders.dlq").await?;
         // RabbitMQ shows a quorum queue before it takes messages, and one that is deleted in between can never be declared again
         // (rabbitmq-server issue 17457).
@@ -207,6 +199,19 @@ async fn a_dropped_rung_stays_while_the_main_queue_may_refuse_what_it_gives_back
         })
         .await?;
     }
+    Ok(())
+}
+
+async fn a_dropped_rung_stays_while_the_main_queue_may_refuse_what_it_gives_back(vhost: Vhost) -> Result<()> {
+    let keeper = Keeper::new();
+    let spec = |delays: &[u32]| json!({"limits": {"maxLength": 2}, "retry": {"delaysSeconds": delays}});
+    let mut queue = keeper.queue(&vhost.uri(), spec(&[500, 600]))?;
+    queue.ready().await?;
+    let client = Client::connect(&vhost.uri()).await?;
+    client.publish_all("orders", [b"one".to_vec(), b"two".to_vec()]).await?;
+    queue.respec(spec(&[600]))?;
+    queue.ready().await?;
+    rungs_are_looked_at(&mut queue, &client, 5).await?;
     assert_eq!(client.ready("orders.retry.500s").await?, Some(0));
     client.purge("orders").await?;
     eventually(PATIENCE, "the rung goes once there is room", async || {
@@ -234,15 +239,7 @@ async fn a_dropped_rung_stays_while_a_main_queue_of_others_has_no_leader(vhost: 
     .await?;
     look::replica(&vhost, "orders", false).await?;
     client.purge("orders.retry.500s").await?;
-    // Each time that the dead-letter queue comes back there was a look at the rungs, or one has begun.
-    for _ in 0..6 {
-        client.delete("orders.dlq").await?;
-        eventually(PATIENCE, "there was another look", async || {
-            queue.turn();
-            client.publish("orders.dlq", b"sound").await
-        })
-        .await?;
-    }
+    rungs_are_looked_at(&mut queue, &client, 6).await?;
     assert_eq!(client.ready("orders.retry.500s").await?, Some(0));
     look::replica(&vhost, "orders", true).await?;
     eventually(PATIENCE, "the other goes once there is a leader", async || {
