@@ -133,6 +133,21 @@ fn a_target_of_half_a_minute_is_hardly_dearer() {
     assert!(dear.len() * 10 <= loads.len(), "{dear:#?}");
 }
 
+/// What becomes of sixty loads, and what they are: one message at a time in a pod, the default target.
+fn sixty(
+    seed: u64,
+    service: fn(&mut Chance) -> f64,
+    load: fn(&mut Chance, f64) -> (String, String),
+) -> impl Iterator<Item = (Both, String)> {
+    let mut chance = Chance::new(seed);
+    (0..60).map(move |_| {
+        let service = service(&mut chance);
+        let (text, told) = load(&mut chance, service);
+        let both = Comparison::of(&setting(service, 1, 10.0), &Trace::parse(&text).unwrap()).figures();
+        (both, format!("{told}, calls of {service:.2} s: {both:?}"))
+    })
+}
+
 /// Bursts of ten seconds to two minutes of work, within five seconds, again and again.
 fn bursts(chance: &mut Chance, service: f64) -> (String, String) {
     let period = chance.between(30.0, 150.0).round() as u32;
@@ -145,14 +160,8 @@ fn bursts(chance: &mut Chance, service: f64) -> (String, String) {
 
 #[test]
 fn bursts_that_come_often_begin_within_the_target_and_cost_no_more() {
-    let mut chance = Chance::new(2030);
     let (mut longer, mut dear) = (vec![], vec![]);
-    for _ in 0..60 {
-        let service = chance.between(0.05, 1.0);
-        let (text, told) = bursts(&mut chance, service);
-        let both = Comparison::of(&setting(service, 1, 10.0), &Trace::parse(&text).unwrap()).figures();
-        let Both { warren, keda_hpa } = both;
-        let told = format!("{told}: {both:?}");
+    for (Both { warren, keda_hpa }, told) in sixty(2030, |chance| chance.between(0.05, 1.0), bursts) {
         assert!(warren.unfinished == 0 && warren.wait_p95 <= 10.0, "{told}");
         // KEDA that sees a queue each time it looks keeps its pods, and a pod that is there begins sooner than one that starts.
         if warren.wait_p95 >= keda_hpa.wait_p95 {
@@ -182,13 +191,8 @@ fn bursts_without_a_pause(chance: &mut Chance, service: f64) -> (String, String)
 
 #[test]
 fn bursts_without_a_pause_begin_within_the_target_and_change_pods_rarely() {
-    let mut chance = Chance::new(2034);
-    for _ in 0..60 {
-        let service = 0.05 * 20.0_f64.powf(chance.next());
-        let (text, told) = bursts_without_a_pause(&mut chance, service);
-        let both = Comparison::of(&setting(service, 1, 10.0), &Trace::parse(&text).unwrap()).figures();
-        let Both { warren, keda_hpa } = both;
-        let told = format!("{told}: {both:?}");
+    let service = |chance: &mut Chance| 0.05 * 20.0_f64.powf(chance.next());
+    for (Both { warren, keda_hpa }, told) in sixty(2034, service, bursts_without_a_pause) {
         assert!(warren.unfinished == 0 && warren.wait_p95 <= 10.0, "{told}");
         assert!(warren.changes <= 100, "{told}");
         // KEDA sees the queue at its top now and then: with as many pods they wait as long. Of a pod or two one is much.
@@ -221,14 +225,9 @@ fn bursts_beyond_all_pods(chance: &mut Chance, service: f64) -> (String, String)
 
 #[test]
 fn bursts_that_come_often_and_are_beyond_all_pods_wait_no_longer_and_cost_no_more() {
-    let mut chance = Chance::new(2033);
+    let service = |chance: &mut Chance| 0.1 * 50.0_f64.powf(chance.next());
     let (mut longer, mut dear) = (vec![], vec![]);
-    for _ in 0..60 {
-        let service = 0.1 * 50.0_f64.powf(chance.next());
-        let (text, told) = bursts_beyond_all_pods(&mut chance, service);
-        let both = Comparison::of(&setting(service, 1, 10.0), &Trace::parse(&text).unwrap()).figures();
-        let Both { warren, keda_hpa } = both;
-        let told = format!("{told}, calls of {service:.2} s: {both:?}");
+    for (Both { warren, keda_hpa }, told) in sixty(2033, service, bursts_beyond_all_pods) {
         assert_eq!(warren.unfinished, 0, "{told}");
         // Where both have all pods all the time, both wait as long.
         if warren.wait_p95 > keda_hpa.wait_p95 {
