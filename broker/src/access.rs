@@ -15,6 +15,8 @@ const AMQP_PORT: u16 = 5672;
 const AMQPS_PORT: u16 = 5671;
 /// In bytes. The AMQP library panics over a longer one before it connects.
 const LONGEST_VHOST: usize = 255;
+/// A cluster has a few nodes: each address is tried, and compared with those of other Secrets.
+const MOST_ADDRESSES: usize = 32;
 
 /// Every key that is read.
 pub const KEYS: [&str; 11] = [
@@ -127,6 +129,12 @@ impl BrokerAccess {
         vhost: Option<&str>,
         tls: Option<&Tls>,
     ) -> Result<Self, SecretError> {
+        if let [.., (key, _)] = uris
+            && uris.len() > MOST_ADDRESSES
+        {
+            let problem = format!("it has {} addresses, and {MOST_ADDRESSES} are enough", uris.len());
+            return Err(SecretError::Invalid { key, problem });
+        }
         let mut access: Option<Self> = None;
         for (key, uri) in uris {
             let invalid = |problem: &str| SecretError::Invalid { key, problem: problem.to_owned() };
@@ -429,6 +437,10 @@ mod tests {
     fn several_addresses_must_share_everything_else() {
         let access = parse(&[("uris", "amqp://u:p@a:1/v\namqp://u:p@b:2/v\n")]).unwrap();
         assert_eq!(access.address(), "amqp://a:1,b:2/v");
+        let lines = |count: usize| parse(&[("uris", &"amqp://u:p@a:1/v\n".repeat(count))]);
+        assert!(lines(MOST_ADDRESSES).is_ok());
+        let error = lines(MOST_ADDRESSES + 1).unwrap_err().to_string();
+        assert!(error.contains("33 addresses, and 32 are enough"), "{error}");
         let error = parse(&[("uris", "amqp://u:p@a/v\namqp://other:p@b/v")]).unwrap_err();
         assert!(error.to_string().contains("must share"), "{error}");
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::StreamExt;
-use lapin::{Connection, Event};
+use lapin::{Channel, Connection, Event};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -68,6 +68,14 @@ pub struct Link {
     /// Why the broker reads no publishes (`connection.blocked`), while it does not.
     pub blocked: Option<Arc<str>>,
     lost: mpsc::UnboundedSender<u64>,
+    origin: Arc<Origin>,
+}
+
+/// How a connection was made.
+struct Origin {
+    access: Arc<BrokerAccess>,
+    endpoint: usize,
+    options: ConnectOptions,
 }
 
 impl Link {
@@ -75,6 +83,30 @@ impl Link {
     pub fn give_up(&self) {
         // Without a keeper it has ended.
         let _ = self.lost.send(self.generation);
+    }
+
+    /// A further connection to the same address, for what may end one.
+    ///
+    /// # Errors
+    /// As of [`connect`](crate::connect::connect).
+    pub async fn another(&self) -> Result<Another, BrokerError> {
+        let Origin { access, endpoint, options } = &*self.origin;
+        // What connects is large, and whoever may need it need not carry it along.
+        let (connection, socket) = Box::pin(open(access, *endpoint, options)).await?;
+        Ok(Another(Held { connection: Arc::new(connection), socket }))
+    }
+}
+
+/// A further connection. Dropping it closes it.
+pub struct Another(Held);
+
+impl Another {
+    /// Opens a channel.
+    ///
+    /// # Errors
+    /// Why the connection has ended.
+    pub async fn channel(&self) -> Result<Channel, BrokerError> {
+        Ok(self.0.connection.create_channel().await?)
     }
 }
 
@@ -135,7 +167,8 @@ impl Keeper {
                     self.generation += 1;
                     let since = Instant::now();
                     let held = Held { connection: Arc::new(connection), socket };
-                    let error = self.hold(&held.connection).await;
+                    let origin = Origin { access: access.clone(), endpoint, options: self.options.clone() };
+                    let error = self.hold(&held.connection, Arc::new(origin)).await;
                     held.end();
                     (error, since.elapsed())
                 }
@@ -165,12 +198,13 @@ impl Keeper {
     }
 
     /// Publishes the connection until it ends, and says why it did.
-    async fn hold(&mut self, connection: &Arc<Connection>) -> BrokerError {
+    async fn hold(&mut self, connection: &Arc<Connection>, origin: Arc<Origin>) -> BrokerError {
         let generation = self.generation;
         let mut events = std::pin::pin!(connection.events_listener());
         let frame = self.options.final_frame(connection.configuration().frame_max());
         let lost = self.lost.clone();
-        let mut link = Link { generation, connection: Arc::clone(connection), frame, blocked: None, lost };
+        let mut link =
+            Link { generation, connection: Arc::clone(connection), frame, blocked: None, lost, origin };
         tracing::info!(name = %self.options.name, generation, "connected to the broker");
         self.publish.send_replace(LinkState::Up(link.clone()));
         let mut access_open = true;

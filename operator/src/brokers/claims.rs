@@ -1,6 +1,7 @@
 //! Which Queue has which queue of a broker: the oldest that names it. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use super::Key;
 
@@ -13,7 +14,7 @@ pub(super) struct Claims {
     /// Who wants each name, the oldest first. That is nearly always one, for which a set would keep room for eleven.
     names: HashMap<String, HashMap<String, Vec<Place>>>,
     /// The addresses that list an endpoint of a broker.
-    listed_by: HashMap<String, BTreeSet<String>>,
+    listed_by: HashMap<String, BTreeSet<Arc<str>>>,
     claimants: BTreeMap<Key, Claimed>,
     /// Queues that have claimed nothing yet, and of which it is not known on which broker they have what they name.
     unplaced: BTreeMap<Key, (i64, Vec<String>)>,
@@ -70,8 +71,9 @@ impl Claims {
         if self.claimants.get(key) != Some(&claimed) {
             others = self.release(key);
             let place = (age, key.clone());
+            let listing: Arc<str> = address.into();
             for endpoint in endpoints(address) {
-                self.listed_by.entry(endpoint).or_default().insert(address.to_owned());
+                self.listed_by.entry(endpoint).or_default().insert(listing.clone());
             }
             for name in &claimed.names {
                 let at_address = self.names.entry(address.to_owned()).or_default();
@@ -104,8 +106,8 @@ impl Claims {
     /// Who wants a name of the broker at `address`, whatever further hosts an address of it lists.
     fn wanted_by<'a>(&'a self, address: &'a str, name: &'a str) -> impl Iterator<Item = &'a Place> {
         let listing = endpoints(address).filter_map(|endpoint| self.listed_by.get(&endpoint)).flatten();
-        let same: BTreeSet<&String> = listing.collect();
-        same.into_iter().filter_map(move |same| self.names.get(same)?.get(name)).flatten()
+        let same: BTreeSet<&Arc<str>> = listing.collect();
+        same.into_iter().filter_map(move |same| self.names.get(&**same)?.get(name)).flatten()
     }
 
     /// The older Queue that has one of the names of `key`.
@@ -136,7 +138,7 @@ impl Claims {
                 self.names.remove(&address);
                 for endpoint in endpoints(&address) {
                     if let Some(listing) = self.listed_by.get_mut(&endpoint) {
-                        listing.remove(&address);
+                        listing.remove(address.as_str());
                         if listing.is_empty() {
                             self.listed_by.remove(&endpoint);
                         }

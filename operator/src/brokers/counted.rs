@@ -6,7 +6,7 @@ use warren_api::QueueType;
 use warren_broker::BrokerError;
 use warren_broker::declare::{self, QueueDepth};
 use warren_broker::lapin::Channel;
-use warren_broker::supervisor::Link;
+use warren_broker::supervisor::{Another, Link};
 
 use super::link::on_own_channel;
 
@@ -14,6 +14,8 @@ use super::link::on_own_channel;
 const AGREEING_ZEROS: usize = 3;
 /// Time between two of these: longer than a broker waits for a quorum queue's leader.
 const ZERO_SPACING: Duration = Duration::from_millis(300);
+/// How long a quorum queue's leader is waited for: the broker itself waits a minute for one.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How full a queue is; none where it does not exist.
 pub(super) async fn depth_of(link: &Link, queue: &str) -> Result<Option<QueueDepth>, BrokerError> {
@@ -42,17 +44,21 @@ pub(super) async fn count(
             *depth = declare::depth(channel, queue).await?;
         }
     }
-    if queue_type == QueueType::Quorum {
+    if queue_type == QueueType::Quorum && depths.contains(&none) {
+        let another = link.another().await?;
         for (queue, depth) in queues.iter().zip(&mut depths).filter(|(_, depth)| **depth == none) {
-            *depth = of_leader(link, queue).await?;
+            *depth = of_leader(link, &another, queue).await?;
         }
     }
     Ok(depths)
 }
 
-/// What the leader of a quorum queue that read empty says.
-async fn of_leader(link: &Link, queue: &str) -> Result<QueueDepth, BrokerError> {
-    match on_own_channel(link, async |channel| declare::gives_nothing(channel, queue).await).await {
+/// What the leader of a quorum queue that read empty says. It is asked on `another` connection, which the broker ends where there
+/// is no leader.
+async fn of_leader(link: &Link, another: &Another, queue: &str) -> Result<QueueDepth, BrokerError> {
+    let asking = async { declare::gives_nothing(&another.channel().await?, queue).await };
+    let asked = tokio::time::timeout(LEADER_TIMEOUT, asking).await;
+    match asked.unwrap_or(Err(BrokerError::TimedOut { what: "leader", seconds: LEADER_TIMEOUT.as_secs() })) {
         Ok(nothing) => Ok(QueueDepth { ready: u32::from(!nothing), consumers: 0 }),
         // A quorum queue is never exclusive: its leader has answered that a single active consumer is all it gives messages to.
         // It is there, so that the depth that follows is its own.

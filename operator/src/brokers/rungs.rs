@@ -1,10 +1,10 @@
 //! Takes retry queues away that the spec has dropped.
 
 use warren_api::QueueType;
-use warren_broker::BrokerError;
 use warren_broker::declare::{self, QueueDepth};
 use warren_broker::supervisor::Link;
 use warren_broker::topology::QueuePlan;
+use warren_broker::{BrokerError, Category};
 
 use super::counted::{count, depth_of};
 use super::link::on_own_channel;
@@ -31,8 +31,13 @@ pub(super) async fn retired(
             Err(BrokerError::Precondition { .. } | BrokerError::Locked { .. }) => return Ok(true),
             Err(error) => return Err(error),
         }
-        let counted = count(link, channel, &[&rung.name], queue_type).await?;
-        if !may_go(counted == [QueueDepth::default()]) {
+        let empty = match count(link, channel, &[&rung.name], queue_type).await {
+            Ok(counted) => counted == [QueueDepth::default()],
+            // One without a leader says nothing of what it has.
+            Err(error) if error.category() == Category::Retryable => false,
+            Err(error) => return Err(error),
+        };
+        if !may_go(empty) {
             return Ok(false);
         }
         match declare::delete(channel, &rung.name, queue_type == QueueType::Classic).await {

@@ -97,12 +97,11 @@ async fn keep(
     rest: &mut Rest,
 ) -> Result<Outcome, DeclareError> {
     let main = &order.main;
-    let (dead_letter_full, room) = match claim {
+    let (dead_letter_full, depth, room) = match claim {
         Claim::Declare => {
             let depths = declare::declare(channel, &order.topology).await?;
             let depth = depths.last().copied().unwrap_or_default();
-            let room = has_room(order.topology.main(), depth.ready);
-            (full(&order.topology, &depths), room && takes_back(link, channel, order, retire, depth).await)
+            (full(&order.topology, &depths), depth, has_room(order.topology.main(), depth.ready))
         }
         Claim::MustExist => {
             let Some(depth) = depth_of(link, main).await.map_err(|error| of_main(order, error))? else {
@@ -113,7 +112,7 @@ async fn keep(
             };
             let beside = beside(&order.topology);
             let full = full(&beside, &declare::declare(channel, &beside).await?);
-            (full, has_room(None, depth.ready) && takes_back(link, channel, order, retire, depth).await)
+            (full, depth, has_room(None, depth.ready))
         }
         Claim::MustBeAbsent => {
             if depth_of(link, main).await.map_err(|error| of_main(order, error))?.is_some() {
@@ -128,6 +127,7 @@ async fn keep(
     for binding in unbind {
         take_back(link, main, binding).await.map_err(|error| of_main(order, error))?;
     }
+    let room = room && patience.learned && takes_back(link, channel, order, retire, depth).await;
     let mut leftover = Vec::new();
     for delay in retire {
         let rung = retry_queue(main, order.queue_type, *delay);

@@ -66,7 +66,8 @@ pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (
     };
     history.observe(ready, inputs, spec.window(), now);
     let need = need(&history, ready, inputs, spec, now);
-    if history.service_seconds().is_some() {
+    // What a queue without a leader says is no news of its messages.
+    if history.service_seconds().is_some() && (ready > 0 || !inputs.contradicted) {
         history.piles.observe(need.backlog * need.seconds, now);
     }
     let raw = to_pods(need.pods);

@@ -12,7 +12,7 @@ use warren_tests::amqp::{Client, persistent};
 use warren_tests::broker::{USER, Vhost};
 use warren_tests::wait::eventually;
 
-use super::kept::{Keeper, Kept, PATIENCE};
+use super::kept::{CONNECTION, Keeper, Kept, PATIENCE};
 use super::look;
 
 on_each_release!(
@@ -237,10 +237,16 @@ async fn a_dropped_rung_stays_while_a_main_queue_of_others_has_no_leader(vhost: 
         Ok(())
     })
     .await?;
+    let connected = look::connected_at(&vhost, CONNECTION).await?;
     look::replica(&vhost, "orders", false).await?;
     client.purge("orders.retry.500s").await?;
     rungs_are_looked_at(&mut queue, &client, 6).await?;
     assert_eq!(client.ready("orders.retry.500s").await?, Some(0));
+    assert_eq!(
+        look::connected_at(&vhost, CONNECTION).await?,
+        connected,
+        "the connection of all Queues stays"
+    );
     look::replica(&vhost, "orders", true).await?;
     eventually(PATIENCE, "the other goes once there is a leader", async || {
         queue.turn();

@@ -21,6 +21,9 @@ use warren_tests::wait::eventually;
 /// How long anything may take on a machine that does other things too.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
+/// The name of the operator's connections.
+pub const CONNECTION: &str = "test";
+
 /// The operator's brokers.
 pub struct Keeper {
     pub brokers: Brokers,
@@ -47,7 +50,7 @@ impl Keeper {
         let leadership = Leadership::none();
         leadership.permanent();
         let options = LaneOptions {
-            connection_name: "test".to_owned(),
+            connection_name: CONNECTION.to_owned(),
             drift_check,
             sidecars_learn: Duration::from_secs(1),
             held_back,

@@ -82,3 +82,15 @@ pub async fn replica(vhost: &Vhost, queue: &str, runs: bool) -> Result<()> {
     anyhow::ensure!(answer == "ok", "{verb}: {answer}");
     Ok(())
 }
+
+/// When the oldest connection of this name to the vhost was made.
+pub async fn connected_at(vhost: &Vhost, name: &str) -> Result<String> {
+    let expression = format!(
+        "io_lib:format(\"~w\", [lists:min([proplists:get_value(connected_at, Info) || Pid <- rabbit_networking:connections(), \
+         Info <- [catch rabbit_networking:connection_info(Pid, [vhost, client_properties, connected_at])], is_list(Info), \
+         proplists:get_value(vhost, Info) =:= <<\"{}\">>, \
+         lists:keyfind(<<\"connection_name\">>, 1, proplists:get_value(client_properties, Info)) =:= {{<<\"connection_name\">>, longstr, <<\"{name}\">>}}])])",
+        vhost.name
+    );
+    text(vhost, &expression).await
+}
