@@ -13,6 +13,7 @@ use warren_api::worker::ScalingMode;
 use warren_api::{Queue, Worker, WorkerStatus};
 use warren_operator::condition::find;
 use warren_operator::scaler::asked::spec;
+use warren_operator::scaler::reason::Reason;
 use warren_operator::scaler::record::{Told, ToldDecision};
 
 use crate::cluster::Cluster;
@@ -183,12 +184,15 @@ impl Seen {
             raw if raw < least => format!("kept at minReplicas {least}"),
             _ => format!("within minReplicas {least} and {limit}"),
         };
+        let formula = match made.reason == Reason::DepthUnknown.as_str() {
+            true => "none, as long as what waits is not known".to_owned(),
+            false => format!("{} pods, {limits}", made.raw),
+        };
         format!(
-            "Decision: {} replicas, {}, {when}\n  why        {}\n  formula    {} pods, {limits}\n  target     a message starts within {} s; fewer pods by the load of {} s\n",
+            "Decision: {} replicas, {}, {when}\n  why        {}\n  formula    {formula}\n  target     a message starts within {} s; fewer pods by the load of {} s\n",
             made.replicas,
             made.reason,
             made.message,
-            made.raw,
             scaling.target_wait_seconds,
             spec(&self.worker, None, None).window(),
         )
@@ -373,6 +377,15 @@ mod tests {
         for said in ["80 pods, kept at 90 by scaling.schedules", "at least 90 pods, by \"0 8 * * *\" UTC"] {
             assert!(text.contains(said), "{said}\n{text}");
         }
+    }
+
+    #[test]
+    fn nothing_is_said_to_be_reckoned_while_what_waits_is_not_known() {
+        let mut unknown = told();
+        unknown.decision.reason = "DepthUnknown".to_owned();
+        let text = Seen { operator: Ok(Some(unknown)), ..seen(&json!({})) }.text();
+        assert!(text.contains("formula    none, as long as"), "{text}");
+        assert!(!text.contains("200 pods,"), "{text}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use kube::{Api, ResourceExt};
 use serde_json::json;
 
 use super::board::{Entry, View};
+use super::sample::Work;
 use crate::brokers::Key;
 use crate::context::{Context, FIELD_MANAGER};
 use crate::worker::annotate::annotate;
@@ -19,9 +20,11 @@ use crate::worker::pods;
 /// <https://kubernetes.io/docs/concepts/workloads/controllers/replicaset/#pod-deletion-cost>.
 pub(crate) const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 /// Least cost of a pod with messages at the handler: one that only holds some gives them back, and goes before.
-const BUSY_COST: u64 = 100_000;
+const BUSY_COST: i64 = 100_000;
 /// Cost of a pod that cannot be looked into: it goes last.
-const UNKNOWN_COST: u64 = 1_000_000;
+const UNKNOWN_COST: i64 = 1_000_000;
+/// Cost of a pod whose handler takes no calls: it goes before an idle one that would work, whatever it holds.
+const IN_VAIN_COST: i64 = -1;
 /// How long a patch may take: what is decided anew must not wait for an API server that is gone.
 const PATCHING: Duration = Duration::from_secs(10);
 /// How long a look at the pods may take that are to be marked.
@@ -59,12 +62,8 @@ pub async fn write_replicas(context: &Context, worker: &Key, replicas: u32) -> k
 }
 
 /// Marks how much each pod has to do, so that a scale-in takes the idlest; gives whether all are marked. `work`: what a pod has by its
-/// UID, messages at the handler and messages held.
-pub async fn mark_costs(
-    context: &Context,
-    pods: &[Arc<Pod>],
-    work: impl Fn(&str) -> Option<(u64, u64)>,
-) -> bool {
+/// UID.
+pub async fn mark_costs(context: &Context, pods: &[Arc<Pod>], work: impl Fn(&str) -> Option<Work>) -> bool {
     let costs = pods::staying(pods).filter_map(|pod| {
         let cost = cost(work(&pod.uid().unwrap_or_default()));
         let marked = pod.annotations().get(DELETION_COST);
@@ -84,12 +83,14 @@ pub async fn mark_idlest(context: &Context, pods: &[Arc<Pod>]) {
     mark_costs(context, pods, work).await;
 }
 
-/// What a pod's end would cost, by its messages at the handler and its messages in all, where those are known.
-fn cost(work: Option<(u64, u64)>) -> u64 {
-    match work {
-        None => UNKNOWN_COST,
-        Some((0, held)) => held.min(BUSY_COST - 1),
-        Some((_, held)) => held.saturating_add(BUSY_COST).min(UNKNOWN_COST - 1),
+/// What a pod's end would cost, by what it has to do, where that is known.
+fn cost(work: Option<Work>) -> i64 {
+    let Some(Work { at_handler, held, in_vain }) = work else { return UNKNOWN_COST };
+    let held = i64::try_from(held).unwrap_or(i64::MAX);
+    match at_handler {
+        _ if in_vain => IN_VAIN_COST,
+        0 => held.min(BUSY_COST - 1),
+        _ => held.saturating_add(BUSY_COST).min(UNKNOWN_COST - 1),
     }
 }
 
@@ -98,8 +99,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pod_whose_handler_runs_goes_after_one_that_only_holds_messages_and_one_that_nobody_sees_goes_last() {
-        let works = [Some((0, 0)), Some((0, 3)), Some((0, u64::MAX)), Some((1, 1)), Some((5, 9)), None];
+    fn a_pod_whose_handler_is_down_goes_first_then_idle_ones_then_busy_ones_and_one_that_nobody_sees_last() {
+        let work = |at_handler, held| Some(Work { at_handler, held, in_vain: false });
+        let down = Some(Work { at_handler: 1, held: 2, in_vain: true });
+        let works = [down, work(0, 0), work(0, 3), work(0, u64::MAX), work(1, 1), work(5, 9), None];
         assert!(works.map(cost).is_sorted_by(|one, next| one < next));
     }
 }

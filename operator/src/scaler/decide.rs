@@ -64,6 +64,10 @@ pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (
         history.interrupted(now);
         return (hold(Reason::DepthUnknown, current, why), history);
     };
+    if inputs.sidecars.scraped > 0 && history.seconds_unscraped(now) > STALE_SECONDS {
+        // What was settled unseen did not all arrive just now.
+        history.interrupted(now);
+    }
     history.observe(ready, inputs, spec.window(), now);
     let need = need(&history, ready, inputs, spec, now);
     // What a queue without a leader says is no news of its messages.

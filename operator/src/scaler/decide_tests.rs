@@ -1023,7 +1023,7 @@ fn an_application_that_starts_for_a_minute_gets_no_pods_beyond_those_that_are_on
 }
 
 #[test]
-fn a_rollout_and_a_crash_do_not_feed_the_estimate_and_a_pod_that_fits_no_node_does_not_stop_it() {
+fn a_rollout_does_not_feed_the_estimate_and_a_pod_that_cannot_start_does_not_stop_it() {
     let mut inputs = waiting(10);
     inputs.sidecars =
         Sidecars { calls: 10, call_seconds: 10.0, lifetime_calls: 10, lifetime_seconds: 10.0, ..idle(1) };
@@ -1034,17 +1034,105 @@ fn a_rollout_and_a_crash_do_not_feed_the_estimate_and_a_pod_that_fits_no_node_do
     let (_, history) = decide(history, &inputs, &spec(), 1.0);
     // What was known before stays.
     assert_eq!(history.service_seconds(), Some(1.0));
-    inputs.workload = Workload { failing: true, crashing: true, ..inputs.workload };
-    inputs.workload.rolling = false;
-    inputs.sidecars.calls = 25;
-    let (_, history) = decide(history, &inputs, &spec(), 2.0);
-    assert_eq!(history.service_seconds(), Some(1.0));
-    inputs.workload.crashing = false;
-    inputs.sidecars.calls = 35;
+    inputs.workload = Workload { failing: true, rolling: false, ..inputs.workload };
+    inputs.sidecars.calls = 30;
     inputs.sidecars.call_seconds = 905.0;
     let (_, history) = decide(history, &inputs, &spec(), 3.0);
     let seconds = history.service_seconds().unwrap();
     assert!((0.5..0.6).contains(&seconds), "{seconds}");
+}
+
+#[test]
+fn what_a_pod_holds_and_does_not_hand_over_keeps_no_pods_but_the_last() {
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 20;
+    // One message is put off, such as over a `Retry-After` or a dead-letter queue that is full.
+    inputs.sidecars = Sidecars { unsettled: 1, put_off: 1, ..idle(20) };
+    let mut history = History::with_service_seconds(5.0);
+    for now in 0..400 {
+        let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
+        history = next;
+        inputs.workload.replicas = decision.replicas;
+        inputs.sidecars = Sidecars { unsettled: 1, put_off: 1, ..idle(decision.replicas) };
+    }
+    assert_eq!(inputs.workload.replicas, 1);
+}
+
+#[test]
+fn no_pod_comes_for_messages_that_another_holds() {
+    let spec = Spec { concurrency: 10, ..spec() };
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 1;
+    inputs.sidecars = Sidecars { busy: 1, unsettled: 100, in_flight: 10, ..idle(1) };
+    let (_, history) = decide(History::with_service_seconds(2.0), &waiting(0), &spec, 0.0);
+    let (decision, history) = decide(history, &inputs, &spec, 1.0);
+    let of_arrivals = decision.replicas;
+    assert!(of_arrivals <= 2, "{}", decision.message);
+    inputs.ready = Some((100, 0.0));
+    let (decision, _) = decide(history, &inputs, &spec, 2.0);
+    assert!(decision.replicas > of_arrivals, "those that wait get some: {}", decision.message);
+}
+
+#[test]
+fn what_was_settled_while_no_pod_could_be_scraped_did_not_arrive_just_now() {
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 5;
+    inputs.sidecars = Sidecars { settled: 1000, calls: 1000, call_seconds: 400.0, ..working(5) };
+    let mut history = History::with_service_seconds(0.4);
+    for now in 0..300 {
+        if now >= 60 {
+            inputs.sidecars = Sidecars { started: 5, able: 5, settled: 1600, ..inputs.sidecars };
+            (inputs.sidecars.scraped, inputs.sidecars.unsettled, inputs.sidecars.in_flight) = (0, 0, 0);
+        } else {
+            inputs.sidecars.settled += 10;
+        }
+        history = decide(history, &inputs, &spec(), f64::from(now)).1;
+    }
+    // Those of four minutes, and a burst.
+    inputs.sidecars = Sidecars { settled: 4000, calls: 4000, call_seconds: 1600.0, ..working(5) };
+    inputs.ready = Some((100, 0.0));
+    let (decision, mut history) = decide(history, &inputs, &spec(), 300.0);
+    assert!(decision.replicas < 30, "{}", decision.message);
+    inputs.ready = Some((0, 0.0));
+    inputs.sidecars = Sidecars { settled: 4100, calls: 4100, call_seconds: 1640.0, ..idle(5) };
+    for now in 310..350 {
+        let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
+        history = next;
+        assert_eq!(decision.replicas, 5, "{}", decision.message);
+    }
+}
+
+#[test]
+fn calls_that_fail_and_are_tried_again_in_place_are_no_stall() {
+    let mut inputs = waiting(10);
+    inputs.workload.replicas = 1;
+    inputs.sidecars = Sidecars { unsettled: 3, put_off: 3, ..idle(1) };
+    let stalls = |each: usize| {
+        let (mut history, mut inputs) = (History::with_service_seconds(0.1), inputs.clone());
+        (0..300).any(|now| {
+            inputs.sidecars.calls += u64::from(now % each == 0);
+            let (decision, next) = decide(std::mem::take(&mut history), &inputs, &spec(), now as f64);
+            history = next;
+            inputs.workload.replicas = decision.replicas;
+            decision.reason == Reason::Stalled
+        })
+    };
+    assert!(!stalls(50));
+    assert!(stalls(1000));
+}
+
+#[test]
+fn a_queue_without_a_leader_ends_no_burst() {
+    let mut inputs = waiting(500);
+    inputs.workload.replicas = 5;
+    inputs.sidecars = working(5);
+    let mut history = History::with_service_seconds(1.0);
+    for now in 0..60 {
+        inputs.contradicted = now % 10 == 9;
+        inputs.ready = Some((if inputs.contradicted { 0 } else { 500 }, 0.0));
+        history = decide(history, &inputs, &spec(), f64::from(now)).1;
+    }
+    assert_eq!(history.piles.in_a_row(60.0), None);
 }
 
 #[test]
@@ -1112,12 +1200,13 @@ prop_compose! {
             contradicted,
             shared: held % 3 == 0,
             floor: floor.map(by_schedule),
-            workload: Workload { replicas, rolling, failing: crashing, crashing, exposed: held % 2 == 0 },
+            workload: Workload { replicas, rolling, failing: crashing, exposed: held % 2 == 0 },
             sidecars: Sidecars {
                 started,
                 scraped: started.saturating_sub(unscraped),
                 unsettled,
                 in_flight,
+                put_off: unsettled / 2,
                 busy: held,
                 ending: in_flight / 2,
                 deliveries: counters.0,

@@ -132,8 +132,9 @@ impl Follower {
         let now = self.now();
         let at_zero = live.is_some_and(|live| self.own.current(live, now) == 0);
         if self.followed != followed {
-            // Of pods that are gone nobody else knows how long their calls took; those that run say it themselves.
-            let measured = measured_before(worker).filter(|_| at_zero && self.followed.is_none());
+            // Of pods that are gone, or have yet to start, nobody else knows how long calls take; those that run say it themselves.
+            let none_runs = !pods::staying(&pods).any(|pod| pods::sidecar_runs(pod));
+            let measured = measured_before(worker).filter(|_| none_runs && self.followed.is_none());
             // Until its sidecars have learned of that, a Worker may go on with the queue before, if there was one.
             let before = self.followed.as_ref().is_some_and(|(_, address, _)| address.is_some());
             let learning = if before { SIDECARS_LEARN } else { Duration::ZERO };
@@ -201,7 +202,6 @@ impl Follower {
                 replicas: current,
                 rolling: deployment.as_deref().is_some_and(|deployment| deployment.facts.rolling),
                 failing: pods::cannot_start(&pods),
-                crashing: pods::crash(&pods),
                 exposed: self.exposed(&pods),
             },
             sidecars,
@@ -259,7 +259,8 @@ impl Follower {
         let answers = self.context.scraper.scrape(pods, limit).await;
         let answer = |(pod, sample): (Arc<Pod>, _)| {
             let whole = pod.creation_timestamp().is_some_and(|created| created.0 > self.since_wall);
-            Some(Answer { pod: pod.uid()?, whole, ending: pods::ending(&pod), sample })
+            let (ending, crashes) = (pods::ending(&pod), pods::crashes(&pod));
+            Some(Answer { pod: pod.uid()?, whole, ending, crashes, sample })
         };
         answers.into_iter().filter_map(answer).collect()
     }
@@ -291,8 +292,10 @@ impl Follower {
 
     /// Whether messages are at the handler of a pod that is not Ready.
     fn exposed(&self, pods: &[Arc<Pod>]) -> bool {
-        let busy =
-            |pod: &Pod| pod.uid().and_then(|uid| self.tracker.work(&uid)).is_some_and(|(busy, _)| busy > 0);
+        let busy = |pod: &Pod| {
+            let work = pod.uid().and_then(|uid| self.tracker.work(&uid));
+            work.is_some_and(|work| work.at_handler > 0)
+        };
         pods.iter().any(|pod| !pods::ending(pod) && !pods::ready(pod) && busy(pod))
     }
 

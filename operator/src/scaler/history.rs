@@ -117,6 +117,8 @@ struct Progress {
     settled: u64,
     in_flight: u64,
     deliveries: u64,
+    /// One that fails and is tried again in place settles nothing.
+    calls: u64,
     extensions: u64,
 }
 
@@ -191,7 +193,7 @@ impl History {
             self.service = Some(Service { at: now, messages: 1.0, seconds });
         }
         let Some((calls_before, settled_before, seconds_before)) = before else { return };
-        if inputs.workload.rolling || inputs.workload.crashing || calls <= calls_before {
+        if inputs.workload.rolling || calls <= calls_before {
             return;
         }
         let new_calls = (calls - calls_before) as f64;
@@ -224,8 +226,8 @@ impl History {
     }
 
     fn observe_progress(&mut self, ready: u64, sidecars: &Sidecars, now: f64) {
-        let Sidecars { settled, in_flight, deliveries, extensions, .. } = *sidecars;
-        let seen = Progress { at: now, settled, in_flight, deliveries, extensions };
+        let Sidecars { settled, in_flight, deliveries, calls, extensions, .. } = *sidecars;
+        let seen = Progress { at: now, settled, in_flight, deliveries, calls, extensions };
         if extensions > self.extended.0 {
             self.extended = (extensions, now);
         }

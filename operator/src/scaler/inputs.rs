@@ -80,8 +80,6 @@ pub struct Workload {
     pub rolling: bool,
     /// Whether pods crash or cannot start. One that waits for a node or an image is on its way.
     pub failing: bool,
-    /// Whether pods crash: their calls say nothing of how long a message takes. Those that never start make none.
-    pub crashing: bool,
     /// Whether messages are at the handler of a pod that is not Ready: such a pod is deleted first, whatever its cost.
     pub exposed: bool,
 }
@@ -103,6 +101,9 @@ pub struct Sidecars {
     pub in_flight: u64,
     /// Of these, how many the application ends later, and may ask for more time for.
     pub late: u64,
+    /// Of those that are not settled, how many are in pods that have none at the handler: they wait for another try, for the broker, or for
+    /// more to make a batch, and not for a pod.
+    pub put_off: u64,
     /// Messages that pods hold which end: they are done there, or come back.
     pub ending: u64,
     /// Deliveries so far.

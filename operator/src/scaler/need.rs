@@ -167,7 +167,8 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
     let sidecars = &inputs.sidecars;
     let at_once = f64::from(spec.concurrency.max(1));
     let in_flight = sidecars.in_flight.min(sidecars.unsettled);
-    let backlog = ready.saturating_add(sidecars.unsettled - in_flight) as f64;
+    let begun_later = sidecars.unsettled.saturating_sub(in_flight).saturating_sub(sidecars.put_off);
+    let backlog = ready.saturating_add(begun_later) as f64;
     let rate = history.arrival_rate(backlog, spec.target_wait);
     let expected = history.seconds_of_the_first_call(now) * EXPECTED_OF_SO_FAR;
     let (service, known) = match history.service_seconds() {
@@ -190,7 +191,10 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
         startup,
         waited: history.startup.on_their_way(now),
         // A pod without a message of its own shortens nothing; some come until it has begun.
-        useful: ((backlog + in_flight as f64) / at_once).ceil()
+        // Nor does one for messages that others hold.
+        useful: ((backlog + in_flight as f64) / at_once)
+            .ceil()
+            .min(f64::from(inputs.workload.replicas) + (ready as f64 / at_once).ceil())
             + rate * per_rate.min((startup + spec.target_wait) / at_once),
         // What an ending pod holds may come back: one pod stays for it.
         least: 1.0_f64.min(backlog + sidecars.unsettled as f64 + of_ending),

@@ -46,10 +46,22 @@ pub struct Sample {
     pub misconfigured: Option<u16>,
 }
 
+/// What a pod has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Work {
+    /// Messages at the handler.
+    pub at_handler: u64,
+    /// Messages held.
+    pub held: u64,
+    /// Whether the pod is of no use: its handler takes no calls, and nothing is to end there later.
+    pub in_vain: bool,
+}
+
 impl Sample {
-    /// Messages at the handler, and messages held.
-    pub const fn work(&self) -> (u64, u64) {
-        (self.in_flight, self.unsettled)
+    /// What the pod has to do.
+    pub const fn work(&self) -> Work {
+        let in_vain = !self.handler_up && self.late == 0;
+        Work { at_handler: self.in_flight, held: self.unsettled, in_vain }
     }
 }
 
@@ -62,6 +74,8 @@ pub struct Answer {
     pub whole: bool,
     /// Whether the pod has been let go.
     pub ending: bool,
+    /// Whether the pod crashes: its calls say nothing of how long a message takes.
+    pub crashes: bool,
     /// What it said.
     pub sample: Sample,
 }
@@ -136,7 +150,7 @@ impl Tracker {
         self.pods.retain(|pod, _| living.contains(pod));
         let mut sums = Sidecars { started: count(staying.len()), ..Sidecars::default() };
         let mut seen = Durability::default();
-        for Answer { pod, whole, ending, sample } in answers {
+        for Answer { pod, whole, ending, crashes, sample } in answers {
             let before = self.pods.get(&pod);
             let base = match before {
                 Some(tracked)
@@ -156,16 +170,19 @@ impl Tracker {
             self.total.deliveries += deliveries;
             self.total.extensions += sample.extensions.saturating_sub(base.extensions);
             self.total.settled += sample.settled.saturating_sub(base.settled);
-            self.total.calls += sample.calls.saturating_sub(base.calls);
-            self.total.call_seconds += (sample.call_seconds - base.call_seconds).max(0.0);
-            sums.lifetime_calls += sample.calls;
-            sums.lifetime_seconds += sample.call_seconds;
+            if !crashes {
+                self.total.calls += sample.calls.saturating_sub(base.calls);
+                self.total.call_seconds += (sample.call_seconds - base.call_seconds).max(0.0);
+                sums.lifetime_calls += sample.calls;
+                sums.lifetime_seconds += sample.call_seconds;
+            }
             if ending {
                 sums.ending += sample.unsettled;
             } else {
                 sums.scraped += 1;
                 sums.busy += u32::from(sample.in_flight > 0);
                 sums.unsettled += sample.unsettled;
+                sums.put_off += if sample.in_flight == 0 { sample.unsettled } else { 0 };
                 sums.in_flight += sample.in_flight;
                 sums.late += sample.late;
             }
@@ -191,8 +208,8 @@ impl Tracker {
         sums
     }
 
-    /// What a pod had when it was last seen: messages at the handler, and messages held.
-    pub fn work(&self, pod: &str) -> Option<(u64, u64)> {
+    /// What a pod had to do when it was last seen.
+    pub fn work(&self, pod: &str) -> Option<Work> {
         self.pods.get(pod).map(|tracked| tracked.last.work())
     }
 
@@ -263,7 +280,7 @@ something_else NaN
     }
 
     fn answer(pod: &str, whole: bool, sample: Sample) -> Vec<Answer> {
-        vec![Answer { pod: pod.to_owned(), whole, ending: false, sample }]
+        vec![Answer { pod: pod.to_owned(), whole, ending: false, crashes: false, sample }]
     }
 
     fn observe(tracker: &mut Tracker, pod: &str, whole: bool, sample: Sample) -> Sidecars {
@@ -302,6 +319,32 @@ something_else NaN
         let sample = Sample { extensions: 7, ..counted(100) };
         let sums = observe(&mut Tracker::default(), "a", false, sample);
         assert_eq!((sums.settled, sums.extensions), (0, 7));
+    }
+
+    #[test]
+    fn only_the_calls_of_a_pod_that_crashes_say_nothing() {
+        let mut tracker = Tracker::default();
+        let living = BTreeSet::from(["a".to_owned(), "b".to_owned()]);
+        let mut both = [answer("a", true, counted(5)), answer("b", true, counted(7))].concat();
+        both[1].crashes = true;
+        let sums = tracker.observe(both, &living, &living, 0.0);
+        assert_eq!((sums.calls, sums.lifetime_calls, sums.settled), (5, 5, 12));
+    }
+
+    #[test]
+    fn what_a_pod_holds_without_a_call_is_put_off() {
+        let mut tracker = Tracker::default();
+        let living = BTreeSet::from(["a".to_owned(), "b".to_owned()]);
+        let held = |in_flight| Sample { unsettled: 4, in_flight, ..counted(9) };
+        let both = [answer("a", true, held(0)), answer("b", true, held(1))].concat();
+        let sums = tracker.observe(both, &living, &living, 0.0);
+        assert_eq!((sums.unsettled, sums.in_flight, sums.put_off), (8, 1, 4));
+    }
+
+    #[test]
+    fn a_pod_whose_handler_is_down_works_in_vain_unless_something_is_to_end_there_later() {
+        let in_vain = |handler_up, late| Sample { handler_up, late, ..Sample::default() }.work().in_vain;
+        assert_eq!((in_vain(false, 0), in_vain(false, 1), in_vain(true, 0)), (true, false, false));
     }
 
     #[test]

@@ -61,7 +61,8 @@ pub struct Scale {
     pub desired: Option<i32>,
     /// Replicas that exist.
     pub existing: i32,
-    /// Whether pods of an older template are still there.
+    /// Whether pods of an older template are still there, unless new ones do not come within the Deployment's
+    /// `progressDeadlineSeconds`.
     pub rolling: bool,
     /// Why pods are refused: a reason and a sentence.
     pub refused: Option<(String, String)>,
@@ -78,11 +79,17 @@ impl Facts for Scale {
             .into_iter()
             .flatten()
             .find(|condition| condition["type"] == "ReplicaFailure" && condition["status"] == "True");
+        // Pods of the new template that do not come must not keep all others for ever.
+        let given_up = conditions
+            .into_iter()
+            .flatten()
+            .any(|condition| condition["type"] == "Progressing" && condition["status"] == "False");
+        let both = of_status("updatedReplicas") < of_status("replicas");
         let text = |value: &Value| value.as_str().map(str::to_owned);
         Self {
             desired: count(&spec["replicas"]),
             existing: of_status("replicas"),
-            rolling: status.is_null() || !observed || of_status("updatedReplicas") < of_status("replicas"),
+            rolling: status.is_null() || !observed || both && !given_up,
             refused: refused.map(|refused| {
                 let reason = text(&refused["reason"]).unwrap_or_else(|| "ReplicaFailure".to_owned());
                 (reason, text(&refused["message"]).unwrap_or_default())
@@ -303,7 +310,12 @@ mod tests {
         assert!(scale(Value::Null).rolling);
         assert!(scale(json!({})).rolling);
         assert!(scale(json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2})).rolling);
-        assert!(scale(json!({"observedGeneration": 3, "replicas": 2, "updatedReplicas": 1})).rolling);
+        let both = |progressing| {
+            json!({"observedGeneration": 3, "replicas": 2, "updatedReplicas": 1,
+                "conditions": [{"type": "Progressing", "status": progressing}]})
+        };
+        assert!(scale(both("True")).rolling);
+        assert!(!scale(both("False")).rolling, "it has failed");
     }
 
     #[test]

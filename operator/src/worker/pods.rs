@@ -29,9 +29,9 @@ pub fn cannot_start(pods: &[Arc<Pod>]) -> bool {
     staying(pods).filter_map(|pod| stuck(pod)).any(|(reason, _)| STUCK.contains(&reason.as_str()))
 }
 
-/// Whether pods end again and again.
-pub fn crash(pods: &[Arc<Pod>]) -> bool {
-    staying(pods).filter_map(|pod| stuck(pod)).any(|(reason, _)| reason == CRASH)
+/// Whether a pod ends again and again.
+pub fn crashes(pod: &Pod) -> bool {
+    stuck(pod).is_some_and(|(reason, _)| reason == CRASH)
 }
 
 /// Pods that neither end nor have ended.
@@ -190,7 +190,7 @@ mod tests {
         }]}));
         let (reason, message) = trouble(std::slice::from_ref(&pod)).unwrap();
         assert_eq!(reason, "CrashLoopBackOff");
-        assert!(crash(&[pod]));
+        assert!(crashes(&pod));
         assert!(message.contains("p-1, container app") && message.contains("exit code 2"), "{message}");
     }
 
@@ -207,10 +207,10 @@ mod tests {
         let app = "containerStatuses";
         let (reason, message) = trouble(&[ended(app, 5, 3, soon)]).unwrap();
         assert!(reason == CRASH && message.contains("exit code 3"), "{message}");
-        assert!(crash(&[ended(app, 1, 0, soon)]));
-        assert!(!crash(&[ended(app, 0, 3, soon)]), "it is started again at once");
-        assert!(!crash(&[ended(app, 1, 3, "2026-01-01T01:00:00Z")]), "so is one that ran for long");
-        assert!(!crash(&[ended("initContainerStatuses", 1, 0, soon)]), "its work is done");
+        assert!(crashes(&ended(app, 1, 0, soon)));
+        assert!(!crashes(&ended(app, 0, 3, soon)), "it is started again at once");
+        assert!(!crashes(&ended(app, 1, 3, "2026-01-01T01:00:00Z")), "so is one that ran for long");
+        assert!(!crashes(&ended("initContainerStatuses", 1, 0, soon)), "its work is done");
     }
 
     #[test]
@@ -259,7 +259,7 @@ mod tests {
             {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available"}
         ]}));
         assert_eq!(trouble(std::slice::from_ref(&pod)).unwrap().0, "Unschedulable");
-        assert!(!crash(&[pod]));
+        assert!(!crashes(&pod));
     }
 
     #[test]
