@@ -295,6 +295,11 @@ impl Retries {
         *count - 1
     }
 
+    /// How many there were in a row.
+    pub fn in_a_row(&self, object: &ObjectRef<DynamicObject>) -> u32 {
+        locked(&self.0).get(&uid(object)).map_or(0, |(count, _)| *count)
+    }
+
     /// Forgets the failures.
     pub fn succeeded(&self, object: &ObjectRef<DynamicObject>) {
         locked(&self.0).remove(&uid(object));

@@ -6,12 +6,14 @@ use std::time::Duration;
 use futures::{FutureExt, Stream, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
+use kube::core::Status;
 use kube::runtime::controller::{Action, Config};
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, controller, watcher};
 use kube::{Resource, ResourceExt};
 use warren_api::conditions::READY;
+use warren_api::conditions::worker::TEMPLATE_VALID;
 use warren_api::worker::ScalingMode;
 use warren_api::{SidecarConfig, Worker, WorkerStatus};
 
@@ -41,6 +43,11 @@ const RESYNC: Duration = Duration::from_secs(600);
 const OTHERS_PODS: Duration = Duration::from_secs(5);
 /// What the API server refused may pass later, such as a quota, and nobody tells of the end of what is not Warren's.
 const REFUSED_RETRY: Duration = Duration::from_secs(20);
+
+/// Failures in a row that pass by themselves, mostly, such as while the API server starts: some seconds of them.
+const PASSING_FAILURES: u32 = 4;
+/// The reason of what the API server has not taken for longer.
+const NOT_APPLIED: &str = "NotApplied";
 
 /// Runs the controller until `context.shutdown`.
 pub async fn run(
@@ -74,7 +81,17 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     }
     let entry = context.board.entry(&worker_key(&worker));
     let around = dereference(&worker, &context).await?;
-    let (problem, image) = converge(&worker, &around, &entry, &context).await?;
+    let reference = ObjectRef::from_obj(&*worker).erase();
+    let (problem, image) = match converge(&worker, &around, &entry, &context).await {
+        // It tells itself, and what does not need it goes on.
+        Err(Error::Api(kube::Error::Api(answer)))
+            if context.retries.in_a_row(&reference) >= PASSING_FAILURES =>
+        {
+            tracing::warn!(namespace = worker.namespace(), worker = %worker.name_any(), %answer, "not applied, tried again");
+            (Some(not_applied(&answer)), None)
+        }
+        converged => converged?,
+    };
     let applied = image.is_some();
     let told = if applied { None } else { around.told() };
     note_told(&worker, told.as_ref(), &context);
@@ -84,7 +101,9 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     if !applied {
         obey(&worker, &around, &entry, &context).await?;
     }
-    context.retries.succeeded(&ObjectRef::from_obj(&*worker).erase());
+    if problem.as_ref().is_none_or(|problem| problem.reason != NOT_APPLIED) {
+        context.retries.succeeded(&reference);
+    }
     Ok(Action::requeue(pause(problem.as_ref()).mul_f64(rand::random_range(0.7..1.0))))
 }
 
@@ -106,7 +125,7 @@ pub fn note_all_told(context: &Context) {
 /// The time until a Worker is looked at again, whatever else brings it here.
 fn pause(problem: Option<&Problem>) -> Duration {
     match problem.map(|problem| problem.reason) {
-        Some("Refused" | "NameTaken") => REFUSED_RETRY,
+        Some("Refused" | NOT_APPLIED | "NameTaken") => REFUSED_RETRY,
         Some(DISORDER) => OTHERS_PODS,
         _ => RESYNC,
     }
@@ -143,6 +162,15 @@ async fn converge(
         }
         Err(problem) => Ok((Some(problem), None)),
     }
+}
+
+/// What the API server answers again and again, which is not about what was sent.
+fn not_applied(answer: &Status) -> Problem {
+    let message = format!(
+        "the API server has not taken the Worker's objects for a while: {}. See whether a webhook that it calls is down; it is tried again by itself",
+        answer.message
+    );
+    Problem::new(TEMPLATE_VALID, NOT_APPLIED, message)
 }
 
 /// Marks the idlest pods before there are fewer; in mode Builtin the scaler has done so.
@@ -206,13 +234,12 @@ fn error_policy(worker: Arc<Worker>, error: &Error, context: Arc<Context>) -> Ac
 
 #[cfg(test)]
 mod tests {
-    use warren_api::conditions::worker::TEMPLATE_VALID;
-
     use super::*;
 
     #[test]
     fn a_name_that_somebody_else_has_is_asked_for_again_soon() {
         let taken = Problem::new(TEMPLATE_VALID, "NameTaken", "rename it");
         assert_eq!(pause(Some(&taken)), REFUSED_RETRY);
+        assert_eq!(pause(Some(&not_applied(&Status::default()))), REFUSED_RETRY);
     }
 }

@@ -326,6 +326,40 @@ async fn replicas_that_a_policy_refuses_are_told_and_come_when_it_is_gone() -> R
 }
 
 #[tokio::test]
+async fn a_webhook_that_is_down_is_told_and_the_replicas_of_mode_manual_count_all_the_same() -> Result<()> {
+    let room = Room::new("webhook").await?;
+    let _operator = room.operator("one").await?;
+    room.queue("orders", json!({})).await?;
+    room.worker("invoices", "orders", json!({"scaling": {"mode": "Manual"}, "replicas": 0})).await?;
+    room.consuming("invoices", ("True", "QueueReady", ""), true).await?;
+    let webhook = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": room.name}, "webhooks": [{"name": "away.example.com", "failurePolicy": "Fail",
+            "clientConfig": {"url": "https://127.0.0.1:1/"}, "sideEffects": "None", "admissionReviewVersions": ["v1"],
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": room.name}},
+            "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["configmaps"]}]}]});
+    room.cluster.apply(&webhook.to_string()).await?;
+    let marked = ["label", "configmap/invoices-sidecar", "seen=1", "--dry-run=server", "--overwrite"];
+    room.eventually("the webhook counts", async || {
+        let refused = room.kubectl(&marked).await.err().context("it was taken")?;
+        ensure!(format!("{refused:#}").contains("failed calling webhook"), "{refused:#}");
+        Ok(())
+    })
+    .await?;
+    let change = json!({"spec": {"replicas": 2, "consumer": {"prefetch": 5}}}).to_string();
+    room.kubectl(&["patch", "wk", "invoices", "--type=merge", "-p", &change]).await?;
+    let told = ("False", "NotApplied", "failed calling webhook");
+    room.condition_of("wk", "invoices", "TemplateValid", told).await?;
+    room.eventually("2 replicas are asked for", async || {
+        let deployment = room.get("deployment", "invoices").await?;
+        ensure!(deployment["spec"]["replicas"] == 2, "{}", deployment["spec"]["replicas"]);
+        Ok(())
+    })
+    .await?;
+    room.cluster.kubectl(&["delete", "validatingwebhookconfiguration", &room.name]).await?;
+    room.condition_of("wk", "invoices", "TemplateValid", ("True", "Accepted", "")).await
+}
+
+#[tokio::test]
 async fn in_mode_manual_the_replicas_count_also_while_the_queue_is_gone() -> Result<()> {
     let room = Room::new("obeyed").await?;
     let _operator = room.operator("one").await?;
