@@ -96,4 +96,7 @@ pub struct ConsumerConfig {
     /// Header name, or `routing-key`: messages with the same value go one at a time, in order. None: no order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ordering_key: Option<String>,
+    /// The pod that alone may consume, where an order depends on that; empty: none yet. None: each may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only_pod: Option<String>,
 }

@@ -189,8 +189,13 @@ impl Cli {
 async fn run(args: RunArgs) -> Result<(), Failure> {
     crate::logging::start(&args.log_level);
     let longest_call_seconds = longest_call_seconds(args.drain_timeout_seconds);
-    let files =
-        Files { config: args.config, broker: args.broker, secret: args.broker_secret, longest_call_seconds };
+    let files = Files {
+        config: args.config,
+        broker: args.broker,
+        secret: args.broker_secret,
+        pod: Some(args.pod_name.clone()),
+        longest_call_seconds,
+    };
     let live = files.watch()?;
     let path = live.config.borrow().handler.path.clone();
     let endpoint = Endpoint::local(args.handler_port, &path)?;
@@ -315,6 +320,7 @@ fn local_config(args: &LocalArgs) -> Result<SidecarConfig, Failure> {
             paused: false,
             prefetch_mode: if args.auto_prefetch { PrefetchMode::Auto } else { PrefetchMode::Fixed },
             ordering_key: args.ordering_key.clone(),
+            only_pod: None,
         },
     })
 }

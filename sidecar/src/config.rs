@@ -119,6 +119,8 @@ pub struct Files {
     pub broker: PathBuf,
     /// The name of that Secret; none: not told.
     pub secret: Option<String>,
+    /// The pod's name; none: not told.
+    pub pod: Option<String>,
     /// Longest time-out of a handler call, in seconds, that a drain of this pod leaves room for. Where `timeoutSeconds` is
     /// raised, the file says so before the rollout brings pods that may drain for longer.
     pub longest_call_seconds: u32,
@@ -130,6 +132,7 @@ impl Default for Files {
             config: Path::new(names::CONFIG_DIR).join(names::CONFIG_KEY),
             broker: PathBuf::from(names::BROKER_DIR),
             secret: None,
+            pod: None,
             longest_call_seconds: u32::MAX,
         }
     }
@@ -169,6 +172,9 @@ impl Files {
         if matches!((&config.secret, &self.secret), (Some(theirs), Some(ours)) if theirs != ours) {
             // It is for pods that are on their way, and names a queue of their broker: what this pod has ends as it was.
             config = last.cloned().unwrap_or(config);
+            config.consumer.paused = true;
+        }
+        if matches!((&config.consumer.only_pod, &self.pod), (Some(only), Some(ours)) if only != ours) {
             config.consumer.paused = true;
         }
         config.handler.timeout_seconds = config.handler.timeout_seconds.min(self.longest_call_seconds);
@@ -305,6 +311,7 @@ mod tests {
                 config: folder.path().join("config.json"),
                 broker: folder.path().to_owned(),
                 secret: Some("staging".to_owned()),
+                pod: None,
                 longest_call_seconds: 60,
             };
             std::fs::write(&files.config, config(1, "a")).unwrap();
@@ -380,6 +387,20 @@ mod tests {
         // A pod that begins with the file of those before it.
         std::fs::write(&pod.files.config, with("prod", "invoices", 3)).unwrap();
         assert!(pod.files.read_config(None).unwrap().consumer.paused);
+    }
+
+    #[test]
+    fn a_pod_consumes_once_it_is_the_only_one_that_may() {
+        let mut pod = Pod::new();
+        pod.files.pod = Some("p-2".to_owned());
+        let paused = |only_pod: Option<&str>| {
+            let mut config: SidecarConfig = serde_json::from_str(&config(2, "a")).unwrap();
+            config.consumer.only_pod = only_pod.map(str::to_owned);
+            std::fs::write(&pod.files.config, serde_json::to_string(&config).unwrap()).unwrap();
+            pod.files.read_config(None).unwrap().consumer.paused
+        };
+        let told = [None, Some("p-2"), Some("p-1"), Some("")];
+        assert_eq!(told.map(paused), [false, false, true, true]);
     }
 
     #[test]

@@ -104,12 +104,7 @@ pub fn build(valid: &ValidWorker<'_>, rolled: &Rolled, newest: &str, replicas: u
 
 /// How a rollout replaces pods. Where one replica alone keeps the order, the new pod must not consume beside the old one.
 fn strategy(valid: &ValidWorker<'_>) -> Value {
-    let ordered = valid.worker.spec.consumer.ordering_key.is_some();
-    if ordered && !valid.queue.spec.single_active_consumer {
-        json!({"type": "Recreate"})
-    } else {
-        json!({"type": "RollingUpdate"})
-    }
+    if valid.only_pod.is_some() { json!({"type": "Recreate"}) } else { json!({"type": "RollingUpdate"}) }
 }
 
 /// The labels of what the operator makes for a Worker.
@@ -188,6 +183,7 @@ fn sidecar_config(valid: &ValidWorker<'_>) -> SidecarConfig {
             paused: valid.held,
             prefetch_mode: spec.consumer.prefetch_mode,
             ordering_key: spec.consumer.ordering_key.clone(),
+            only_pod: valid.only_pod.clone(),
         },
     }
 }

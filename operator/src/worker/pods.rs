@@ -150,6 +150,12 @@ pub fn extra(pods: &[Arc<Pod>]) -> Option<String> {
     there.first().filter(|_| there.len() > 1).map(|pod| pod.name_any())
 }
 
+/// The only pod that has not ended.
+pub fn only(pods: &[Arc<Pod>]) -> Option<String> {
+    let mut there = pods.iter().filter(|pod| !ended(pod));
+    there.next().filter(|_| there.next().is_none()).map(|pod| pod.name_any())
+}
+
 /// Whether a pod is Ready.
 pub fn ready(pod: &Pod) -> bool {
     pod.status

@@ -11,6 +11,7 @@ use warren_api::{Queue, Worker};
 use warren_broker::BrokerAccess;
 
 use super::dereference::{Surroundings, worker_secret};
+use super::pods::only;
 use crate::problem::{ALREADY_EXISTS, CONFLICT, Problem};
 use crate::queue::plan::made_elsewhere;
 use crate::queue::status::others;
@@ -45,6 +46,8 @@ pub struct ValidWorker<'a> {
     pub held: bool,
     /// What is wrong that has it held.
     pub hold: Option<Problem>,
+    /// The pod that alone may consume, where an order depends on that; empty: none yet.
+    pub only_pod: Option<String>,
     /// Seconds that a drain may take.
     pub drain_seconds: i64,
     /// The `terminationGracePeriodSeconds` of the template, raised where it was too short for a drain.
@@ -155,6 +158,9 @@ pub fn validate<'a>(worker: &'a Worker, around: &'a Surroundings) -> Result<Vali
         secret: secret.to_owned(),
         held: moved || held(worker, queue, beside),
         hold: hold(worker, queue, beside),
+        // One that takes the place of another while no operator looks waits until one does: the other may not have ended.
+        only_pod: (worker.spec.consumer.ordering_key.is_some() && !queue.spec.single_active_consumer)
+            .then(|| only(&around.pods).unwrap_or_default()),
         container: container.name.clone(),
         port,
         drain_seconds,
@@ -384,6 +390,29 @@ pub(crate) mod tests {
         assert!(validate(&several, &around).unwrap().held);
         let one = worker(json!({"consumer": {"orderingKey": "x-customer"}, "scaling": {"maxReplicas": 1}}));
         assert!(!validate(&one, &around).unwrap().held);
+    }
+
+    #[test]
+    fn the_only_pod_of_an_order_is_named_and_none_while_there_are_several_or_none() {
+        let one = worker(json!({"consumer": {"orderingKey": "x-customer"}, "scaling": {"maxReplicas": 1}}));
+        let mut around = surroundings();
+        let mut only = |pods: &[(&str, &str)]| {
+            let pod = |(name, phase): &(&str, &str)| {
+                Arc::new(
+                    serde_json::from_value(json!({"metadata": {"name": name}, "status": {"phase": phase}}))
+                        .unwrap(),
+                )
+            };
+            around.pods = pods.iter().map(pod).collect();
+            validate(&one, &around).unwrap().only_pod
+        };
+        assert_eq!(only(&[]).as_deref(), Some(""));
+        assert_eq!(only(&[("a", "Pending")]).as_deref(), Some("a"));
+        assert_eq!(only(&[("a", "Running"), ("b", "Pending")]).as_deref(), Some(""));
+        assert_eq!(only(&[("a", "Failed"), ("b", "Pending")]).as_deref(), Some("b"));
+        Arc::make_mut(around.queue.as_mut().unwrap()).spec.single_active_consumer = true;
+        assert_eq!(validate(&one, &around).unwrap().only_pod, None, "the broker chooses");
+        assert_eq!(validate(&worker(json!({})), &surroundings()).unwrap().only_pod, None);
     }
 
     #[test]

@@ -237,7 +237,15 @@ async fn consuming_is_held_for_an_order_until_one_pod_alone_is_left() -> Result<
     room.pod("second", "invoices").await?;
     room.consuming("invoices", held("pod first has not ended"), false).await?;
     room.end_pod("first").await?;
-    room.consuming("invoices", consumes, true).await
+    room.consuming("invoices", consumes, true).await?;
+    // Whatever takes its place while no operator looks does not consume.
+    room.eventually("the pod that is left alone may consume", async || {
+        let config = room.get("configmap", "invoices-sidecar").await?;
+        let config: Value = serde_json::from_str(config["data"]["config.json"].as_str().context("no file")?)?;
+        ensure!(config["consumer"]["onlyPod"] == "second", "{config}");
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test]

@@ -123,6 +123,7 @@ pub fn config() -> SidecarConfig {
             paused: false,
             prefetch_mode: PrefetchMode::Fixed,
             ordering_key: None,
+            only_pod: None,
         },
     }
 }

@@ -149,8 +149,8 @@ async fn a_raised_time_out_lasts_no_longer_than_the_pods_own_drain(place: Place)
     let files = Files {
         config: pod.path().join("config.json"),
         broker: pod.path().join("broker"),
-        secret: None,
         longest_call_seconds: 1,
+        ..Files::default()
     };
     std::fs::write(&files.config, serde_json::to_string(&config)?)?;
     mount(&files.broker, "1", &[("uri", &place.user("first", ".*").await?)])?;
