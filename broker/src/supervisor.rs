@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::access::BrokerAccess;
 use crate::alarm::{Alarm, Heard};
+use crate::channel;
 use crate::connect::{ConnectOptions, hang_up, open};
 use crate::error::BrokerError;
 
@@ -106,7 +107,7 @@ impl Another {
     /// # Errors
     /// Why the connection has ended.
     pub async fn channel(&self) -> Result<Channel, BrokerError> {
-        Ok(self.0.connection.create_channel().await?)
+        channel::open_on(&self.0.connection, || {}).await
     }
 }
 

@@ -26,16 +26,29 @@ pub(super) async fn depth_of(link: &Link, queue: &str) -> Result<Option<QueueDep
     }
 }
 
-/// Counts queues' messages and consumers; a quorum queue's zero is confirmed, as one without a leader says zero too.
+/// A connection on which the leaders of quorum queues are asked, which the broker ends where there is none; none for classic
+/// queues, which need no leader.
+///
+/// # Errors
+/// As of [`Link::another`].
+pub(super) async fn leaders(link: &Link, queue_type: QueueType) -> Result<Option<Another>, BrokerError> {
+    match queue_type {
+        QueueType::Quorum => link.another().await.map(Some),
+        QueueType::Classic => Ok(None),
+    }
+}
+
+/// Counts queues' messages and consumers; the zero of a quorum queue, of which `leaders` are given, is confirmed, as one without a
+/// leader says zero too.
 pub(super) async fn count(
     link: &Link,
     channel: &Channel,
     queues: &[&str],
-    queue_type: QueueType,
+    leaders: Option<&Another>,
 ) -> Result<Vec<QueueDepth>, BrokerError> {
     let none = QueueDepth::default();
     let mut depths = vec![none; queues.len()];
-    let reads = if queue_type == QueueType::Quorum { AGREEING_ZEROS } else { 1 };
+    let reads = if leaders.is_some() { AGREEING_ZEROS } else { 1 };
     for read in 0..reads {
         if read > 0 {
             tokio::time::sleep(ZERO_SPACING).await;
@@ -44,19 +57,17 @@ pub(super) async fn count(
             *depth = declare::depth(channel, queue).await?;
         }
     }
-    if queue_type == QueueType::Quorum && depths.contains(&none) {
-        let another = link.another().await?;
+    if let Some(leaders) = leaders {
         for (queue, depth) in queues.iter().zip(&mut depths).filter(|(_, depth)| **depth == none) {
-            *depth = of_leader(link, &another, queue).await?;
+            *depth = of_leader(link, leaders, queue).await?;
         }
     }
     Ok(depths)
 }
 
-/// What the leader of a quorum queue that read empty says. It is asked on `another` connection, which the broker ends where there
-/// is no leader.
-async fn of_leader(link: &Link, another: &Another, queue: &str) -> Result<QueueDepth, BrokerError> {
-    let asking = async { declare::gives_nothing(&another.channel().await?, queue).await };
+/// What the leader of a quorum queue that read empty says.
+async fn of_leader(link: &Link, leaders: &Another, queue: &str) -> Result<QueueDepth, BrokerError> {
+    let asking = async { declare::gives_nothing(&leaders.channel().await?, queue).await };
     let asked = tokio::time::timeout(LEADER_TIMEOUT, asking).await;
     match asked.unwrap_or(Err(BrokerError::TimedOut { what: "leader", seconds: LEADER_TIMEOUT.as_secs() })) {
         Ok(nothing) => Ok(QueueDepth { ready: u32::from(!nothing), consumers: 0 }),

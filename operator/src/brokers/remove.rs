@@ -13,7 +13,7 @@ use warren_broker::supervisor::Link;
 use warren_broker::topology::{QueuePlan, Role, Topology};
 use warren_broker::{BrokerError, Category};
 
-use super::counted::count;
+use super::counted::{count, leaders};
 use super::link::close;
 use super::rest::Rest;
 use super::work::{Patience, of_main, refuses_when_full};
@@ -115,13 +115,15 @@ async fn count_unbound(
     unbind: &[DeclaredBinding],
 ) -> Result<Vec<String>, DeclareError> {
     let failed = |error| of_main(order, error);
+    // Without it nothing can be counted, and what is unbound drops what producers send.
+    let leaders = leaders(link, order.queue_type).await.map_err(failed)?;
     if ours.iter().any(|(queue, _)| queue.role == Role::Main) {
         for binding in order.topology.bindings.iter().chain(unbind) {
             declare::unbind(channel, &order.main, binding).await.map_err(failed)?;
         }
     }
     let names: Vec<&str> = ours.iter().map(|(queue, _)| queue.name.as_str()).collect();
-    let depths = count(link, channel, &names, order.queue_type).await.map_err(failed)?;
+    let depths = count(link, channel, &names, leaders.as_ref()).await.map_err(failed)?;
     Ok(names.iter().zip(depths).filter_map(|(name, depth)| holds(name, depth)).collect())
 }
 

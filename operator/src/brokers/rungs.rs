@@ -2,18 +2,20 @@
 
 use warren_api::QueueType;
 use warren_broker::declare::{self, QueueDepth};
-use warren_broker::supervisor::Link;
+use warren_broker::supervisor::{Another, Link};
 use warren_broker::topology::QueuePlan;
 use warren_broker::{BrokerError, Category};
 
 use super::counted::{count, depth_of};
 use super::link::on_own_channel;
 
-/// Deletes a rung if it may go, which depends on whether it is empty and unused; says whether none of Warren's is left.
+/// Deletes a rung if it may go, which depends on whether it is empty and unused; says whether none of Warren's is left. `leaders`: see
+/// [`count`]; without them, a quorum queue's rung stays.
 pub(super) async fn retired(
     link: &Link,
     rung: &QueuePlan,
     queue_type: QueueType,
+    leaders: &mut Option<Another>,
     may_go: &mut (dyn FnMut(bool) -> bool + Send),
 ) -> Result<bool, BrokerError> {
     // A declaration alone would make one that is gone.
@@ -31,13 +33,19 @@ pub(super) async fn retired(
             Err(BrokerError::Precondition { .. } | BrokerError::Locked { .. }) => return Ok(true),
             Err(error) => return Err(error),
         }
-        let empty = match count(link, channel, &[&rung.name], queue_type).await {
-            Ok(counted) => counted == [QueueDepth::default()],
-            // One without a leader says nothing of what it has.
-            Err(error) if error.category() == Category::Retryable => false,
-            Err(error) => return Err(error),
+        let counted = match (queue_type, leaders.as_ref()) {
+            (QueueType::Quorum, None) => None,
+            (_, leaders) => match count(link, channel, &[&rung.name], leaders).await {
+                Ok(counted) => Some(counted),
+                Err(error) if error.category() == Category::Retryable => None,
+                Err(error) => return Err(error),
+            },
         };
-        if !may_go(empty) {
+        if counted.is_none() {
+            // One without a leader does not say what it has, and each of the others would take as long.
+            *leaders = None;
+        }
+        if !may_go(counted.is_some_and(|counted| counted == [QueueDepth::default()])) {
             return Ok(false);
         }
         match declare::delete(channel, &rung.name, queue_type == QueueType::Classic).await {

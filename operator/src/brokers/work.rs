@@ -10,11 +10,11 @@ use warren_api::queue::DeclaredBinding;
 use warren_broker::BrokerError;
 use warren_broker::declare::{self, DeclareError, Object, QueueDepth};
 use warren_broker::lapin::Channel;
-use warren_broker::supervisor::Link;
+use warren_broker::supervisor::{Another, Link};
 use warren_broker::topology::{Argument, QueuePlan, Role, Topology, retry_queue};
 
 use super::channels::Channels;
-use super::counted::{count, depth_of};
+use super::counted::{count, depth_of, leaders};
 use super::link::{on_own_channel, put_back, take};
 use super::remove::{bind_again, remove};
 use super::rest::Rest;
@@ -127,7 +127,10 @@ async fn keep(
     for binding in unbind {
         take_back(link, main, binding).await.map_err(|error| of_main(order, error))?;
     }
-    let room = room && patience.learned && takes_back(link, channel, order, retire, depth).await;
+    let mut leaders = None;
+    if room && patience.learned && !retire.is_empty() {
+        leaders = asked(link, channel, order, depth).await;
+    }
     let mut leftover = Vec::new();
     for delay in retire {
         let rung = retry_queue(main, order.queue_type, *delay);
@@ -139,7 +142,7 @@ async fn keep(
                 (_, QueueType::Classic) => empty,
             };
         let gone = patience.learned
-            && retired(link, &rung, order.queue_type, &mut may_go)
+            && retired(link, &rung, order.queue_type, &mut leaders, &mut may_go)
                 .await
                 .map_err(|error| of_main(order, error))?;
         if !gone {
@@ -149,18 +152,20 @@ async fn keep(
     Ok(Outcome::Declared(Seen { leftover, dead_letter_full, release: None }))
 }
 
-/// Whether a main queue takes what the rungs that are to `retire` give back: one without a leader takes nothing, and says that it
-/// is empty.
-async fn takes_back(
-    link: &Link,
-    channel: &Channel,
-    order: &Order,
-    retire: &[u32],
-    depth: QueueDepth,
-) -> bool {
-    retire.is_empty()
-        || depth != QueueDepth::default()
-        || count(link, channel, &[&order.main], order.queue_type).await.is_ok()
+/// A connection to ask the leaders of rungs on that are to go; none of classic ones, and where the main queue does not take what they
+/// give back: one without a leader takes nothing, and says that it is empty.
+async fn asked(link: &Link, channel: &Channel, order: &Order, depth: QueueDepth) -> Option<Another> {
+    let asking = async || {
+        let leaders = leaders(link, order.queue_type).await?;
+        if depth == QueueDepth::default() {
+            count(link, channel, &[&order.main], leaders.as_ref()).await?;
+        }
+        Ok::<_, BrokerError>(leaders)
+    };
+    asking()
+        .await
+        .inspect_err(|error| tracing::debug!(queue = order.main, %error, "no rung goes for now"))
+        .unwrap_or_default()
 }
 
 /// Takes a binding back that may have been made.

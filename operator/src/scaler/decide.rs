@@ -182,7 +182,9 @@ fn within_limits(
         let why = format!("{raw} pods wanted, {} allows {max}", spec.limit());
         return decision(current, Reason::AtMaximum, &why);
     }
-    let lowest = to_pods(need.lasting).clamp(min, max);
+    // A pod that holds what it does not hand over neither goes nor works.
+    let lowest = to_pods(need.lasting).saturating_add(inputs.sidecars.holding).clamp(min, max);
+    let lowest = lowest.max(u32::from(inputs.workload.half_rolled));
     if lowest >= current {
         let (reason, why) = if current == 0 && raw == 0 {
             (Reason::Idle, "nothing to do".to_owned())
@@ -215,7 +217,7 @@ fn within_limits(
     // What outlasts a drain would be called again.
     let kept = match long_work(history, inputs, spec, now) {
         // Which pods go cannot be told then.
-        true if inputs.workload.exposed => current,
+        true if inputs.workload.exposed || inputs.workload.half_rolled => current,
         true => inputs.sidecars.busy.min(current),
         false => 0,
     };

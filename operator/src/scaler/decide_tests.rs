@@ -1043,19 +1043,36 @@ fn a_rollout_does_not_feed_the_estimate_and_a_pod_that_cannot_start_does_not_sto
 }
 
 #[test]
-fn what_a_pod_holds_and_does_not_hand_over_keeps_no_pods_but_the_last() {
+fn what_a_pod_holds_and_does_not_hand_over_keeps_that_pod_and_one_that_works() {
     let mut inputs = waiting(0);
     inputs.workload.replicas = 20;
     // One message is put off, such as over a `Retry-After` or a dead-letter queue that is full.
-    inputs.sidecars = Sidecars { unsettled: 1, put_off: 1, ..idle(20) };
+    let holding = |pods| Sidecars { unsettled: 1, put_off: 1, holding: 1, ..idle(pods) };
+    inputs.sidecars = holding(20);
     let mut history = History::with_service_seconds(5.0);
     for now in 0..400 {
         let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
         history = next;
         inputs.workload.replicas = decision.replicas;
-        inputs.sidecars = Sidecars { unsettled: 1, put_off: 1, ..idle(decision.replicas) };
+        inputs.sidecars = holding(decision.replicas);
     }
-    assert_eq!(inputs.workload.replicas, 1);
+    assert_eq!(inputs.workload.replicas, 2);
+}
+
+#[test]
+fn the_last_pod_stays_while_a_rollout_has_stopped_half_way() {
+    let mut inputs = waiting(0);
+    let mut ends = |half_rolled| {
+        let mut history = History::with_service_seconds(0.1);
+        inputs.workload = Workload { replicas: 9, half_rolled, ..Workload::default() };
+        for now in 0..400 {
+            inputs.sidecars = idle(inputs.workload.replicas);
+            let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
+            (history, inputs.workload.replicas) = (next, decision.replicas);
+        }
+        inputs.workload.replicas
+    };
+    assert_eq!((ends(false), ends(true)), (0, 1));
 }
 
 #[test]
@@ -1200,13 +1217,20 @@ prop_compose! {
             contradicted,
             shared: held % 3 == 0,
             floor: floor.map(by_schedule),
-            workload: Workload { replicas, rolling, failing: crashing, exposed: held % 2 == 0 },
+            workload: Workload {
+                replicas,
+                rolling,
+                half_rolled: !rolling && crashing,
+                failing: crashing,
+                exposed: held % 2 == 0,
+            },
             sidecars: Sidecars {
                 started,
                 scraped: started.saturating_sub(unscraped),
                 unsettled,
                 in_flight,
                 put_off: unsettled / 2,
+                holding: started / 3,
                 busy: held,
                 ending: in_flight / 2,
                 deliveries: counters.0,

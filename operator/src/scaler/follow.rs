@@ -201,6 +201,7 @@ impl Follower {
             workload: Workload {
                 replicas: current,
                 rolling: deployment.as_deref().is_some_and(|deployment| deployment.facts.rolling),
+                half_rolled: deployment.as_deref().is_some_and(|deployment| deployment.facts.half_rolled),
                 failing: pods::cannot_start(&pods),
                 exposed: self.exposed(&pods),
             },

@@ -78,6 +78,8 @@ pub struct Workload {
     pub replicas: u32,
     /// Whether a rollout is under way.
     pub rolling: bool,
+    /// Whether one has stopped half way: the last pod is then one that works, and the idlest do not always go first.
+    pub half_rolled: bool,
     /// Whether pods crash or cannot start. One that waits for a node or an image is on its way.
     pub failing: bool,
     /// Whether messages are at the handler of a pod that is not Ready: such a pod is deleted first, whatever its cost.
@@ -104,6 +106,8 @@ pub struct Sidecars {
     /// Of those that are not settled, how many are in pods that have none at the handler: they wait for another try, for the broker, or for
     /// more to make a batch, and not for a pod.
     pub put_off: u64,
+    /// Pods that hold such messages, and whose handler takes calls: without them the messages' work would be done again.
+    pub holding: u32,
     /// Messages that pods hold which end: they are done there, or come back.
     pub ending: u64,
     /// Deliveries so far.

@@ -182,7 +182,10 @@ impl Tracker {
                 sums.scraped += 1;
                 sums.busy += u32::from(sample.in_flight > 0);
                 sums.unsettled += sample.unsettled;
-                sums.put_off += if sample.in_flight == 0 { sample.unsettled } else { 0 };
+                if sample.in_flight == 0 {
+                    sums.put_off += sample.unsettled;
+                    sums.holding += u32::from(sample.unsettled > 0 && sample.handler_up);
+                }
                 sums.in_flight += sample.in_flight;
                 sums.late += sample.late;
             }
@@ -338,7 +341,7 @@ something_else NaN
         let held = |in_flight| Sample { unsettled: 4, in_flight, ..counted(9) };
         let both = [answer("a", true, held(0)), answer("b", true, held(1))].concat();
         let sums = tracker.observe(both, &living, &living, 0.0);
-        assert_eq!((sums.unsettled, sums.in_flight, sums.put_off), (8, 1, 4));
+        assert_eq!((sums.unsettled, sums.in_flight, sums.put_off, sums.holding), (8, 1, 4, 1));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use warren_api::Worker;
 use warren_api::conditions::worker::TEMPLATE_VALID;
+use warren_api::names::CONFIG_KEY;
 use warren_api::worker::ScalingMode;
 
 use super::annotate::annotate;
@@ -13,7 +14,7 @@ use super::build::{Built, digest};
 use super::covers::covers;
 use super::dereference::Surroundings;
 use super::live::{Live, LiveConfigMap, LiveDeployment, LiveDisruptionBudget};
-use super::pods::staying;
+use super::pods::{only, staying};
 use crate::context::{Context, FIELD_MANAGER};
 use crate::error::Error;
 use crate::problem::Problem;
@@ -38,7 +39,7 @@ pub async fn apply(
         return Ok(Err(problem));
     }
     if reconfigured {
-        hasten(built, around, context).await;
+        hasten(&built.config_map["data"], around, context).await;
     }
     if let Some(live) = around.deployment.as_deref().filter(|live| live.is_owned_by(worker)) {
         change_strategy(&deployments, live, &built.deployment).await?;
@@ -58,6 +59,25 @@ pub async fn apply(
             Ok(Ok(made))
         }
     }
+}
+
+/// Names the pod that alone may consume for an order, where nothing else of a Worker could be applied: one that takes the place of
+/// another does not wait for what is to be mended.
+pub async fn name_only_pod(worker: &Worker, around: &Surroundings, context: &Context) -> Result<(), Error> {
+    let live = around.config_map.as_deref().filter(|live| live.is_owned_by(worker));
+    let Some((live, mut config)) = live.zip(around.told()) else { return Ok(()) };
+    let only = only(&around.pods).unwrap_or_default();
+    if config.consumer.only_pod.as_ref().is_none_or(|told| *told == only) {
+        return Ok(());
+    }
+    config.consumer.only_pod = Some(only);
+    let data = json!({CONFIG_KEY: serde_json::to_string_pretty(&config)?});
+    let namespace = worker.namespace().unwrap_or_default();
+    let config_maps: Api<LiveConfigMap> = Api::namespaced(context.client.clone(), &namespace);
+    let patch = Patch::Merge(json!({"data": data}));
+    config_maps.patch(&live.name_any(), &PatchParams::apply(FIELD_MANAGER), &patch).await?;
+    hasten(&data, around, context).await;
+    Ok(())
 }
 
 /// Whether an object is this Worker's.
@@ -114,8 +134,8 @@ fn required(worker: &Worker, desired: &Value) -> Value {
 
 /// The kubelet looks at a pod's ConfigMaps once a minute or so, and at once when the pod itself changes, see
 /// <https://kubernetes.io/docs/tasks/configure-pod-container/configure-pod-configmap/#mounted-configmaps-are-updated-automatically>.
-async fn hasten(built: &Built, around: &Surroundings, context: &Context) {
-    let digest = digest(&built.config_map["data"]);
+async fn hasten(data: &Value, around: &Surroundings, context: &Context) {
+    let digest = digest(data);
     // A pod that this does not reach sees the ConfigMap when the kubelet looks next.
     let values = staying(&around.pods).map(|pod| (pod.clone(), digest.clone()));
     annotate(context, CONFIG_DIGEST, values.collect()).await;

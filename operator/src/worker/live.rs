@@ -61,9 +61,11 @@ pub struct Scale {
     pub desired: Option<i32>,
     /// Replicas that exist.
     pub existing: i32,
-    /// Whether pods of an older template are still there, unless new ones do not come within the Deployment's
-    /// `progressDeadlineSeconds`.
+    /// Whether pods of an older template are still there.
     pub rolling: bool,
+    /// Whether they still are though new ones did not come within the Deployment's `progressDeadlineSeconds`. It is not `rolling`
+    /// then: pods that do not come must not keep all others for ever.
+    pub half_rolled: bool,
     /// Why pods are refused: a reason and a sentence.
     pub refused: Option<(String, String)>,
 }
@@ -79,7 +81,6 @@ impl Facts for Scale {
             .into_iter()
             .flatten()
             .find(|condition| condition["type"] == "ReplicaFailure" && condition["status"] == "True");
-        // Pods of the new template that do not come must not keep all others for ever.
         let given_up = conditions
             .into_iter()
             .flatten()
@@ -90,6 +91,7 @@ impl Facts for Scale {
             desired: count(&spec["replicas"]),
             existing: of_status("replicas"),
             rolling: status.is_null() || !observed || both && !given_up,
+            half_rolled: observed && both && given_up,
             refused: refused.map(|refused| {
                 let reason = text(&refused["reason"]).unwrap_or_else(|| "ReplicaFailure".to_owned());
                 (reason, text(&refused["message"]).unwrap_or_default())
@@ -306,7 +308,7 @@ mod tests {
     #[test]
     fn a_deployment_rolls_until_its_controller_has_seen_it_and_every_pod_is_new() {
         let done = json!({"observedGeneration": 3, "replicas": 2, "updatedReplicas": 2});
-        assert_eq!(scale(done), Scale { desired: Some(2), existing: 2, rolling: false, refused: None });
+        assert_eq!(scale(done), Scale { desired: Some(2), existing: 2, ..Scale::default() });
         assert!(scale(Value::Null).rolling);
         assert!(scale(json!({})).rolling);
         assert!(scale(json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2})).rolling);
@@ -314,8 +316,8 @@ mod tests {
             json!({"observedGeneration": 3, "replicas": 2, "updatedReplicas": 1,
                 "conditions": [{"type": "Progressing", "status": progressing}]})
         };
-        assert!(scale(both("True")).rolling);
-        assert!(!scale(both("False")).rolling, "it has failed");
+        let rolls = |progressing| (scale(both(progressing)).rolling, scale(both(progressing)).half_rolled);
+        assert_eq!((rolls("True"), rolls("False")), ((true, false), (false, true)));
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::time::Duration;
 use futures::{FutureExt, Stream, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::core::Status;
 use kube::runtime::controller::{Action, Config};
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
@@ -17,7 +16,7 @@ use warren_api::conditions::worker::TEMPLATE_VALID;
 use warren_api::worker::ScalingMode;
 use warren_api::{SidecarConfig, Worker, WorkerStatus};
 
-use super::apply::apply;
+use super::apply::{apply, name_only_pod};
 use super::build::build;
 use super::dereference::{Surroundings, dereference, told_by};
 use super::live::LiveDeployment;
@@ -87,8 +86,9 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
         Err(Error::Api(kube::Error::Api(answer)))
             if context.retries.in_a_row(&reference) >= PASSING_FAILURES =>
         {
-            tracing::warn!(namespace = worker.namespace(), worker = %worker.name_any(), %answer, "not applied, tried again");
-            (Some(not_applied(&answer)), None)
+            let problem = not_applied(&answer.message);
+            context.failed("worker", &reference, &kube::Error::Api(answer).into());
+            (Some(problem), None)
         }
         converged => converged?,
     };
@@ -100,6 +100,7 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     write(&worker, said, &context).await?;
     if !applied {
         obey(&worker, &around, &entry, &context).await?;
+        name_only_pod(&worker, &around, &context).await?;
     }
     if problem.as_ref().is_none_or(|problem| problem.reason != NOT_APPLIED) {
         context.retries.succeeded(&reference);
@@ -165,10 +166,9 @@ async fn converge(
 }
 
 /// What the API server answers again and again, which is not about what was sent.
-fn not_applied(answer: &Status) -> Problem {
+fn not_applied(answer: &str) -> Problem {
     let message = format!(
-        "the API server has not taken the Worker's objects for a while: {}. See whether a webhook that it calls is down; it is tried again by itself",
-        answer.message
+        "the API server has not taken the Worker's objects for a while: {answer}. See whether a webhook that it calls is down; it is tried again by itself"
     );
     Problem::new(TEMPLATE_VALID, NOT_APPLIED, message)
 }
@@ -240,6 +240,6 @@ mod tests {
     fn a_name_that_somebody_else_has_is_asked_for_again_soon() {
         let taken = Problem::new(TEMPLATE_VALID, "NameTaken", "rename it");
         assert_eq!(pause(Some(&taken)), REFUSED_RETRY);
-        assert_eq!(pause(Some(&not_applied(&Status::default()))), REFUSED_RETRY);
+        assert_eq!(pause(Some(&not_applied("no"))), REFUSED_RETRY);
     }
 }

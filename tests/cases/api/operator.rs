@@ -239,13 +239,24 @@ async fn consuming_is_held_for_an_order_until_one_pod_alone_is_left() -> Result<
     room.end_pod("first").await?;
     room.consuming("invoices", consumes, true).await?;
     // Whatever takes its place while no operator looks does not consume.
-    room.eventually("the pod that is left alone may consume", async || {
-        let config = room.get("configmap", "invoices-sidecar").await?;
-        let config: Value = serde_json::from_str(config["data"]["config.json"].as_str().context("no file")?)?;
-        ensure!(config["consumer"]["onlyPod"] == "second", "{config}");
-        Ok(())
-    })
-    .await
+    let alone = async |pod: &str| {
+        room.eventually(&format!("{pod} alone may consume"), async || {
+            let config = room.get("configmap", "invoices-sidecar").await?;
+            let file = config["data"]["config.json"].as_str().context("no file")?;
+            let config: Value = serde_json::from_str(file)?;
+            ensure!(config["consumer"]["onlyPod"] == pod, "{config}");
+            Ok(())
+        })
+        .await
+    };
+    alone("second").await?;
+    // What else cannot be applied does not keep the next one from it.
+    let mistyped = r#"{"spec": {"queueRef": {"name": "mistyped"}}}"#;
+    room.kubectl(&["patch", "wk", "invoices", "--type=merge", "-p", mistyped]).await?;
+    room.condition_of("wk", "invoices", "QueueReady", ("False", "QueueNotFound", "mistyped")).await?;
+    room.end_pod("second").await?;
+    room.pod("third", "invoices").await?;
+    alone("third").await
 }
 
 #[tokio::test]
