@@ -153,10 +153,9 @@ async fn the_pod_in_the_place_of_one_that_is_let_go_takes_no_message_of_a_key_be
     let space = Space::new("order", |_| Order::work(Duration::from_secs(8))).await?;
     space.queue("orders", json!({})).await?;
     let ordered = json!({
-        "consumer": {"orderingKey": "routing-key", "prefetch": 4}, "scaling": {"minReplicas": 1, "maxReplicas": 1},
+        "consumer": {"orderingKey": "routing-key", "prefetch": 4}, "scaling": {"maxReplicas": 1},
     });
     space.worker("invoices", ordered).await?;
-    let pods = space.pods_ready("invoices", 1).await?;
     space.client().await?.publish_all("orders", (0..4).map(|n| format!("{n}").into_bytes())).await?;
     space
         .eventually("a call has begun", async || {
@@ -164,6 +163,7 @@ async fn the_pod_in_the_place_of_one_that_is_let_go_takes_no_message_of_a_key_be
             Ok(())
         })
         .await?;
+    let pods = space.pods_ready("invoices", 1).await?;
     space.kubectl(&["delete", "pod", &pods[0], "--wait=false"]).await?;
     space.handled(4).await?;
     let entries = space.desk.entries();
