@@ -198,6 +198,9 @@ fn classify(access: &BrokerAccess, error: &lapin::Error) -> BrokerError {
             let detail = protocol.get_message().to_string();
             if detail.contains("ACCESS_REFUSED") || detail.contains("Login was refused") {
                 BrokerError::AuthRefused { user: access.username().to_owned() }
+            } else if [" limit (", " is down"].iter().any(|passing| detail.contains(passing)) {
+                // Of connections, and of a virtual host whose node starts.
+                BrokerError::Unreachable { address, detail }
             } else if detail.contains("NOT_ALLOWED") || detail.contains("vhost") {
                 BrokerError::VhostRefused { vhost: access.vhost().to_owned(), detail }
             } else {
@@ -226,6 +229,8 @@ fn classify(access: &BrokerAccess, error: &lapin::Error) -> BrokerError {
 
 #[cfg(test)]
 mod tests {
+    use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError};
+
     use std::io::Read;
     use std::net::TcpListener;
 
@@ -285,6 +290,23 @@ mod tests {
         ] {
             assert!(matches!(error(kind, text), BrokerError::Unreachable { .. }), "{text}");
         }
+    }
+
+    #[test]
+    fn a_limit_of_connections_and_a_vhost_that_starts_are_not_told_as_a_vhost_that_is_missing() {
+        let access = BrokerAccess::from_uri("amqp://u:p@h/v").unwrap();
+        let error = |text: &str| {
+            let kind = AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED);
+            classify(&access, &ErrorKind::ProtocolError(AMQPError::new(kind, text.into())).into())
+        };
+        for text in [
+            "NOT_ALLOWED - access to vhost 'v' refused for user 'u': connection limit (2) is reached",
+            "INTERNAL_ERROR - access to vhost 'v' refused for user 'u': vhost 'v' is down",
+        ] {
+            assert!(matches!(error(text), BrokerError::Unreachable { .. }), "{text}");
+        }
+        let missing = error("NOT_ALLOWED - vhost v not found");
+        assert!(matches!(missing, BrokerError::VhostRefused { .. }), "{missing:?}");
     }
 
     #[tokio::test]

@@ -51,6 +51,9 @@ pub(super) async fn count(
     let reads = if leaders.is_some() { AGREEING_ZEROS } else { 1 };
     for read in 0..reads {
         if read > 0 {
+            if !depths.contains(&none) {
+                break;
+            }
             tokio::time::sleep(ZERO_SPACING).await;
         }
         for (queue, depth) in queues.iter().zip(&mut depths).filter(|(_, depth)| **depth == none) {
@@ -66,7 +69,11 @@ pub(super) async fn count(
 }
 
 /// What the leader of a quorum queue that read empty says.
-async fn of_leader(link: &Link, leaders: &Another, queue: &str) -> Result<QueueDepth, BrokerError> {
+pub(super) async fn of_leader(
+    link: &Link,
+    leaders: &Another,
+    queue: &str,
+) -> Result<QueueDepth, BrokerError> {
     let asking = async { declare::gives_nothing(&leaders.channel().await?, queue).await };
     let asked = tokio::time::timeout(LEADER_TIMEOUT, asking).await;
     match asked.unwrap_or(Err(BrokerError::TimedOut { what: "leader", seconds: LEADER_TIMEOUT.as_secs() })) {

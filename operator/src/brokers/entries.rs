@@ -219,6 +219,12 @@ impl Entries {
     pub(super) fn broker_is_down(&mut self, problem: &Problem) {
         for (key, entry) in self.entries.iter_mut().filter(|(_, entry)| !entry.removed()) {
             let order = entry.order.clone();
+            // Addresses that fail by turns, each in its own words, are no news to all Queues each time.
+            let told = entry.observation.as_ref().filter(|seen| seen.order == order);
+            let same = |outcome: &Outcome| matches!(outcome, Outcome::Unreachable(told) if told.reason == problem.reason);
+            if told.is_some_and(|seen| same(&seen.outcome)) {
+                continue;
+            }
             let observation = Observation { order, outcome: Outcome::Unreachable(problem.clone()) };
             entry.observe(key, observation, &self.scopes);
         }
@@ -331,6 +337,23 @@ mod tests {
 
     fn declared() -> Result<Outcome, DeclareError> {
         Ok(Outcome::Declared(Seen::default()))
+    }
+
+    #[test]
+    fn an_outage_that_is_told_in_other_words_is_no_news() {
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        entries.order(&key(), keep(&[]), None, now);
+        let mut told = |reason, text: &str| {
+            entries.broker_is_down(&Problem::new("BrokerReachable", reason, text));
+            let seen = entries.entries.get(&key()).and_then(|entry| entry.observation.clone());
+            let Some(Outcome::Unreachable(problem)) = seen.map(|seen| seen.outcome) else {
+                panic!("nothing")
+            };
+            problem.message
+        };
+        assert_eq!(told("BrokerUnreachable", "refused"), "refused");
+        assert_eq!(told("BrokerUnreachable", "no answer"), "refused");
+        assert_eq!(told("AuthRefused", "mend the password"), "mend the password");
     }
 
     #[test]

@@ -13,10 +13,10 @@ use warren_broker::supervisor::Link;
 use warren_broker::topology::{QueuePlan, Role, Topology};
 use warren_broker::{BrokerError, Category};
 
-use super::counted::{count, leaders};
+use super::counted::{count, leaders, of_leader};
 use super::link::close;
 use super::rest::Rest;
-use super::work::{Patience, of_main, refuses_when_full};
+use super::work::{Patience, declare_all, of_main, refuses_when_full};
 use super::{Order, Outcome};
 use crate::problem::Problem;
 
@@ -115,8 +115,13 @@ async fn count_unbound(
     unbind: &[DeclaredBinding],
 ) -> Result<Vec<String>, DeclareError> {
     let failed = |error| of_main(order, error);
-    // Without it nothing can be counted, and what is unbound drops what producers send.
+    // Who is not there counts nothing, and meanwhile what is unbound drops what producers send.
     let leaders = leaders(link, order.queue_type).await.map_err(failed)?;
+    if let Some(leaders) = &leaders {
+        for (queue, _) in ours {
+            of_leader(link, leaders, &queue.name).await.map_err(failed)?;
+        }
+    }
     if ours.iter().any(|(queue, _)| queue.role == Role::Main) {
         for binding in order.topology.bindings.iter().chain(unbind) {
             declare::unbind(channel, &order.main, binding).await.map_err(failed)?;
@@ -140,7 +145,7 @@ pub(super) async fn bind_again(link: &Link, order: &Order) -> Result<(), Declare
     let Some(main) = order.topology.main() else { return Ok(()) };
     let channel = open(link).await.map_err(|error| of_main(order, error))?;
     let bound = Topology { queues: vec![main.clone()], ..order.topology.clone() };
-    match declare::declare(&channel, &bound).await {
+    match declare_all(link, &channel, &bound).await {
         Ok(_) => {
             close(&channel).await;
             Ok(())

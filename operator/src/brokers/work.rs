@@ -7,23 +7,27 @@ use tokio::time::Instant;
 use warren_api::QueueType;
 use warren_api::conditions::queue::DECLARED;
 use warren_api::queue::DeclaredBinding;
-use warren_broker::BrokerError;
+use warren_broker::channel::open;
 use warren_broker::declare::{self, DeclareError, Object, QueueDepth};
 use warren_broker::lapin::Channel;
-use warren_broker::supervisor::{Another, Link};
+use warren_broker::supervisor::Link;
 use warren_broker::topology::{Argument, QueuePlan, Role, Topology, retry_queue};
+use warren_broker::{BrokerError, Category};
 
 use super::channels::Channels;
-use super::counted::{count, depth_of, leaders};
-use super::link::{on_own_channel, put_back, take};
+use super::counted::depth_of;
+use super::link::{close, on_own_channel, put_back, take};
 use super::remove::{bind_again, remove};
 use super::rest::Rest;
-use super::rungs::retired;
+use super::rungs::{Leaders, retired};
 use super::{Claim, Goal, Order, Outcome, Seen};
 use crate::problem::{ALREADY_EXISTS, Problem};
 
 /// How long an attempt at an order may take, and what is bound again after it.
 const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Refusals of one attempt beyond which no more is tried: each costs a channel's number for good.
+const MOST_REFUSALS: usize = 4;
 
 /// What deletions wait for.
 #[derive(Clone, Copy, Debug)]
@@ -99,7 +103,7 @@ async fn keep(
     let main = &order.main;
     let (dead_letter_full, depth, room) = match claim {
         Claim::Declare => {
-            let depths = declare::declare(channel, &order.topology).await?;
+            let depths = declare_all(link, channel, &order.topology).await?;
             let depth = depths.last().copied().unwrap_or_default();
             (full(&order.topology, &depths), depth, has_room(order.topology.main(), depth.ready))
         }
@@ -111,7 +115,7 @@ async fn keep(
                 return Ok(Outcome::Refused(Problem::new(DECLARED, "QueueNotFound", message)));
             };
             let beside = beside(&order.topology);
-            let full = full(&beside, &declare::declare(channel, &beside).await?);
+            let full = full(&beside, &declare_all(link, channel, &beside).await?);
             (full, depth, has_room(None, depth.ready))
         }
         Claim::MustBeAbsent => {
@@ -127,10 +131,7 @@ async fn keep(
     for binding in unbind {
         take_back(link, main, binding).await.map_err(|error| of_main(order, error))?;
     }
-    let mut leaders = None;
-    if room && patience.learned && !retire.is_empty() {
-        leaders = asked(link, channel, order, depth).await;
-    }
+    let mut leaders = Leaders::of(link, channel, order, (room, depth));
     let mut leftover = Vec::new();
     for delay in retire {
         let rung = retry_queue(main, order.queue_type, *delay);
@@ -152,20 +153,47 @@ async fn keep(
     Ok(Outcome::Declared(Seen { leftover, dead_letter_full, release: None }))
 }
 
-/// A connection to ask the leaders of rungs on that are to go; none of classic ones, and where the main queue does not take what they
-/// give back: one without a leader takes nothing, and says that it is empty.
-async fn asked(link: &Link, channel: &Channel, order: &Order, depth: QueueDepth) -> Option<Another> {
-    let asking = async || {
-        let leaders = leaders(link, order.queue_type).await?;
-        if depth == QueueDepth::default() {
-            count(link, channel, &[&order.main], leaders.as_ref()).await?;
-        }
-        Ok::<_, BrokerError>(leaders)
+/// Declares everything that the broker takes; the error is its first refusal. What is sent to one exchange must not be lost since
+/// another one is missing.
+pub(super) async fn declare_all(
+    link: &Link,
+    channel: &Channel,
+    topology: &Topology,
+) -> Result<Vec<QueueDepth>, DeclareError> {
+    let first = match declare::declare(channel, topology).await {
+        Err(refusal) if refusal.error.category() != Category::Retryable => refusal,
+        declared => return declared,
     };
-    asking()
-        .await
-        .inspect_err(|error| tracing::debug!(queue = order.main, %error, "no rung goes for now"))
-        .unwrap_or_default()
+    let (mut rest, mut refusal) = (topology.clone(), first.clone());
+    for _ in 0..MOST_REFUSALS {
+        if !leave_out(&mut rest, &refusal.object) {
+            break;
+        }
+        let Ok(channel) = open(link).await else { break };
+        match declare::declare(&channel, &rest).await {
+            Ok(_) => {
+                close(&channel).await;
+                break;
+            }
+            Err(next) => refusal = next,
+        }
+    }
+    Err(first)
+}
+
+/// Takes what was refused, and what depends on it, out of a topology; gives whether something else is left to declare.
+fn leave_out(topology: &mut Topology, refused: &Object) -> bool {
+    match refused {
+        Object::Queue(_) => return false,
+        Object::Exchange(name) => {
+            topology.exchanges.retain(|exchange| exchange.name != *name);
+            topology.bindings.retain(|binding| binding.exchange != *name);
+        }
+        Object::Binding(exchange, key) => {
+            topology.bindings.retain(|binding| (&binding.exchange, &binding.routing_key) != (exchange, key));
+        }
+    }
+    !topology.bindings.is_empty()
 }
 
 /// Takes a binding back that may have been made.

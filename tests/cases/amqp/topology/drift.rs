@@ -18,7 +18,7 @@ use super::look;
 on_each_release!(
     queues_that_are_deleted_come_back_with_their_bindings,
     an_exchange_or_binding_that_is_deleted_comes_back,
-    a_missing_exchange_keeps_no_queue_away,
+    a_missing_exchange_keeps_no_queue_and_no_other_binding_away,
     a_second_pass_changes_nothing_and_is_no_news,
     a_queue_that_a_probe_misses_comes_back_without_a_drift_check,
     a_changed_ladder_declares_first_and_deletes_what_is_empty_and_unused,
@@ -114,14 +114,19 @@ async fn an_exchange_or_binding_that_is_deleted_comes_back(vhost: Vhost) -> Resu
     routed(&client, b"routed 3").await
 }
 
-async fn a_missing_exchange_keeps_no_queue_away(vhost: Vhost) -> Result<()> {
+async fn a_missing_exchange_keeps_no_queue_and_no_other_binding_away(vhost: Vhost) -> Result<()> {
     let keeper = Keeper::new();
-    let mut queue = keeper.queue(&vhost.uri(), json!({"bindings": [{"exchange": "not-there"}]}))?;
+    let bindings = json!([{"exchange": "not-there"}, {"exchange": "nor-this"}, {"exchange": "shop", "declare": {"type": "Topic"}},
+        {"exchange": "amq.topic", "routingKey": "order.#"}]);
+    let mut queue = keeper.queue(&vhost.uri(), json!({"bindings": bindings}))?;
     queue.until("Declared", ("False", "ExchangeNotFound"), &["\"not-there\""]).await?;
     let client = Client::connect(&vhost.uri()).await?;
     for name in ["orders", "orders.dlq", "orders.retry.5s"] {
         assert_eq!(client.ready(name).await?, Some(0), "{name}");
     }
+    let mut bound = look::bindings(&vhost, "orders").await?;
+    bound.sort();
+    assert_eq!(bound, ["amq.topic order.# ", "shop  "]);
     client.delete("orders.dlq").await?;
     eventually(PATIENCE, "the dead-letter queue is back", async || {
         ensure!(client.ready("orders.dlq").await? == Some(0), "not yet");
