@@ -255,7 +255,7 @@ impl Entries {
             Ok(outcome) => {
                 entry.failures = 0;
                 let last = match &outcome {
-                    Outcome::Refused(_) | Outcome::Unreachable(_) => Last::Refused,
+                    Outcome::Refused(_) | Outcome::Unreachable(_) => Last::Refused { in_a_row: 0 },
                     Outcome::Declared(_) | Outcome::Absent | Outcome::Removed => Last::Declared,
                 };
                 entry.observe(key, Observation { order: order.clone(), outcome }, &self.scopes);
@@ -271,7 +271,8 @@ impl Entries {
                 } else if entry.loss.is_gone() {
                     entry.observe_problem(key, loss::gone(&order.main), &self.scopes);
                 }
-                if terminal { Last::Refused } else { Last::Failed { in_a_row: entry.failures } }
+                let in_a_row = entry.failures;
+                if terminal { Last::Refused { in_a_row } } else { Last::Failed { in_a_row } }
             }
         };
         let wait = match std::mem::take(&mut entry.again) {

@@ -6,6 +6,11 @@ use std::time::Duration;
 const CHECKS_A_SECOND: f64 = 100.0;
 /// The longest wait after a refusal that a person may mend at any time.
 const REFUSED_RETRY: Duration = Duration::from_secs(10);
+/// Refusals in a row, some two minutes of them, from which on it is looked at [`SELDOM`]: each costs a channel's number for good, and
+/// with the last of these the connection of all Queues is made anew.
+const SOON_MENDED: u32 = 12;
+/// So many times as rarely.
+const SELDOM: u32 = 6;
 /// The first wait after a failure that may pass by itself.
 const FAILED_RETRY: Duration = Duration::from_secs(1);
 
@@ -13,7 +18,7 @@ const FAILED_RETRY: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Last {
     Declared,
-    Refused,
+    Refused { in_a_row: u32 },
     Failed { in_a_row: u32 },
 }
 
@@ -27,7 +32,10 @@ pub(super) fn next_check(last: Last, drift_check: Duration, queues: usize, jitte
     let spread = jitter.mul_add(0.3, 0.7);
     match last {
         Last::Declared => interval(drift_check, queues).mul_f64(spread),
-        Last::Refused => interval(drift_check.min(REFUSED_RETRY), queues).mul_f64(spread),
+        Last::Refused { in_a_row } => {
+            let times = if in_a_row > SOON_MENDED { SELDOM } else { 1 };
+            interval(drift_check.min(REFUSED_RETRY) * times, queues).mul_f64(spread)
+        }
         Last::Failed { in_a_row } => {
             let backoff = FAILED_RETRY.saturating_mul(1 << in_a_row.clamp(1, 6).saturating_sub(1));
             backoff.min(drift_check.max(FAILED_RETRY)).mul_f64(spread)
@@ -54,7 +62,9 @@ mod tests {
 
     #[test]
     fn what_a_person_may_mend_is_looked_at_sooner() {
-        assert!(next_check(Last::Refused, DRIFT, 10, 1.0) <= REFUSED_RETRY);
+        let wait = |in_a_row| next_check(Last::Refused { in_a_row }, DRIFT, 10, 1.0);
+        assert_eq!((wait(1), wait(12)), (REFUSED_RETRY, REFUSED_RETRY));
+        assert_eq!(wait(13), Duration::from_secs(60), "nobody has mended it for two minutes");
     }
 
     #[test]
