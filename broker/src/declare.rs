@@ -30,8 +30,19 @@ pub enum Object {
     Exchange(String),
     /// A queue.
     Queue(String),
-    /// A binding of the main queue, by exchange and routing key.
-    Binding(String, String),
+    /// A binding of the main queue.
+    Binding(Box<DeclaredBinding>),
+}
+
+impl Object {
+    /// The exchange, or that of the binding; none of a queue.
+    pub fn exchange(&self) -> Option<&str> {
+        match self {
+            Self::Exchange(name) => Some(name),
+            Self::Binding(binding) => Some(&binding.exchange),
+            Self::Queue(_) => None,
+        }
+    }
 }
 
 impl std::fmt::Display for Object {
@@ -39,7 +50,10 @@ impl std::fmt::Display for Object {
         match self {
             Self::Exchange(name) => write!(f, "exchange \"{name}\""),
             Self::Queue(name) => write!(f, "queue \"{name}\""),
-            Self::Binding(exchange, key) => write!(f, "binding to exchange \"{exchange}\" by \"{key}\""),
+            Self::Binding(binding) => {
+                let DeclaredBinding { exchange, routing_key, .. } = &**binding;
+                write!(f, "binding to exchange \"{exchange}\" by \"{routing_key}\"")
+            }
         }
     }
 }
@@ -84,8 +98,8 @@ pub async fn declare(channel: &Channel, topology: &Topology) -> Result<Vec<Queue
         declare_exchange(channel, exchange).await.map_err(|e| refused(object(), e))?;
     }
     let answers = join_all(bindings.iter().map(|binding| bind(channel, main, binding))).await;
-    for (DeclaredBinding { exchange, routing_key, .. }, answer) in bindings.iter().zip(answers) {
-        answer.map_err(|error| refused(Object::Binding(exchange.clone(), routing_key.clone()), error))?;
+    for (binding, answer) in bindings.iter().zip(answers) {
+        answer.map_err(|error| refused(Object::Binding(Box::new(binding.clone())), error))?;
     }
     Ok(depths)
 }

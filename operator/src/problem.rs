@@ -59,14 +59,14 @@ pub fn refused(error: &DeclareError) -> Problem {
                 format!("the broker does not take {object}: {detail}. {}", way_out_of_refusal(object)),
             ),
         },
-        BrokerError::NotFound { detail } => match object {
-            Object::Exchange(name) | Object::Binding(name, _) => (
+        BrokerError::NotFound { detail } => match object.exchange() {
+            Some(name) => (
                 "ExchangeNotFound",
                 format!(
                     "exchange \"{name}\" does not exist: create it, or let Warren do so with bindings[].declare: {{type: ...}}"
                 ),
             ),
-            Object::Queue(name) => ("QueueNotFound", format!("queue \"{name}\": {detail}")),
+            None => ("QueueNotFound", format!("{object}: {detail}")),
         },
         BrokerError::AccessRefused { detail } => (
             "AccessRefused",
@@ -162,6 +162,8 @@ fn differs(object: &Object, difference: &Difference, vhost: &str) -> (&'static s
 
 #[cfg(test)]
 mod tests {
+    use warren_api::queue::DeclaredBinding;
+
     use super::*;
 
     fn refusal_of(object: Object, detail: &str) -> Problem {
@@ -219,7 +221,11 @@ mod tests {
 
     #[test]
     fn a_403_names_the_missing_right_also_where_the_broker_does_not() {
-        let binding = || Object::Binding("shop".to_owned(), "k".to_owned());
+        let binding = || {
+            let arguments = std::collections::BTreeMap::default();
+            let (exchange, routing_key) = ("shop".to_owned(), "k".to_owned());
+            Object::Binding(Box::new(DeclaredBinding { exchange, routing_key, arguments }))
+        };
         for (object, detail, right) in [
             (Object::Queue("q".to_owned()), "access to queue 'q' in vhost '/' refused", "configure or read"),
             (Object::Queue("q".to_owned()), "read access to queue 'q' in vhost '/' refused", "read"),

@@ -21,6 +21,8 @@ use crate::tick;
 /// consume anew from a queue of the same name that is there by then, and forgets at once that it did: such a consumer takes
 /// messages that its client never sees, until the connection ends (`handle_consuming_queue_down_or_eol` in rabbit_channel).
 const CONSUMERS_TOLD: Duration = Duration::from_secs(1);
+/// How long the words in which an outage was told stand, where only these change.
+const OTHER_WORDS: Duration = Duration::from_secs(60);
 
 /// The Queues of a lane.
 #[derive(Debug, Default)]
@@ -48,7 +50,12 @@ struct Entry {
     rest: Rest,
     loss: Loss,
     observation: Option<Observation>,
+    /// Failures in a row that may pass by themselves, or refusals.
     failures: u32,
+    /// Of these, refusals at the end.
+    refusals: u32,
+    /// When it was told last that the broker is down.
+    down_told: Option<Instant>,
     /// When it is due; none while it is being carried out, and once everything is removed.
     due: Option<Instant>,
     /// Looked at again as soon as what runs has ended.
@@ -87,6 +94,7 @@ impl Entries {
                 entry.order = Arc::new(order);
                 entry.declared = None;
                 entry.rest = Rest::default();
+                entry.refusals = 0;
                 entry
             }
             None => self.entries.entry(key.clone()).or_insert(Entry {
@@ -97,6 +105,8 @@ impl Entries {
                 loss: Loss::default(),
                 observation: None,
                 failures: 0,
+                refusals: 0,
+                down_told: None,
                 due: None,
                 again: false,
             }),
@@ -216,15 +226,17 @@ impl Entries {
     }
 
     /// Every Queue learns that the broker cannot be used.
-    pub(super) fn broker_is_down(&mut self, problem: &Problem) {
+    pub(super) fn broker_is_down(&mut self, problem: &Problem, now: Instant) {
         for (key, entry) in self.entries.iter_mut().filter(|(_, entry)| !entry.removed()) {
             let order = entry.order.clone();
             // Addresses that fail by turns, each in its own words, are no news to all Queues each time.
-            let told = entry.observation.as_ref().filter(|seen| seen.order == order);
+            let lately = entry.down_told.is_some_and(|told| now - told < OTHER_WORDS);
+            let told = entry.observation.as_ref().filter(|seen| lately && seen.order == order);
             let same = |outcome: &Outcome| matches!(outcome, Outcome::Unreachable(told) if told.reason == problem.reason);
             if told.is_some_and(|seen| same(&seen.outcome)) {
                 continue;
             }
+            entry.down_told = Some(now);
             let observation = Observation { order, outcome: Outcome::Unreachable(problem.clone()) };
             entry.observe(key, observation, &self.scopes);
         }
@@ -253,7 +265,7 @@ impl Entries {
         }
         let last = match result {
             Ok(outcome) => {
-                entry.failures = 0;
+                (entry.failures, entry.refusals) = (0, 0);
                 let last = match &outcome {
                     Outcome::Refused(_) | Outcome::Unreachable(_) => Last::Refused { in_a_row: 0 },
                     Outcome::Declared(_) | Outcome::Absent | Outcome::Removed => Last::Declared,
@@ -271,8 +283,11 @@ impl Entries {
                 } else if entry.loss.is_gone() {
                     entry.observe_problem(key, loss::gone(&order.main), &self.scopes);
                 }
-                let in_a_row = entry.failures;
-                if terminal { Last::Refused { in_a_row } } else { Last::Failed { in_a_row } }
+                entry.refusals = if terminal { entry.refusals.saturating_add(1) } else { 0 };
+                match terminal {
+                    true => Last::Refused { in_a_row: entry.refusals },
+                    false => Last::Failed { in_a_row: entry.failures },
+                }
             }
         };
         let wait = match std::mem::take(&mut entry.again) {
@@ -341,20 +356,24 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_that_is_told_in_other_words_is_no_news() {
+    fn an_outage_that_is_told_in_other_words_is_no_news_for_a_minute() {
         let (mut entries, now) = (Entries::default(), Instant::now());
         entries.order(&key(), keep(&[]), None, now);
-        let mut told = |reason, text: &str| {
-            entries.broker_is_down(&Problem::new("BrokerReachable", reason, text));
+        let mut told = |after, reason, text: &str| {
+            entries.broker_is_down(
+                &Problem::new("BrokerReachable", reason, text),
+                now + Duration::from_secs(after),
+            );
             let seen = entries.entries.get(&key()).and_then(|entry| entry.observation.clone());
             let Some(Outcome::Unreachable(problem)) = seen.map(|seen| seen.outcome) else {
                 panic!("nothing")
             };
             problem.message
         };
-        assert_eq!(told("BrokerUnreachable", "refused"), "refused");
-        assert_eq!(told("BrokerUnreachable", "no answer"), "refused");
-        assert_eq!(told("AuthRefused", "mend the password"), "mend the password");
+        assert_eq!(told(0, "BrokerUnreachable", "refused"), "refused");
+        assert_eq!(told(59, "BrokerUnreachable", "no answer"), "refused");
+        assert_eq!(told(60, "BrokerUnreachable", "no answer"), "no answer", "it is another one by now");
+        assert_eq!(told(61, "AuthRefused", "mend the password"), "mend the password");
     }
 
     #[test]

@@ -317,7 +317,7 @@ async fn run(shared: Arc<Shared>) {
             () = shared.changed.notified() => {}
             () = tokio::time::sleep_until(news.unwrap_or_else(Instant::now)), if news.is_some() => {
                 if let Some((_, error)) = &mut down {
-                    locked(&shared.entries).broker_is_down(&problem::unreachable(error));
+                    locked(&shared.entries).broker_is_down(&problem::unreachable(error), Instant::now());
                 }
                 // The next attempt brings the next error.
                 down = None;

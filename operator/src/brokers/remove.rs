@@ -115,11 +115,15 @@ async fn count_unbound(
     unbind: &[DeclaredBinding],
 ) -> Result<Vec<String>, DeclareError> {
     let failed = |error| of_main(order, error);
-    // Who is not there counts nothing, and meanwhile what is unbound drops what producers send.
+    // What is unbound drops what producers send: first it is asked whether the leaders are there, and find nothing.
     let leaders = leaders(link, order.queue_type).await.map_err(failed)?;
     if let Some(leaders) = &leaders {
-        for (queue, _) in ours {
-            of_leader(link, leaders, &queue.name).await.map_err(failed)?;
+        let mut kept = Vec::new();
+        for (QueuePlan { name, .. }, _) in ours {
+            kept.extend(holds(name, of_leader(link, leaders, name).await.map_err(failed)?));
+        }
+        if !kept.is_empty() {
+            return Ok(kept);
         }
     }
     if ours.iter().any(|(queue, _)| queue.role == Role::Main) {

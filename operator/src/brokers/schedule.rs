@@ -34,7 +34,8 @@ pub(super) fn next_check(last: Last, drift_check: Duration, queues: usize, jitte
         Last::Declared => interval(drift_check, queues).mul_f64(spread),
         Last::Refused { in_a_row } => {
             let times = if in_a_row > SOON_MENDED { SELDOM } else { 1 };
-            interval(drift_check.min(REFUSED_RETRY) * times, queues).mul_f64(spread)
+            let wait = (drift_check.min(REFUSED_RETRY) * times).min(drift_check.max(REFUSED_RETRY));
+            interval(wait, queues).mul_f64(spread)
         }
         Last::Failed { in_a_row } => {
             let backoff = FAILED_RETRY.saturating_mul(1 << in_a_row.clamp(1, 6).saturating_sub(1));
@@ -64,7 +65,9 @@ mod tests {
     fn what_a_person_may_mend_is_looked_at_sooner() {
         let wait = |in_a_row| next_check(Last::Refused { in_a_row }, DRIFT, 10, 1.0);
         assert_eq!((wait(1), wait(12)), (REFUSED_RETRY, REFUSED_RETRY));
-        assert_eq!(wait(13), Duration::from_secs(60), "nobody has mended it for two minutes");
+        assert_eq!(wait(13), DRIFT, "nobody has mended it for two minutes");
+        let rarely = next_check(Last::Refused { in_a_row: 13 }, DRIFT * 10, 10, 1.0);
+        assert_eq!(rarely, Duration::from_secs(60));
     }
 
     #[test]

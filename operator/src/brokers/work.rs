@@ -27,7 +27,7 @@ use crate::problem::{ALREADY_EXISTS, Problem};
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Refusals of one attempt beyond which no more is tried: each costs a channel's number for good.
-const MOST_REFUSALS: usize = 4;
+const MOST_REFUSALS: usize = 8;
 
 /// What deletions wait for.
 #[derive(Clone, Copy, Debug)]
@@ -169,15 +169,19 @@ pub(super) async fn declare_all(
         if !leave_out(&mut rest, &refusal.object) {
             break;
         }
-        let Ok(channel) = open(link).await else { break };
+        let object = refusal.object;
+        let channel = open(link).await.map_err(|error| DeclareError { object, error })?;
         match declare::declare(&channel, &rest).await {
             Ok(_) => {
                 close(&channel).await;
-                break;
+                return Err(first);
             }
+            // What is left is tried again soon.
+            Err(failed) if failed.error.category() == Category::Retryable => return Err(failed),
             Err(next) => refusal = next,
         }
     }
+    tracing::debug!(%first, last = %refusal, "not everything was tried to declare");
     Err(first)
 }
 
@@ -189,9 +193,7 @@ fn leave_out(topology: &mut Topology, refused: &Object) -> bool {
             topology.exchanges.retain(|exchange| exchange.name != *name);
             topology.bindings.retain(|binding| binding.exchange != *name);
         }
-        Object::Binding(exchange, key) => {
-            topology.bindings.retain(|binding| (&binding.exchange, &binding.routing_key) != (exchange, key));
-        }
+        Object::Binding(refused) => topology.bindings.retain(|binding| binding != &**refused),
     }
     !topology.bindings.is_empty()
 }

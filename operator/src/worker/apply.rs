@@ -12,7 +12,7 @@ use warren_api::worker::ScalingMode;
 use super::annotate::annotate;
 use super::build::{Built, digest};
 use super::covers::covers;
-use super::dereference::Surroundings;
+use super::dereference::{Surroundings, consumes};
 use super::live::{Live, LiveConfigMap, LiveDeployment, LiveDisruptionBudget};
 use super::pods::{only, staying};
 use crate::context::{Context, FIELD_MANAGER};
@@ -62,21 +62,30 @@ pub async fn apply(
 }
 
 /// Names the pod that alone may consume for an order, where nothing else of a Worker could be applied: one that takes the place of
-/// another does not wait for what is to be mended.
+/// another does not wait for what is to be mended. Nobody watches over the order of a Queue that the Worker names no more.
 pub async fn name_only_pod(worker: &Worker, around: &Surroundings, context: &Context) -> Result<(), Error> {
     let live = around.config_map.as_deref().filter(|live| live.is_owned_by(worker));
-    let Some((live, mut config)) = live.zip(around.told()) else { return Ok(()) };
+    let (Some((live, mut config)), Some(queue), None) =
+        (live.zip(around.told()), around.queue.as_deref(), &around.beside)
+    else {
+        return Ok(());
+    };
     let only = only(&around.pods).unwrap_or_default();
-    if config.consumer.only_pod.as_ref().is_none_or(|told| *told == only) {
+    if !consumes(&config, queue) || config.consumer.only_pod.as_ref().is_none_or(|told| *told == only) {
         return Ok(());
     }
     config.consumer.only_pod = Some(only);
     let data = json!({CONFIG_KEY: serde_json::to_string_pretty(&config)?});
     let namespace = worker.namespace().unwrap_or_default();
     let config_maps: Api<LiveConfigMap> = Api::namespaced(context.client.clone(), &namespace);
-    let patch = Patch::Merge(json!({"data": data}));
-    config_maps.patch(&live.name_any(), &PatchParams::apply(FIELD_MANAGER), &patch).await?;
-    hasten(&data, around, context).await;
+    // What was written since it was read is newer, and brings the Worker here again.
+    let read = json!({"resourceVersion": live.resource_version()});
+    let patch = Patch::Merge(json!({"metadata": read, "data": data}));
+    match config_maps.patch(&live.name_any(), &PatchParams::apply(FIELD_MANAGER), &patch).await {
+        Ok(_) => hasten(&data, around, context).await,
+        Err(kube::Error::Api(answer)) if answer.code == 409 => {}
+        Err(error) => return Err(error.into()),
+    }
     Ok(())
 }
 
