@@ -251,9 +251,10 @@ async fn consuming_is_held_for_an_order_until_one_pod_alone_is_left() -> Result<
     };
     alone("second").await?;
     // What else cannot be applied does not keep the next one from it.
-    let mistyped = r#"{"spec": {"handler": {"container": "mistyped"}}}"#;
-    room.kubectl(&["patch", "wk", "invoices", "--type=merge", "-p", mistyped]).await?;
-    room.condition_of("wk", "invoices", "TemplateValid", ("False", "ContainerNotFound", "mistyped")).await?;
+    let container = json!({"name": "app", "image": "app", "ports": [{"containerPort": 9400}]});
+    let taken = json!({"spec": {"template": {"spec": {"containers": [container]}}}}).to_string();
+    room.kubectl(&["patch", "wk", "invoices", "--type=merge", "-p", &taken]).await?;
+    room.condition_of("wk", "invoices", "TemplateValid", ("False", "PortTaken", "9400")).await?;
     room.end_pod("second").await?;
     room.pod("third", "invoices").await?;
     alone("third").await
