@@ -129,11 +129,9 @@ impl BrokerAccess {
         vhost: Option<&str>,
         tls: Option<&Tls>,
     ) -> Result<Self, SecretError> {
-        if let [.., (key, _)] = uris
-            && uris.len() > MOST_ADDRESSES
-        {
+        if uris.len() > MOST_ADDRESSES {
             let problem = format!("it has {} addresses, and {MOST_ADDRESSES} are enough", uris.len());
-            return Err(SecretError::Invalid { key, problem });
+            return Err(SecretError::Invalid { key: "uris", problem });
         }
         let mut access: Option<Self> = None;
         for (key, uri) in uris {

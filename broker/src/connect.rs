@@ -229,11 +229,10 @@ fn classify(access: &BrokerAccess, error: &lapin::Error) -> BrokerError {
 
 #[cfg(test)]
 mod tests {
-    use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError};
-
     use std::io::Read;
     use std::net::TcpListener;
 
+    use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError};
     use tokio::net::TcpSocket;
 
     use super::*;

@@ -57,12 +57,11 @@ impl<'a> Leaders<'a> {
 
 /// Deletes a rung if it may go, which depends on whether it is empty and unused; says whether none of Warren's is left.
 pub(super) async fn retired(
-    link: &Link,
     rung: &QueuePlan,
-    queue_type: QueueType,
     leaders: &mut Leaders<'_>,
     may_go: &mut (dyn FnMut(bool) -> bool + Send),
 ) -> Result<bool, BrokerError> {
+    let (link, queue_type) = (leaders.link, leaders.order.queue_type);
     // A declaration alone would make one that is gone.
     match depth_of(link, &rung.name).await {
         Ok(None) | Err(BrokerError::Locked { .. }) => return Ok(true),

@@ -143,9 +143,7 @@ async fn keep(
                 (_, QueueType::Classic) => empty,
             };
         let gone = patience.learned
-            && retired(link, &rung, order.queue_type, &mut leaders, &mut may_go)
-                .await
-                .map_err(|error| of_main(order, error))?;
+            && retired(&rung, &mut leaders, &mut may_go).await.map_err(|error| of_main(order, error))?;
         if !gone {
             leftover.push(*delay);
         }

@@ -77,14 +77,12 @@ impl Facts for Scale {
         let of_status = |field: &str| count(&status[field]).unwrap_or(0);
         let observed = status["observedGeneration"].as_i64() >= object["metadata"]["generation"].as_i64();
         let conditions = status["conditions"].as_array();
-        let refused = conditions
-            .into_iter()
-            .flatten()
-            .find(|condition| condition["type"] == "ReplicaFailure" && condition["status"] == "True");
-        let given_up = conditions
-            .into_iter()
-            .flatten()
-            .any(|condition| condition["type"] == "Progressing" && condition["status"] == "False");
+        let find = |kind: &str, status: &str| {
+            let mut conditions = conditions.into_iter().flatten();
+            conditions.find(|condition| condition["type"] == kind && condition["status"] == status)
+        };
+        let refused = find("ReplicaFailure", "True");
+        let given_up = find("Progressing", "False").is_some();
         let both = of_status("updatedReplicas") < of_status("replicas");
         let text = |value: &Value| value.as_str().map(str::to_owned);
         Self {

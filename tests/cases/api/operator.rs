@@ -105,6 +105,16 @@ impl Room {
         self.namespace.condition((resource, name), kind, (status, reason), &[word]).await.map(drop)
     }
 
+    /// Waits until a Worker's Deployment asks for so many replicas.
+    async fn replicas(&self, worker: &str, count: u64) -> Result<()> {
+        self.eventually(&format!("{count} replicas are asked for"), async || {
+            let deployment = self.get("deployment", worker).await?;
+            ensure!(deployment["spec"]["replicas"] == count, "{}", deployment["spec"]["replicas"]);
+            Ok(())
+        })
+        .await
+    }
+
     /// A pod of a Worker, that no kubelet runs.
     async fn pod(&self, name: &str, worker: &str) -> Result<()> {
         let metadata = json!({"name": name, "namespace": self.name, "labels": {"warren.dev/worker": worker}});
@@ -337,12 +347,7 @@ async fn replicas_that_a_policy_refuses_are_told_and_come_when_it_is_gone() -> R
     for kind in ["validatingadmissionpolicybinding", "validatingadmissionpolicy"] {
         room.cluster.kubectl(&["delete", kind, &room.name]).await?;
     }
-    room.eventually("there is a replica", async || {
-        let deployment = room.get("deployment", "invoices").await?;
-        ensure!(deployment["spec"]["replicas"] == 1, "{}", deployment["spec"]);
-        Ok(())
-    })
-    .await
+    room.replicas("invoices", 1).await
 }
 
 #[tokio::test]
@@ -369,12 +374,7 @@ async fn a_webhook_that_is_down_is_told_and_the_replicas_of_mode_manual_count_al
     room.kubectl(&["patch", "wk", "invoices", "--type=merge", "-p", &change]).await?;
     let told = ("False", "NotApplied", "failed calling webhook");
     room.condition_of("wk", "invoices", "TemplateValid", told).await?;
-    room.eventually("2 replicas are asked for", async || {
-        let deployment = room.get("deployment", "invoices").await?;
-        ensure!(deployment["spec"]["replicas"] == 2, "{}", deployment["spec"]["replicas"]);
-        Ok(())
-    })
-    .await?;
+    room.replicas("invoices", 2).await?;
     room.cluster.kubectl(&["delete", "validatingwebhookconfiguration", &room.name]).await?;
     room.condition_of("wk", "invoices", "TemplateValid", ("True", "Accepted", "")).await
 }
@@ -385,21 +385,13 @@ async fn in_mode_manual_the_replicas_count_also_while_the_queue_is_gone() -> Res
     let _operator = room.operator("one").await?;
     room.queue("orders", json!({})).await?;
     room.worker("invoices", "orders", json!({"scaling": {"mode": "Manual"}, "replicas": 2})).await?;
-    let replicas = async |count: u64| {
-        room.eventually(&format!("{count} replicas are asked for"), async || {
-            let deployment = room.get("deployment", "invoices").await?;
-            ensure!(deployment["spec"]["replicas"] == count, "{}", deployment["spec"]["replicas"]);
-            Ok(())
-        })
-        .await
-    };
-    replicas(2).await?;
+    room.replicas("invoices", 2).await?;
     room.kubectl(&["delete", "wq", "orders"]).await?;
     let gone = ("False", "QueueNotFound", "\"orders\"");
     room.condition_of("wk", "invoices", "QueueReady", gone).await?;
     for count in [0, 3] {
         room.kubectl(&["scale", "wk/invoices", &format!("--replicas={count}")]).await?;
-        replicas(count).await?;
+        room.replicas("invoices", count).await?;
     }
     Ok(())
 }
