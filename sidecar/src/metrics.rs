@@ -217,7 +217,7 @@ impl Metrics {
             "outcome",
         )?;
         let unpublished = make.counters("warren_sidecar_copies_failed_total", "Copies for the retry ladder or the dead-letter queue that the broker did not take; their deliveries stay unacknowledged and are tried again", "target")?;
-        let answers = make.counters("warren_sidecar_answers_total", "Handler calls that ended, by how: success (2xx), client_error, not_now (429, 503), server_error, other, timed_out, broken, unreached", "answer")?;
+        let answers = make.counters(names::ANSWERS, "Handler calls that ended, by how: success (2xx), client_error, not_now (429, 503), server_error, other, timed_out, broken, unreached", "answer")?;
         for class in AnswerClass::ALL {
             answers.with_label_values(&[class.label()]);
         }

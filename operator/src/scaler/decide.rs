@@ -121,20 +121,21 @@ fn trouble(
                 .to_owned(),
         ));
     }
+    let patience = spec.handler_timeout + STALL_MARGIN;
+    if let Some(failed) = history.failures.in_a_row(patience, now).filter(|_| to_do && sidecars.scraped > 0) {
+        let why = format!(
+            "the handler has failed on the last {failed} calls, or let them time out: more pods would not mend that, replicas are held"
+        );
+        return Some((Reason::HandlerFailing, why));
+    }
     let idle = history.seconds_without_progress(now);
     // Of such a queue a pod of another Worker gets the messages.
     let stands_by = spec.single && inputs.shared && sidecars.unsettled == 0;
-    if ready > 0
-        && !stands_by
-        && sidecars.scraped > 0
-        && !inputs.workload.rolling
-        && idle > spec.handler_timeout + STALL_MARGIN
-    {
+    if ready > 0 && !stands_by && sidecars.scraped > 0 && !inputs.workload.rolling && idle > patience {
         return Some((
             Reason::Stalled,
             format!(
-                "messages wait and nothing has moved for more than {:.0} s, which is longer than a call may take: see whether the condition Available says that sidecars are not connected, look at the handler's logs, and whether it answers 429 to all; replicas are held",
-                spec.handler_timeout + STALL_MARGIN
+                "messages wait and nothing has moved for more than {patience:.0} s, which is longer than a call may take: see whether the condition Available says that sidecars are not connected, look at the handler's logs, and whether it answers 429 to all; replicas are held"
             ),
         ));
     }

@@ -946,6 +946,59 @@ fn failing_handlers_hold() {
     assert_eq!((decision.replicas, decision.reason), (2, Reason::HandlerFailing));
 }
 
+/// Three pods with calls of 0.1 s whose handler hangs from the 60th second on, until `mended`: every call of a pod then times out after
+/// 30 s. The decisions from then on.
+fn hung_until(mended: u32, until: u32) -> Vec<Decision> {
+    let (mut history, mut inputs) = (History::default(), waiting(0));
+    inputs.workload.replicas = 3;
+    let (mut settled, mut failed, mut seconds, mut ready) = (0, 0, 0.0, 0);
+    let mut decisions = Vec::new();
+    for now in 0..until {
+        let pods = inputs.workload.replicas;
+        if now < 60 || now >= mended {
+            (settled, seconds) = (settled + 20, seconds + 2.0);
+            ready = 0;
+        } else {
+            ready += 20;
+            if now > 60 && now % 30 == 0 {
+                let ended = u64::from(pods);
+                (settled, failed, seconds) = (settled + ended, failed + ended, seconds + 30.0 * ended as f64);
+            }
+        }
+        inputs.ready = Some((ready, 0.0));
+        inputs.sidecars = Sidecars {
+            deliveries: settled + u64::from(pods),
+            settled,
+            calls: settled,
+            failed,
+            call_seconds: seconds,
+            ..working(pods)
+        };
+        let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
+        history = next;
+        inputs.workload.replicas = decision.replicas;
+        if now >= 60 {
+            decisions.push(decision);
+        }
+    }
+    decisions
+}
+
+#[test]
+fn pods_whose_calls_all_time_out_are_held_from_the_first_of_them_on() {
+    let decisions = hung_until(600, 600);
+    let (at_first, last) = (&decisions[30], decisions.last().unwrap());
+    assert_eq!(at_first.reason, Reason::HandlerFailing, "{at_first:?}");
+    assert!(at_first.replicas < 20, "{at_first:?}");
+    assert_eq!((last.replicas, last.reason), (at_first.replicas, Reason::HandlerFailing), "{last:?}");
+}
+
+#[test]
+fn what_timed_out_while_the_handler_hung_does_not_count_when_it_is_mended() {
+    let most = hung_until(190, 400).into_iter().map(|decision| decision.replicas).max();
+    assert!(most < Some(20), "{most:?}");
+}
+
 #[test]
 fn one_pod_that_starts_slowly_hides_no_burst() {
     let spec = Spec { min: 20, ..spec() };
@@ -1237,6 +1290,7 @@ prop_compose! {
                 settled: counters.1,
                 extensions: counters.0,
                 calls: counters.2,
+                failed: counters.0,
                 call_seconds,
                 able: started / 2,
                 late: in_flight / 3,

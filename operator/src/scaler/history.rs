@@ -3,6 +3,7 @@
 //! Times are seconds of a monotonic clock, given by the caller.
 
 use super::arrivals::{Arrivals, Sample};
+use super::failures::{Ended, Failures};
 use super::inputs::{Inputs, Sidecars};
 use super::piles::Piles;
 use super::startup::Startup;
@@ -43,9 +44,10 @@ pub struct History {
     started_at: Option<f64>,
     arrivals: Arrivals,
     lasting: Arrivals,
-    /// Ended calls, settled deliveries and the calls' seconds, as last seen.
-    calls: Option<(u64, u64, f64)>,
+    /// Ended calls, those that failed, settled deliveries and the calls' seconds, as last seen.
+    calls: Option<(u64, u64, u64, f64)>,
     service: Option<Service>,
+    pub(super) failures: Failures,
     /// Calls that run, on average over the window, and when that was reckoned.
     running: f64,
     seen_at: Option<f64>,
@@ -185,30 +187,37 @@ impl History {
     }
 
     fn observe_service(&mut self, inputs: &Inputs, now: f64) {
-        let Sidecars { calls, settled, call_seconds, lifetime_calls, lifetime_seconds, .. } = inputs.sidecars;
-        let before = self.calls.replace((calls, settled, call_seconds));
+        let Sidecars { calls, failed, settled, call_seconds, lifetime_calls, lifetime_seconds, .. } =
+            inputs.sidecars;
+        let before = self.calls.replace((calls, failed, settled, call_seconds));
         // What took its time before, weighed as a single call: at the first look that a pod answers.
         let seconds = lifetime_seconds / lifetime_calls as f64;
         if self.service.is_none() && self.took_over && seconds.is_finite() && seconds >= 0.0 {
             self.service = Some(Service { at: now, messages: 1.0, seconds });
         }
-        let Some((calls_before, settled_before, seconds_before)) = before else { return };
+        let Some((calls_before, failed_before, settled_before, seconds_before)) = before else { return };
         if inputs.workload.rolling || calls <= calls_before {
             return;
         }
-        let new_calls = (calls - calls_before) as f64;
+        let ended = calls - calls_before;
+        let new_calls = ended as f64;
         let new_seconds = call_seconds - seconds_before;
         if !new_seconds.is_finite() || new_seconds < 0.0 {
             return;
         }
         // A full batch tells more than one of a single message: what a pod can do shows when there is much to do.
         let messages = new_calls.max(settled.saturating_sub(settled_before) as f64);
+        let took = Ended { messages, seconds: new_seconds / new_calls * messages };
+        let failed = failed.saturating_sub(failed_before);
+        let Some(Ended { messages, seconds }) = self.failures.observe(took, ended, failed, now) else {
+            return;
+        };
         let old = self.service.unwrap_or(Service { at: now, messages: 0.0, seconds: 0.0 });
         let decay = 0.5_f64.powf((now - old.at).max(0.0) / SERVICE_HALF_LIFE);
         self.service = Some(Service {
             at: now,
             messages: old.messages * decay + messages,
-            seconds: old.seconds * decay + new_seconds / new_calls * messages,
+            seconds: old.seconds * decay + seconds,
         });
     }
 

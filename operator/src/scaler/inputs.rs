@@ -118,6 +118,8 @@ pub struct Sidecars {
     pub extensions: u64,
     /// Ended handler calls so far.
     pub calls: u64,
+    /// Of those, how many the handler failed on.
+    pub failed: u64,
     /// Seconds of those calls.
     pub call_seconds: f64,
     /// Calls that the pods which answered have ended since their own start: what an operator that takes over can know.

@@ -1,6 +1,7 @@
 //! The scaler: `signals -> decide -> act`.
 //!
-//! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `piles`, `startup`, `sample`, `durability`, `schedule`, `asked`, `own`, `share` and `side` are
+//! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `failures`, `piles`, `startup`, `sample`, `durability`, `schedule`, `asked`, `own`, `share` and
+//! `side` are
 //! values and pure functions; `scrape`, `follow`, `task`, `act` and `tell` perform the effects. `board` is what the Worker's reconcile reads
 //! of them, and `record` what `kubectl warren explain` does.
 
@@ -10,6 +11,7 @@ pub mod asked;
 pub mod board;
 pub mod decide;
 mod durability;
+mod failures;
 mod follow;
 pub mod history;
 pub mod inputs;
