@@ -1,7 +1,7 @@
 //! A channel on a connection, whatever became of those before it.
 
 use lapin::protocol::AMQPErrorKind;
-use lapin::{Channel, Connection, ErrorKind};
+use lapin::{Channel, ErrorKind};
 
 use crate::error::BrokerError;
 use crate::supervisor::Link;
@@ -16,18 +16,14 @@ use crate::supervisor::Link;
 /// # Errors
 /// [`BrokerError::Closed`], or another one that ended the connection.
 pub async fn open(link: &Link) -> Result<Channel, BrokerError> {
-    open_on(&link.connection, || link.give_up()).await
-}
-
-/// The same on a connection that is given up, where no number is left, by `give_up`.
-pub(crate) async fn open_on(connection: &Connection, give_up: impl FnOnce()) -> Result<Channel, BrokerError> {
+    let connection = &link.connection;
     loop {
         let error = match connection.create_channel().await {
             Ok(channel) => return Ok(channel),
             Err(error) => error,
         };
         if let ErrorKind::ChannelsLimitReached = error.kind() {
-            give_up();
+            link.give_up();
             return Err(closed("no number is left for another channel"));
         }
         if !connection.status().connected() {

@@ -9,14 +9,13 @@ use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::StreamExt;
-use lapin::{Channel, Connection, Event};
+use lapin::{Connection, Event};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::access::BrokerAccess;
 use crate::alarm::{Alarm, Heard};
-use crate::channel;
 use crate::connect::{ConnectOptions, hang_up, open};
 use crate::error::BrokerError;
 
@@ -94,20 +93,24 @@ impl Link {
         let Origin { access, endpoint, options } = &*self.origin;
         // What connects is large, and whoever may need it need not carry it along.
         let (connection, socket) = Box::pin(open(access, *endpoint, options)).await?;
-        Ok(Another(Held { connection: Arc::new(connection), socket }))
+        let connection = Arc::new(connection);
+        // Nobody replaces it.
+        let (lost, _) = mpsc::unbounded_channel();
+        let link = Link { connection: connection.clone(), blocked: None, lost, ..self.clone() };
+        Ok(Another { link, _held: Held { connection, socket } })
     }
 }
 
 /// A further connection. Dropping it closes it.
-pub struct Another(Held);
+pub struct Another {
+    link: Link,
+    _held: Held,
+}
 
 impl Another {
-    /// Opens a channel.
-    ///
-    /// # Errors
-    /// Why the connection has ended.
-    pub async fn channel(&self) -> Result<Channel, BrokerError> {
-        channel::open_on(&self.0.connection, || {}).await
+    /// The connection, which no other takes the place of.
+    pub const fn link(&self) -> &Link {
+        &self.link
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use warren_api::QueueType;
 use warren_broker::BrokerError;
+use warren_broker::channel::open;
 use warren_broker::declare::{self, QueueDepth};
 use warren_broker::lapin::Channel;
 use warren_broker::supervisor::{Another, Link};
@@ -74,7 +75,7 @@ pub(super) async fn of_leader(
     leaders: &Another,
     queue: &str,
 ) -> Result<QueueDepth, BrokerError> {
-    let asking = async { declare::gives_nothing(&leaders.channel().await?, queue).await };
+    let asking = async { declare::gives_nothing(&open(leaders.link()).await?, queue).await };
     let asked = tokio::time::timeout(LEADER_TIMEOUT, asking).await;
     match asked.unwrap_or(Err(BrokerError::TimedOut { what: "leader", seconds: LEADER_TIMEOUT.as_secs() })) {
         Ok(nothing) => Ok(QueueDepth { ready: u32::from(!nothing), consumers: 0 }),

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use warren_broker::Category;
 use warren_broker::declare::DeclareError;
+use warren_broker::{BrokerError, Category};
 
 use super::host::Host;
 use super::loss::{self, Back, Loss};
@@ -54,6 +54,8 @@ struct Entry {
     failures: u32,
     /// Of these, refusals at the end.
     refusals: u32,
+    /// Whether the connection was lost while it was carried out, which it may have been the cause of.
+    suspect: bool,
     /// When it was told last that the broker is down.
     down_told: Option<Instant>,
     /// When it is due; none while it is being carried out, and once everything is removed.
@@ -72,6 +74,8 @@ pub(super) struct Due {
     pub(super) rest: Rest,
     /// Whether the main queue was there before.
     pub(super) there: bool,
+    /// Whether it is kept away from the connection of the others, which may have ended over it.
+    pub(super) apart: bool,
 }
 
 impl Entries {
@@ -106,6 +110,7 @@ impl Entries {
                 observation: None,
                 failures: 0,
                 refusals: 0,
+                suspect: false,
                 down_told: None,
                 due: None,
                 again: false,
@@ -154,7 +159,8 @@ impl Entries {
         self.running.insert(key.clone());
         let age = entry.declared.map_or(Duration::ZERO, |declared| now.duration_since(declared));
         let (rest, there) = (std::mem::take(&mut entry.rest), entry.loss.is_expected());
-        Some(Due { order: entry.order.clone(), key, age, rest, there })
+        let apart = entry.suspect;
+        Some(Due { order: entry.order.clone(), key, age, rest, there, apart })
     }
 
     /// Everything is looked at again, but what failed keeps its date: it may be what ended the connection. While there was
@@ -265,7 +271,7 @@ impl Entries {
         }
         let last = match result {
             Ok(outcome) => {
-                (entry.failures, entry.refusals) = (0, 0);
+                (entry.failures, entry.refusals, entry.suspect) = (0, 0, false);
                 let last = match &outcome {
                     Outcome::Refused(_) | Outcome::Unreachable(_) => Last::Refused { in_a_row: 0 },
                     Outcome::Declared(_) | Outcome::Absent | Outcome::Removed => Last::Declared,
@@ -276,6 +282,8 @@ impl Entries {
             Err(error) => {
                 entry.failures = entry.failures.saturating_add(1);
                 let terminal = error.error.category() != Category::Retryable;
+                entry.suspect =
+                    !terminal && (entry.suspect || matches!(error.error, BrokerError::Closed { .. }));
                 // One lost channel is no news; the link tells of a lost connection.
                 if terminal || entry.failures > 2 {
                     let outcome = Outcome::Refused(problem::refused(&error));

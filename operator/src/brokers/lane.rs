@@ -38,6 +38,9 @@ const ANSWERING: Duration = Duration::from_millis(250);
 /// How long the answer to a look is listened for, whether or not anybody still waits for it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Channels that are used again.
+type Pool = Arc<Mutex<Channels<Channel>>>;
+
 /// One broker. Dropping it closes its connection.
 #[derive(Debug)]
 pub struct Lane {
@@ -53,7 +56,7 @@ struct Shared {
     options: LaneOptions,
     entries: Mutex<Entries>,
     changed: Notify,
-    channels: Arc<Mutex<Channels<Channel>>>,
+    channels: Pool,
     release: Aside<Release>,
     probes: Semaphore,
     misses: Mutex<Misses>,
@@ -187,33 +190,16 @@ impl Shared {
         if turn > now {
             tokio::time::sleep_until(turn).await;
         }
-        let answer = self.look(&self.link()?, queue).await;
+        let answer = look(&self.link()?, &self.channels, queue).await;
         locked(&self.misses).answered(queue, &answer, Instant::now());
         answer
     }
 
-    /// Asks for a queue's depth on a channel that is used again, which changes nothing. It ends by its answer, also where nobody
-    /// waits for that any more: over a refusal on a channel that was dropped meanwhile the library ends the connection.
-    async fn look(&self, link: &Link, queue: &str) -> Result<QueueDepth, BrokerError> {
-        let (link, channels, queue) = (link.clone(), self.channels.clone(), queue.to_owned());
-        let looking = tokio::spawn(tokio::time::timeout(ANSWER_TIMEOUT, async move {
-            let pooled = take(&link, &channels).await?;
-            let depth = declare::depth(&pooled.channel, &queue).await?;
-            put_back(&link, &channels, pooled);
-            Ok(depth)
-        }));
-        let timed_out = || BrokerError::TimedOut { what: "queue depth", seconds: ANSWER_TIMEOUT.as_secs() };
-        match looking.await {
-            Ok(looked) => looked.unwrap_or_else(|_| Err(timed_out())),
-            Err(ended) => Err(BrokerError::Closed { detail: ended.to_string() }),
-        }
-    }
-
     /// Whether a main queue that was there is gone. Where that is not known for now, it is not declared either, which would
     /// hide the loss; what the broker refuses is told better by the declaration.
-    async fn is_gone(&self, link: &Link, due: &Due) -> Result<bool, DeclareError> {
+    async fn is_gone(&self, link: &Link, channels: &Pool, due: &Due) -> Result<bool, DeclareError> {
         let order = &due.order;
-        let look = async { self.look(link, &order.main).await.map_err(|error| of_main(order, error)) };
+        let look = async { look(link, channels, &order.main).await.map_err(|error| of_main(order, error)) };
         let gone = match in_time(order, look).await {
             Ok(_) => false,
             Err(DeclareError { error, .. }) if error.says_no_queue(&order.main) => true,
@@ -232,13 +218,27 @@ impl Shared {
         })
     }
 
-    /// Carries out what is due. A main queue that is gone is told of where that takes longer than a moment.
+    /// Carries out what is due, on a connection of its own if it may end one.
     async fn carry_out(&self, link: &Link, due: &mut Due) -> Result<Outcome, DeclareError> {
-        if !due.there || !self.is_gone(link, due).await? {
-            return self.work(link, due).await;
+        if !due.apart {
+            return self.carry_out_on(link, &self.channels, due).await;
+        }
+        let another = link.another().await.map_err(|error| of_main(&due.order, error))?;
+        self.carry_out_on(another.link(), &Pool::default(), due).await
+    }
+
+    /// The same on a given connection. A main queue that is gone is told of where that takes longer than a moment.
+    async fn carry_out_on(
+        &self,
+        link: &Link,
+        channels: &Pool,
+        due: &mut Due,
+    ) -> Result<Outcome, DeclareError> {
+        if !due.there || !self.is_gone(link, channels, due).await? {
+            return self.work(link, channels, due).await;
         }
         let key = due.key.clone();
-        let mut work = Box::pin(self.work(link, due));
+        let mut work = Box::pin(self.work(link, channels, due));
         if let Ok(done) = tokio::time::timeout(MOMENT, &mut work).await {
             return done;
         }
@@ -247,11 +247,11 @@ impl Shared {
     }
 
     /// Does what an order asks for, for as long as this process may write.
-    async fn work(&self, link: &Link, due: &mut Due) -> Result<Outcome, DeclareError> {
+    async fn work(&self, link: &Link, channels: &Pool, due: &mut Due) -> Result<Outcome, DeclareError> {
         let Due { order, age, rest, .. } = due;
         let patience =
             Patience { learned: *age >= self.options.sidecars_learn, held_back: self.options.held_back };
-        let work = carry_out(link, &self.channels, order, patience, rest);
+        let work = carry_out(link, channels, order, patience, rest);
         let mut outcome =
             self.options.leadership.fenced(work).await.unwrap_or_else(|lost| {
                 Err(of_main(order, BrokerError::Closed { detail: lost.to_string() }))
@@ -262,6 +262,23 @@ impl Shared {
             seen.release = self.release(link.generation);
         }
         Ok(outcome)
+    }
+}
+
+/// Asks for a queue's depth on a channel that is used again, which changes nothing. It ends by its answer, also where nobody
+/// waits for that any more: over a refusal on a channel that was dropped meanwhile the library ends the connection.
+async fn look(link: &Link, channels: &Pool, queue: &str) -> Result<QueueDepth, BrokerError> {
+    let (link, channels, queue) = (link.clone(), channels.clone(), queue.to_owned());
+    let looking = tokio::spawn(tokio::time::timeout(ANSWER_TIMEOUT, async move {
+        let pooled = take(&link, &channels).await?;
+        let depth = declare::depth(&pooled.channel, &queue).await?;
+        put_back(&link, &channels, pooled);
+        Ok(depth)
+    }));
+    let timed_out = || BrokerError::TimedOut { what: "queue depth", seconds: ANSWER_TIMEOUT.as_secs() };
+    match looking.await {
+        Ok(looked) => looked.unwrap_or_else(|_| Err(timed_out())),
+        Err(ended) => Err(BrokerError::Closed { detail: ended.to_string() }),
     }
 }
 
@@ -308,7 +325,7 @@ async fn run(shared: Arc<Shared>) {
                 let Some(ended) = ended else { continue };
                 let (due, result): (Due, Result<Outcome, DeclareError>) = ended;
                 match &result {
-                    Err(error) if error.error.category() == Category::Retryable => pace.lost(),
+                    Err(error) if error.error.category() == Category::Retryable && !due.apart => pace.lost(),
                     Err(_) | Ok(_) => pace.succeeded(),
                 }
                 locked(&shared.misses).declared(&due.order.main, &result);

@@ -13,13 +13,15 @@ use warren_tests::broker::{Alarm, Broker, Options, Version, Vhost};
 use warren_tests::wait::eventually;
 use warren_tests::way::Way;
 
-use super::kept::{Keeper, Kept, PATIENCE};
+use super::kept::{CONNECTION, Keeper, Kept, PATIENCE};
+use super::look::connected_at;
 
 on_each_release!(
     two_thousand_queues_on_a_dead_broker_do_not_delay_ten_on_a_live_one,
     a_broker_that_never_answers_is_told_and_delays_nobody,
     another_address_of_the_list_is_used_when_one_goes,
     queues_of_one_broker_share_one_connection,
+    a_queue_over_which_the_broker_ends_the_connection_does_so_once_to_the_others,
 );
 
 async fn two_thousand_queues_on_a_dead_broker_do_not_delay_ten_on_a_live_one(vhost: Vhost) -> Result<()> {
@@ -94,6 +96,57 @@ async fn queues_of_one_broker_share_one_connection(vhost: Vhost) -> Result<()> {
     }
     assert_eq!(keeper.brokers.connected(), (1, 0));
     Ok(())
+}
+
+/// Has a broker fail over each declaration of a queue of this name, and count them: it ends the connection with 541 then, as over any
+/// fault of its own.
+async fn break_declarations(broker: &Broker, queue: &str) -> Result<()> {
+    let module = format!(
+        r#"["-module(broken_queue).", "-behaviour(rabbit_queue_decorator).", "-compile(export_all).",
+            "description() -> [].", "startup(_) -> ok.", "shutdown(_) -> ok.", "policy_changed(_, _) -> ok.",
+            "consumer_state_changed(_, _, _) -> ok.",
+            "active_for(Q) -> case element(4, amqqueue:get_name(Q)) of
+                 <<\"{queue}\">> -> application:set_env(rabbit, broken, application:get_env(rabbit, broken, 0) + 1), exit(broken);
+                 _ -> false
+             end."]"#
+    );
+    let form =
+        "begin {ok, Tokens, _} = erl_scan:string(Line), {ok, Form} = erl_parse:parse_form(Tokens), Form end";
+    let expression = format!(
+        r#"begin {{ok, Module, Code}} = compile:forms([{form} || Line <- {module}]),
+           {{module, _}} = code:load_binary(Module, "", Code),
+           ok = rabbit_registry:register(queue_decorator, <<"broken">>, Module) end"#
+    );
+    broker.eval(&expression).await.map(drop)
+}
+
+async fn mend_declarations(broker: &Broker) -> Result<()> {
+    broker.eval(r#"rabbit_registry:unregister(queue_decorator, <<"broken">>)"#).await.map(drop)
+}
+
+async fn a_queue_over_which_the_broker_ends_the_connection_does_so_once_to_the_others(
+    vhost: Vhost,
+) -> Result<()> {
+    let broker = &vhost.broker;
+    break_declarations(broker, "broken-orders").await?;
+    let keeper = Keeper::new();
+    keeper.queue(&vhost.uri(), json!({}))?.ready().await?;
+    let mut broken = keeper.named("broken-orders", BrokerAccess::from_uri(&vhost.uri())?, json!({}))?;
+    broken.until("Declared", ("False", "BrokerUnreachable"), &["INTERNAL_ERROR"]).await?;
+    let connected = connected_at(&vhost, CONNECTION).await?;
+    let tries = async || broker.eval("application:get_env(rabbit, broken, 0)").await;
+    // What one has done to the connection shows by the next.
+    for _ in 0..2 {
+        let before = tries().await?;
+        eventually(PATIENCE, "it is tried again", async || {
+            ensure!(tries().await? != before, "not yet");
+            Ok(())
+        })
+        .await?;
+    }
+    assert_eq!(connected_at(&vhost, CONNECTION).await?, connected);
+    mend_declarations(broker).await?;
+    broken.ready().await
 }
 
 /// A memory alarm, a silence, a crash without and with the data.

@@ -84,7 +84,7 @@ pub async fn replica(vhost: &Vhost, queue: &str, runs: bool) -> Result<()> {
 }
 
 /// When the oldest connection of this name to the vhost was made.
-pub async fn connected_at(vhost: &Vhost, name: &str) -> Result<String> {
+pub async fn connected_at(vhost: &Vhost, name: &str) -> Result<u64> {
     let expression = format!(
         "io_lib:format(\"~w\", [lists:min([proplists:get_value(connected_at, Info) || Pid <- rabbit_networking:connections(), \
          Info <- [catch rabbit_networking:connection_info(Pid, [vhost, client_properties, connected_at])], is_list(Info), \
@@ -92,5 +92,6 @@ pub async fn connected_at(vhost: &Vhost, name: &str) -> Result<String> {
          lists:keyfind(<<\"connection_name\">>, 1, proplists:get_value(client_properties, Info)) =:= {{<<\"connection_name\">>, longstr, <<\"{name}\">>}}])])",
         vhost.name
     );
-    text(vhost, &expression).await
+    let answer = text(vhost, &expression).await?;
+    answer.parse().with_context(|| format!("no such connection: {answer}"))
 }
