@@ -102,6 +102,11 @@ fn to_pods(pods: f64) -> u32 {
     (pods - 1e-9).ceil().max(0.0) as u32
 }
 
+/// Seconds within which a call of a handler that works has ended.
+fn patience(spec: &Spec) -> f64 {
+    spec.handler_timeout + STALL_MARGIN
+}
+
 /// What forbids any move.
 fn trouble(
     history: &History,
@@ -121,13 +126,7 @@ fn trouble(
                 .to_owned(),
         ));
     }
-    let patience = spec.handler_timeout + STALL_MARGIN;
-    if let Some(failed) = history.failures.in_a_row(patience, now).filter(|_| to_do && sidecars.scraped > 0) {
-        let why = format!(
-            "the handler has failed on the last {failed} calls, or let them time out: more pods would not mend that, replicas are held"
-        );
-        return Some((Reason::HandlerFailing, why));
-    }
+    let patience = patience(spec);
     let idle = history.seconds_without_progress(now);
     // Of such a queue a pod of another Worker gets the messages.
     let stands_by = spec.single && inputs.shared && sidecars.unsettled == 0;
@@ -163,6 +162,15 @@ fn within_limits(
         message: format!("{why}: {}", need.text),
     };
     let wanted = raw.clamp(min, max);
+    if wanted > current.max(min)
+        && need.short
+        && let Some(failed) = history.failures.in_a_row(patience(spec), now)
+    {
+        let why = format!(
+            "the last {failed} calls all failed or timed out: more pods would not mend the handler, {wanted} are wanted"
+        );
+        return decision(current, Reason::HandlerFailing, &why);
+    }
     if wanted > current && (need.short || current < min) {
         let why = match scheduled.filter(|_| raw < wanted) {
             Some(Floor { schedule, .. }) => {

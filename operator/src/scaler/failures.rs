@@ -10,7 +10,7 @@ pub(super) struct Ended {
     pub seconds: f64,
 }
 
-/// The failed calls since most calls went well.
+/// The failed calls since one went well.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Failures {
     row: u64,
@@ -26,7 +26,7 @@ impl Failures {
         let before = self.in_doubt;
         let all =
             Ended { messages: before.messages + ended.messages, seconds: before.seconds + ended.seconds };
-        if failed.saturating_mul(2) > calls {
+        if failed >= calls {
             *self = Self { row: self.row.saturating_add(failed), at: now, in_doubt: all };
             return None;
         }
@@ -64,7 +64,7 @@ mod tests {
         }
         assert_eq!(failures.in_a_row(60.0, 60.0), Some(5));
         assert_eq!(failures.in_a_row(60.0, 61.0), None);
-        assert_eq!(failures.observe(ONE, 2, 1, 61.0), Some(ONE));
+        assert_eq!(failures.observe(ONE, 9, 8, 61.0), Some(ONE));
         assert_eq!(failures, Failures::default());
     }
 }
