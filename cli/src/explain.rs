@@ -176,7 +176,11 @@ impl Seen {
             (false, most) => (most, format!("maxReplicas {most}")),
         };
         let scheduled = most.min(scheduled);
+        let holds = |reason: Reason| reason.as_str() == made.reason;
         let limits = match made.raw {
+            _ if [Reason::Paused, Reason::Stalled, Reason::HandlerFailing].into_iter().any(holds) => {
+                "held".to_owned()
+            }
             raw if raw > most => format!("raised no further than {limit}"),
             raw if raw < scheduled && scheduled > least => {
                 format!("kept at {scheduled} by scaling.schedules")
@@ -184,7 +188,7 @@ impl Seen {
             raw if raw < least => format!("kept at minReplicas {least}"),
             _ => format!("within minReplicas {least} and {limit}"),
         };
-        let formula = match made.reason == Reason::DepthUnknown.as_str() {
+        let formula = match holds(Reason::DepthUnknown) {
             true => "none, as long as what waits is not known".to_owned(),
             false => format!("{} pods, {limits}", made.raw),
         };
@@ -227,7 +231,10 @@ fn is_obeyed(worker: &Worker, status: &WorkerStatus) -> bool {
 /// What the operator's last look saw, and its decisions before.
 fn inputs_and_decisions(told: &Told) -> String {
     let ready = match (told.ready, told.ready_age_seconds) {
-        (Some(ready), Some(age)) => format!("{ready}, counted {:.1} s ago", told.looked_seconds_ago + age),
+        (Some(ready), Some(age)) => {
+            let part = if told.shared { ", this Worker's part" } else { "" };
+            format!("{ready}{part}, counted {:.1} s ago", told.looked_seconds_ago + age)
+        }
         _ => "not known".to_owned(),
     };
     let ending = match told.ending {
@@ -375,6 +382,16 @@ mod tests {
         seen.operator = Ok(Some(floor));
         let text = seen.text();
         for said in ["80 pods, kept at 90 by scaling.schedules", "at least 90 pods, by \"0 8 * * *\" UTC"] {
+            assert!(text.contains(said), "{said}\n{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_held_is_said_to_be_and_a_part_of_what_waits_to_be_one() {
+        let mut held = Told { shared: true, ..told() };
+        held.decision.reason = "HandlerFailing".to_owned();
+        let text = Seen { operator: Ok(Some(held)), ..seen(&json!({})) }.text();
+        for said in ["200 pods, held\n", "42, this Worker's part, counted"] {
             assert!(text.contains(said), "{said}\n{text}");
         }
     }

@@ -50,6 +50,7 @@ impl Autoscaler for Warren {
             ready: Some((ready, 0.0)),
             contradicted: false,
             shared: false,
+            elsewhere: false,
             workload: Workload { replicas, ..Workload::default() },
             sidecars: Sidecars {
                 started,

@@ -8,7 +8,7 @@
 
 use std::cmp::Ordering;
 
-use super::history::{History, RATE_WINDOW};
+use super::history::{History, LEAST_BURST, RATE_WINDOW};
 use super::inputs::{Floor, Inputs, Spec};
 use super::need::{Need, need};
 use super::reason::Reason;
@@ -21,6 +21,8 @@ pub const AGREEING_ZEROS: u32 = 3;
 pub const BLIND_SECONDS: f64 = 60.0;
 /// Share of the target wait beyond which nobody goes: for so long what waits would wait for the pods that stay.
 const LEFT_SHARE: f64 = 0.1;
+/// Share of the target wait that others who consume the queue have for a few messages before a Worker without pods gets one.
+const OTHERS_SHARE: f64 = 0.5;
 /// Seconds between two steps of a scale-in, unless it follows a burst.
 const SCALE_IN_SPACING: f64 = 30.0;
 /// Seconds beyond the handler's time-out without progress that make a stall.
@@ -86,6 +88,9 @@ pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (
     history.observe_fewer(to_pods(need.now) < current, now);
     if need.beyond {
         history.goes_beyond(now);
+    }
+    if raw > spec.most() {
+        history.observe_at_most(now);
     }
     let decision = within_limits(&history, &need, raw, ready, inputs, spec, now);
     match decision.replicas.cmp(&current) {
@@ -162,6 +167,13 @@ fn within_limits(
         message: format!("{why}: {}", need.text),
     };
     let wanted = raw.clamp(min, max);
+    if inputs.elsewhere && min == 0 && need.backlog < LEAST_BURST {
+        let patience = spec.target_wait * OTHERS_SHARE;
+        if wanted > 0 && history.seconds_waiting(now) < patience {
+            let why = format!("others consume the queue, and have {patience:.0} s to begin what waits");
+            return decision(current, Reason::Idle, &why);
+        }
+    }
     if wanted > current.max(min)
         && need.short
         && let Some(failed) = history.failures.in_a_row(patience(spec), now)
@@ -188,7 +200,7 @@ fn within_limits(
         return decision(current, Reason::MetricsUnreachable, why);
     }
     if raw > max {
-        let why = format!("{raw} pods wanted, {} allows {max}", spec.limit());
+        let why = format!("{raw} pods wanted, {}", allowed(spec, max));
         return decision(current, Reason::AtMaximum, &why);
     }
     // A pod that holds what it does not hand over neither goes nor works.
@@ -197,6 +209,11 @@ fn within_limits(
     if lowest >= current {
         let (reason, why) = if current == 0 && raw == 0 {
             (Reason::Idle, "nothing to do".to_owned())
+        } else if current == max && history.is_at_most(now) {
+            (
+                Reason::AtMaximum,
+                format!("more than {current} pods were wanted just now, {}", allowed(spec, max)),
+            )
         } else if current > min && history.fewer_would_do() {
             let why =
                 format!("fewer pods would do at times, what arrived within {:.0} s decides", spec.window());
@@ -236,6 +253,11 @@ fn within_limits(
         return decision(current, Reason::InFlight, &why);
     }
     decision(next, Reason::ScaledIn, &format!("{current} to {next} pods"))
+}
+
+/// What allows no more pods.
+fn allowed(spec: &Spec, max: u32) -> String {
+    format!("{} allows {max}", spec.limit())
 }
 
 /// Whether some work may outlast a drain.

@@ -78,6 +78,7 @@ impl World {
             ready: Some((self.queue as u64, 0.0)),
             contradicted: false,
             shared: false,
+            elsewhere: false,
             workload: Workload { replicas: self.replicas, ..Workload::default() },
             floor: self.floor.clone(),
             sidecars: Sidecars {
@@ -999,6 +1000,47 @@ fn what_timed_out_while_the_handler_hung_does_not_count_when_it_is_mended() {
 }
 
 #[test]
+fn a_worker_at_zero_leaves_a_few_messages_to_others_that_consume_for_half_the_target_wait() {
+    let mut history = History::default();
+    let mut at = |ready, elsewhere, now| {
+        let inputs = Inputs { elsewhere, ..waiting(ready) };
+        let (decision, next) = decide(history.clone(), &inputs, &spec(), now);
+        history = next;
+        decision
+    };
+    for now in 0..60 {
+        // One that waits a moment, now and then.
+        let decision = at(u64::from(now % 5 == 0), true, f64::from(now));
+        assert_eq!((decision.replicas, decision.reason), (0, Reason::Idle), "{decision:?}");
+    }
+    assert!(at(1, true, 60.0).message.contains("others consume the queue"));
+    assert_eq!(at(1, true, 64.9).replicas, 0);
+    assert_eq!(at(1, true, 65.0).replicas, 1, "they do not keep up");
+    assert_eq!(at(0, true, 66.0).replicas, 0);
+    assert!(at(5, true, 67.0).replicas > 0, "more than a few");
+    assert_eq!(at(0, true, 68.0).replicas, 0);
+    assert_eq!(at(1, false, 69.0).replicas, 1, "nobody else is there");
+}
+
+#[test]
+fn a_worker_at_its_maximum_says_so_as_long_as_more_is_wanted_now_and_then() {
+    let spec = Spec { min: 1, max: 1, ..spec() };
+    let mut history = History::with_service_seconds(1.0);
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 1;
+    let mut reasons = Vec::new();
+    for now in 0..200_u32 {
+        inputs.sidecars = Sidecars { settled: u64::from(now), ..working(1) };
+        inputs.ready = Some((if now < 120 && now % 20 == 0 { 20 } else { 5 }, 0.0));
+        let (decision, next) = decide(history, &inputs, &spec, f64::from(now));
+        history = next;
+        reasons.push(decision.reason);
+    }
+    reasons.dedup();
+    assert_eq!(reasons, [Reason::AtMaximum, Reason::Steady]);
+}
+
+#[test]
 fn one_pod_that_starts_slowly_hides_no_burst() {
     let spec = Spec { min: 20, ..spec() };
     let mut history = History::with_service_seconds(0.5);
@@ -1268,6 +1310,7 @@ prop_compose! {
             ready,
             contradicted,
             shared: held % 3 == 0,
+            elsewhere: held % 4 == 0,
             floor: floor.map(by_schedule),
             workload: Workload {
                 replicas,

@@ -198,6 +198,9 @@ impl Follower {
                 .map(|(depth, at)| (part(depth.ready.into(), share), at.elapsed().as_secs_f64())),
             contradicted,
             shared: share < 1.0 || another_consumes,
+            elsewhere: current == 0
+                && pods.iter().all(|pod| pods::ended(pod))
+                && self.depth.is_some_and(|(depth, _)| depth.consumers > 0),
             workload: Workload {
                 replicas: current,
                 rolling: deployment.as_deref().is_some_and(|deployment| deployment.facts.rolling),

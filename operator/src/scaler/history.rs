@@ -15,8 +15,8 @@ const RECENT_WINDOW: f64 = 10.0;
 /// Seconds for which pods that proved too few are not tried again, since they were there: what bounds how often a steady load
 /// changes them.
 pub const TOO_FEW_SECONDS: f64 = 600.0;
-/// Least seconds between two changes of whether fewer pods would do, which people read.
-const FEWER_SECONDS: f64 = 60.0;
+/// Least seconds between two changes of what people read: whether fewer pods would do, or more than are allowed.
+const TOLD_SECONDS: f64 = 60.0;
 /// Share of the load that pods proved too few for, below which they are tried again: less is noise.
 const LOWER_LOAD: f64 = 0.7;
 /// Seconds within which pods that went are wanted again, when bursts come often.
@@ -30,7 +30,7 @@ const BEYOND_SECONDS: f64 = 240.0;
 /// So many of them in a row.
 const BEYOND_OFTEN: u32 = 2;
 /// Messages that wait in a burst at least: one or two come together by chance.
-const LEAST_BURST: f64 = 5.0;
+pub(super) const LEAST_BURST: f64 = 5.0;
 /// Seconds after which half of the weight of a measured handler call is gone.
 const SERVICE_HALF_LIFE: f64 = 60.0;
 /// Readings of the queue's depth are at least this far apart, in seconds.
@@ -73,6 +73,10 @@ pub struct History {
     pub(super) startup: Startup,
     /// Whether fewer pods would do, as it is told, and since when.
     fewer: Option<(bool, f64)>,
+    /// When more pods than are allowed were wanted last.
+    at_most: Option<f64>,
+    /// Since when the queue has not been empty.
+    waiting_since: Option<f64>,
 }
 
 /// What is remembered of changes of replicas.
@@ -159,6 +163,10 @@ impl History {
             self.read_at = Some(read_at);
             let zero = ready == 0 && !inputs.contradicted;
             self.zero_reads = if zero { self.zero_reads.saturating_add(1) } else { 0 };
+        }
+        match ready {
+            0 => self.waiting_since = None,
+            _ => _ = self.waiting_since.get_or_insert(now),
         }
         self.startup.observe(&inputs.workload, sidecars.able, now);
         let held = ready.saturating_add(sidecars.unsettled).saturating_add(sidecars.ending);
@@ -383,9 +391,24 @@ impl History {
 
     /// Whether fewer pods would do just now: noise about a whole number of pods is no news each second.
     pub(super) fn observe_fewer(&mut self, fewer: bool, now: f64) {
-        if self.fewer.is_none_or(|(told, since)| told != fewer && now - since >= FEWER_SECONDS) {
+        if self.fewer.is_none_or(|(told, since)| told != fewer && now - since >= TOLD_SECONDS) {
             self.fewer = Some((fewer, now));
         }
+    }
+
+    /// More pods than are allowed are wanted.
+    pub(super) const fn observe_at_most(&mut self, now: f64) {
+        self.at_most = Some(now);
+    }
+
+    /// Whether they are, as it is to be told.
+    pub(super) fn is_at_most(&self, now: f64) -> bool {
+        self.at_most.is_some_and(|at| now - at < TOLD_SECONDS)
+    }
+
+    /// Seconds for which the queue has not been empty.
+    pub(super) fn seconds_waiting(&self, now: f64) -> f64 {
+        self.waiting_since.map_or(0.0, |since| now - since)
     }
 
     /// Whether fewer pods would do, as it is to be told.

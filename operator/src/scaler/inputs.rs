@@ -54,6 +54,8 @@ pub struct Inputs {
     pub contradicted: bool,
     /// Whether other Workers consume the same Queue.
     pub shared: bool,
+    /// Whether somebody consumes while this Worker has no pod.
+    pub elsewhere: bool,
     /// The Deployment and its pods.
     pub workload: Workload,
     /// The sum of the sidecars' own metrics.

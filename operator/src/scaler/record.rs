@@ -22,6 +22,9 @@ pub struct Told {
     pub looked_seconds_ago: f64,
     /// Ready messages; none: not known.
     pub ready: Option<u64>,
+    /// Whether these are this Worker's part only, as other Workers consume the Queue, too.
+    #[serde(default)]
+    pub shared: bool,
     /// Seconds since they were counted.
     pub ready_age_seconds: Option<f64>,
     /// Messages delivered to pods that stay, and not settled.
@@ -107,7 +110,7 @@ impl Records {
     pub fn told(&self, worker: &Key) -> Option<Told> {
         let records = locked(&self.0);
         let Record { looked, inputs, decision, decisions } = records.get(worker)?;
-        let Inputs { ready, workload, sidecars, floor, .. } = inputs;
+        let Inputs { ready, shared, workload, sidecars, floor, .. } = inputs;
         let told = |at: &Instant, decision: &Decision| ToldDecision {
             seconds_ago: at.elapsed().as_secs_f64(),
             replicas: decision.replicas,
@@ -118,6 +121,7 @@ impl Records {
         Some(Told {
             looked_seconds_ago: looked.elapsed().as_secs_f64(),
             ready: ready.map(|(ready, _)| ready),
+            shared: *shared,
             ready_age_seconds: ready.map(|(_, age)| age),
             unsettled: sidecars.unsettled,
             in_flight: sidecars.in_flight,
