@@ -82,7 +82,9 @@ impl JsonSchema for Template {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let mut schema = kubernetes_schema::<PodTemplateSpec>();
+        // Fractions, too, as a Deployment does: `x-kubernetes-int-or-string` takes none, and another type cannot be named.
+        let any = json!({"x-kubernetes-preserve-unknown-fields": true});
+        let mut schema = kubernetes_schema::<PodTemplateSpec>(&any);
         bound_containers(&mut schema);
         schema.insert("required".to_owned(), json!(["spec"]));
         Schema::from(schema)
@@ -91,41 +93,41 @@ impl JsonSchema for Template {
 
 /// The schema of container resources, without descriptions.
 pub(crate) fn resources_schema(_: &mut SchemaGenerator) -> Schema {
-    Schema::from(kubernetes_schema::<ResourceRequirements>())
+    Schema::from(kubernetes_schema::<ResourceRequirements>(&json!({"x-kubernetes-int-or-string": true})))
 }
 
-/// The schema of a Kubernetes type, inlined and made structural.
-fn kubernetes_schema<T: JsonSchema>() -> Map<String, Value> {
+/// The schema of a Kubernetes type, inlined and made structural, with this one for each quantity.
+fn kubernetes_schema<T: JsonSchema>(quantity: &Value) -> Map<String, Value> {
     let settings = SchemaSettings::openapi3().with(|s| {
         s.inline_subschemas = true;
         s.meta_schema = None;
     });
     let mut value = settings.into_generator().into_root_schema_for::<T>().to_value();
-    make_structural(&mut value);
+    make_structural(&mut value, quantity);
     match value {
         Value::Object(map) => map,
         _ => Map::new(),
     }
 }
 
-/// Rewrites what `k8s-openapi` emits into what an API server takes in a CRD: no descriptions, quantities and ports as
+/// Rewrites what `k8s-openapi` emits into what an API server takes in a CRD: no descriptions, quantities as given, ports as
 /// int-or-string, no nulls.
-fn make_structural(value: &mut Value) {
+fn make_structural(value: &mut Value, quantity: &Value) {
     let Value::Object(map) = value else { return };
     for noise in ["description", "title", "$schema", "nullable", "default", "components", "definitions"] {
         map.remove(noise);
     }
-    if is_quantity_or_port(map) {
+    if is_port(map) {
         *map = Map::from_iter([("x-kubernetes-int-or-string".to_owned(), Value::Bool(true))]);
         return;
     }
     if let Some(Value::Object(properties)) = map.get_mut("properties") {
         for (name, property) in properties.iter_mut() {
-            make_structural(property);
+            make_structural(property, quantity);
             match name.as_str() {
-                "sizeLimit" | "divisor" => *property = json!({"x-kubernetes-int-or-string": true}),
+                "sizeLimit" | "divisor" => *property = quantity.clone(),
                 "limits" | "requests" if property["additionalProperties"].is_object() => {
-                    property["additionalProperties"] = json!({"x-kubernetes-int-or-string": true});
+                    property["additionalProperties"] = quantity.clone();
                 }
                 _ => {}
             }
@@ -133,13 +135,13 @@ fn make_structural(value: &mut Value) {
     }
     for nested in ["items", "additionalProperties"] {
         if let Some(schema) = map.get_mut(nested) {
-            make_structural(schema);
+            make_structural(schema, quantity);
         }
     }
 }
 
 /// Whether a schema is `IntOrString`, which has no type of its own or a union of two.
-fn is_quantity_or_port(map: &Map<String, Value>) -> bool {
+fn is_port(map: &Map<String, Value>) -> bool {
     map.contains_key("x-kubernetes-int-or-string")
         || map.get("format").is_some_and(|format| format == "int-or-string")
         || map.contains_key("anyOf")

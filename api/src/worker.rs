@@ -413,7 +413,7 @@ pub struct Sidecar {
     #[schemars(length(max = 1024))]
     pub image: Option<String>,
 
-    /// Compute resources; default: requests of 10m CPU and 32Mi memory, no limits.
+    /// Compute resources; default: requests of 10m CPU and 32Mi memory, no limits. Quote fractions of a CPU, or write 500m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::template::resources_schema")]
     pub resources: Option<ResourceRequirements>,

@@ -6,6 +6,10 @@ use warren_broker::error::{BrokerError, Difference};
 
 /// The reason where the broker's queue was there before its Queue, which must not be.
 pub const ALREADY_EXISTS: &str = "AlreadyExists";
+/// Reason of a queue or exchange that exists with another type or argument.
+pub const ARGUMENTS_DIFFER: &str = "ArgumentsDiffer";
+/// Reason of one that exists and is not durable.
+pub const NOT_DURABLE: &str = "NotDurable";
 /// The reason where an older Queue has one of the names.
 pub const CONFLICT: &str = "Conflict";
 /// The reason where Warren has let a Queue go, and another's finalizer keeps it.
@@ -143,12 +147,12 @@ fn not_durable(object: &Object, vhost: &str) -> String {
 fn differs(object: &Object, difference: &Difference, vhost: &str) -> (&'static str, String) {
     let Difference { field, asked, existing } = difference;
     if field == "durable" {
-        return ("NotDurable", not_durable(object, vhost));
+        return (NOT_DURABLE, not_durable(object, vhost));
     }
     let asked = if asked.is_empty() { "\"\"" } else { asked.as_str() };
     let way_out = match object {
         Object::Queue(_) => {
-            "set adoptionPolicy: AsIs to consume a main queue as it is, or delete the queue when it is empty, or delete this Queue and make it again with what exists or with another queueName (docs/changing-a-queue.md)"
+            "set adoptionPolicy: AsIs to go on consuming a main queue as it is, or delete the queue when it is empty, or delete this Queue and make it again with what exists or with another queueName (docs/changing-a-queue.md)"
         }
         Object::Exchange(_) | Object::Binding(..) => {
             "leave declare out of the binding to use the exchange as it is, or name another in bindings"
@@ -157,7 +161,7 @@ fn differs(object: &Object, difference: &Difference, vhost: &str) -> (&'static s
     let message = format!(
         "{object} exists with {field} = {existing}, and the spec asks for {asked}. Warren leaves it as it is: {way_out}"
     );
-    ("ArgumentsDiffer", message)
+    (ARGUMENTS_DIFFER, message)
 }
 
 #[cfg(test)]

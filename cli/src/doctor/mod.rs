@@ -29,9 +29,14 @@ impl Doctor {
     pub async fn run(&self, cluster: &Cluster) -> anyhow::Result<Answer> {
         let facts = facts::read(cluster, self.queue.as_deref()).await?;
         let checks = checks(&facts);
-        let well = checks.iter().all(|check| check.verdict != Verdict::Bad);
-        Ok(Answer { text: checklist(&checks, &nothing(&facts)), well })
+        Ok(Answer { text: checklist(&checks, &nothing(&facts)), well: is_well(&facts, &checks) })
     }
+}
+
+/// Whether nothing is wrong, as far as can be seen, and Queues and Workers can be: else nothing was checked.
+fn is_well(facts: &Facts, checks: &[Check]) -> bool {
+    let is_seen = facts.queues.is_ok() && facts.workers.is_ok();
+    is_seen && checks.iter().all(|check| check.verdict != Verdict::Bad)
 }
 
 /// What is said where there is nothing to check, lest that be taken for all being well.
@@ -94,5 +99,7 @@ mod tests {
         assert_eq!(nothing(&facts()), "");
         let unread = Facts { queues: Err("queues is forbidden".to_owned()), ..nothing_there() };
         assert_eq!(nothing(&unread), "", "there may be some");
+        let sound = [Check::good("a"), Check::unknown("d", "needs e")];
+        assert!(is_well(&nothing_there(), &sound) && !is_well(&unread, &sound), "nothing was checked");
     }
 }

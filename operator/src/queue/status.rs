@@ -8,11 +8,12 @@ use warren_api::conditions::queue::{
 };
 use warren_api::queue::AdoptionPolicy;
 use warren_api::{Queue, QueueStatus, QueueType};
+use warren_broker::declare::Object;
 
 use super::plan::{begun, declared, made_elsewhere};
 use crate::brokers::{Outcome, Seen};
 use crate::condition::{Statement, Status, conditions, find};
-use crate::problem::{ALREADY_EXISTS, CONFLICT, OTHER_FINALIZER, Problem};
+use crate::problem::{ALREADY_EXISTS, ARGUMENTS_DIFFER, CONFLICT, NOT_DURABLE, OTHER_FINALIZER, Problem};
 use crate::scaler::board::Durability;
 
 /// How far a Queue has come.
@@ -122,6 +123,19 @@ pub fn others(queue: &Queue) -> Option<(&'static str, &Condition)> {
     let declared = find(&queue.status.as_ref()?.conditions, DECLARED)?;
     let reason = [ALREADY_EXISTS, CONFLICT].into_iter().find(|reason| *reason == declared.reason)?;
     (declared.status == "False").then_some((reason, declared))
+}
+
+/// Whether the broker gives a Queue's messages to one consumer at a time: as its spec says, unless the main queue there is another than
+/// the spec asks for.
+pub fn is_single(queue: &Queue) -> bool {
+    let main = Object::Queue(queue.broker_name().to_owned()).to_string();
+    let differs = |declared: &Condition| {
+        [ARGUMENTS_DIFFER, NOT_DURABLE].contains(&&*declared.reason)
+            && declared.status == "False"
+            && declared.message.starts_with(&main)
+    };
+    let declared = queue.status.as_ref().and_then(|status| find(&status.conditions, DECLARED));
+    queue.spec.single_active_consumer && !declared.is_some_and(differs)
 }
 
 /// What says that an older Queue has what this one names.

@@ -14,7 +14,7 @@ use super::dereference::{Surroundings, worker_secret};
 use super::pods::only;
 use crate::problem::{ALREADY_EXISTS, CONFLICT, Problem};
 use crate::queue::plan::made_elsewhere;
-use crate::queue::status::others;
+use crate::queue::status::{is_single, others};
 use crate::secrets::SecretState;
 
 /// Volumes that the sidecar brings.
@@ -68,10 +68,14 @@ fn unordered(worker: &Worker, queue: &Queue) -> Option<Problem> {
         ScalingMode::Builtin => (spec.scaling.max_replicas, "scaling.maxReplicas"),
         ScalingMode::External | ScalingMode::Manual => (spec.replicas, "replicas"),
     };
-    let one_at_a_time = queue.spec.single_active_consumer || most <= 1;
+    let one_at_a_time = is_single(queue) || most <= 1;
     (!one_at_a_time).then(|| {
+        let way_out = match queue.spec.single_active_consumer {
+            true => "mend what its condition Declared says, as the queue that the broker has may lack singleActiveConsumer",
+            false => "use a Queue with singleActiveConsumer: true",
+        };
         let message = format!(
-            "consumer.orderingKey needs one consuming pod at a time, and consuming is held until then: use a Queue with singleActiveConsumer: true, or {field}: 1"
+            "consumer.orderingKey needs one consuming pod at a time, and consuming is held until then: {way_out}, or set {field}: 1"
         );
         Problem::new(QUEUE_READY, DISORDER, message)
     })
@@ -81,7 +85,7 @@ fn unordered(worker: &Worker, queue: &Queue) -> Option<Problem> {
 fn not_alone(worker: &Worker, queue: &Queue, beside: Option<&str>) -> Option<Problem> {
     let beside = beside?;
     worker.spec.consumer.ordering_key.as_ref()?;
-    (!queue.spec.single_active_consumer).then(|| {
+    (!is_single(queue)).then(|| {
         let message = format!(
             "consumer.orderingKey needs one consuming pod at a time, and consuming is held, since {beside}"
         );
@@ -159,7 +163,7 @@ pub fn validate<'a>(worker: &'a Worker, around: &'a Surroundings) -> Result<Vali
         held: moved || held(worker, queue, beside),
         hold: hold(worker, queue, beside),
         // One that takes the place of another while no operator looks waits until one does: the other may not have ended.
-        only_pod: (worker.spec.consumer.ordering_key.is_some() && !queue.spec.single_active_consumer)
+        only_pod: (worker.spec.consumer.ordering_key.is_some() && !is_single(queue))
             .then(|| only(&around.pods).unwrap_or_default()),
         container: container.name.clone(),
         port,
@@ -426,6 +430,24 @@ pub(crate) mod tests {
         assert!(!validate(&worker(json!({})), &around).unwrap().held, "it asks for no order");
         Arc::make_mut(around.queue.as_mut().unwrap()).spec.single_active_consumer = true;
         assert!(!validate(&one, &around).unwrap().held);
+    }
+
+    #[test]
+    fn a_single_active_consumer_that_the_queue_on_the_broker_may_lack_keeps_no_order() {
+        let many = worker(json!({"consumer": {"orderingKey": "x-customer"}}));
+        let mut around = surroundings();
+        let mut held = |reason: &str, of: &str| {
+            let mut queue = declared("False", reason);
+            queue.spec.single_active_consumer = true;
+            let conditions = &mut queue.status.as_mut().unwrap().conditions;
+            conditions[0].message = format!("queue \"{of}\" exists");
+            around.queue = Some(Arc::new(queue));
+            validate(&many, &around).unwrap().hold.map(|problem| problem.message)
+        };
+        assert!(held("ArgumentsDiffer", "orders").unwrap().contains("may lack singleActiveConsumer"));
+        assert!(held("NotDurable", "orders").is_some());
+        assert_eq!(held("ArgumentsDiffer", "orders.dlq"), None, "the main queue is as it should be");
+        assert_eq!(held("AccessRefused", "orders"), None);
     }
 
     /// A Queue that says so of its declaration.

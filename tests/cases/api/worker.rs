@@ -77,8 +77,7 @@ async fn a_misspelt_field_of_the_template_is_refused() {
 
 #[tokio::test]
 async fn quantities_may_be_numbers_as_in_a_deployment() {
-    let template =
-        "{spec: {containers: [{name: app, image: app, resources: {limits: {cpu: 1, memory: 64Mi}}}]}}";
+    let template = "{spec: {containers: [{name: app, image: app, resources: {limits: {cpu: 1, memory: 64Mi}, requests: {cpu: 0.5}}}]}}";
     assert!(send(&named("invoices", "", template)).await.is_ok());
 }
 
