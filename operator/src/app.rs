@@ -26,7 +26,7 @@ use crate::secrets::Secrets;
 use crate::server::{Telling, serve};
 
 /// How long a connection to the API server may say nothing while an answer is due: longer than a watch.
-const SILENCE: Duration = Duration::from_secs(230);
+const SILENCE: Duration = Duration::from_secs(100);
 /// How long an answer of the API server may take to begin: what waits for one holds places and locks that others need.
 const ANSWER: Duration = Duration::from_secs(30);
 /// How long controllers get to end what they are doing.

@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use crate::scaler::act::DELETION_COST;
 use crate::tolerant::{Sieve, Tolerant};
 
-/// Load balancers drop flows that are idle for 240 s; some API servers refuse longer watches.
-const WATCH_SECONDS: u32 = 200;
+/// A watch that has fallen silent with its connection shows no new pods until it ends, and it goes on where it was: short.
+const WATCH_SECONDS: u32 = 80;
 /// The annotations that are read; others, such as a copy of what a person applied, are not kept.
 const ANNOTATIONS: [&str; 1] = [DELETION_COST];
 /// Objects a page of the first list: a page is read whole, and each of its objects may have a MiB and a half.

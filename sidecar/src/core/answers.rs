@@ -187,6 +187,8 @@ impl Engine {
                     slot.local_attempts += 1;
                     let until = now + Duration::from_secs(u64::from(seconds)).min(LONGEST_IN_PLACE);
                     slot.state = State::Waiting { until };
+                    let since = slot.since;
+                    self.waits_since(since);
                     self.timers.push(Reverse((until, id)));
                 } else {
                     self.publish(id, Copy::Retry { delay_seconds: Some(seconds), attempts }, 0, now, effects);
@@ -227,6 +229,8 @@ impl Engine {
     fn call_again(&mut self, id: DeliveryId, after_others: bool) {
         if let Some(slot) = self.window.get_mut(id) {
             slot.state = State::Received;
+            let since = slot.since;
+            self.waits_since(since);
             if after_others {
                 self.ready.put_last(id);
             } else {
@@ -293,6 +297,8 @@ impl Engine {
                     if result == PublishResult::Unroutable { self.by_todays_ladder(id, copy) } else { copy };
                 if let Some(slot) = self.window.get_mut(id) {
                     slot.state = State::Unpublished { copy, tries: tries + 1, until };
+                    let since = slot.since;
+                    self.waits_since(since);
                     self.timers.push(Reverse((until, id)));
                 }
             }

@@ -21,8 +21,6 @@ use super::settings::Settings;
 use super::throttle::Throttle;
 use super::window::{Slot, State, Window};
 
-/// The share of the broker's delivery time-out after which a held delivery is warned of, in percent.
-const HELD_LONG_PERCENT: u32 = 80;
 /// Messages whose attempts are remembered at most, which is the largest window: what another pod handles stays in there.
 const MOST_REMEMBERED: usize = 2000;
 
@@ -61,6 +59,8 @@ pub struct Engine {
     pub(super) caution: Caution,
     /// When to look again at single deliveries; entries may be stale, and are swept out once they are [many](SPARE_TIMERS).
     pub(super) timers: BinaryHeap<Reverse<(Time, DeliveryId)>>,
+    /// Before this nothing that is here is [held long](super::held).
+    pub(super) next_held_long: Time,
     /// How many the last sweep has left: the next one comes when there are twice as many, so that it costs little for each.
     timers_left: usize,
     /// Failed attempts of messages that went back to the broker and were tried in place, by message id.
@@ -118,6 +118,7 @@ impl Engine {
             auto: AutoPrefetch::default(),
             caution: Caution::default(),
             timers: BinaryHeap::new(),
+            next_held_long: Time::ZERO,
             timers_left: 0,
             remembered: HashMap::new(),
             drain: Drain::No,
@@ -188,6 +189,7 @@ impl Engine {
 
     fn configured(&mut self, settings: Settings) {
         self.throttle.set_ceiling(settings.concurrency);
+        self.next_held_long = Time::ZERO;
         self.settings = settings;
     }
 
@@ -323,8 +325,8 @@ impl Engine {
         self.probe_handler(effects);
         self.reconcile_subscription(now, effects);
         self.give_back(now, effects);
+        self.end_long_waits(now, effects);
         self.dispatch(now, effects);
-        self.warn_of_long_held(now, effects);
         self.finish_drain(now, effects);
     }
 
@@ -436,26 +438,6 @@ impl Engine {
         self.throttle.started(now);
         self.calls.insert(call, Call { deliveries: owners, started: now });
         effects.push(Effect::Call { call, deliveries });
-    }
-
-    fn warn_of_long_held(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let limit = self.held_long();
-        let Some(oldest) = self.window.oldest() else { return };
-        if oldest.warned {
-            return;
-        }
-        let (since, id) = (oldest.since, oldest.incoming.id);
-        if now >= since + limit {
-            oldest.warned = true;
-            effects.push(Effect::Observe(Observation::HeldLong { id, held: now - since }));
-        } else {
-            self.wake_at(Some(since + limit));
-        }
-    }
-
-    /// How long a delivery may be held until the broker will soon take it back.
-    pub(super) fn held_long(&self) -> Duration {
-        self.settings.consumer_timeout * HELD_LONG_PERCENT / 100
     }
 
     /// A pause that grows with the number of tries, for one delivery.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::backoff::Backoff;
 use super::drain::Drain;
 use super::engine::Engine;
-use super::event::{DeliveryId, Effect, Observation, Outcome, Seen, Time};
+use super::event::{DeliveryId, Effect, Observation, Seen, Time};
 use super::window::State;
 
 /// How long messages are held through an outage of the application before healthy pods get them.
@@ -275,15 +275,7 @@ impl Engine {
         if returned.is_empty() {
             return;
         }
-        for id in returned {
-            if let Some(slot) = self.window.get_mut(id).cloned() {
-                self.remember(&slot);
-            }
-            self.window.give_back(id);
-            effects.push(Effect::Nack { id });
-            effects.push(Effect::Forget { id });
-            effects.push(Effect::Observe(Observation::Settled(Outcome::Returned)));
-        }
+        self.return_all(returned.into_iter(), effects);
         let held = self.window.open_slots().filter_map(|slot| slot.incoming.key);
         let busy: Vec<u64> = held.chain(self.busy_keys()).collect();
         self.ready.rebuild(kept, busy.into_iter());

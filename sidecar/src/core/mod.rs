@@ -14,6 +14,7 @@ mod drain;
 mod engine;
 mod event;
 mod flow;
+mod held;
 mod order;
 mod prefetch;
 mod ready;

@@ -182,9 +182,9 @@ impl Window {
         self.slots.iter().filter(|slot| slot.is_open())
     }
 
-    /// The oldest unsettled delivery.
-    pub fn oldest(&mut self) -> Option<&mut Slot> {
-        self.slots.front_mut()
+    /// The same, to be changed.
+    pub fn open_slots_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
+        self.slots.iter_mut().filter(|slot| slot.is_open())
     }
 
     /// Marks an open delivery as finished: its acknowledgement is due. Returns its ordering key.

@@ -226,6 +226,13 @@ impl Given<'_> {
             properties = properties.with_correlation_id(short(names::CORRELATION_ID, value)?);
         }
         if let Some(value) = &self.reply_to {
+            // The broker closes the channel under everybody where the channel does not consume from it itself.
+            if value == "amq.rabbitmq.reply-to" {
+                return Err(invalid(
+                    names::REPLY_TO,
+                    "asks for replies on the very channel that publishes: name a queue of your own",
+                ));
+            }
             properties = properties.with_reply_to(short(names::REPLY_TO, value)?);
         }
         if let Some(value) = &self.content_type {
@@ -385,6 +392,13 @@ mod tests {
             assert!(refused.to_string().contains(name), "{refused}");
         }
         assert!(line(br#"{"text":"","headers":{"cc":"a@example.com"}}"#).is_ok());
+    }
+
+    #[test]
+    fn direct_replies_are_refused_where_no_caller_can_get_them_and_answers_to_them_are_not() {
+        let asks = |reply_to: &str| line(format!(r#"{{"text":"","replyTo":"{reply_to}"}}"#).as_bytes());
+        assert!(asks("amq.rabbitmq.reply-to").unwrap_err().to_string().contains("a queue of your own"));
+        assert!(asks("amq.rabbitmq.reply-to.g1h2").is_ok() && asks("replies").is_ok());
     }
 
     proptest! {
