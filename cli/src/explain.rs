@@ -232,7 +232,7 @@ fn is_obeyed(worker: &Worker, status: &WorkerStatus) -> bool {
 fn inputs_and_decisions(told: &Told) -> String {
     let ready = match (told.ready, told.ready_age_seconds) {
         (Some(ready), Some(age)) => {
-            let part = if told.shared { ", this Worker's part" } else { "" };
+            let part = if told.shared { " for this Worker, beside others" } else { "" };
             format!("{ready}{part}, counted {:.1} s ago", told.looked_seconds_ago + age)
         }
         _ => "not known".to_owned(),
@@ -391,7 +391,7 @@ mod tests {
         let mut held = Told { shared: true, ..told() };
         held.decision.reason = "HandlerFailing".to_owned();
         let text = Seen { operator: Ok(Some(held)), ..seen(&json!({})) }.text();
-        for said in ["200 pods, held\n", "42, this Worker's part, counted"] {
+        for said in ["200 pods, held\n", "42 for this Worker, beside others, counted"] {
             assert!(text.contains(said), "{said}\n{text}");
         }
     }

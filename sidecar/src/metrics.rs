@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
@@ -10,7 +11,7 @@ use prometheus::{
 use warren_api::metrics as names;
 
 use crate::copy::cut;
-use crate::core::{Answers, Observation, Outcome, Snapshot, Target, is_misconfigured, is_work};
+use crate::core::{Answers, Observation, Outcome, Snapshot, Target, has_failed, is_misconfigured, is_work};
 
 /// Seconds of a handler call: from a tenth of a millisecond to ten minutes.
 const HANDLER_BUCKETS: &[f64] = &[
@@ -55,6 +56,7 @@ pub struct Metrics {
     pub(crate) ack_batch: Histogram,
     outcomes: [IntCounter; 4],
     unpublished: [IntCounter; 2],
+    failures: [IntCounter; 2],
     answers: IntCounterVec,
     publishes: IntCounterVec,
     started: Gauge,
@@ -217,7 +219,8 @@ impl Metrics {
             "outcome",
         )?;
         let unpublished = make.counters("warren_sidecar_copies_failed_total", "Copies for the retry ladder or the dead-letter queue that the broker did not take; their deliveries stay unacknowledged and are tried again", "target")?;
-        let answers = make.counters(names::ANSWERS, "Handler calls that ended, by how: success (2xx), client_error, not_now (429, 503), server_error, other, timed_out, broken, unreached", "answer")?;
+        let answers = make.counters("warren_sidecar_answers_total", "Handler calls that ended, by how: success (2xx), client_error, not_now (429, 503), server_error, other, timed_out, broken, unreached", "answer")?;
+        let failures = make.counters(names::HANDLER_FAILURES, "Of the calls and late deliveries in the handler's duration, those that failed so that their messages are to be tried again, by attempt: the message's first, or a further one", "attempt")?;
         for class in AnswerClass::ALL {
             answers.with_label_values(&[class.label()]);
         }
@@ -262,6 +265,7 @@ impl Metrics {
             drain_seconds: make.histogram("warren_sidecar_drain_duration_seconds", "Seconds of a drain", DRAIN_BUCKETS)?,
             ack_batch: make.histogram("warren_sidecar_ack_batch_size", "Deliveries settled by one acknowledgement", ACK_BUCKETS)?,
             outcomes: ["ack", "retry", "dead_letter", "returned"].map(|label| outcomes.with_label_values(&[label])),
+            failures: [names::FIRST_ATTEMPT, "further"].map(|label| failures.with_label_values(&[label])),
             unpublished: ["retry", "dead_letter"].map(|label| unpublished.with_label_values(&[label])),
             answers,
             publishes,
@@ -280,10 +284,18 @@ impl Metrics {
 
     /// Counts how a handler call ended. Its duration counts only where it is that of work: the scaler takes it for what a
     /// message costs.
-    pub fn answered(&self, class: AnswerClass, answers: &Answers, took: std::time::Duration) {
+    pub fn answered(&self, class: AnswerClass, answers: &Answers, attempt: u32, took: Duration) {
         self.answers.with_label_values(&[class.label()]).inc();
         if is_work(answers) {
-            self.handler_seconds.observe(took.as_secs_f64());
+            self.worked(took, attempt, has_failed(answers));
+        }
+    }
+
+    fn worked(&self, took: Duration, attempt: u32, failed: bool) {
+        self.handler_seconds.observe(took.as_secs_f64());
+        if failed {
+            let [first, further] = &self.failures;
+            if attempt <= 1 { first.inc() } else { further.inc() }
         }
     }
 
@@ -320,7 +332,7 @@ impl Metrics {
             }
             Observation::ReplyDropped { .. } => self.replies_dropped.inc(),
             Observation::Unreadable => self.unreadable.inc(),
-            Observation::LateEnded { took } => self.handler_seconds.observe(took.as_secs_f64()),
+            Observation::LateEnded { took, attempt, failed } => self.worked(*took, *attempt, *failed),
             Observation::DrainEnded { took, .. } => self.drain_seconds.observe(took.as_secs_f64()),
             Observation::TerminatedUndrained => self.undrained.inc(),
             Observation::HeldLong { .. } => self.held_long.inc(),
@@ -422,8 +434,8 @@ mod tests {
     #[test]
     fn the_handlers_duration_is_that_of_work_alone() {
         let metrics = metrics();
-        let seconds = std::time::Duration::from_secs;
-        let calls = |answers, took| metrics.answered(AnswerClass::Success, &answers, took);
+        let seconds = Duration::from_secs;
+        let calls = |answers, took| metrics.answered(AnswerClass::Success, &answers, 2, took);
         for verdict in [
             Verdict::Later,
             Verdict::NotNow { after: None, status: 429 },
@@ -437,10 +449,12 @@ mod tests {
         calls(Answers::All(Verdict::Ack), seconds(1));
         calls(Answers::All(Verdict::Retry(Failure::default())), seconds(2));
         calls(Answers::Each(vec![Verdict::Later, Verdict::Ack]), seconds(4));
-        metrics.observe(&Observation::LateEnded { took: seconds(8) });
+        metrics.observe(&Observation::LateEnded { took: seconds(8), attempt: 1, failed: true });
         let (count, sum) =
             (metrics.handler_seconds.get_sample_count(), metrics.handler_seconds.get_sample_sum());
         assert!(count == 4 && (sum - 15.0).abs() < 1e-9, "{count} {sum}");
+        calls(Answers::Each(vec![Verdict::Retry(Failure::default()), Verdict::Ack]), seconds(1));
+        assert_eq!(metrics.failures.each_ref().map(IntCounter::get), [1, 1]);
     }
 
     #[test]

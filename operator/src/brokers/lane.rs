@@ -325,7 +325,9 @@ async fn run(shared: Arc<Shared>) {
                 let Some(ended) = ended else { continue };
                 let (due, result): (Due, Result<Outcome, DeclareError>) = ended;
                 match &result {
-                    Err(error) if error.error.category() == Category::Retryable && !due.apart => pace.lost(),
+                    // What went wrong on a connection of its own says nothing of the others.
+                    Err(error) if error.error.category() == Category::Retryable && due.apart => {}
+                    Err(error) if error.error.category() == Category::Retryable => pace.lost(),
                     Err(_) | Ok(_) => pace.succeeded(),
                 }
                 locked(&shared.misses).declared(&due.order.main, &result);

@@ -8,7 +8,6 @@ use warren_api::conditions::queue::{
 };
 use warren_api::queue::AdoptionPolicy;
 use warren_api::{Queue, QueueStatus, QueueType};
-use warren_broker::declare::Object;
 
 use super::plan::{begun, declared, made_elsewhere};
 use crate::brokers::{Outcome, Seen};
@@ -126,13 +125,12 @@ pub fn others(queue: &Queue) -> Option<(&'static str, &Condition)> {
 }
 
 /// Whether the broker gives a Queue's messages to one consumer at a time: as its spec says, unless the main queue there is another than
-/// the spec asks for.
+/// the spec asks for, or may be: it is declared after the dead-letter and the retry queues, and not where one of these is another.
 pub fn is_single(queue: &Queue) -> bool {
-    let main = Object::Queue(queue.broker_name().to_owned()).to_string();
     let differs = |declared: &Condition| {
         [ARGUMENTS_DIFFER, NOT_DURABLE].contains(&&*declared.reason)
             && declared.status == "False"
-            && declared.message.starts_with(&main)
+            && declared.message.starts_with("queue ")
     };
     let declared = queue.status.as_ref().and_then(|status| find(&status.conditions, DECLARED));
     queue.spec.single_active_consumer && !declared.is_some_and(differs)

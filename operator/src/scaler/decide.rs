@@ -174,14 +174,16 @@ fn within_limits(
             return decision(current, Reason::Idle, &why);
         }
     }
-    if wanted > current.max(min)
+    // One pod tries, or nothing could ever go well.
+    let tries = current.max(min).max(1);
+    if wanted > tries
         && need.short
         && let Some(failed) = history.failures.in_a_row(patience(spec), now)
     {
         let why = format!(
-            "the last {failed} calls all failed or timed out: more pods would not mend the handler, {wanted} are wanted"
+            "the calls of the last {failed} messages all failed or timed out (see the application's log): more pods would not mend the handler, {wanted} are wanted"
         );
-        return decision(current, Reason::HandlerFailing, &why);
+        return decision(tries, Reason::HandlerFailing, &why);
     }
     if wanted > current && (need.short || current < min) {
         let why = match scheduled.filter(|_| raw < wanted) {

@@ -972,6 +972,7 @@ fn hung_until(mended: u32, until: u32) -> Vec<Decision> {
             settled,
             calls: settled,
             failed,
+            failed_first: failed,
             call_seconds: seconds,
             ..working(pods)
         };
@@ -991,6 +992,31 @@ fn no_pods_are_added_while_all_calls_time_out() {
     let (at_first, last) = (&decisions[30], decisions.last().unwrap());
     assert!(at_first.replicas < 20, "{at_first:?}");
     assert_eq!((last.replicas, last.reason), (at_first.replicas, Reason::HandlerFailing), "{last:?}");
+}
+
+#[test]
+fn after_calls_that_all_failed_one_pod_is_woken_to_try_and_the_rest_come_when_a_call_goes_well() {
+    let mut history = History::with_service_seconds(1.0);
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 1;
+    let mut at = |inputs: &mut Inputs, now| {
+        let (decision, next) = decide(history.clone(), inputs, &spec(), now);
+        (history, inputs.workload.replicas) = (next, decision.replicas);
+        decision
+    };
+    at(&mut inputs, 0.0);
+    let failed = Sidecars { calls: 6, failed: 6, failed_first: 6, settled: 6, ..idle(1) };
+    inputs.sidecars = failed;
+    at(&mut inputs, 1.0);
+    (inputs.workload.replicas, inputs.sidecars) = (0, Sidecars { scraped: 0, started: 0, ..failed });
+    inputs.ready = Some((100, 0.0));
+    let woken = at(&mut inputs, 10.0);
+    assert_eq!((woken.replicas, woken.reason), (1, Reason::HandlerFailing), "{woken:?}");
+    inputs.sidecars = failed;
+    assert_eq!(at(&mut inputs, 12.0).replicas, 1);
+    inputs.sidecars = Sidecars { calls: 7, settled: 7, call_seconds: 1.0, ..failed };
+    let all = at(&mut inputs, 13.0);
+    assert!(all.replicas > 5 && all.reason == Reason::ScaledOut, "{all:?}");
 }
 
 #[test]
@@ -1333,6 +1359,7 @@ prop_compose! {
                 extensions: counters.0,
                 calls: counters.2,
                 failed: counters.0,
+                failed_first: counters.1,
                 call_seconds,
                 able: started / 2,
                 late: in_flight / 3,

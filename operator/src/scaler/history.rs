@@ -3,7 +3,7 @@
 //! Times are seconds of a monotonic clock, given by the caller.
 
 use super::arrivals::{Arrivals, Sample};
-use super::failures::{Ended, Failures};
+use super::failures::{Calls, Failures, Took};
 use super::inputs::{Inputs, Sidecars};
 use super::piles::Piles;
 use super::startup::Startup;
@@ -32,7 +32,7 @@ const BEYOND_OFTEN: u32 = 2;
 /// Messages that wait in a burst at least: one or two come together by chance.
 pub(super) const LEAST_BURST: f64 = 5.0;
 /// Seconds after which half of the weight of a measured handler call is gone.
-const SERVICE_HALF_LIFE: f64 = 60.0;
+pub(super) const SERVICE_HALF_LIFE: f64 = 60.0;
 /// Readings of the queue's depth are at least this far apart, in seconds.
 const SAME_READING: f64 = 0.1;
 /// A handler call takes at least this long, in seconds: the broker's round trip counts too.
@@ -44,8 +44,8 @@ pub struct History {
     started_at: Option<f64>,
     arrivals: Arrivals,
     lasting: Arrivals,
-    /// Ended calls, those that failed, settled deliveries and the calls' seconds, as last seen.
-    calls: Option<(u64, u64, u64, f64)>,
+    /// The sidecars, as last seen.
+    sidecars: Option<Sidecars>,
     service: Option<Service>,
     pub(super) failures: Failures,
     /// Calls that run, on average over the window, and when that was reckoned.
@@ -195,29 +195,32 @@ impl History {
     }
 
     fn observe_service(&mut self, inputs: &Inputs, now: f64) {
-        let Sidecars { calls, failed, settled, call_seconds, lifetime_calls, lifetime_seconds, .. } =
-            inputs.sidecars;
-        let before = self.calls.replace((calls, failed, settled, call_seconds));
+        let sidecars = &inputs.sidecars;
+        let before = self.sidecars.replace(*sidecars);
         // What took its time before, weighed as a single call: at the first look that a pod answers.
-        let seconds = lifetime_seconds / lifetime_calls as f64;
+        let seconds = sidecars.lifetime_seconds / sidecars.lifetime_calls as f64;
         if self.service.is_none() && self.took_over && seconds.is_finite() && seconds >= 0.0 {
             self.service = Some(Service { at: now, messages: 1.0, seconds });
         }
-        let Some((calls_before, failed_before, settled_before, seconds_before)) = before else { return };
-        if inputs.workload.rolling || calls <= calls_before {
+        let Some(before) = before else { return };
+        if inputs.workload.rolling || sidecars.calls <= before.calls {
             return;
         }
-        let ended = calls - calls_before;
-        let new_calls = ended as f64;
-        let new_seconds = call_seconds - seconds_before;
+        let since = |counter: fn(&Sidecars) -> u64| counter(sidecars).saturating_sub(counter(&before));
+        let calls = Calls {
+            ended: since(|sums| sums.calls),
+            failed: since(|sums| sums.failed),
+            failed_first: since(|sums| sums.failed_first),
+        };
+        let new_calls = calls.ended as f64;
+        let new_seconds = sidecars.call_seconds - before.call_seconds;
         if !new_seconds.is_finite() || new_seconds < 0.0 {
             return;
         }
         // A full batch tells more than one of a single message: what a pod can do shows when there is much to do.
-        let messages = new_calls.max(settled.saturating_sub(settled_before) as f64);
-        let took = Ended { messages, seconds: new_seconds / new_calls * messages };
-        let failed = failed.saturating_sub(failed_before);
-        let Some(Ended { messages, seconds }) = self.failures.observe(took, ended, failed, now) else {
+        let messages = new_calls.max(since(|sums| sums.settled) as f64);
+        let took = Took { messages, seconds: new_seconds / new_calls * messages };
+        let Some(Took { messages, seconds }) = self.failures.observe(took, calls, now) else {
             return;
         };
         let old = self.service.unwrap_or(Service { at: now, messages: 0.0, seconds: 0.0 });

@@ -89,7 +89,7 @@ pub struct Workload {
 }
 
 /// The sum of the sidecars' own metrics; counters never fall (resets are taken out before).
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sidecars {
     /// Pods that stay and whose sidecar has started.
     pub started: u32,
@@ -120,8 +120,10 @@ pub struct Sidecars {
     pub extensions: u64,
     /// Ended handler calls so far.
     pub calls: u64,
-    /// Of those, how many the handler failed on.
+    /// Of those, how many failed.
     pub failed: u64,
+    /// Of these, how many were a message's first: others' failures, and not the same one's again.
+    pub failed_first: u64,
     /// Seconds of those calls.
     pub call_seconds: f64,
     /// Calls that the pods which answered have ended since their own start: what an operator that takes over can know.

@@ -22,7 +22,7 @@ pub struct Told {
     pub looked_seconds_ago: f64,
     /// Ready messages; none: not known.
     pub ready: Option<u64>,
-    /// Whether these are this Worker's part only, as other Workers consume the Queue, too.
+    /// Whether other Workers consume the Queue, too, so that these may be a part.
     #[serde(default)]
     pub shared: bool,
     /// Seconds since they were counted.

@@ -14,9 +14,6 @@ use super::startup::SLOWEST_START_SECONDS;
 const STARTING_SECONDS: f64 = 30.0;
 /// The label of what was given back to the queue.
 const RETURNED: &str = r#"outcome="returned""#;
-/// The labels of calls on which the handler failed, and did not only refuse a message.
-const FAILED: [&str; 4] =
-    [r#"answer="server_error""#, r#"answer="timed_out""#, r#"answer="broken""#, r#"answer="other""#];
 
 /// What one sidecar's `/metrics` says.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -35,8 +32,10 @@ pub struct Sample {
     pub calls: u64,
     /// Seconds of those calls.
     pub call_seconds: f64,
-    /// Of those calls, how many the handler failed on, by its time-out for instance.
+    /// Of those calls, how many failed.
     pub failed: u64,
+    /// Of these, how many were a message's first.
+    pub failed_first: u64,
     /// Extensions of late deliveries since its start.
     pub extensions: u64,
     /// Deliveries without `delivery_mode=2` since its start.
@@ -99,7 +98,12 @@ pub fn parse(text: &str) -> Option<Sample> {
             metrics::LATE => sample.late += count,
             metrics::DELIVERIES => sample.deliveries += count,
             metrics::OUTCOMES if !line.contains(RETURNED) => sample.settled += count,
-            metrics::ANSWERS if FAILED.iter().any(|label| line.contains(label)) => sample.failed += count,
+            metrics::HANDLER_FAILURES => {
+                sample.failed += count;
+                if line.contains(&format!("attempt=\"{}\"", metrics::FIRST_ATTEMPT)) {
+                    sample.failed_first += count;
+                }
+            }
             metrics::EXTENSIONS => sample.extensions += count,
             metrics::TRANSIENT => sample.transient += count,
             metrics::CONNECTED => sample.connected = value > 0.0,
@@ -179,6 +183,7 @@ impl Tracker {
             if !crashes {
                 self.total.calls += sample.calls.saturating_sub(base.calls);
                 self.total.failed += sample.failed.saturating_sub(base.failed);
+                self.total.failed_first += sample.failed_first.saturating_sub(base.failed_first);
                 self.total.call_seconds += (sample.call_seconds - base.call_seconds).max(0.0);
                 sums.lifetime_calls += sample.calls;
                 sums.lifetime_seconds += sample.call_seconds;
@@ -213,7 +218,8 @@ impl Tracker {
         sums.deliveries = self.total.deliveries;
         sums.settled = self.total.settled;
         sums.extensions = self.total.extensions;
-        (sums.calls, sums.failed) = (self.total.calls, self.total.failed);
+        sums.calls = self.total.calls;
+        (sums.failed, sums.failed_first) = (self.total.failed, self.total.failed_first);
         sums.call_seconds = self.total.call_seconds;
         sums
     }
@@ -251,10 +257,8 @@ warren_sidecar_outcomes_total{outcome="returned"} 90
 warren_sidecar_handler_duration_seconds_bucket{le="0.1"} 9
 warren_sidecar_handler_duration_seconds_sum 1.5
 warren_sidecar_handler_duration_seconds_count 9
-warren_sidecar_answers_total{answer="success"} 6
-warren_sidecar_answers_total{answer="not_now"} 8
-warren_sidecar_answers_total{answer="server_error"} 1
-warren_sidecar_answers_total{answer="timed_out"} 2
+warren_sidecar_handler_failures_total{attempt="first"} 1
+warren_sidecar_handler_failures_total{attempt="further"} 2
 warren_sidecar_deliveries_total 12 1700000000
 warren_sidecar_handler_up 1
 warren_sidecar_connected 0
@@ -278,7 +282,8 @@ something_else NaN
     fn a_sidecars_metrics_are_read() {
         let sample = parse(TEXT).unwrap();
         assert_eq!((sample.in_flight, sample.unsettled, sample.settled, sample.deliveries), (3, 5, 9, 12));
-        assert_eq!((sample.calls, sample.failed, sample.call_seconds), (9, 3, 1.5));
+        assert_eq!((sample.calls, sample.call_seconds), (9, 1.5));
+        assert_eq!((sample.failed, sample.failed_first), (3, 1));
         assert_eq!((sample.handler_up, sample.connected, sample.misconfigured), (true, false, Some(404)));
     }
 

@@ -296,6 +296,7 @@ pub(crate) mod tests {
 
     use serde_json::{Value, json};
     use warren_api::{QueueSpec, QueueStatus};
+    use warren_broker::declare::Object;
 
     use super::*;
 
@@ -436,18 +437,22 @@ pub(crate) mod tests {
     fn a_single_active_consumer_that_the_queue_on_the_broker_may_lack_keeps_no_order() {
         let many = worker(json!({"consumer": {"orderingKey": "x-customer"}}));
         let mut around = surroundings();
-        let mut held = |reason: &str, of: &str| {
+        let mut held = |reason: &str, object: &str| {
             let mut queue = declared("False", reason);
             queue.spec.single_active_consumer = true;
             let conditions = &mut queue.status.as_mut().unwrap().conditions;
-            conditions[0].message = format!("queue \"{of}\" exists");
+            conditions[0].message = format!("{object} exists");
             around.queue = Some(Arc::new(queue));
             validate(&many, &around).unwrap().hold.map(|problem| problem.message)
         };
-        assert!(held("ArgumentsDiffer", "orders").unwrap().contains("may lack singleActiveConsumer"));
-        assert!(held("NotDurable", "orders").is_some());
-        assert_eq!(held("ArgumentsDiffer", "orders.dlq"), None, "the main queue is as it should be");
-        assert_eq!(held("AccessRefused", "orders"), None);
+        let queue = |name: &str| Object::Queue(name.to_owned()).to_string();
+        let differs = held("ArgumentsDiffer", &queue("orders"));
+        assert!(differs.unwrap().contains("may lack singleActiveConsumer"));
+        assert!(held("NotDurable", &queue("orders")).is_some());
+        assert!(held("ArgumentsDiffer", &queue("orders.dlq")).is_some(), "the main queue was not compared");
+        let exchange = Object::Exchange("shop.events".to_owned()).to_string();
+        assert_eq!(held("ArgumentsDiffer", &exchange), None, "it comes after the main queue");
+        assert_eq!(held("AccessRefused", &queue("orders")), None);
     }
 
     /// A Queue that says so of its declaration.

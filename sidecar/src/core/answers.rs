@@ -31,6 +31,15 @@ pub fn is_work(answers: &Answers) -> bool {
     }
 }
 
+/// Whether the attempt has failed, for every message that it was for.
+pub fn has_failed(answers: &Answers) -> bool {
+    let failed = |verdict: &Verdict| matches!(verdict, Verdict::Retry(_));
+    match answers {
+        Answers::All(verdict) => failed(verdict),
+        Answers::Each(verdicts) => verdicts.iter().all(failed),
+    }
+}
+
 impl Engine {
     pub(super) fn answered(&mut self, call: CallId, answers: Answers, now: Time, effects: &mut Vec<Effect>) {
         let Some(ended) = self.calls.remove(&call) else { return };
@@ -162,9 +171,7 @@ impl Engine {
     }
 
     fn attempts_with_this(&self, id: DeliveryId) -> u32 {
-        self.window
-            .get(id)
-            .map_or(1, |slot| slot.incoming.attempts.saturating_add(slot.local_attempts).saturating_add(1))
+        self.window.get(id).map_or(1, Slot::attempt)
     }
 
     /// An attempt failed: up the ladder, or out. A message of an ordering key waits in place and holds its key.
@@ -386,8 +393,9 @@ impl Engine {
                     left.remove();
                 }
             }
-            let took = now.saturating_sub(slot.called);
-            effects.push(Effect::Observe(Observation::LateEnded { took }));
+            let (took, failed) = (now.saturating_sub(slot.called), matches!(verdict, Verdict::Retry(_)));
+            let attempt = slot.attempt();
+            effects.push(Effect::Observe(Observation::LateEnded { took, attempt, failed }));
         }
         self.judge_handler(&verdict, Some(id), now, effects);
         self.conclude(id, verdict, now, effects);

@@ -418,7 +418,7 @@ impl Engine {
         while deliveries.len() < most {
             let Some(id) = self.ready.pop() else { break };
             let Some(slot) = self.window.get_mut(id) else { continue };
-            let attempt = slot.incoming.attempts.saturating_add(slot.local_attempts).saturating_add(1);
+            let attempt = slot.attempt();
             // A message that has failed goes alone, so that it cannot fail others with it again.
             if attempt > 1 && !deliveries.is_empty() {
                 self.ready.put_back(id);

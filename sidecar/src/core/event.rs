@@ -384,6 +384,10 @@ pub enum Observation {
     LateEnded {
         /// How long it took, from the begin of its call.
         took: Duration,
+        /// Which attempt it was, from 1.
+        attempt: u32,
+        /// Whether it has failed.
+        failed: bool,
     },
     /// A reply was given up: its message's work is done, and is acknowledged without it.
     ReplyDropped {

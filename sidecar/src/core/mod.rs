@@ -24,7 +24,7 @@ mod tests;
 mod throttle;
 mod window;
 
-pub use answers::is_work;
+pub use answers::{has_failed, is_work};
 pub use breaker::is_misconfigured;
 pub use engine::{Engine, Snapshot};
 pub use event::{

@@ -54,8 +54,8 @@ impl Ready {
     /// A message goes back to the broker. Of one key the last goes first, so that none is left to be next.
     pub fn remove(&mut self, id: DeliveryId, key: Option<u64>) {
         let waiting = key.and_then(|key| self.keys.get_mut(&key));
-        if let Some((waiting, place)) =
-            waiting.and_then(|waiting| waiting.iter().rposition(|other| *other == id).map(|place| (waiting, place)))
+        if let Some((waiting, place)) = waiting
+            .and_then(|waiting| waiting.iter().rposition(|other| *other == id).map(|place| (waiting, place)))
         {
             waiting.remove(place);
             return;

@@ -1580,7 +1580,7 @@ fn what_only_waits_goes_back_before_the_broker_would_take_back_what_runs_too() {
 fn what_goes_back_after_a_long_wait_takes_those_behind_it_along_that_have_its_key_and_no_others() {
     let ordered = Settings { prefetch: 6, concurrency: 1, ordered: true, ..settings() };
     let mut world = World::new(ordered);
-    let mut arrive = |world: &mut World, messages: &[(u64, u64)]| {
+    let arrive = |world: &mut World, messages: &[(u64, u64)]| {
         for (number, key) in messages {
             world.queue.push_back(Message { number: *number, attempts: 0, key: Some(*key) });
         }
@@ -1673,7 +1673,7 @@ fn a_late_delivery_took_from_its_call_to_its_end_however_it_ends() {
         world.pass(seconds(20));
         end(&mut world, id);
         let took = world.observed.iter().filter_map(|seen| match seen {
-            Observation::LateEnded { took } => Some(*took),
+            Observation::LateEnded { took, attempt: 1, failed } => Some((*took, *failed)),
             _ => None,
         });
         took.collect::<Vec<_>>()
@@ -1684,10 +1684,11 @@ fn a_late_delivery_took_from_its_call_to_its_end_however_it_ends() {
             world.finished.insert(id);
             world.step(Event::LateAnswer { id, verdict: verdict.clone() });
         };
-        assert_eq!(late(&end), [seconds(45)], "{verdict:?}");
+        let failed = matches!(verdict, Verdict::Retry(_));
+        assert_eq!(late(&end), [(seconds(45), failed)], "{verdict:?}");
     }
     let timed_out = late(&|world, _| world.pass(seconds(11)));
-    assert_eq!(timed_out, [seconds(55)]);
+    assert_eq!(timed_out, [(seconds(55), true)]);
     // It has not ended here.
     assert!(late(&|world, _| world.disconnect()).is_empty());
 
@@ -1698,7 +1699,7 @@ fn a_late_delivery_took_from_its_call_to_its_end_however_it_ends() {
     world.early.insert(id);
     world.answer_all(Verdict::Later);
     assert_eq!(
-        world.saw(&Observation::LateEnded { took: seconds(3) }),
+        world.saw(&Observation::LateEnded { took: seconds(3), attempt: 1, failed: false }),
         1,
         "ended before its answer was read"
     );

@@ -63,6 +63,11 @@ impl Slot {
         !matches!(self.state, State::Finished { .. } | State::Settled)
     }
 
+    /// The number of the attempt that is made with it, or that comes next, from 1.
+    pub const fn attempt(&self) -> u32 {
+        self.incoming.attempts.saturating_add(self.local_attempts).saturating_add(1)
+    }
+
     /// Whether its copy is to be with the broker, and is not.
     pub const fn has_copy(&self) -> bool {
         matches!(self.state, State::Publishing { .. } | State::Unpublished { .. })
