@@ -215,9 +215,12 @@ fn classify(access: &BrokerAccess, error: &lapin::Error) -> BrokerError {
                 error.kind(),
                 io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
             );
-            if !broken_off
-                && ["certificate", "tls", "handshake", "fatal alert"].iter().any(|word| lower.contains(word))
-            {
+            let of_tls = || {
+                let words = ["certificate", "tls", "handshake", "fatal alert"];
+                error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>())
+                    || words.iter().any(|word| lower.contains(word))
+            };
+            if !broken_off && of_tls() {
                 BrokerError::Tls { address, detail }
             } else {
                 BrokerError::Unreachable { address, detail }
@@ -282,6 +285,10 @@ mod tests {
         ] {
             assert!(matches!(error(kind, text), BrokerError::Tls { .. }), "{text}");
         }
+        // What a port says that speaks no TLS.
+        let plain = rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType);
+        let plain = io::Error::new(io::ErrorKind::InvalidData, plain);
+        assert!(matches!(classify(&access, &plain.into()), BrokerError::Tls { .. }));
         for (kind, text) in [
             (io::ErrorKind::UnexpectedEof, "tls handshake eof"),
             (io::ErrorKind::ConnectionReset, "reset during the handshake"),

@@ -31,7 +31,7 @@ pub enum BrokerError {
     },
     /// The TLS handshake failed.
     #[error(
-        "the TLS handshake with {address} failed: {detail}. Check that the Secret's ca.crt signed the broker's certificate, that this names this host and has not expired, and that the broker takes the Secret's tls.crt, if it wants one"
+        "the TLS handshake with {address} failed: {detail}. Check that the Secret's ca.crt signed the broker's certificate, that this names this host and has not expired, that the broker takes the Secret's tls.crt, if it wants one, and that the port speaks TLS"
     )]
     Tls {
         /// The address, without credentials.
@@ -174,10 +174,9 @@ impl From<Error> for BrokerError {
 pub struct Difference {
     /// The argument, such as `durable` or `x-queue-type`.
     pub field: String,
-    /// What was asked for.
-    pub asked: String,
-    /// What the broker has.
-    pub existing: String,
+    /// What was asked for, and what the broker has; none where the broker's sentence ends before it says so, as one of 255 bytes does
+    /// over a long name.
+    pub values: Option<(String, String)>,
 }
 
 impl Difference {
@@ -186,15 +185,15 @@ impl Difference {
     pub fn parse(detail: &str) -> Option<Self> {
         let (_, rest) = detail.split_once("inequivalent arg '")?;
         let (field, rest) = rest.split_once('\'')?;
-        let (_, values) = rest.split_once(": received ")?;
-        let (asked, existing) = values.split_once(" but current is ")?;
-        Some(Self { field: field.to_owned(), asked: plain(asked), existing: plain(existing) })
+        let values = rest.split_once(": received ").and_then(|(_, said)| said.split_once(" but current is "));
+        let values = values.filter(|(_, existing)| !existing.ends_with("..."));
+        let values = values.map(|(asked, existing)| (plain(asked), plain(existing)));
+        Some(Self { field: field.to_owned(), values })
     }
 }
 
 /// `the value 'x' of type 'longstr'` and `'x'` are both `x`; `none` stays.
 fn plain(value: &str) -> String {
-    let value = value.trim_end_matches('.');
     match value.split_once('\'').and_then(|(_, rest)| rest.split_once('\'')) {
         Some((inner, _)) => inner.to_owned(),
         None => value.to_owned(),
@@ -250,11 +249,16 @@ mod tests {
                 "direct",
             ),
         ] {
-            let difference = Difference::parse(text).unwrap();
-            assert_eq!(
-                (difference.field.as_str(), difference.asked.as_str(), difference.existing.as_str()),
-                (field, asked, existing)
-            );
+            let values = Some((asked.to_owned(), existing.to_owned()));
+            assert_eq!(Difference::parse(text), Some(Difference { field: field.to_owned(), values }));
+        }
+        let long = format!(
+            "PRECONDITION_FAILED - inequivalent arg 'x-single-active-consumer' for queue '{}' in vhost '/': received the value 'true' of type 'bool' but current is none",
+            "q".repeat(230)
+        );
+        for end in [100, 252, long.len() - 3] {
+            let cut = Difference::parse(&format!("{}...", &long[..end]));
+            assert_eq!(cut, Some(Difference { field: "x-single-active-consumer".to_owned(), values: None }));
         }
         assert_eq!(Difference::parse("PRECONDITION_FAILED - invalid arg 'x-max-priority'"), None);
     }

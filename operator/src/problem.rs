@@ -145,11 +145,17 @@ fn not_durable(object: &Object, vhost: &str) -> String {
 }
 
 fn differs(object: &Object, difference: &Difference, vhost: &str) -> (&'static str, String) {
-    let Difference { field, asked, existing } = difference;
+    let Difference { field, values } = difference;
     if field == "durable" {
         return (NOT_DURABLE, not_durable(object, vhost));
     }
-    let asked = if asked.is_empty() { "\"\"" } else { asked.as_str() };
+    let differs = match values {
+        Some((asked, existing)) => {
+            let asked = if asked.is_empty() { "\"\"" } else { asked.as_str() };
+            format!("{field} = {existing}, and the spec asks for {asked}")
+        }
+        None => format!("another {field} than the spec asks for"),
+    };
     let way_out = match object {
         Object::Queue(_) => {
             "set adoptionPolicy: AsIs to go on consuming a main queue as it is, or delete the queue when it is empty, or delete this Queue and make it again with what exists or with another queueName (docs/changing-a-queue.md)"
@@ -158,9 +164,7 @@ fn differs(object: &Object, difference: &Difference, vhost: &str) -> (&'static s
             "leave declare out of the binding to use the exchange as it is, or name another in bindings"
         }
     };
-    let message = format!(
-        "{object} exists with {field} = {existing}, and the spec asks for {asked}. Warren leaves it as it is: {way_out}"
-    );
+    let message = format!("{object} exists with {differs}. Warren leaves it as it is: {way_out}");
     (ARGUMENTS_DIFFER, message)
 }
 

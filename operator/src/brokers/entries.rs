@@ -271,9 +271,14 @@ impl Entries {
         }
         let last = match result {
             Ok(outcome) => {
-                (entry.failures, entry.refusals, entry.suspect) = (0, 0, false);
+                (entry.failures, entry.suspect) = (0, false);
+                // Looking for a queue that somebody else is to make is refused by the broker each time.
+                let refused = matches!(outcome, Outcome::Refused(_)) && order.must_exist();
+                entry.refusals = if refused { entry.refusals.saturating_add(1) } else { 0 };
                 let last = match &outcome {
-                    Outcome::Refused(_) | Outcome::Unreachable(_) => Last::Refused { in_a_row: 0 },
+                    Outcome::Refused(_) | Outcome::Unreachable(_) => {
+                        Last::Refused { in_a_row: entry.refusals }
+                    }
                     Outcome::Declared(_) | Outcome::Absent | Outcome::Removed => Last::Declared,
                 };
                 entry.observe(key, Observation { order: order.clone(), outcome }, &self.scopes);
@@ -282,8 +287,10 @@ impl Entries {
             Err(error) => {
                 entry.failures = entry.failures.saturating_add(1);
                 let terminal = error.error.category() != Category::Retryable;
-                entry.suspect =
-                    !terminal && (entry.suspect || matches!(error.error, BrokerError::Closed { .. }));
+                // One that could not have a connection of its own, where their number is limited, has its turn on the shared one.
+                let no_own = matches!(error.error, BrokerError::Unreachable { .. });
+                let ended = matches!(error.error, BrokerError::Closed { .. });
+                entry.suspect = !terminal && !no_own && (entry.suspect || ended);
                 // One lost channel is no news; the link tells of a lost connection.
                 if terminal || entry.failures > 2 {
                     let outcome = Outcome::Refused(problem::refused(&error));
@@ -450,6 +457,47 @@ mod tests {
         assert_eq!(look(2, declared(), true), rested);
         assert_eq!(look(4, Err(DeclareError { object, error: closed }), false), Rest::default());
         assert_eq!(look(6, declared(), false), Rest::default());
+    }
+
+    #[test]
+    fn an_order_over_which_the_connection_ended_is_tried_on_one_of_its_own_unless_none_can_be_had() {
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        let mut hours = 0;
+        entries.order(&key(), keep(&[]), None, now);
+        let mut apart_after = |error| {
+            hours += 1;
+            let due = entries.take_due(now + Duration::from_secs(3600 * hours)).unwrap();
+            let object = warren_broker::declare::Object::Queue("orders".to_owned());
+            entries.done(&due, Err(DeclareError { object, error }), DRIFT, now);
+            entries.entries[&key()].suspect
+        };
+        let closed = || BrokerError::Closed { detail: "INTERNAL_ERROR".to_owned() };
+        let timed_out = BrokerError::TimedOut { what: "declaring", seconds: 9 };
+        let address = "h:5672".to_owned();
+        let limited = BrokerError::Unreachable { address, detail: "limit (1) is reached".to_owned() };
+        assert!(!apart_after(timed_out.clone()));
+        assert!(apart_after(closed()));
+        assert!(apart_after(timed_out), "it may be slow to end one");
+        assert!(!apart_after(limited));
+        assert!(apart_after(closed()));
+    }
+
+    #[test]
+    fn a_queue_that_others_are_to_make_is_looked_for_more_rarely_after_two_minutes() {
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        let claim = Claim::MustExist;
+        let asis = order(Goal::Keep { claim, unbind: vec![], retire: vec![], untold: false });
+        entries.order(&key(), asis, None, now);
+        let mut at = now;
+        for _ in 0..20 {
+            let due = entries.take_due(at).unwrap();
+            let missing = Outcome::Refused(Problem::new("Declared", "QueueNotFound", "create it"));
+            entries.done(&due, Ok(missing), DRIFT, at);
+            at = entries.first_due().unwrap();
+        }
+        let due = entries.take_due(at).unwrap();
+        entries.done(&due, Ok(Outcome::Refused(Problem::new("Declared", "QueueNotFound", ""))), DRIFT, at);
+        assert!(entries.first_due().unwrap() - at > Duration::from_secs(30));
     }
 
     #[test]

@@ -79,6 +79,11 @@ impl Order {
         matches!(self.goal, Goal::Keep { claim: Claim::Declare, .. })
     }
 
+    /// Whether the main queue is left to others to make.
+    fn must_exist(&self) -> bool {
+        matches!(self.goal, Goal::Keep { claim: Claim::MustExist, .. })
+    }
+
     /// The names of the broker's queues that are this Queue's: the main queue first, which is what people know. Rungs that the
     /// spec has dropped stay its own for as long as they are there.
     pub fn names(&self) -> Vec<String> {

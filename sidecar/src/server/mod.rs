@@ -4,6 +4,7 @@ pub mod admin;
 pub mod local;
 pub mod parse;
 pub mod publish;
+mod refusals;
 
 use std::convert::Infallible;
 use std::future::Future;

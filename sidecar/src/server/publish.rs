@@ -18,6 +18,7 @@ use warren_broker::BrokerError;
 use warren_broker::lapin::types::ShortString;
 
 use super::parse::{self, Invalid};
+use super::refusals::{Refusals, Sent, limit};
 use super::{Reply, locked, reply};
 use crate::amqp::line::{Letter, Outcome, Room};
 use crate::amqp::publisher::{PublishError, Publisher};
@@ -41,13 +42,8 @@ const TURN: Duration = Duration::from_secs(30);
 const SAID_AT_ONCE: Duration = Duration::from_secs(1);
 /// How long an exchange is taken to be there after a message that it was not refused for.
 const EXCHANGE_KNOWN: Duration = Duration::from_secs(60);
-/// How long an exchange is taken to be missing or forbidden after the first message that it was refused for. Each such message
-/// costs a channel, and a connection has 2047 that the broker may close.
-const REFUSAL_KNOWN: Duration = Duration::from_secs(2);
-/// The same at most, after many: as long as it has been so.
-const REFUSAL_KNOWN_AT_MOST: Duration = Duration::from_secs(20);
 /// Exchanges remembered at most.
-const EXCHANGES: usize = 1000;
+pub(super) const EXCHANGES: usize = 1000;
 
 /// The publish API.
 #[derive(Clone, Debug)]
@@ -61,53 +57,6 @@ pub struct Publish {
     refusals: Arc<Mutex<Refusals>>,
     /// Held by whose message is the first to an exchange.
     introducing: Arc<tokio::sync::Mutex<()>>,
-}
-
-/// Where no message could go to of late, and why: an exchange, and the routing key if it was about that.
-#[derive(Debug, Default)]
-struct Refusals(HashMap<(ShortString, Option<ShortString>), Refusal>);
-
-#[derive(Debug)]
-struct Refusal {
-    since: Instant,
-    at: Instant,
-    error: BrokerError,
-}
-
-impl Refusal {
-    fn counts_until(&self) -> Instant {
-        self.at + self.at.duration_since(self.since).clamp(REFUSAL_KNOWN, REFUSAL_KNOWN_AT_MOST)
-    }
-}
-
-impl Refusals {
-    fn of(&self, exchange: &ShortString, routing_key: &ShortString) -> Option<PublishError> {
-        [None, Some(routing_key.clone())].into_iter().find_map(|key| {
-            let refusal = self.0.get(&(exchange.clone(), key))?;
-            (Instant::now() < refusal.counts_until()).then(|| PublishError::Broker(refusal.error.clone()))
-        })
-    }
-
-    /// Notes how a message ended.
-    fn note(&mut self, exchange: &ShortString, routing_key: &ShortString, error: &PublishError) {
-        let key = match error {
-            PublishError::Broker(BrokerError::NotFound { .. }) => None,
-            // The rights on a topic exchange may differ from one routing key to another.
-            PublishError::Broker(BrokerError::AccessRefused { detail }) => {
-                detail.contains("access to topic").then(|| routing_key.clone())
-            }
-            _ => return,
-        };
-        let PublishError::Broker(error) = error else { return };
-        if self.0.len() >= EXCHANGES {
-            self.0.clear();
-        }
-        let (place, now) = ((exchange.clone(), key), Instant::now());
-        // One that was asked for again as soon as the refusal did not count any more has been so all the time.
-        let goes_on = self.0.get(&place).filter(|former| now < former.counts_until() + REFUSAL_KNOWN);
-        let since = goes_on.map_or(now, |former| former.since);
-        self.0.insert(place, Refusal { since, at: now, error: error.clone() });
-    }
 }
 
 /// How one publish ended, as HTTP says it.
@@ -273,17 +222,17 @@ impl Publish {
     /// Sends a message; the future waits for its confirm. The first message to an exchange goes alone: the broker closes the
     /// channel under everybody's messages over an exchange that is missing or forbidden.
     async fn send(&self, letter: Letter, room: Room) -> Result<impl Future<Output = Outcome> + use<>, Ended> {
-        let (exchange, routing_key) = (letter.exchange.clone(), letter.routing_key.clone());
+        let place = Sent::of(&letter);
         let sent = self.hand_over(letter, room).await.map_err(|error| Ended::failed(&error))?;
         let (exchanges, refusals) = (Arc::clone(&self.exchanges), Arc::clone(&self.refusals));
         Ok(async move {
-            let outcome = sent.await;
-            // Whose message it was is not known: those that come next go alone and are told what is wrong with them.
+            let outcome = sent.await.map_err(|error| place.own(error));
+            // Where it is not known whose message it was, those that come next go alone and are told what is wrong with them.
             if let Err(PublishError::Broker(_) | PublishError::OfAnother(_)) = &outcome {
                 locked(&exchanges).clear();
             }
             if let Err(error) = &outcome {
-                locked(&refusals).note(&exchange, &routing_key, error);
+                locked(&refusals).note(&place, error);
             }
             outcome
         })
@@ -309,7 +258,7 @@ impl Publish {
 
     /// An error that a message lately had is also that of the next one to the same place.
     fn check_refusals(&self, letter: &Letter) -> Result<(), PublishError> {
-        locked(&self.refusals).of(&letter.exchange, &letter.routing_key).map_or(Ok(()), Err)
+        locked(&self.refusals).of(&Sent::of(letter)).map_or(Ok(()), Err)
     }
 
     /// Whether a message may go to an exchange beside others. From then on those that follow it within the time do, too: on another
@@ -330,7 +279,7 @@ impl Publish {
         letter: Letter,
         room: Room,
     ) -> Result<impl Future<Output = Outcome> + use<>, PublishError> {
-        let (exchange, routing_key) = (letter.exchange.clone(), letter.routing_key.clone());
+        let place = Sent::of(&letter);
         let mut confirm = Box::pin(self.publisher.send_alone(letter, room).await?);
         let said = tokio::time::timeout(SAID_AT_ONCE, &mut confirm).await;
         let sent = match said {
@@ -338,7 +287,7 @@ impl Publish {
                 futures::future::ready(outcome).left_future()
             }
             Ok(Err(error)) => {
-                locked(&self.refusals).note(&exchange, &routing_key, &error);
+                locked(&self.refusals).note(&place, &error);
                 return Err(error);
             }
             Err(_) => confirm.right_future(),
@@ -347,7 +296,7 @@ impl Publish {
         if known.len() >= EXCHANGES {
             known.clear();
         }
-        known.insert(exchange, Instant::now());
+        known.insert(place.exchange, Instant::now());
         Ok(sent)
     }
 
@@ -443,8 +392,8 @@ impl Ended {
             PublishError::Broker(BrokerError::AccessRefused { .. }) => {
                 (StatusCode::FORBIDDEN, PublishClass::Refused, None)
             }
-            // The broker's own limit may be lower than the one here; nothing else in its text tells that apart.
-            PublishError::Broker(BrokerError::Precondition { detail }) if detail.contains("size") => {
+            // The broker's own limit may be lower than the one here.
+            PublishError::Broker(BrokerError::Precondition { detail }) if limit(detail).is_some() => {
                 (StatusCode::PAYLOAD_TOO_LARGE, PublishClass::Invalid, None)
             }
             PublishError::Broker(BrokerError::Precondition { .. }) => {
@@ -513,7 +462,8 @@ pub(super) mod tests {
         };
         let refuse = |exchange: &str, error: fn(String) -> BrokerError, detail: &str| {
             let error = PublishError::Broker(error(detail.to_owned()));
-            locked(&publish.refusals).note(&exchange.into(), &"key".into(), &error);
+            let sent = Sent { exchange: exchange.into(), routing_key: "key".into(), size: 9 };
+            locked(&publish.refusals).note(&sent, &error);
         };
         refuse("nowhere", |detail| BrokerError::NotFound { detail }, "NOT_FOUND - no exchange 'nowhere'");
         refuse("theirs", |detail| BrokerError::AccessRefused { detail }, "write access to exchange 'theirs'");
@@ -530,13 +480,7 @@ pub(super) mod tests {
         ] {
             assert_eq!(send(exchange, routing_key).await, status, "{exchange} {routing_key}");
         }
-        let seconds_later = |seconds: u64| {
-            for refusal in locked(&publish.refusals).0.values_mut() {
-                for then in [&mut refusal.since, &mut refusal.at] {
-                    *then = then.checked_sub(Duration::from_secs(seconds)).unwrap();
-                }
-            }
-        };
+        let seconds_later = |seconds| locked(&publish.refusals).as_if_later(Duration::from_secs(seconds));
         seconds_later(2);
         assert_eq!(send("nowhere", "key").await, StatusCode::SERVICE_UNAVAILABLE);
         // It counts for as long as it has been so; after a pause it is a new one.

@@ -20,10 +20,10 @@ async fn refusal(uri: &str) -> BrokerError {
     connect(&access, 0, &ConnectOptions::named("test")).await.map(drop).unwrap_err()
 }
 
-async fn declaration(uri: &str, spec: &QueueSpec) -> BrokerError {
+async fn declaration(uri: &str, name: &str, spec: &QueueSpec) -> BrokerError {
     let connection = connection(uri).await.unwrap();
     let channel = connection.create_channel().await.unwrap();
-    declare::declare(&channel, &plan("work", spec)).await.unwrap_err().error
+    declare::declare(&channel, &plan(name, spec)).await.unwrap_err().error
 }
 
 #[tokio::test]
@@ -56,23 +56,29 @@ async fn a_host_without_a_broker_is_unreachable() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_queue_of_other_durability_or_type_is_named_with_what_exists() -> Result<()> {
+async fn a_queue_of_other_durability_or_type_is_named_with_what_exists_however_long_its_name_is() -> Result<()>
+{
     let vhost = Vhost::new("differences").await?;
     let client = Client::connect(&vhost.uri()).await?;
     let classic = QueueSpec { queue_type: QueueType::Classic, ..QueueSpec::default() };
+    let differs = async |name: &str, spec: &QueueSpec| {
+        let error = declaration(&vhost.uri(), name, spec).await;
+        let BrokerError::Precondition { detail } = &error else { panic!("{error:?}") };
+        let Difference { field, values } = Difference::parse(detail).unwrap();
+        (field, values.map(|(_, existing)| existing))
+    };
 
     client.declare("work", QueueDeclareOptions::default(), queue_type_argument("classic")).await?;
-    let error = declaration(&vhost.uri(), &classic).await;
-    let BrokerError::Precondition { detail } = &error else { panic!("{error:?}") };
-    let difference = Difference::parse(detail).unwrap();
-    assert_eq!((difference.field.as_str(), difference.existing.as_str()), ("durable", "false"));
+    assert_eq!(differs("work", &classic).await, ("durable".to_owned(), Some("false".to_owned())));
 
     client.delete("work").await?;
     client.declare_durable("work", "classic").await?;
-    let error = declaration(&vhost.uri(), &QueueSpec::default()).await;
-    let BrokerError::Precondition { detail } = &error else { panic!("{error:?}") };
-    let difference = Difference::parse(detail).unwrap();
-    assert_eq!((difference.field.as_str(), difference.existing.as_str()), ("x-queue-type", "classic"));
+    let quorum = QueueSpec::default();
+    assert_eq!(differs("work", &quorum).await, ("x-queue-type".to_owned(), Some("classic".to_owned())));
+    // The broker's sentence has 255 bytes at most.
+    let long = "q".repeat(230);
+    client.declare_durable(&long, "classic").await?;
+    assert_eq!(differs(&long, &quorum).await, ("x-queue-type".to_owned(), None));
     Ok(())
 }
 
@@ -82,7 +88,7 @@ async fn a_missing_right_names_the_queue() -> Result<()> {
     vhost.broker.user("reader", "secret").await?;
     vhost.broker.permissions("reader", "rights", "^$", "^$", ".*").await?;
     let uri = vhost.uri().replace(&format!("warren:{}", vhost.broker.password()), "reader:secret");
-    let error = declaration(&uri, &QueueSpec::default()).await;
+    let error = declaration(&uri, "work", &QueueSpec::default()).await;
     assert!(
         matches!(&error, BrokerError::AccessRefused { detail } if detail.contains("work.dlq")),
         "{error:?}"

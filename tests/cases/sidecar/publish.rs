@@ -26,7 +26,8 @@ on_each_release!(
 );
 
 on_a_broker_of_each_release!(
-    headers_that_do_not_fit_the_brokers_frame_are_413_and_nothing_of_them_is_left_out
+    headers_that_do_not_fit_the_brokers_frame_are_413_and_nothing_of_them_is_left_out,
+    a_body_that_is_larger_than_the_broker_takes_is_413_for_its_caller_also_among_others,
 );
 
 async fn paused(place: &Place) -> Result<(App, Running)> {
@@ -159,6 +160,35 @@ async fn headers_that_do_not_fit_the_brokers_frame_are_413_and_nothing_of_them_i
         ensure!(answer.status == status, "{answer:?}");
     }
     ensure!(place.client().await?.ready(QUEUE).await? == Some(2));
+    Ok(())
+}
+
+/// The broker closes the channel under all that are in flight, and the sidecar's own limit is higher.
+async fn a_body_that_is_larger_than_the_broker_takes_is_413_for_its_caller_also_among_others(
+    broker: Options,
+) -> Result<()> {
+    let place = Place::own(broker.config("max_message_size = 1000")).await?;
+    let (_app, sidecar) = paused(&place).await?;
+    let large = "x".repeat(2000);
+    let calls = (0..600).map(|number| {
+        let (body, status) = if number % 50 == 49 { (&*large, 413) } else { ("x", 202) };
+        let local = sidecar.local;
+        async move {
+            for _ in 0..10 {
+                let answer =
+                    request(local, "POST", "/publish?routingKey=orders", &[], body.as_bytes()).await?;
+                // What the broker closed meanwhile over another's message is to be published again.
+                if answer.status != 503 {
+                    ensure!(answer.status == status, "{number}: {answer:?}");
+                    return anyhow::Ok(u32::from(status == 413));
+                }
+                ensure!(status == 202 || !answer.text().contains("larger than"), "{number}: {answer:?}");
+            }
+            anyhow::bail!("{number} is not told")
+        }
+    });
+    let told: Vec<u32> = stream::iter(calls).buffer_unordered(16).try_collect().await?;
+    ensure!(told.iter().sum::<u32>() == 12);
     Ok(())
 }
 
