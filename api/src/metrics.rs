@@ -12,10 +12,9 @@ pub const DELIVERIES: &str = "warren_sidecar_deliveries_total";
 pub const OUTCOMES: &str = "warren_sidecar_outcomes_total";
 /// Histogram: seconds of a handler call that was work, or from the call to the end of a late delivery.
 pub const HANDLER_SECONDS: &str = "warren_sidecar_handler_duration_seconds";
-/// Counter: of what [`HANDLER_SECONDS`] counts, what failed so that its messages are to be tried again, by `attempt`.
+/// Counter: of what [`HANDLER_SECONDS`] counts, what failed so that its messages are to be tried again, by `attempt` (`first`,
+/// `further`).
 pub const HANDLER_FAILURES: &str = "warren_sidecar_handler_failures_total";
-/// The label of those of a message's first attempt.
-pub const FIRST_ATTEMPT: &str = "first";
 /// Gauge: 1 while the consuming connection is up.
 pub const CONNECTED: &str = "warren_sidecar_connected";
 /// Gauge: 1 while the handler takes calls, 0 while consuming is held back because it does not.

@@ -265,7 +265,7 @@ impl Metrics {
             drain_seconds: make.histogram("warren_sidecar_drain_duration_seconds", "Seconds of a drain", DRAIN_BUCKETS)?,
             ack_batch: make.histogram("warren_sidecar_ack_batch_size", "Deliveries settled by one acknowledgement", ACK_BUCKETS)?,
             outcomes: ["ack", "retry", "dead_letter", "returned"].map(|label| outcomes.with_label_values(&[label])),
-            failures: [names::FIRST_ATTEMPT, "further"].map(|label| failures.with_label_values(&[label])),
+            failures: ["first", "further"].map(|label| failures.with_label_values(&[label])),
             unpublished: ["retry", "dead_letter"].map(|label| unpublished.with_label_values(&[label])),
             answers,
             publishes,

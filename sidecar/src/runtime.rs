@@ -330,6 +330,7 @@ impl Runtime {
                     id,
                     attempts: message.attempts,
                     redelivered: message.redelivered,
+                    counted: message.delivery_count().is_some_and(|count| count > 0),
                     identity: message.identity(),
                     key: self
                         .config

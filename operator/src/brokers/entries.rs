@@ -273,8 +273,7 @@ impl Entries {
             Ok(outcome) => {
                 (entry.failures, entry.suspect) = (0, false);
                 // Looking for a queue that somebody else is to make is refused by the broker each time.
-                let refused = matches!(outcome, Outcome::Refused(_)) && order.must_exist();
-                entry.refusals = if refused { entry.refusals.saturating_add(1) } else { 0 };
+                entry.refused(matches!(outcome, Outcome::Refused(_)) && order.must_exist());
                 let last = match &outcome {
                     Outcome::Refused(_) | Outcome::Unreachable(_) => {
                         Last::Refused { in_a_row: entry.refusals }
@@ -298,7 +297,7 @@ impl Entries {
                 } else if entry.loss.is_gone() {
                     entry.observe_problem(key, loss::gone(&order.main), &self.scopes);
                 }
-                entry.refusals = if terminal { entry.refusals.saturating_add(1) } else { 0 };
+                entry.refused(terminal);
                 match terminal {
                     true => Last::Refused { in_a_row: entry.refusals },
                     false => Last::Failed { in_a_row: entry.failures },
@@ -319,6 +318,11 @@ impl Entries {
 }
 
 impl Entry {
+    /// Notes whether the broker has refused something.
+    fn refused(&mut self, so: bool) {
+        self.refusals = if so { self.refusals.saturating_add(1) } else { 0 };
+    }
+
     fn observe(&mut self, key: &Key, observation: Observation, scopes: &Scopes) {
         if self.observation.as_ref() != Some(&observation) {
             self.observation = Some(observation);

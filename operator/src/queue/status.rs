@@ -125,7 +125,8 @@ pub fn others(queue: &Queue) -> Option<(&'static str, &Condition)> {
 }
 
 /// Whether the broker gives a Queue's messages to one consumer at a time: as its spec says, unless the main queue there is another than
-/// the spec asks for, or may be: it is declared after the dead-letter and the retry queues, and not where one of these is another.
+/// the spec asks for, or may be: it is declared after the dead-letter and the retry queues, and not where one of these is another. Under
+/// `AsIs` nothing is compared, and whoever made it is taken at the spec's word.
 pub fn is_single(queue: &Queue) -> bool {
     let differs = |declared: &Condition| {
         [ARGUMENTS_DIFFER, NOT_DURABLE].contains(&&*declared.reason)
@@ -133,7 +134,8 @@ pub fn is_single(queue: &Queue) -> bool {
             && declared.message.starts_with("queue ")
     };
     let declared = queue.status.as_ref().and_then(|status| find(&status.conditions, DECLARED));
-    queue.spec.single_active_consumer && !declared.is_some_and(differs)
+    let compared = queue.spec.adoption_policy != AdoptionPolicy::AsIs;
+    queue.spec.single_active_consumer && !(compared && declared.is_some_and(differs))
 }
 
 /// What says that an older Queue has what this one names.

@@ -14,6 +14,8 @@ use super::startup::SLOWEST_START_SECONDS;
 const STARTING_SECONDS: f64 = 30.0;
 /// The label of what was given back to the queue.
 const RETURNED: &str = r#"outcome="returned""#;
+/// The label of calls that were a message's first.
+const FIRST: &str = r#"attempt="first""#;
 
 /// What one sidecar's `/metrics` says.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -100,7 +102,7 @@ pub fn parse(text: &str) -> Option<Sample> {
             metrics::OUTCOMES if !line.contains(RETURNED) => sample.settled += count,
             metrics::HANDLER_FAILURES => {
                 sample.failed += count;
-                if line.contains(&format!("attempt=\"{}\"", metrics::FIRST_ATTEMPT)) {
+                if line.contains(FIRST) {
                     sample.failed_first += count;
                 }
             }

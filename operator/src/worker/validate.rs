@@ -435,24 +435,31 @@ pub(crate) mod tests {
 
     #[test]
     fn a_single_active_consumer_that_the_queue_on_the_broker_may_lack_keeps_no_order() {
+        use AdoptionPolicy::{Adopt, AsIs};
         let many = worker(json!({"consumer": {"orderingKey": "x-customer"}}));
         let mut around = surroundings();
-        let mut held = |reason: &str, object: &str| {
+        let mut held = |policy: AdoptionPolicy, reason: &str, object: &str| {
             let mut queue = declared("False", reason);
             queue.spec.single_active_consumer = true;
+            queue.spec.adoption_policy = policy;
             let conditions = &mut queue.status.as_mut().unwrap().conditions;
             conditions[0].message = format!("{object} exists");
             around.queue = Some(Arc::new(queue));
             validate(&many, &around).unwrap().hold.map(|problem| problem.message)
         };
         let queue = |name: &str| Object::Queue(name.to_owned()).to_string();
-        let differs = held("ArgumentsDiffer", &queue("orders"));
+        let differs = held(Adopt, "ArgumentsDiffer", &queue("orders"));
         assert!(differs.unwrap().contains("may lack singleActiveConsumer"));
-        assert!(held("NotDurable", &queue("orders")).is_some());
-        assert!(held("ArgumentsDiffer", &queue("orders.dlq")).is_some(), "the main queue was not compared");
+        assert!(held(Adopt, "NotDurable", &queue("orders")).is_some());
+        assert!(
+            held(Adopt, "ArgumentsDiffer", &queue("orders.dlq")).is_some(),
+            "the main queue was not compared"
+        );
         let exchange = Object::Exchange("shop.events".to_owned()).to_string();
-        assert_eq!(held("ArgumentsDiffer", &exchange), None, "it comes after the main queue");
-        assert_eq!(held("AccessRefused", &queue("orders")), None);
+        assert_eq!(held(Adopt, "ArgumentsDiffer", &exchange), None, "it comes after the main queue");
+        assert_eq!(held(Adopt, "AccessRefused", &queue("orders")), None);
+        let compared = held(AsIs, "ArgumentsDiffer", &queue("orders.dlq"));
+        assert_eq!(compared, None, "nothing is compared");
     }
 
     /// A Queue that says so of its declaration.

@@ -194,8 +194,6 @@ impl Engine {
                     slot.local_attempts += 1;
                     let until = now + Duration::from_secs(u64::from(seconds)).min(LONGEST_IN_PLACE);
                     slot.state = State::Waiting { until };
-                    let since = slot.since;
-                    self.waits_since(since);
                     self.timers.push(Reverse((until, id)));
                 } else {
                     self.publish(id, Copy::Retry { delay_seconds: Some(seconds), attempts }, 0, now, effects);

@@ -29,6 +29,8 @@ pub struct Incoming {
     pub attempts: u32,
     /// Whether the broker has delivered it before.
     pub redelivered: bool,
+    /// Whether the broker counts its deliveries, and has counted one: there may be a limit.
+    pub counted: bool,
     /// Hash of the message id, if there is one: tells one message failing often from many failing.
     pub identity: Option<u64>,
     /// Hash of the ordering key, if ordering is asked for and the message has one.

@@ -275,7 +275,7 @@ impl Engine {
         if returned.is_empty() {
             return;
         }
-        self.return_all(returned.into_iter(), effects);
+        self.return_all(returned, effects);
         let held = self.window.open_slots().filter_map(|slot| slot.incoming.key);
         let busy: Vec<u64> = held.chain(self.busy_keys()).collect();
         self.ready.rebuild(kept, busy.into_iter());

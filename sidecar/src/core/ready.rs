@@ -1,6 +1,6 @@
 //! Which received message is called next: first come first served, except that messages of one ordering key go one at a time.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::event::DeliveryId;
 
@@ -51,17 +51,11 @@ impl Ready {
         self.queue.push_front(id);
     }
 
-    /// A message goes back to the broker. Of one key the last goes first, so that none is left to be next.
-    pub fn remove(&mut self, id: DeliveryId, key: Option<u64>) {
-        let waiting = key.and_then(|key| self.keys.get_mut(&key));
-        if let Some((waiting, place)) = waiting
-            .and_then(|waiting| waiting.iter().rposition(|other| *other == id).map(|place| (waiting, place)))
-        {
-            waiting.remove(place);
-            return;
+    /// Messages without a key go back to the broker.
+    pub fn remove(&mut self, ids: &HashSet<DeliveryId>) {
+        if !ids.is_empty() {
+            self.queue.retain(|id| !ids.contains(id));
         }
-        self.queue.retain(|other| *other != id);
-        self.release(key);
     }
 
     /// A message has ended: the next one of its key may start.

@@ -54,8 +54,8 @@ struct World {
     next_tag: u64,
     queue: std::collections::VecDeque<Message>,
     unacked: BTreeMap<u64, Message>,
-    /// How many at the queue's front were given back one by one.
-    given_back: usize,
+    /// Whether the broker counts what is given back.
+    counts: bool,
     /// Messages that the broker has delivered before.
     returned: BTreeSet<u64>,
     delivered_to_consumer: BTreeSet<u64>,
@@ -107,7 +107,7 @@ impl World {
             consuming: None,
             next_tag: 1,
             queue: Default::default(),
-            given_back: 0,
+            counts: false,
             unacked: Default::default(),
             returned: Default::default(),
             delivered_to_consumer: Default::default(),
@@ -190,7 +190,6 @@ impl World {
         self.connected = false;
         self.consuming = None;
         self.delivered_to_consumer.clear();
-        self.given_back = 0;
         for (_, message) in std::mem::take(&mut self.unacked).into_iter().rev() {
             self.returned.insert(message.number);
             self.queue.push_front(message);
@@ -276,9 +275,7 @@ impl World {
                 let message = self.unacked.remove(&id.tag).expect("settled twice");
                 self.delivered_to_consumer.remove(&id.tag);
                 self.returned.insert(message.number);
-                // What comes back is delivered first, and in the order in which it came back.
-                self.queue.insert(self.given_back, message);
-                self.given_back += 1;
+                self.queue.push_front(message);
             }
             Effect::HandBack { generation } => {
                 assert!(self.connected && generation == self.generation, "closed a channel that is gone");
@@ -377,7 +374,6 @@ impl World {
             return false;
         }
         let Some(message) = self.queue.pop_front() else { return false };
-        self.given_back = self.given_back.saturating_sub(1);
         let id = DeliveryId { generation: self.generation, tag: self.next_tag };
         self.next_tag += 1;
         self.delivered_to_consumer.insert(id.tag);
@@ -386,6 +382,7 @@ impl World {
             id,
             attempts: message.attempts,
             redelivered: self.returned.contains(&message.number),
+            counted: self.counts && self.returned.contains(&message.number),
             identity: Some(message.number).filter(|_| !self.anonymous),
             key: message.key,
             oversized: None,
@@ -1564,38 +1561,29 @@ fn a_delivery_held_for_most_of_the_brokers_time_out_is_warned_of_once() {
 
 #[test]
 fn what_only_waits_goes_back_before_the_broker_would_take_back_what_runs_too() {
-    let mut world = World::running(Settings { prefetch: 3, ..settings() }, 3);
-    world.pass(Duration::from_secs(1439));
-    assert_eq!(world.saw(&Observation::Settled(Outcome::Returned)), 0);
-    world.pass(Duration::from_secs(2));
-    // Here they come straight back, and have their time anew.
-    assert_eq!(world.unacked.keys().copied().collect::<Vec<_>>(), [1, 4, 5]);
-    world.pass(Duration::from_secs(300));
-    world.answering(Duration::from_secs(1), |_, _| Verdict::Ack);
-    assert_eq!((world.handled.clone(), world.held_long()), (vec![0, 1, 2], 1));
-    assert_eq!(world.saw(&Observation::Settled(Outcome::Returned)), 2);
+    for counts in [false, true] {
+        let mut world = World::running(Settings { prefetch: 3, ..settings() }, 3);
+        world.counts = counts;
+        let held = |world: &World| world.unacked.keys().copied().collect::<Vec<_>>();
+        world.pass(Duration::from_secs(1439));
+        assert_eq!(held(&world), [1, 2, 3]);
+        world.pass(Duration::from_secs(2));
+        // Here they come straight back, and have their time anew.
+        assert_eq!((held(&world), world.held_long()), (vec![1, 4, 5], 1));
+        world.pass(Duration::from_secs(1441));
+        let (again, told) = if counts { ([1, 4, 5], 3) } else { ([1, 6, 7], 1) };
+        assert_eq!((held(&world), world.held_long()), (again.to_vec(), told), "counted: {counts}");
+        world.answering(Duration::from_secs(1), |_, _| Verdict::Ack);
+        world.handled.sort_unstable();
+        assert_eq!(world.handled, [0, 1, 2]);
+    }
 }
 
 #[test]
-fn what_goes_back_after_a_long_wait_takes_those_behind_it_along_that_have_its_key_and_no_others() {
-    let ordered = Settings { prefetch: 6, concurrency: 1, ordered: true, ..settings() };
-    let mut world = World::new(ordered);
-    let arrive = |world: &mut World, messages: &[(u64, u64)]| {
-        for (number, key) in messages {
-            world.queue.push_back(Message { number: *number, attempts: 0, key: Some(*key) });
-        }
-        world.settle();
-    };
-    world.connect();
-    arrive(&mut world, &[(0, 1), (1, 2), (2, 1)]);
-    world.pass(Duration::from_secs(1000));
-    arrive(&mut world, &[(3, 3), (4, 1), (5, 2)]);
-    world.pass(Duration::from_secs(441));
-    let held: Vec<u64> = world.unacked.values().map(|message| message.number).collect();
-    assert_eq!(held, [0, 3, 1, 2, 4, 5], "the fourth alone has stayed where it was");
-    world.answering(Duration::from_secs(2), |_, _| Verdict::Ack);
-    let of = |key: &[u64]| world.handled.iter().copied().filter(|n| key.contains(n)).collect::<Vec<_>>();
-    assert_eq!((of(&[0, 2, 4]), of(&[1, 5]), of(&[3])), (vec![0, 2, 4], vec![1, 5], vec![3]));
+fn what_has_an_ordering_key_does_not_go_back_one_by_one_however_long_it_waits() {
+    let (_, mut world) = ordered();
+    world.pass(Duration::from_secs(1700));
+    assert_eq!((world.saw(&Observation::Settled(Outcome::Returned)), world.held_long()), (0, 5));
 }
 
 #[test]

@@ -312,7 +312,15 @@ mod tests {
         for tag in 1..=count {
             let id = DeliveryId { generation: 1, tag };
             assert!(window.push(
-                Incoming { id, attempts: 0, redelivered: false, identity: None, key: None, oversized: None },
+                Incoming {
+                    id,
+                    attempts: 0,
+                    redelivered: false,
+                    counted: false,
+                    identity: None,
+                    key: None,
+                    oversized: None
+                },
                 Time::ZERO
             ));
         }
@@ -384,6 +392,7 @@ mod tests {
                     id: id(tag),
                     attempts: 0,
                     redelivered: false,
+                    counted: false,
                     identity: None,
                     key: None,
                     oversized: None,
