@@ -10,10 +10,13 @@ use std::time::Duration;
 
 use super::engine::Engine;
 use super::event::{Copy, DeliveryId, Effect, Incoming, Observation, Outcome, Time};
+use super::settings::Settings;
 use super::window::{Slot, State};
 
 /// The share of the broker's consumer timeout after which a delivery is held long, in percent.
 const HELD_LONG_PERCENT: u32 = 80;
+/// The least such share after which one that only waits goes back, however long its call may take.
+const LEAST_WAIT_PERCENT: u32 = 40;
 
 impl Slot {
     /// Whether it may go back to the broker: nobody works on it, and neither work that is done is done again nor an order lost.
@@ -38,9 +41,16 @@ impl Engine {
         self.settings.consumer_timeout * HELD_LONG_PERCENT / 100
     }
 
+    /// How long a delivery may wait for its call, which is to end before the broker takes it back.
+    fn longest_wait(&self) -> Duration {
+        let Settings { consumer_timeout, late_timeout, .. } = self.settings;
+        let least = consumer_timeout * LEAST_WAIT_PERCENT / 100;
+        consumer_timeout.saturating_sub(late_timeout).clamp(least, self.held_long())
+    }
+
     /// A delivery that came then waits again, perhaps for longer than it should.
     pub(super) fn waits_since(&mut self, since: Time) {
-        self.next_held_long = self.next_held_long.min(since + self.held_long());
+        self.next_held_long = self.next_held_long.min(since + self.longest_wait());
     }
 
     /// Gives back what has waited for long, and warns of what is held for long otherwise. The broker counts from a delivery's coming,
@@ -58,22 +68,25 @@ impl Engine {
     }
 
     fn look_at_long_held(&mut self, now: Time, effects: &mut Vec<Effect>) -> HashSet<DeliveryId> {
-        let limit = self.held_long();
+        let (wait, long) = (self.longest_wait(), self.held_long());
         // What comes from now on, unless something is here that comes first.
-        self.next_held_long = now + limit;
+        let mut next = now + wait;
         let mut returned = HashSet::new();
         for slot in self.window.open_slots_mut() {
-            if now < slot.since + limit {
-                self.next_held_long = slot.since + limit;
+            let (id, held) = (slot.incoming.id, now - slot.since);
+            if held < wait {
+                next = next.min(slot.since + wait);
                 break;
             }
-            let (id, held) = (slot.incoming.id, now - slot.since);
             if slot.only_waits() {
                 returned.insert(id);
+            } else if held < long {
+                next = next.min(slot.since + long);
             } else if !std::mem::replace(&mut slot.warned, true) {
                 effects.push(Effect::Observe(Observation::HeldLong { id, held }));
             }
         }
+        self.next_held_long = next;
         returned
     }
 

@@ -1580,6 +1580,20 @@ fn what_only_waits_goes_back_before_the_broker_would_take_back_what_runs_too() {
 }
 
 #[test]
+fn a_call_that_would_not_end_before_the_broker_takes_its_message_back_begins_with_one_that_came_just_now() {
+    let takes = Duration::from_secs(700);
+    let mut world = World::running(Settings { prefetch: 9, late_timeout: takes, ..settings() }, 9);
+    while world.handled.len() < 9 {
+        world.pass(takes);
+        let called = |slot: &&window::Slot| matches!(slot.state, window::State::Running { .. });
+        let held = world.engine.window.open_slots().find(called).map(|slot| world.now - slot.since);
+        assert!(held < Some(Duration::from_secs(1800)), "{held:?}");
+        world.answer_all(Verdict::Ack);
+        world.settle();
+    }
+}
+
+#[test]
 fn what_has_an_ordering_key_does_not_go_back_one_by_one_however_long_it_waits() {
     let (_, mut world) = ordered();
     world.pass(Duration::from_secs(1700));
