@@ -335,7 +335,7 @@ impl Metrics {
             Observation::LateEnded { took, attempt, failed } => self.worked(*took, *attempt, *failed),
             Observation::DrainEnded { took, .. } => self.drain_seconds.observe(took.as_secs_f64()),
             Observation::TerminatedUndrained => self.undrained.inc(),
-            Observation::HeldLong { .. } => self.held_long.inc(),
+            Observation::HeldLong { count, .. } => self.held_long.inc_by(*count),
             Observation::HandlerDown
             | Observation::HandlerUp
             | Observation::BreakerOpened { .. }

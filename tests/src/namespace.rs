@@ -1,5 +1,6 @@
 //! A namespace of a test's own: Warren's resources in it, and waits for what their conditions say.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -30,6 +31,14 @@ impl Namespace {
     /// Takes it away, without waiting for it.
     pub async fn delete(&self) -> Result<()> {
         self.cluster.kubectl(&["delete", "namespace", &self.name, "--wait=false"]).await.map(drop)
+    }
+
+    /// The same where a value goes: a namespace that stays goes with the cluster.
+    pub fn discard(&self) {
+        let mut kubectl = std::process::Command::new(self.cluster.kubectl_path());
+        kubectl.env("KUBECONFIG", self.cluster.kubeconfig());
+        kubectl.args(["delete", "namespace", &self.name, "--wait=false"]);
+        let _ = kubectl.stdout(Stdio::null()).stderr(Stdio::null()).status();
     }
 
     /// Writes a Secret with the address of a broker.

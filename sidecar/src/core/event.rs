@@ -422,11 +422,13 @@ pub enum Observation {
     DrainReversed,
     /// SIGTERM came without a drain before it.
     TerminatedUndrained,
-    /// A delivery has been held so long that the broker will soon close the channel.
+    /// Deliveries have been held so long that the broker will soon close the channel.
     HeldLong {
-        /// The delivery.
+        /// The first of them.
         id: DeliveryId,
-        /// How long.
+        /// How long that has been held.
         held: Duration,
+        /// How many they are.
+        count: u64,
     },
 }

@@ -3,9 +3,8 @@
 //! too. So what only waits here goes back by itself before that, and what is at work is warned of.
 //!
 //! What has an ordering key stays: given back one by one, messages can come again in another order. So does what a quorum queue
-//! has counted a delivery of, as those before RabbitMQ 4.3 do with each return: it would reach its delivery limit without a call.
+//! has counted a delivery of, as those before RabbitMQ 4.3 do with each return: it could reach its delivery limit without a call.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use super::engine::Engine;
@@ -67,35 +66,41 @@ impl Engine {
         self.wake_at(Some(self.next_held_long));
     }
 
-    fn look_at_long_held(&mut self, now: Time, effects: &mut Vec<Effect>) -> HashSet<DeliveryId> {
+    fn look_at_long_held(&mut self, now: Time, effects: &mut Vec<Effect>) -> Vec<DeliveryId> {
         let (wait, long) = (self.longest_wait(), self.held_long());
         // What comes from now on, unless something is here that comes first.
         let mut next = now + wait;
-        let mut returned = HashSet::new();
+        let mut returned = Vec::new();
+        // Those that came after it would else be called before it again and again.
+        let mut also_younger = false;
+        let (mut first, mut count) = (None, 0);
         for slot in self.window.open_slots_mut() {
             let (id, held) = (slot.incoming.id, now - slot.since);
-            if held < wait {
+            let is_young = held < wait;
+            if slot.only_waits() && (!is_young || (also_younger && slot.state == State::Received)) {
+                also_younger |= slot.state == State::Received;
+                returned.push(id);
+            } else if is_young {
                 next = next.min(slot.since + wait);
-                break;
-            }
-            if slot.only_waits() {
-                returned.insert(id);
+                if !also_younger {
+                    break;
+                }
             } else if held < long {
                 next = next.min(slot.since + long);
             } else if !std::mem::replace(&mut slot.warned, true) {
-                effects.push(Effect::Observe(Observation::HeldLong { id, held }));
+                first = first.or(Some((id, held)));
+                count += 1;
             }
+        }
+        if let Some((id, held)) = first {
+            effects.push(Effect::Observe(Observation::HeldLong { id, held, count }));
         }
         self.next_held_long = next;
         returned
     }
 
-    /// Gives deliveries back to the broker.
-    pub(super) fn return_all(
-        &mut self,
-        ids: impl IntoIterator<Item = DeliveryId>,
-        effects: &mut Vec<Effect>,
-    ) {
+    /// Gives deliveries back to the broker, in the order in which they came.
+    pub(super) fn return_all(&mut self, ids: Vec<DeliveryId>, effects: &mut Vec<Effect>) {
         for id in ids {
             if let Some(slot) = self.window.get_mut(id).cloned() {
                 self.remember(&slot);

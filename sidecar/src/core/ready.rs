@@ -1,6 +1,6 @@
 //! Which received message is called next: first come first served, except that messages of one ordering key go one at a time.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use super::event::DeliveryId;
 
@@ -51,10 +51,10 @@ impl Ready {
         self.queue.push_front(id);
     }
 
-    /// Messages without a key go back to the broker.
-    pub fn remove(&mut self, ids: &HashSet<DeliveryId>) {
+    /// Messages without a key, in rising order, go back to the broker.
+    pub fn remove(&mut self, ids: &[DeliveryId]) {
         if !ids.is_empty() {
-            self.queue.retain(|id| !ids.contains(id));
+            self.queue.retain(|id| ids.binary_search(id).is_err());
         }
     }
 

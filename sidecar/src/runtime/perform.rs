@@ -258,11 +258,12 @@ impl Runtime {
             }
             Observation::DrainReversed => tracing::info!("the application lives on: the drain is taken back"),
             Observation::TerminatedUndrained => tracing::warn!("SIGTERM came without a drain before it"),
-            Observation::HeldLong { id, held } => {
+            Observation::HeldLong { id, held, count } => {
                 tracing::warn!(
                     tag = id.tag,
                     ?held,
-                    "a message is held so long that the broker will soon take it back: raise consumerTimeoutSeconds of the Queue, or answer sooner"
+                    count,
+                    "messages are held so long that the broker will soon take everything back: raise consumerTimeoutSeconds of the Queue, answer sooner, or lower consumer.prefetch"
                 );
             }
         }

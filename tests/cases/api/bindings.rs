@@ -1,12 +1,9 @@
 //! Bindings that an end cuts short: none is lost, and none is left.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use warren_broker::lapin::types::FieldTable;
 use warren_tests::amqp::Client;
-use warren_tests::wait::eventually;
 use warren_tests::way::Way;
 
 use crate::operator::Room;
@@ -64,22 +61,23 @@ async fn a_binding_is_recorded_before_it_is_made_so_that_another_change_takes_it
     room.queue("orders", bound_to("b", "Retain")).await?;
     let recorded = async || {
         let queue = room.get("wq", "orders").await?;
+        let conditions = queue["status"]["conditions"].as_array().context("none")?;
+        let noticed = |one: &Value| one["type"] == "BrokerReachable" && one["status"] != "True";
         let bindings = queue["status"]["declared"]["bindings"].as_array().context("none")?;
-        anyhow::Ok(
-            bindings.iter().filter_map(|one| Some(one["exchange"].as_str()?.to_owned())).collect::<Vec<_>>(),
-        )
+        let bindings: Vec<_> =
+            bindings.iter().filter_map(|one| Some(one["exchange"].as_str()?.to_owned())).collect();
+        anyhow::Ok((bindings, conditions.iter().any(noticed)))
     };
-    // Long before it is noticed that the broker is silent.
-    eventually(Duration::from_secs(10), "both are recorded", async || {
-        let recorded = recorded().await?;
-        ensure!(recorded == ["a", "b"], "{recorded:?}");
+    room.eventually("both are recorded before it is noticed that the broker is silent", async || {
+        let (recorded, noticed) = recorded().await?;
+        ensure!(recorded == ["a", "b"] && !noticed, "{recorded:?}, noticed: {noticed}");
         Ok(())
     })
     .await?;
     room.queue("orders", bound_to("c", "Retain")).await?;
     way.mend();
     room.eventually("only the last is left", async || {
-        let recorded = recorded().await?;
+        let (recorded, _) = recorded().await?;
         ensure!(recorded == ["c"], "{recorded:?}");
         Ok(())
     })

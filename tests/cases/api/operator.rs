@@ -31,6 +31,13 @@ impl Deref for Room {
     }
 }
 
+/// What the next stage's operator, which watches all namespaces, would else find.
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.namespace.discard();
+    }
+}
+
 /// An operator that watches these namespaces as the user of a kubeconfig.
 async fn watching(kubeconfig: &Path, namespaces: &[&str], identity: &str) -> Result<Operator> {
     let binary = static_binaries(&["warren-operator"]).await?.remove(0);

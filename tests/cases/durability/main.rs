@@ -38,7 +38,7 @@ async fn restart(broker: &Broker) -> Result<Client> {
 
 /// A new classic queue has its count at once; a quorum queue answers 0 until it has elected a leader.
 async fn ready_again(client: &Client, queue: &str, expected: u32) -> Result<()> {
-    eventually(Duration::from_secs(30), "the messages are back", async || {
+    eventually(Duration::from_secs(180), "the messages are back", async || {
         let ready = client.ready(queue).await?;
         ensure!(ready == Some(expected), "{ready:?} messages");
         Ok(())

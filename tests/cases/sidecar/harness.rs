@@ -65,7 +65,8 @@ impl Place {
     async fn process(&self, queue: &str, what: &str) -> Result<()> {
         let found =
             format!("rabbit_amqqueue:lookup(rabbit_misc:r(<<\"{}\">>, queue, <<\"{queue}\">>))", self.vhost);
-        self.broker.eval(&format!("{{ok, Q}} = {found}, sys:{what}(amqqueue:get_pid(Q))")).await?;
+        let done = self.broker.eval(&format!("{{ok, Q}} = {found}, sys:{what}(amqqueue:get_pid(Q))")).await?;
+        ensure!(done.trim() == "ok", "{what}: {done}");
         Ok(())
     }
 
@@ -112,7 +113,7 @@ pub fn config() -> SidecarConfig {
         },
         handler: HandlerConfig {
             path: "/messages".to_owned(),
-            timeout_seconds: 5,
+            timeout_seconds: 10,
             reply: false,
             max_body_bytes: None,
             batch: None,

@@ -293,7 +293,7 @@ async fn a_drain_finishes_what_runs_gives_back_the_rest_and_needs_its_token(plac
 }
 
 async fn a_worker_that_turns_to_another_queue_lets_what_runs_end_first(place: Place) -> Result<()> {
-    let app = App::working(Duration::from_secs(4)).await?;
+    let app = App::working(Duration::from_secs(10)).await?;
     let mut next = config();
     next.queue.name = "orders-v2".to_owned();
     place.declare(&next).await?;
@@ -346,7 +346,7 @@ async fn the_span_of_a_batch_links_to_the_trace_of_each_message(place: Place) ->
     let (app, collector) = (App::start().await?, App::start().await?);
     let mut config = config();
     config.consumer.prefetch = 3;
-    config.handler.batch = Some(BatchConfig { max_messages: 3, max_wait_milliseconds: 1000 });
+    config.handler.batch = Some(BatchConfig { max_messages: 3, max_wait_milliseconds: 30_000 });
     place.declare(&config).await?;
     let client = place.client().await?;
     let trace = |digit: char| digit.to_string().repeat(32);
@@ -392,12 +392,14 @@ async fn a_span_a_message_goes_to_the_collector_in_the_messages_own_trace(place:
     sidecar.settled("ack", 2).await?;
     // The spans wait for others when the process ends.
     sidecar.terminate().await?;
-    let export = collector.calls().pop().ok_or_else(|| anyhow::anyhow!("the span is lost"))?;
-    let json: serde_json::Value = serde_json::from_slice(&export.body)?;
-    let span = &json["resourceSpans"][0]["scopeSpans"][0]["spans"][0];
-    ensure!(
-        span["traceId"] == "0af7651916cd43dd8448eb211c80319c" && span["parentSpanId"] == "b7ad6b7169203331"
-    );
+    let exports = collector.calls();
+    let exported = exports.iter().map(|export| serde_json::from_slice::<serde_json::Value>(&export.body));
+    let exported = exported.collect::<serde_json::Result<Vec<_>>>()?;
+    let spans =
+        exported.iter().filter_map(|json| json["resourceSpans"][0]["scopeSpans"][0]["spans"].as_array());
+    let own = |span: &&serde_json::Value| span["traceId"] == "0af7651916cd43dd8448eb211c80319c";
+    let span = spans.flatten().find(own).ok_or_else(|| anyhow::anyhow!("the span is lost"))?;
+    ensure!(span["parentSpanId"] == "b7ad6b7169203331", "{span}");
     ensure!(span["name"] == "process orders" && span["kind"] == 5, "{span}");
     let handed = app.calls()[0].header("traceparent").to_owned();
     ensure!(

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use axum::body::{Body, Bytes};
@@ -35,6 +35,7 @@ on_a_broker_of_each_release!(
     a_broker_that_comes_back_empty_is_consumed_once_the_queue_is_declared_again,
     a_broker_that_falls_silent_is_found_by_heartbeat,
     a_406_on_consumer_timeout_is_warned_of_and_the_message_comes_back,
+    what_waits_beside_long_work_goes_back_before_the_broker_strikes,
     tls_with_a_private_authority_works_and_an_unknown_one_is_refused,
     mutual_tls_works_and_a_client_without_a_certificate_is_refused,
 );
@@ -53,7 +54,7 @@ async fn a_queue_that_is_deleted_and_declared_again_is_consumed_again(place: Pla
 }
 
 async fn rotated_credentials_are_taken_over_once_what_runs_has_ended(place: Place) -> Result<()> {
-    let app = App::working(Duration::from_secs(4)).await?;
+    let app = App::working(Duration::from_secs(10)).await?;
     let mut config = config();
     (config.consumer.prefetch, config.consumer.concurrency) = (2, 1);
     config.handler.timeout_seconds = 60;
@@ -241,7 +242,7 @@ async fn a_broker_that_falls_silent_is_found_by_heartbeat(options: Options) -> R
 }
 
 async fn a_406_on_consumer_timeout_is_warned_of_and_the_message_comes_back(options: Options) -> Result<()> {
-    const TIMEOUT_SECONDS: u32 = 6;
+    const TIMEOUT_SECONDS: u32 = 20;
     let place = Place::own(options).await?;
     place
         .broker
@@ -283,6 +284,44 @@ async fn a_406_on_consumer_timeout_is_warned_of_and_the_message_comes_back(optio
     ensure!(sidecar.metric("warren_sidecar_deliveries_held_long_total", "").await? < 1.5);
     sidecar.terminate().await?;
     ensure!(client.ready(QUEUE).await? == Some(0), "handled once, lost never");
+    Ok(())
+}
+
+async fn what_waits_beside_long_work_goes_back_before_the_broker_strikes(options: Options) -> Result<()> {
+    const TIMEOUT_SECONDS: u32 = 10;
+    let place = Place::own(options).await?;
+    place
+        .broker
+        .eval(&format!(
+            "application:set_env(rabbit, consumer_timeout, {TIMEOUT_SECONDS}000), \
+             application:set_env(rabbit, channel_tick_interval, 500)"
+        ))
+        .await?;
+    let (release, released) = watch::channel(0);
+    let app = App::answering(move |call| {
+        let (number, mut released) = (call.body[0], released.clone());
+        let body = async move { released.wait_for(|so| *so >= number).await.map(|_| Bytes::from("done")) };
+        Response::new(Body::from_stream(body.into_stream()))
+    })
+    .await?;
+    let mut config = config();
+    (config.consumer.prefetch, config.consumer.concurrency) = (2, 1);
+    config.handler.timeout_seconds = 120;
+    config.queue.consumer_timeout_seconds = Some(TIMEOUT_SECONDS);
+    let sidecar = place.sidecar(config, app.port()).await?;
+    let client = place.client().await?;
+    client.publish(QUEUE, &[1]).await?;
+    client.publish(QUEUE, &[2]).await?;
+    let delivered = Instant::now();
+    sidecar.settled("returned", 1).await?;
+    release.send(1)?;
+    sidecar.settled("ack", 1).await?;
+    // The broker would have struck over the delivery that has gone back.
+    tokio::time::sleep_until((delivered + Duration::from_secs(u64::from(TIMEOUT_SECONDS) + 1)).into()).await;
+    release.send(2)?;
+    sidecar.settled("ack", 2).await?;
+    ensure!(app.calls().len() == 2, "{:?}", app.calls());
+    ensure!(sidecar.metric("warren_sidecar_reconnects_total", "").await? < 0.5);
     Ok(())
 }
 

@@ -64,7 +64,7 @@ async fn a_time_out_a_1xx_a_broken_answer_and_none_at_all_climb_the_ladder(place
     ] {
         let (port, serving) = raw(answer).await?;
         let mut config = config();
-        config.handler.timeout_seconds = 1;
+        config.handler.timeout_seconds = if answer.is_none() { 1 } else { 60 };
         let sidecar = place.sidecar(config, port).await?;
         client.publish(QUEUE, b"x").await?;
         let (_, properties) = message_of(&client, "orders.dlq").await?;

@@ -7,7 +7,7 @@ use serde_json::json;
 use warren_tests::desk::Order;
 use warren_tests::images;
 
-use crate::space::{Space, turn};
+use crate::space::{Space, turn, undisturbed};
 
 #[tokio::test]
 async fn a_pod_has_two_containers_that_are_ready_and_the_sidecar_has_no_token() -> Result<()> {
@@ -99,7 +99,8 @@ async fn a_paused_worker_keeps_its_pods_and_takes_no_message_until_it_is_resumed
 
 #[tokio::test]
 async fn a_queue_that_is_deleted_after_its_worker_waits_for_the_calls_that_run() -> Result<()> {
-    // Longer than the deletions take, also where the operator is just being replaced, and shorter than a drain may.
+    let _undisturbed = undisturbed().await;
+    // Longer than the deletions take, and shorter than a drain may.
     let space = Space::new("outlived", |_| Order::work(Duration::from_secs(45))).await?;
     space.queue("orders", json!({"deletionPolicy": "Delete"})).await?;
     let worker = json!({

@@ -64,7 +64,7 @@ async fn in_mode_manual_the_worker_has_the_replicas_that_kubectl_scale_says() ->
 async fn of_pods_that_kubectl_scale_takes_away_the_idlest_go() -> Result<()> {
     let _undisturbed = undisturbed().await;
     let manual = json!({"scaling": {"mode": "Manual"}, "replicas": 4});
-    let space = space_of("idlest", Order::work(Duration::from_secs(15)), manual).await?;
+    let space = space_of("idlest", Order::work(Duration::from_secs(25)), manual).await?;
     space.pods_ready("invoices", 4).await?;
     space.client().await?.publish_all("orders", ["one".into()]).await?;
     let busy = space

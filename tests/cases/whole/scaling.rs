@@ -45,6 +45,7 @@ async fn another_leads(space: &Space, before: &str) -> Result<()> {
 
 #[tokio::test]
 async fn from_10_pods_to_2_under_load_no_message_whose_call_had_begun_is_called_again() -> Result<()> {
+    let _undisturbed = undisturbed().await;
     let gone = Arc::new(AtomicBool::new(false));
     let quick = gone.clone();
     // Slow until the pods have gone, so that there is work in their midst however long that takes.
@@ -55,13 +56,13 @@ async fn from_10_pods_to_2_under_load_no_message_whose_call_had_begun_is_called_
     let between = |least: u32, most: u32| json!({"scaling": {"minReplicas": least, "maxReplicas": most}});
     space.worker("invoices", between(10, 10)).await?;
     space.pods_ready("invoices", 10).await?;
-    space.client().await?.publish_all("orders", messages(400)).await?;
+    space.client().await?.publish_all("orders", messages(1_000)).await?;
     space.handled(50).await?;
     space.worker("invoices", between(2, 2)).await?;
     space.pods_ready("invoices", 2).await?;
-    assert!(space.desk.handled().len() < 400, "nothing was left to do when the pods went");
+    assert!(space.desk.handled().len() < 1_000, "nothing was left to do when the pods went");
     gone.store(true, Relaxed);
-    space.handled(400).await?;
+    space.handled(1_000).await?;
     assert_eq!(space.desk.called_again(), Vec::<String>::new());
     Ok(())
 }
@@ -138,16 +139,16 @@ async fn an_operator_that_is_killed_in_the_middle_of_a_load_takes_over_where_it_
     let scaling = json!({"maxReplicas": 3, "targetWaitSeconds": 2});
     space.worker("invoices", json!({"scaling": scaling})).await?;
     space.ready("wk", "invoices").await?;
-    space.client().await?.publish_all("orders", messages(200)).await?;
+    space.client().await?.publish_all("orders", messages(600)).await?;
     space.pods_ready("invoices", 3).await?;
     let before = leader(&space).await?;
     space.kill_operator(&turn).await?;
     another_leads(&space, &before).await?;
     space.handled(space.desk.handled().len() + 20).await?;
-    assert!(space.desk.handled().len() < 200, "nothing was left to do");
+    assert!(space.desk.handled().len() < 600, "nothing was left to do");
     assert_eq!(desired(&space).await?, 3, "while there is work, the new operator takes no pod away");
     led.store(true, Relaxed);
-    space.handled(200).await?;
+    space.handled(600).await?;
     assert_eq!(space.desk.called_again(), Vec::<String>::new());
     Ok(())
 }

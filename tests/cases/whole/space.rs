@@ -1,7 +1,6 @@
 //! What each test has to itself: a namespace, a virtual host, a desk, and Warren installed for all.
 
 use std::ops::Deref;
-use std::process::Stdio;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
@@ -158,11 +157,7 @@ impl Space {
 
 impl Drop for Space {
     fn drop(&mut self) {
-        let mut kubectl = std::process::Command::new(self.cluster.kubectl_path());
-        kubectl.env("KUBECONFIG", self.cluster.kubeconfig());
-        kubectl.args(["delete", "namespace", &self.name, "--wait=false"]).stdout(Stdio::null());
-        // A namespace that stays goes with the cluster.
-        let _ = kubectl.status();
+        self.namespace.discard();
     }
 }
 

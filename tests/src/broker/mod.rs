@@ -207,7 +207,7 @@ impl Broker {
         let mut node = self.node.lock().await;
         let Some(process) = node.take() else { return Ok(()) };
         process.signal(signal);
-        if !process.gone_within(Duration::from_secs(60)).await {
+        if !process.gone_within(Duration::from_secs(180)).await {
             bail!("{} does not end after {signal}", self.options.name);
         }
         Ok(())

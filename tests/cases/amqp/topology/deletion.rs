@@ -145,7 +145,7 @@ async fn delete_if_empty_counts_rungs_that_the_spec_has_dropped(vhost: Vhost) ->
 async fn delete_if_empty_waits_for_what_the_broker_may_hold_back(vhost: Vhost) -> Result<()> {
     let client = Client::connect(&vhost.uri()).await?;
     // Longer than it takes to look at the broker meanwhile.
-    let keeper = Keeper::holding_back(Duration::from_secs(6));
+    let keeper = Keeper::holding_back(Duration::from_secs(20));
     let mut limited = spec("DeleteIfEmpty", "Quorum");
     limited["deadLetter"] = json!({"maxLength": 2});
     let mut queue = keeper.queue(&vhost.uri(), limited)?;

@@ -150,7 +150,13 @@ async fn a_second_pass_changes_nothing_and_is_no_news(vhost: Vhost) -> Result<()
     assert_eq!(client.ready("orders").await?, Some(1));
     assert_eq!(look::process(&vhost, "orders").await?, process);
     assert_eq!(look::bindings(&vhost, "orders").await?, bindings);
-    Ok(())
+    client.delete("orders.dlq").await?;
+    eventually(PATIENCE, "a pass has seen it", async || {
+        let ready = client.ready("orders.dlq").await?;
+        ensure!(ready == Some(0), "{ready:?}");
+        Ok(())
+    })
+    .await
 }
 
 async fn a_queue_that_a_probe_misses_comes_back_without_a_drift_check(vhost: Vhost) -> Result<()> {
