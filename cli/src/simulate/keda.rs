@@ -3,12 +3,12 @@
 //! KEDA polls each 30 s and takes a workload from zero to one, or back to zero after a cooldown of 300 s without messages
 //! (<https://keda.sh/docs/latest/reference/scaledobject-spec/>). In between the HPA syncs each 15 s: the metric's average a
 //! pod against the target with a tolerance of 0.1, up by doubling or 4 pods each 15 s, whichever is more, down to the most
-//! that was recommended within five minutes
-//! (<https://kubernetes.io/docs/concepts/workloads/autoscaling/horizontal-pod-autoscale/>). What it reads over AMQP is ready
-//! messages alone (<https://keda.sh/docs/latest/scalers/rabbitmq-queue/>).
+//! that was recommended within five minutes, as with the defaults of an HPA's `behavior`
+//! (<https://kubernetes.io/docs/concepts/workloads/autoscaling/horizontal-pod-autoscale/>).
 
 use std::collections::VecDeque;
 
+use super::setting::Protocol;
 use super::world::{Autoscaler, Look, Seen};
 
 const POLL: f64 = 30.0;
@@ -27,8 +27,9 @@ const EPSILON: f64 = 1e-6;
 pub struct KedaHpa {
     min: u32,
     max: u32,
-    /// KEDA's `value`: ready messages a pod.
+    /// KEDA's `value`: messages a pod.
     value: f64,
+    protocol: Protocol,
     next_poll: f64,
     next_sync: f64,
     last_active: f64,
@@ -38,11 +39,19 @@ pub struct KedaHpa {
 impl KedaHpa {
     /// KEDA with `value` set to the backlog that one pod clears within the target, at `service` seconds a call. Polls and syncs are in the middle of their
     /// intervals, so that a load that begins at a round minute waits for them as long as loads do on average.
-    pub fn new(min: u32, max: u32, target_wait: f64, service: f64, concurrency: u32) -> Self {
+    pub fn new(
+        min: u32,
+        max: u32,
+        target_wait: f64,
+        service: f64,
+        concurrency: u32,
+        protocol: Protocol,
+    ) -> Self {
         Self {
             min,
             max,
             value: (target_wait * f64::from(concurrency) / service).max(LEAST_VALUE),
+            protocol,
             next_poll: POLL / 2.0,
             next_sync: SYNC / 2.0,
             last_active: f64::NEG_INFINITY,
@@ -51,8 +60,8 @@ impl KedaHpa {
     }
 
     /// KEDA's own part: between zero and one.
-    fn poll(&mut self, ready: u64, replicas: u32, now: f64) -> u32 {
-        if ready > 0 {
+    fn poll(&mut self, messages: u64, replicas: u32, now: f64) -> u32 {
+        if messages > 0 {
             self.last_active = now;
             return replicas.max(self.min.max(1));
         }
@@ -64,16 +73,16 @@ impl KedaHpa {
     }
 
     /// The HPA's part: from one on.
-    fn sync(&mut self, ready: u64, replicas: u32, now: f64) -> u32 {
+    fn sync(&mut self, messages: u64, replicas: u32, now: f64) -> u32 {
         if replicas == 0 {
             return 0;
         }
-        let ratio = ready as f64 / (self.value * f64::from(replicas));
+        let ratio = messages as f64 / (self.value * f64::from(replicas));
         let wanted = if (ratio - 1.0).abs() <= TOLERANCE {
             replicas
         } else {
             // The cast saturates.
-            (ready as f64 / self.value).ceil() as u32
+            (messages as f64 / self.value).ceil() as u32
         };
         let (least, most) = (self.min.max(1), self.max.max(1));
         let wanted = wanted.clamp(least, most);
@@ -95,13 +104,17 @@ impl KedaHpa {
 impl Autoscaler for KedaHpa {
     fn look(&mut self, seen: &Seen, now: f64) -> Look {
         let mut replicas = seen.replicas;
+        let messages = match self.protocol {
+            Protocol::Amqp => seen.ready,
+            Protocol::Http => seen.ready + seen.unsettled + seen.ending,
+        };
         if now + EPSILON >= self.next_poll {
             self.next_poll += POLL;
-            replicas = self.poll(seen.ready, replicas, now);
+            replicas = self.poll(messages, replicas, now);
         }
         if now + EPSILON >= self.next_sync {
             self.next_sync += SYNC;
-            replicas = self.sync(seen.ready, replicas, now);
+            replicas = self.sync(messages, replicas, now);
         }
         Look { replicas, again_in: self.next_poll.min(self.next_sync) - now }
     }
@@ -120,7 +133,11 @@ mod tests {
     }
 
     fn looks_with(service: f64, ready: impl Fn(f64) -> u64, until: f64) -> Vec<(f64, u32)> {
-        let mut scaler = KedaHpa { next_poll: 0.0, next_sync: 0.0, ..KedaHpa::new(0, 50, 10.0, service, 1) };
+        let mut scaler = KedaHpa {
+            next_poll: 0.0,
+            next_sync: 0.0,
+            ..KedaHpa::new(0, 50, 10.0, service, 1, Protocol::Amqp)
+        };
         let (mut now, mut replicas, mut changes) = (0.0, 0, vec![]);
         while now < until {
             let look = scaler.look(&Seen { ready: ready(now), replicas, ..Seen::default() }, now);
@@ -151,6 +168,16 @@ mod tests {
         // 4 messages at 1.43 a pod, then at 0.5 a pod.
         assert_eq!(looks_with(7.0, |_| 4, 15.0), [(0.0, 3)]);
         assert_eq!(looks_with(20.0, |_| 4, 30.0), [(0.0, 5), (15.0, 8)]);
+    }
+
+    #[test]
+    fn over_http_what_is_not_acknowledged_counts_too() {
+        let held = Seen { ready: 300, unsettled: 150, ending: 50, replicas: 1, ..Seen::default() };
+        for (protocol, pods) in [(Protocol::Amqp, 3), (Protocol::Http, 5)] {
+            let mut scaler =
+                KedaHpa { next_poll: 0.0, next_sync: 0.0, ..KedaHpa::new(0, 50, 10.0, 0.1, 1, protocol) };
+            assert_eq!(scaler.look(&held, 0.0).replicas, pods, "{protocol:?}");
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ use terminal_size::{Width, terminal_size};
 use self::figures::Figures;
 use self::keda::KedaHpa;
 use self::manifest::Wanted;
-use self::setting::Setting;
+use self::setting::{Protocol, Setting};
 use self::trace::Trace;
 use self::warren::Warren;
 use self::world::{Run, simulate};
@@ -54,6 +54,10 @@ pub struct Simulate {
     /// Seconds from the request for a pod to its first message
     #[arg(long, value_name = "SECONDS")]
     startup_seconds: f64,
+
+    /// What KEDA asks the broker by
+    #[arg(long, value_enum, value_name = "PROTOCOL", default_value_t)]
+    keda: Protocol,
 
     /// Print the figures as one JSON object, on the last line
     #[arg(long)]
@@ -88,7 +92,8 @@ impl Comparison {
         let spec = &setting.spec;
         let warren = simulate(trace, setting, &mut Warren::new(spec.clone()));
         let service = trace.mean_service(setting.pods.service_seconds);
-        let mut keda = KedaHpa::new(spec.min, spec.max, spec.target_wait, service, spec.concurrency);
+        let mut keda =
+            KedaHpa::new(spec.min, spec.max, spec.target_wait, service, spec.concurrency, setting.keda);
         let keda_hpa = simulate(trace, setting, &mut keda);
         let horizon = warren.ended_at.max(keda_hpa.ended_at);
         let figures = |run: &Run| Figures::of(run, spec.target_wait, spec.min, horizon);
@@ -158,7 +163,8 @@ impl Simulate {
         };
         let manifest = read(&self.file)?;
         let wanted = Wanted { name: self.worker.as_deref(), namespace };
-        let setting = Setting::parse(&manifest, wanted, self.service_seconds, self.startup_seconds)?;
+        let mut setting = Setting::parse(&manifest, wanted, self.service_seconds, self.startup_seconds)?;
+        setting.keda = self.keda;
         let trace = Trace::parse(&read(&self.trace)?)?;
         let comparison = Comparison::of(&setting, &trace);
         if let Some(path) = &self.html {

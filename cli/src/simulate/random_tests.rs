@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 
 use warren_operator::scaler::inputs::Spec;
 
-use super::setting::{Pods, Setting};
+use super::setting::{Pods, Protocol, Setting};
 use super::shapes::Chance;
 use super::trace::Trace;
 use super::{Both, Comparison};
@@ -40,8 +40,8 @@ fn load(chance: &mut Chance, shape: usize, rate: f64, service: f64) -> String {
             3 if (from + 0.15..from + 0.2).contains(&part) => rate * 4.0,
             3 => rate,
             // All at once, and every five minutes all at once: ten seconds' worth.
-            COLD_START if second == 77 => rate * 10.0,
-            BURSTS | BURSTS_OVER_A_LOAD if second % 300 == 77 => rate * 10.0,
+            COLD_START if second == 90 => rate * 10.0,
+            BURSTS | BURSTS_OVER_A_LOAD if second % 300 == 90 => rate * 10.0,
             BURSTS_OVER_A_LOAD => rate * low * 0.5,
             7 => rate * (0.5 - 0.48 * (TAU * part).cos()),
             8 => rate / SLOW_HANDLER,
@@ -78,6 +78,7 @@ fn setting(service: f64, concurrency: u32, target_wait: f64) -> Setting {
             prefetch: concurrency,
             drain_starts_seconds: 15.0,
         },
+        keda: Protocol::Amqp,
     }
 }
 

@@ -1,5 +1,6 @@
 //! What is simulated: a Worker from a manifest, with how its pods behave. Parsed once.
 
+use clap::ValueEnum;
 use thiserror::Error;
 use warren_api::worker::{PrefetchMode, ScalingMode};
 use warren_operator::scaler::inputs::Spec;
@@ -56,6 +57,18 @@ pub struct Setting {
     pub spec: Spec,
     /// How its pods behave.
     pub pods: Pods,
+    /// What the model of KEDA asks the broker by.
+    pub keda: Protocol,
+}
+
+/// How KEDA's scaler reads a queue (<https://keda.sh/docs/latest/scalers/rabbitmq-queue/>).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Protocol {
+    /// Ready messages
+    #[default]
+    Amqp,
+    /// Ready messages and those that are not acknowledged, from the management plugin
+    Http,
 }
 
 impl Setting {
@@ -144,7 +157,12 @@ impl Setting {
         let drain_starts_seconds =
             if ordered { 0.0 } else { (drain / 2.0).min(drain - spec.handler_timeout) };
         let pods = Pods { service_seconds, startup_seconds, prefetch, drain_starts_seconds };
-        Ok(Self { name: worker.metadata.name.clone().unwrap_or_default(), spec, pods })
+        Ok(Self {
+            name: worker.metadata.name.clone().unwrap_or_default(),
+            spec,
+            pods,
+            keda: Protocol::default(),
+        })
     }
 }
 
