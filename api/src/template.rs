@@ -24,7 +24,14 @@ const LARGEST: usize = 256 * 1024;
 
 /// A pod template as the user wrote it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Template(Arc<str>);
+pub struct Template(Kept);
+
+/// What is kept of a template. One that is refused for its size takes no memory of the operator, which others need.
+#[derive(Clone, Debug, PartialEq)]
+enum Kept {
+    Json(Arc<str>),
+    TooLarge { bytes: usize },
+}
 
 impl Template {
     /// The template as a typed pod template.
@@ -32,25 +39,30 @@ impl Template {
     /// # Errors
     /// What in the template is not as Kubernetes defines it, or that it is too large.
     pub fn parse(&self) -> Result<PodTemplateSpec, serde_json::Error> {
-        let bytes = self.0.len();
-        if bytes > LARGEST {
-            let problem = format!(
+        match &self.0 {
+            Kept::Json(json) => serde_json::from_str(json),
+            Kept::TooLarge { bytes } => Err(Error::custom(format!(
                 "it has {bytes} bytes, and {LARGEST} are the most: move what is large into a ConfigMap that it mounts"
-            );
-            return Err(Error::custom(problem));
+            ))),
         }
-        serde_json::from_str(&self.0)
     }
 
-    /// The template as JSON.
+    /// The template as JSON; null where it is too large.
     pub fn value(&self) -> Value {
-        serde_json::from_str(&self.0).unwrap_or_default()
+        match &self.0 {
+            Kept::Json(json) => serde_json::from_str(json).unwrap_or_default(),
+            Kept::TooLarge { .. } => Value::Null,
+        }
     }
 }
 
 impl From<Value> for Template {
     fn from(value: Value) -> Self {
-        Self(value.to_string().into())
+        let json = value.to_string();
+        Self(match json.len() {
+            bytes if bytes > LARGEST => Kept::TooLarge { bytes },
+            _ => Kept::Json(json.into()),
+        })
     }
 }
 
@@ -197,6 +209,7 @@ mod tests {
         let template = Template::from(json!({"spec": {"containers": [{"name": "app", "env": variables}]}}));
         let error = template.parse().unwrap_err().to_string();
         assert!(error.contains("bytes, and 262144 are the most"), "{error}");
+        assert!(matches!(template.0, Kept::TooLarge { .. }), "it is not kept");
     }
 
     #[test]

@@ -63,11 +63,22 @@ impl Answer {
     /// # Errors
     /// It cannot be written, to a full disk for instance.
     pub fn write(&self, out: &mut impl Write) -> anyhow::Result<bool> {
-        match out.write_all(self.text.as_bytes()).and_then(|()| out.flush()) {
+        match out.write_all(harmless(&self.text).as_bytes()).and_then(|()| out.flush()) {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(self.well),
             written => written.context("write the answer").map(|()| self.well),
         }
     }
+}
+
+/// A text in which nothing moves a terminal's cursor or speaks to it otherwise: parts of it were written by whoever may write
+/// events, or runs a broker.
+pub fn harmless(text: &str) -> String {
+    let harmless = |character: char| match character {
+        '\n' => character,
+        _ if character.is_control() => char::REPLACEMENT_CHARACTER,
+        _ => character,
+    };
+    text.chars().map(harmless).collect()
 }
 
 /// Says of a namespace that there is nothing of Warren in it.
@@ -105,6 +116,14 @@ mod tests {
     use std::io;
 
     use super::*;
+
+    #[test]
+    fn nothing_that_a_terminal_obeys_is_written() {
+        let answer = Answer::from("ok\n\u{1b}[1A\u{9b}2K\rwell\u{7}\n".to_owned());
+        let mut out = Vec::new();
+        answer.write(&mut out).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "ok\n\u{fffd}[1A\u{fffd}2K\u{fffd}well\u{fffd}\n");
+    }
 
     #[test]
     fn the_cluster_is_named_before_or_after_the_subcommand() {

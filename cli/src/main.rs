@@ -4,8 +4,8 @@ use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
 
 use clap::Parser;
-use warren_cli::Cli;
 use warren_cli::read::said;
+use warren_cli::{Cli, harmless};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -16,7 +16,7 @@ async fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             // There is nowhere else to say it.
-            let _ = writeln!(stderr(), "error: {}", said(error));
+            let _ = writeln!(stderr(), "error: {}", harmless(&said(error)));
             ExitCode::FAILURE
         }
     }

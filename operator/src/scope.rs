@@ -43,8 +43,9 @@ pub(crate) async fn start(
 ) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
     let scope = namespace.as_deref();
     let client = &shared.client;
-    let (queues, queue_events) = cached::<Queue>(client, scope, None, |_| {});
-    let (workers, worker_events) = cached::<Worker>(client, scope, None, |_| {});
+    let (queues, queue_events) = cached::<Queue>(client, scope, None, |queue| queue.metadata.labels = None);
+    let (workers, worker_events) =
+        cached::<Worker>(client, scope, None, |worker| worker.metadata.labels = None);
     let (deployments, deployment_events) =
         cached::<LiveDeployment>(client, scope, Some(WORKER_LABEL), |_| {});
     let (config_maps, config_map_events) = cached::<LiveConfigMap>(client, scope, Some(WORKER_LABEL), |_| {});

@@ -70,6 +70,14 @@ pub enum BadConfig {
     Sampler(String),
 }
 
+/// An address as it may be logged.
+fn without_login(url: &str) -> String {
+    match url.split_once("://").map(|(scheme, rest)| (scheme, rest.rsplit_once('@'))) {
+        Some((scheme, Some((_, place)))) => format!("{scheme}://{place}"),
+        _ => url.to_owned(),
+    }
+}
+
 impl Config {
     /// Reads the variables; none if they ask for no spans.
     ///
@@ -87,9 +95,9 @@ impl Config {
         let protocol =
             get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL").or_else(|| get("OTEL_EXPORTER_OTLP_PROTOCOL"));
         if protocol.as_deref().map_or(url.contains(GRPC_PORT), |protocol| protocol == "grpc") {
-            return Err(BadConfig::Grpc(url));
+            return Err(BadConfig::Grpc(without_login(&url)));
         }
-        let endpoint = Endpoint::parse(&url).map_err(|_| BadConfig::Endpoint(url))?;
+        let endpoint = Endpoint::parse(&url).map_err(|_| BadConfig::Endpoint(without_login(&url)))?;
         let mut headers = HeaderMap::new();
         let given = get("OTEL_EXPORTER_OTLP_TRACES_HEADERS").or_else(|| get("OTEL_EXPORTER_OTLP_HEADERS"));
         for (name, value) in pairs(&given.unwrap_or_default()) {
@@ -329,6 +337,9 @@ mod tests {
         assert_eq!(url(&[ENDPOINT, own]), "http://other:4318/spans");
         let tls = ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector");
         assert!(matches!(config(&[tls]), Err(BadConfig::Endpoint(_))));
+        let login = ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://user:secret@collector");
+        let said = config(&[login]).unwrap_err().to_string();
+        assert!(said.contains("https://collector") && !said.contains("secret"), "{said}");
     }
 
     #[test]
