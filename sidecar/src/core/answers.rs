@@ -31,9 +31,13 @@ pub fn is_work(answers: &Answers) -> bool {
     }
 }
 
+/// Whether a message's attempt has failed.
+const fn failed(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::Retry(_))
+}
+
 /// Whether the attempt has failed, for every message that it was for.
 pub fn has_failed(answers: &Answers) -> bool {
-    let failed = |verdict: &Verdict| matches!(verdict, Verdict::Retry(_));
     match answers {
         Answers::All(verdict) => failed(verdict),
         Answers::Each(verdicts) => verdicts.iter().all(failed),
@@ -391,7 +395,7 @@ impl Engine {
                     left.remove();
                 }
             }
-            let (took, failed) = (now.saturating_sub(slot.called), matches!(verdict, Verdict::Retry(_)));
+            let (took, failed) = (now.saturating_sub(slot.called), failed(&verdict));
             let attempt = slot.attempt();
             effects.push(Effect::Observe(Observation::LateEnded { took, attempt, failed }));
         }

@@ -241,8 +241,11 @@ async fn a_broker_that_falls_silent_is_found_by_heartbeat(options: Options) -> R
     sidecar.settled("ack", 1).await
 }
 
-async fn a_406_on_consumer_timeout_is_warned_of_and_the_message_comes_back(options: Options) -> Result<()> {
-    const TIMEOUT_SECONDS: u32 = 20;
+/// The consumer timeout of a broker that is [`striking`].
+const TIMEOUT_SECONDS: u32 = 20;
+
+/// A broker that closes a channel over a delivery that is not acknowledged soon.
+async fn striking(options: Options) -> Result<Place> {
     let place = Place::own(options).await?;
     place
         .broker
@@ -251,6 +254,11 @@ async fn a_406_on_consumer_timeout_is_warned_of_and_the_message_comes_back(optio
              application:set_env(rabbit, channel_tick_interval, 500)"
         ))
         .await?;
+    Ok(place)
+}
+
+async fn a_406_on_consumer_timeout_is_warned_of_and_the_message_comes_back(options: Options) -> Result<()> {
+    let place = striking(options).await?;
     // The first call is answered in full only after the broker has struck.
     let (release, released) = watch::channel(false);
     let app = App::answering(move |call| {
@@ -288,15 +296,7 @@ async fn a_406_on_consumer_timeout_is_warned_of_and_the_message_comes_back(optio
 }
 
 async fn what_waits_beside_long_work_goes_back_before_the_broker_strikes(options: Options) -> Result<()> {
-    const TIMEOUT_SECONDS: u32 = 10;
-    let place = Place::own(options).await?;
-    place
-        .broker
-        .eval(&format!(
-            "application:set_env(rabbit, consumer_timeout, {TIMEOUT_SECONDS}000), \
-             application:set_env(rabbit, channel_tick_interval, 500)"
-        ))
-        .await?;
+    let place = striking(options).await?;
     let (release, released) = watch::channel(0);
     let app = App::answering(move |call| {
         let (number, mut released) = (call.body[0], released.clone());
