@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::super::history::TooMuch;
 use super::super::inputs::{Sidecars, Workload};
 use super::*;
 
@@ -501,10 +502,10 @@ fn bursts_that_came_often_an_hour_ago_say_nothing_of_a_load_that_grows() {
     lasting.scaled_out(20, 100.0, None, 300.0);
     assert!(lasting.bursts_often(301.0) && !lasting.bursts_often(3600.0));
     // Growth is no burst, nor does it end a row of them while they come.
-    history.scaled_out(2, 100.0, Some(1.0), 300.0);
+    history.scaled_out(2, 100.0, Some(TooMuch { calls: 1.0, pods: 1 }), 300.0);
     assert!(history.bursts_often(301.0));
     history.scaled_in(320.0);
-    history.scaled_out(2, 100.0, Some(1.0), 3600.0);
+    history.scaled_out(2, 100.0, Some(TooMuch { calls: 1.0, pods: 1 }), 3600.0);
     assert!(!history.bursts_often(3601.0));
 }
 
@@ -708,6 +709,20 @@ fn a_burst_over_a_load_is_not_what_pods_proved_too_few_for() {
         most = most.max(world.replicas);
     }
     assert!(most > 20 && world.replicas == 2, "{most} {}", world.replicas);
+}
+
+#[test]
+fn pods_that_a_backlog_took_and_the_load_does_not_need_are_not_kept() {
+    let (mut world, mut most) = (World::new(Spec { stabilization: 300.0, ..spec() }, 0.1), 0);
+    for second in 0..600 {
+        world.second(match second {
+            ..300 => 190.0,
+            420 => 1720.0,
+            _ => 155.0,
+        });
+        most = most.max(if second < 300 { 0 } else { world.replicas });
+    }
+    assert!(most >= 28 && world.replicas <= 24, "{most} {}", world.replicas);
 }
 
 #[test]

@@ -100,6 +100,15 @@ struct Beyond {
     row: u32,
 }
 
+/// A load that was too much for the pods that were there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct TooMuch {
+    /// Calls at once.
+    pub calls: f64,
+    /// Most pods that it can be too much for.
+    pub pods: u32,
+}
+
 /// Pods that a load proved too few.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct TooFew {
@@ -419,12 +428,11 @@ impl History {
         self.fewer.is_some_and(|(fewer, _)| fewer)
     }
 
-    /// `pods` were asked for, for a `backlog` of so many messages; a load of `too_much` calls at once has shown that those before were
-    /// too few.
-    pub(super) fn scaled_out(&mut self, pods: u32, backlog: f64, too_much: Option<f64>, now: f64) {
+    /// `pods` were asked for, for a `backlog` of so many messages; a load that was `too_much` has shown that those before were too few.
+    pub(super) fn scaled_out(&mut self, pods: u32, backlog: f64, too_much: Option<TooMuch>, now: f64) {
         self.scaled_before = self.scaled;
         if let Some(load) = too_much {
-            self.proved_too_few(pods - 1, load, now);
+            self.proved_too_few(load.pods.min(pods - 1), load.calls, now);
         }
         if self.is_first_since_scale_in(now) {
             self.scaled.next = self.again(now);

@@ -11,7 +11,7 @@
 //!   remembered, so that a load between two whole numbers of pods changes them rarely.
 
 use super::decide::{BLIND_SECONDS, long_work};
-use super::history::{History, TOO_FEW_SECONDS};
+use super::history::{History, TOO_FEW_SECONDS, TooMuch};
 use super::inputs::{Inputs, Spec};
 
 /// Share of a pod's capacity that is planned for: start, end and the way to the broker take some.
@@ -79,8 +79,8 @@ pub(super) struct Need {
     pub short: bool,
     /// Whether all pods that are allowed would be, if they were there.
     pub beyond: bool,
-    /// Calls at once of a load that has shown that the pods are too few for it.
-    pub too_much: Option<f64>,
+    /// A load that has shown that the pods are too few for it.
+    pub too_much: Option<TooMuch>,
     /// The formula with its numbers.
     pub text: String,
 }
@@ -141,6 +141,13 @@ impl Load<'_> {
     /// Pods for so many calls at once, as busy as they may be.
     fn kept_for(&self, calls: f64) -> f64 {
         calls / f64::from(self.spec.concurrency.max(1)) / self.hottest()
+    }
+
+    /// So many calls at once, which were too much for the pods that are there. The step out of a backlog is larger than the load:
+    /// what all those pods would be no warmer for than the coolest that are kept was not shown to be too few.
+    fn too_much(&self, calls: f64) -> TooMuch {
+        let coolest = calls / f64::from(self.spec.concurrency.max(1)) / COOLEST;
+        TooMuch { calls, pods: coolest.ceil().max(self.current) as u32 }
     }
 
     /// Pods that are kept for so many messages a second.
@@ -214,7 +221,7 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
     let beyond = known == MEASURED && backlog * seconds / f64::from(spec.most()) > spec.target_wait;
     match more {
         Some(More { pods, text, tells }) => {
-            let too_much = (tells && load.current > 0.0).then_some(lasting_rate * service);
+            let too_much = (tells && load.current > 0.0).then(|| load.too_much(lasting_rate * service));
             Need { pods, lasting, now, backlog, seconds, short: true, beyond, too_much, text }
         }
         None => {
