@@ -14,7 +14,7 @@ use lapin::{Connection, ConnectionProperties, ErrorKind};
 use tokio::time::timeout;
 
 use crate::access::BrokerAccess;
-use crate::error::BrokerError;
+use crate::error::{BrokerError, LIMIT};
 use crate::guard::{self, Guarded};
 use crate::tls::secured;
 
@@ -198,7 +198,7 @@ fn classify(access: &BrokerAccess, error: &lapin::Error) -> BrokerError {
             let detail = protocol.get_message().to_string();
             if detail.contains("ACCESS_REFUSED") || detail.contains("Login was refused") {
                 BrokerError::AuthRefused { user: access.username().to_owned() }
-            } else if [" limit (", " is down"].iter().any(|passing| detail.contains(passing)) {
+            } else if [LIMIT, " is down"].iter().any(|passing| detail.contains(passing)) {
                 // Of connections, and of a virtual host whose node starts.
                 BrokerError::Unreachable { address, detail }
             } else if detail.contains("NOT_ALLOWED") || detail.contains("vhost") {

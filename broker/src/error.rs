@@ -16,6 +16,9 @@ pub enum Category {
     Waiting,
 }
 
+/// What the broker says of a number of connections that is reached, of a node, a virtual host or a user.
+pub(crate) const LIMIT: &str = " limit (";
+
 /// A failed exchange with a broker.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerError {
@@ -126,6 +129,11 @@ impl BrokerError {
             | Self::Locked { .. }
             | Self::Precondition { .. } => Category::Terminal,
         }
+    }
+
+    /// Whether the broker lets nobody in, or not this user, since a number of connections is reached.
+    pub fn is_at_limit(&self) -> bool {
+        matches!(self, Self::Unreachable { detail, .. } if detail.contains(LIMIT))
     }
 
     /// Whether the broker says that there is no queue of this name. One whose node is down is not found either, and may come back.

@@ -218,9 +218,9 @@ impl Metrics {
             "Settled deliveries, by outcome: ack, retry, dead_letter, or returned to the queue unhandled",
             "outcome",
         )?;
-        let unpublished = make.counters("warren_sidecar_copies_failed_total", "Copies for the retry ladder or the dead-letter queue that the broker did not take; their deliveries stay unacknowledged and are tried again", "target")?;
+        let unpublished = make.counters("warren_sidecar_copies_failed_total", "Copies for the retry ladder or the dead-letter queue that the broker did not take; their deliveries stay unacknowledged, and the copies are tried again", "target")?;
         let answers = make.counters("warren_sidecar_answers_total", "Handler calls that ended, by how: success (2xx), client_error, not_now (429, 503), server_error, other, timed_out, broken, unreached", "answer")?;
-        let failures = make.counters(names::HANDLER_FAILURES, "Of the calls and late deliveries in the handler's duration, those that failed so that their messages are to be tried again, by attempt: the message's first, or a further one", "attempt")?;
+        let failures = make.counters(names::HANDLER_FAILURES, "Of the calls and late deliveries in the handler's duration, those that failed so that their messages are to be tried again, by attempt: the message's first, with batches also its first by itself, or a further one", "attempt")?;
         for class in AnswerClass::ALL {
             answers.with_label_values(&[class.label()]);
         }
@@ -284,18 +284,18 @@ impl Metrics {
 
     /// Counts how a handler call ended. Its duration counts only where it is that of work: the scaler takes it for what a
     /// message costs.
-    pub fn answered(&self, class: AnswerClass, answers: &Answers, attempt: u32, took: Duration) {
+    pub fn answered(&self, class: AnswerClass, answers: &Answers, first: bool, took: Duration) {
         self.answers.with_label_values(&[class.label()]).inc();
         if is_work(answers) {
-            self.worked(took, attempt, has_failed(answers));
+            self.worked(took, first, has_failed(answers));
         }
     }
 
-    fn worked(&self, took: Duration, attempt: u32, failed: bool) {
+    fn worked(&self, took: Duration, is_first: bool, failed: bool) {
         self.handler_seconds.observe(took.as_secs_f64());
         if failed {
             let [first, further] = &self.failures;
-            if attempt <= 1 { first.inc() } else { further.inc() }
+            if is_first { first.inc() } else { further.inc() }
         }
     }
 
@@ -332,7 +332,7 @@ impl Metrics {
             }
             Observation::ReplyDropped { .. } => self.replies_dropped.inc(),
             Observation::Unreadable => self.unreadable.inc(),
-            Observation::LateEnded { took, attempt, failed } => self.worked(*took, *attempt, *failed),
+            Observation::LateEnded { took, first, failed } => self.worked(*took, *first, *failed),
             Observation::DrainEnded { took, .. } => self.drain_seconds.observe(took.as_secs_f64()),
             Observation::TerminatedUndrained => self.undrained.inc(),
             Observation::HeldLong { count, .. } => self.held_long.inc_by(*count),
@@ -435,7 +435,7 @@ mod tests {
     fn the_handlers_duration_is_that_of_work_alone() {
         let metrics = metrics();
         let seconds = Duration::from_secs;
-        let calls = |answers, took| metrics.answered(AnswerClass::Success, &answers, 2, took);
+        let calls = |answers, took| metrics.answered(AnswerClass::Success, &answers, false, took);
         for verdict in [
             Verdict::Later,
             Verdict::NotNow { after: None, status: 429 },
@@ -449,7 +449,7 @@ mod tests {
         calls(Answers::All(Verdict::Ack), seconds(1));
         calls(Answers::All(Verdict::Retry(Failure::default())), seconds(2));
         calls(Answers::Each(vec![Verdict::Later, Verdict::Ack]), seconds(4));
-        metrics.observe(&Observation::LateEnded { took: seconds(8), attempt: 1, failed: true });
+        metrics.observe(&Observation::LateEnded { took: seconds(8), first: true, failed: true });
         let (count, sum) =
             (metrics.handler_seconds.get_sample_count(), metrics.handler_seconds.get_sample_sum());
         assert!(count == 4 && (sum - 15.0).abs() < 1e-9, "{count} {sum}");

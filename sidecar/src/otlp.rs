@@ -70,12 +70,10 @@ pub enum BadConfig {
     Sampler(String),
 }
 
-/// An address as it may be logged.
+/// An address as it may be logged, whatever form its login has.
 fn without_login(url: &str) -> String {
-    match url.split_once("://").map(|(scheme, rest)| (scheme, rest.rsplit_once('@'))) {
-        Some((scheme, Some((_, place)))) => format!("{scheme}://{place}"),
-        _ => url.to_owned(),
-    }
+    let Some((login, place)) = url.rsplit_once('@') else { return url.to_owned() };
+    login.split_once("://").map_or_else(|| place.to_owned(), |(scheme, _)| format!("{scheme}://{place}"))
 }
 
 impl Config {
@@ -337,9 +335,11 @@ mod tests {
         assert_eq!(url(&[ENDPOINT, own]), "http://other:4318/spans");
         let tls = ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector");
         assert!(matches!(config(&[tls]), Err(BadConfig::Endpoint(_))));
-        let login = ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://user:secret@collector");
-        let said = config(&[login]).unwrap_err().to_string();
-        assert!(said.contains("https://collector") && !said.contains("secret"), "{said}");
+        for scheme in ["https://", ""] {
+            let login = format!("{scheme}user:se/cret@collector");
+            let said = config(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &login)]).unwrap_err().to_string();
+            assert!(said.contains(&format!("\"{scheme}collector")) && !said.contains("cret"), "{said}");
+        }
     }
 
     #[test]

@@ -118,15 +118,24 @@ impl Comparison {
     }
 }
 
-/// What a reader must know of calls that outlast the handler's time-out, if there are any.
-fn caveat(setting: &Setting, trace: &Trace) -> Option<String> {
+/// What a reader must know of how it was simulated: what KEDA asks by, unless that is as always, and calls that outlast the handler's
+/// time-out, if there are any.
+fn caveats(setting: &Setting, trace: &Trace) -> Vec<String> {
+    let keda = match setting.keda {
+        Protocol::Amqp => None,
+        Protocol::Http => Some(
+            "KEDA asks the management plugin (protocol: http), and counts what is not acknowledged, too."
+                .to_owned(),
+        ),
+    };
     let (longest, allowed) =
         (trace.longest_service(setting.pods.service_seconds), setting.spec.handler_timeout);
-    (longest > allowed).then(|| {
+    let outlast = (longest > allowed).then(|| {
         format!(
             "Calls of up to {longest} s outlast handler.http.timeoutSeconds, {allowed}. They are simulated as work that answers \"later\" and asks for more time; any other would be ended then and tried again: raise timeoutSeconds for it."
         )
-    })
+    });
+    keda.into_iter().chain(outlast).collect()
 }
 
 fn rows(figures: &Figures) -> [(&'static str, String); 8] {
@@ -174,7 +183,7 @@ impl Simulate {
         let width = terminal_size().map_or(usize::MAX, |(Width(width), _)| usize::from(width));
         let mut text = picture::terminal(&comparison, width);
         text += &comparison.table();
-        if let Some(caveat) = caveat(&setting, &trace) {
+        for caveat in caveats(&setting, &trace) {
             text += &format!("\n{caveat}\n");
         }
         if self.json {

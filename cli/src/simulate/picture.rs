@@ -127,10 +127,10 @@ pub fn page(setting: &Setting, trace: &Trace, comparison: &Comparison) -> String
         .iter()
         .map(|[what, ours, theirs]| format!("<tr><th>{what}</th><td>{ours}</td><td>{theirs}</td></tr>\n"))
         .collect();
-    let caveat =
-        super::caveat(setting, trace).map(|text| format!("<p>{}</p>\n", escaped(&text))).unwrap_or_default();
+    let caveats = super::caveats(setting, trace);
+    let caveats: String = caveats.iter().map(|text| format!("<p>{}</p>\n", escaped(text))).collect();
     format!(
-        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>Worker {name} under a recorded load</title>\n<style>body{{font:15px system-ui,sans-serif;max-width:900px;margin:2em auto}}table{{border-collapse:collapse}}th{{text-align:left}}td,th{{padding:.2em 1.5em .2em 0}}td{{text-align:right}}</style>\n<h1>Worker {name}</h1>\n<p>{} messages in {}, {} s of work each unless the trace says otherwise, {} s for a pod to start.</p>\n{caveat}{plot}<table>\n<tr><th></th><td>Warren</td><td>KEDA + HPA</td></tr>\n{rows}</table>\n</html>\n",
+        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>Worker {name} under a recorded load</title>\n<style>body{{font:15px system-ui,sans-serif;max-width:900px;margin:2em auto}}table{{border-collapse:collapse}}th{{text-align:left}}td,th{{padding:.2em 1.5em .2em 0}}td{{text-align:right}}</style>\n<h1>Worker {name}</h1>\n<p>{} messages in {}, {} s of work each unless the trace says otherwise, {} s for a pod to start.</p>\n{caveats}{plot}<table>\n<tr><th></th><td>Warren</td><td>KEDA + HPA</td></tr>\n{rows}</table>\n</html>\n",
         trace.arrivals(),
         duration(trace.end()),
         setting.pods.service_seconds,

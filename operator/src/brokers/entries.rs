@@ -50,9 +50,9 @@ struct Entry {
     rest: Rest,
     loss: Loss,
     observation: Option<Observation>,
-    /// Failures in a row that may pass by themselves, or refusals.
+    /// Failures in a row.
     failures: u32,
-    /// Of these, refusals at the end.
+    /// Refusals in a row, by the broker or of a queue that others are to make.
     refusals: u32,
     /// Whether the connection was lost while it was carried out, which it may have been the cause of.
     suspect: bool,
@@ -287,7 +287,7 @@ impl Entries {
                 entry.failures = entry.failures.saturating_add(1);
                 let terminal = error.error.category() != Category::Retryable;
                 // One that could not have a connection of its own, where their number is limited, has its turn on the shared one.
-                let no_own = matches!(error.error, BrokerError::Unreachable { .. });
+                let no_own = error.error.is_at_limit();
                 let ended = matches!(error.error, BrokerError::Closed { .. });
                 entry.suspect = !terminal && !no_own && (entry.suspect || ended);
                 // One lost channel is no news; the link tells of a lost connection.
@@ -477,12 +477,17 @@ mod tests {
         };
         let closed = || BrokerError::Closed { detail: "INTERNAL_ERROR".to_owned() };
         let timed_out = BrokerError::TimedOut { what: "declaring", seconds: 9 };
-        let address = "h:5672".to_owned();
-        let limited = BrokerError::Unreachable { address, detail: "limit (1) is reached".to_owned() };
+        let unreachable = |detail: &str| BrokerError::Unreachable {
+            address: "h:5672".to_owned(),
+            detail: detail.to_owned(),
+        };
+        let limited =
+            "NOT_ALLOWED - access to vhost 'v' refused for user 'u': connection limit (2) is reached";
         assert!(!apart_after(timed_out.clone()));
         assert!(apart_after(closed()));
         assert!(apart_after(timed_out), "it may be slow to end one");
-        assert!(!apart_after(limited));
+        assert!(apart_after(unreachable("no answer within 10 s")), "the broker is busy");
+        assert!(!apart_after(unreachable(limited)));
         assert!(apart_after(closed()));
     }
 

@@ -209,7 +209,7 @@ fn dead_letter_available(queue: &Queue, seen: Option<&Seen>, former: &QueueStatu
     let name = queue.broker_name();
     let limit = queue.spec.dead_letter.max_length.unwrap_or_default();
     let message = format!(
-        "\"{name}.dlq\" holds the {limit} messages that deadLetter.maxLength allows and refuses more; what is to be dead-lettered stays unacknowledged until there is room: look at its messages, and publish again or purge them"
+        "\"{name}.dlq\" holds the {limit} messages that deadLetter.maxLength allows and refuses more; what is to be dead-lettered stays unacknowledged until there is room, or is called again after most of the consumer timeout: look at its messages, and publish again or purge them"
     );
     Some(Statement::new(DEAD_LETTER_AVAILABLE, false, "Full", message))
 }

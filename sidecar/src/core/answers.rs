@@ -396,8 +396,8 @@ impl Engine {
                 }
             }
             let (took, failed) = (now.saturating_sub(slot.called), failed(&verdict));
-            let attempt = slot.attempt();
-            effects.push(Effect::Observe(Observation::LateEnded { took, attempt, failed }));
+            let first = self.settings.is_first(slot.attempt());
+            effects.push(Effect::Observe(Observation::LateEnded { took, first, failed }));
         }
         self.judge_handler(&verdict, Some(id), now, effects);
         self.conclude(id, verdict, now, effects);

@@ -165,6 +165,11 @@ impl Engine {
         self.wake
     }
 
+    /// What it goes by just now.
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// The state in numbers.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {

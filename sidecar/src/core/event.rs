@@ -386,8 +386,8 @@ pub enum Observation {
     LateEnded {
         /// How long it took, from the begin of its call.
         took: Duration,
-        /// Which attempt it was, from 1.
-        attempt: u32,
+        /// Whether it was its message's first attempt, or the first by itself.
+        first: bool,
         /// Whether it has failed.
         failed: bool,
     },

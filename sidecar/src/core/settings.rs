@@ -30,6 +30,11 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Whether an attempt is a message's first, or the first by itself: that a batch has failed says little of each of its messages.
+    pub fn is_first(&self, attempt: u32) -> bool {
+        attempt <= 1 + u32::from(self.batch.is_some())
+    }
+
     /// How long after a drain's begin calls may start: those that do end before the drain does.
     pub fn starts_while_draining(&self) -> Duration {
         (self.drain_timeout / 2).min(self.drain_timeout.saturating_sub(self.late_timeout))

@@ -1549,6 +1549,15 @@ fn a_batch_goes_when_it_is_full_or_has_waited() {
 }
 
 #[test]
+fn the_first_attempt_by_itself_after_that_of_a_batch_is_a_first_one_too() {
+    let one = settings();
+    let batch = Some(Batch { max_messages: 4, max_wait: Duration::from_millis(20) });
+    let batches = Settings { batch, ..settings() };
+    assert_eq!([1, 2, 3].map(|attempt| one.is_first(attempt)), [true, false, false]);
+    assert_eq!([1, 2, 3].map(|attempt| batches.is_first(attempt)), [true, true, false]);
+}
+
+#[test]
 fn a_partly_failed_batch_settles_each_message_by_its_own_outcome() {
     let batch = Some(Batch { max_messages: 3, max_wait: Duration::from_millis(20) });
     let mut world = World::running(Settings { prefetch: 3, concurrency: 1, batch, ..settings() }, 3);
@@ -1698,7 +1707,7 @@ fn a_late_delivery_took_from_its_call_to_its_end_however_it_ends() {
         world.pass(seconds(20));
         end(&mut world, id);
         let took = world.observed.iter().filter_map(|seen| match seen {
-            Observation::LateEnded { took, attempt: 1, failed } => Some((*took, *failed)),
+            Observation::LateEnded { took, first: true, failed } => Some((*took, *failed)),
             _ => None,
         });
         took.collect::<Vec<_>>()
@@ -1724,7 +1733,7 @@ fn a_late_delivery_took_from_its_call_to_its_end_however_it_ends() {
     world.early.insert(id);
     world.answer_all(Verdict::Later);
     assert_eq!(
-        world.saw(&Observation::LateEnded { took: seconds(3), attempt: 1, failed: false }),
+        world.saw(&Observation::LateEnded { took: seconds(3), first: true, failed: false }),
         1,
         "ended before its answer was read"
     );

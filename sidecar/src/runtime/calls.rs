@@ -46,8 +46,8 @@ impl Form {
 #[derive(Debug)]
 pub(super) struct Open {
     deliveries: Vec<DeliveryId>,
-    /// Which attempt it is, from 1: what is tried again goes alone.
-    attempt: u32,
+    /// Whether it is the message's first attempt, or the first by itself.
+    first: bool,
     form: Form,
     span: Option<Begun>,
 }
@@ -70,9 +70,9 @@ impl Runtime {
             }
             _ => (self.batch_request(deliveries), Form::Batch),
         };
-        let attempt = deliveries.first().map_or(1, |called| called.attempt);
+        let first = deliveries.first().is_none_or(|called| self.engine.settings().is_first(called.attempt));
         let deliveries = deliveries.iter().map(|called| called.id).collect();
-        self.calls.insert(call, Open { deliveries, attempt, form, span });
+        self.calls.insert(call, Open { deliveries, first, form, span });
         self.pool.call(Job { call, request, timeout, limit: form.limit() });
     }
 
@@ -135,7 +135,7 @@ impl Runtime {
     pub(super) fn called(&mut self, mut done: Done) {
         self.pool.take_back(&mut done);
         let Done { call, result, took, .. } = done;
-        let Some(Open { deliveries, attempt, form, span }) = self.calls.remove(&call) else { return };
+        let Some(Open { deliveries, first, form, span }) = self.calls.remove(&call) else { return };
         if let (Some(spans), Some(span)) = (&self.spans, &span) {
             let status = result.as_ref().ok().map(|answer| answer.status);
             let error = match &result {
@@ -157,7 +157,7 @@ impl Runtime {
                 (class, Answers::All(Verdict::Retry(failure)))
             }
         };
-        self.metrics.answered(class, &answers, attempt, took);
+        self.metrics.answered(class, &answers, first, took);
         tracing::debug!(?class, ?took, ?answers, "the handler has answered");
         self.step(Event::Answered { call, answers });
     }

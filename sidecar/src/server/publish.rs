@@ -223,7 +223,7 @@ impl Publish {
     /// channel under everybody's messages over an exchange that is missing or forbidden.
     async fn send(&self, letter: Letter, room: Room) -> Result<impl Future<Output = Outcome> + use<>, Ended> {
         let place = Sent::of(&letter);
-        let sent = self.hand_over(letter, room).await.map_err(|error| Ended::failed(&error))?;
+        let sent = self.hand_over(letter, &place, room).await.map_err(|error| Ended::failed(&error))?;
         let (exchanges, refusals) = (Arc::clone(&self.exchanges), Arc::clone(&self.refusals));
         Ok(async move {
             let outcome = sent.await.map_err(|error| place.own(error));
@@ -241,24 +241,25 @@ impl Publish {
     async fn hand_over(
         &self,
         letter: Letter,
+        place: &Sent,
         room: Room,
     ) -> Result<impl Future<Output = Outcome> + use<>, PublishError> {
-        self.check_refusals(&letter)?;
+        self.check_refusals(place)?;
         if !self.knows(&letter.exchange) {
             let turn = tokio::time::timeout(TURN, self.introducing.lock()).await;
             let _turn = turn.map_err(|_| PublishError::Disconnected)?;
             // Meanwhile somebody else's may have been the first.
-            self.check_refusals(&letter)?;
+            self.check_refusals(place)?;
             if !self.knows(&letter.exchange) {
-                return Ok(self.introduce(letter, room).await?.left_future());
+                return Ok(self.introduce(letter, place, room).await?.left_future());
             }
         }
         Ok(self.publisher.send(letter, room).await?.right_future())
     }
 
     /// An error that a message lately had is also that of the next one to the same place.
-    fn check_refusals(&self, letter: &Letter) -> Result<(), PublishError> {
-        locked(&self.refusals).of(&Sent::of(letter)).map_or(Ok(()), Err)
+    fn check_refusals(&self, place: &Sent) -> Result<(), PublishError> {
+        locked(&self.refusals).of(place).map_or(Ok(()), Err)
     }
 
     /// Whether a message may go to an exchange beside others. From then on those that follow it within the time do, too: on another
@@ -277,9 +278,9 @@ impl Publish {
     async fn introduce(
         &self,
         letter: Letter,
+        place: &Sent,
         room: Room,
     ) -> Result<impl Future<Output = Outcome> + use<>, PublishError> {
-        let place = Sent::of(&letter);
         let mut confirm = Box::pin(self.publisher.send_alone(letter, room).await?);
         let said = tokio::time::timeout(SAID_AT_ONCE, &mut confirm).await;
         let sent = match said {
@@ -287,7 +288,7 @@ impl Publish {
                 futures::future::ready(outcome).left_future()
             }
             Ok(Err(error)) => {
-                locked(&self.refusals).note(&place, &error);
+                locked(&self.refusals).note(place, &error);
                 return Err(error);
             }
             Err(_) => confirm.right_future(),
@@ -296,7 +297,7 @@ impl Publish {
         if known.len() >= EXCHANGES {
             known.clear();
         }
-        known.insert(place.exchange, Instant::now());
+        known.insert(place.exchange.clone(), Instant::now());
         Ok(sent)
     }
 

@@ -147,16 +147,17 @@ async fn a_second_pass_changes_nothing_and_is_no_news(vhost: Vhost) -> Result<()
     // Many passes: none of them says anything.
     let news = tokio::time::timeout(Duration::from_secs(2), keeper.news.next()).await;
     assert!(news.is_err(), "{news:?}");
-    assert_eq!(client.ready("orders").await?, Some(1));
-    assert_eq!(look::process(&vhost, "orders").await?, process);
-    assert_eq!(look::bindings(&vhost, "orders").await?, bindings);
     client.delete("orders.dlq").await?;
     eventually(PATIENCE, "a pass has seen it", async || {
         let ready = client.ready("orders.dlq").await?;
         ensure!(ready == Some(0), "{ready:?}");
         Ok(())
     })
-    .await
+    .await?;
+    assert_eq!(client.ready("orders").await?, Some(1));
+    assert_eq!(look::process(&vhost, "orders").await?, process);
+    assert_eq!(look::bindings(&vhost, "orders").await?, bindings);
+    Ok(())
 }
 
 async fn a_queue_that_a_probe_misses_comes_back_without_a_drift_check(vhost: Vhost) -> Result<()> {
