@@ -58,6 +58,12 @@ pub fn refused(error: &DeclareError) -> Problem {
     let (reason, message) = match error {
         BrokerError::Precondition { detail } => match Difference::parse(detail) {
             Some(difference) => differs(object, &difference, vhost(detail)),
+            None if detail.contains("queue limit in") => (
+                "QueueLimit",
+                format!(
+                    "the broker does not take {object}: {detail}. A Queue takes a queue on the broker for its messages, one for the dead letters and one for each of retry.delaysSeconds: raise the limit (max-queues: rabbitmqctl set_vhost_limits), or use fewer delays"
+                ),
+            ),
             None => (
                 "ArgumentsRefused",
                 format!("the broker does not take {object}: {detail}. {}", way_out_of_refusal(object)),

@@ -120,6 +120,13 @@ pub fn made_elsewhere(queue: &Queue, address: &str) -> bool {
         && former.is_some_and(|former| !same_broker(former, address))
 }
 
+/// Where something may be left that was declared for this Queue, if that is not where it is kept now.
+pub fn left_behind<'a>(queue: &'a Queue, now: &str) -> Option<&'a str> {
+    let status = queue.status.as_ref().filter(|status| status.declared.is_some())?;
+    let former = status.broker_address.as_deref()?;
+    (claim(queue) != Claim::MustExist && !same_broker(former, now)).then_some(former)
+}
+
 /// Whether two addresses name one broker and vhost: they have a host in common. With TLS it listens on another port.
 fn same_broker(one: &str, other: &str) -> bool {
     let parts = |address: &str| {
@@ -192,6 +199,24 @@ pub(super) mod tests {
 
     pub(in crate::queue) fn binding(exchange: &str) -> Binding {
         serde_json::from_value(json!({"exchange": exchange})).unwrap()
+    }
+
+    #[test]
+    fn what_was_declared_elsewhere_is_left_behind_but_under_asis() {
+        let left = |declared: bool, policy: AdoptionPolicy, now: &str| {
+            let spec = QueueSpec { adoption_policy: policy, ..QueueSpec::default() };
+            let status = QueueStatus {
+                broker_address: Some(ADDRESS.to_owned()),
+                declared: declared.then(Declared::default),
+                ..QueueStatus::default()
+            };
+            left_behind(&queue(spec, status), now).map(str::to_owned)
+        };
+        let other = "amqp://a:5672/other";
+        assert_eq!(left(true, AdoptionPolicy::Adopt, other).as_deref(), Some(ADDRESS));
+        assert_eq!(left(true, AdoptionPolicy::Adopt, "amqps://a:5671/shop"), None);
+        assert_eq!(left(false, AdoptionPolicy::Adopt, other), None);
+        assert_eq!(left(true, AdoptionPolicy::AsIs, other), None);
     }
 
     #[test]

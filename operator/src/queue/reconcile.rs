@@ -181,6 +181,9 @@ async fn say(queue: &Queue, progress: Progress, context: &Context) -> Result<(),
     for kind in [READY, DEAD_LETTER_AVAILABLE] {
         tell(queue, find(&status.conditions, kind), context);
     }
+    if let Some(now) = &status.broker_address {
+        tell_left_behind(queue, now, context);
+    }
     Ok(())
 }
 
@@ -197,6 +200,17 @@ fn tell(queue: &Queue, condition: Option<&Condition>, context: &Context) {
     if status == "False" || former.is_some_and(|former| former.status == "False") {
         context.condition_event(&queue.object_ref(&()), condition, "Declare");
     }
+}
+
+/// Logs and publishes that another broker or virtual host has what was declared for the Queue before.
+fn tell_left_behind(queue: &Queue, now: &str, context: &Context) {
+    let Some(former) = plan::left_behind(queue, now) else { return };
+    let name = queue.broker_name();
+    let note = format!(
+        "kept on {now} from now on; \"{name}\", its retry and dead-letter queues and their bindings stay on {former} with their messages: unbind, empty and delete what is there"
+    );
+    tracing::warn!(namespace = queue.namespace(), queue = %queue.name_any(), "{note}");
+    context.event(&queue.object_ref(&()), EventType::Warning, "BrokerChanged", &note, "Declare");
 }
 
 /// Logs and publishes that messages are lost: `Ready` may say so for a moment only, or not at all.

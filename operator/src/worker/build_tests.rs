@@ -75,7 +75,24 @@ fn the_sidecar_has_an_empty_folder_where_the_api_server_would_mount_a_token() {
     let there = mounts.iter().find(|mount| mount["mountPath"] == TOKEN_DIR).unwrap();
     let volumes = pod["volumes"].as_array().unwrap();
     let volume = volumes.iter().find(|volume| volume["name"] == there["name"]).unwrap();
-    assert_eq!(volume["emptyDir"], json!({}));
+    assert_eq!(volume["downwardAPI"], json!({}), "no data on the node, which would keep the pod there");
+}
+
+#[test]
+fn the_pods_account_is_said_by_its_one_name_and_the_default_one_too() {
+    for (fields, account) in [
+        (json!({}), "default"),
+        (json!({"serviceAccountName": "shop"}), "shop"),
+        (json!({"serviceAccount": "shop"}), "shop"),
+        (json!({"serviceAccount": "other", "serviceAccountName": "shop"}), "shop"),
+        (json!({"serviceAccountName": ""}), "default"),
+    ] {
+        let mut spec = json!({"containers": [{"name": "app", "ports": [{"containerPort": 8080}]}]});
+        spec.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let pod = fresh(json!({"template": {"spec": spec}})).deployment["spec"]["template"]["spec"].clone();
+        let told = (pod["serviceAccountName"].as_str(), pod.get("serviceAccount"));
+        assert_eq!(told, (Some(account), None), "{fields}");
+    }
 }
 
 #[test]

@@ -237,6 +237,57 @@ async fn a_worker_whose_one_replica_keeps_the_order_replaces_its_pod_and_one_wit
 }
 
 #[tokio::test]
+async fn an_account_that_a_template_names_no_more_is_not_kept() -> Result<()> {
+    let room = Room::new("account").await?;
+    let _operator = room.operator("one").await?;
+    room.queue("orders", json!({})).await?;
+    let containers = json!([{"name": "app", "image": "app", "ports": [{"containerPort": 8080}]}]);
+    for (spec, account) in [
+        (json!({"containers": containers, "serviceAccountName": "shop"}), "shop"),
+        // The API server would keep it by the field's old name.
+        (json!({"containers": containers}), "default"),
+        (json!({"containers": containers, "serviceAccount": "other"}), "other"),
+    ] {
+        room.worker("invoices", "orders", json!({"template": {"spec": spec}})).await?;
+        room.eventually(&format!("the account is {account}"), async || {
+            let deployment = room.get("deployment", "invoices").await?;
+            let pod = &deployment["spec"]["template"]["spec"];
+            let told = (&pod["serviceAccountName"], &pod["serviceAccount"]);
+            ensure!(told == (&json!(account), &json!(account)), "{told:?}");
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_queue_leaves_on_another_virtual_host_is_told() -> Result<()> {
+    let room = Room::new("moved").await?;
+    let _operator = room.operator("one").await?;
+    room.queue("orders", json!({})).await?;
+    room.ready("orders").await?;
+    let other = Vhost::new("moved-to").await?;
+    room.queue("orders", json!({"broker": {"vhost": other.name}})).await?;
+    room.eventually("what is left behind is told", async || {
+        let events = room.kubectl(&["get", "events", "--field-selector", "reason=BrokerChanged"]).await?;
+        let former = room.vhost.name.replace('-', "%2D");
+        ensure!(events.contains(&format!("/{former} with their messages")), "{events}");
+        Ok(())
+    })
+    .await?;
+    room.eventually("the Queue is kept there", async || {
+        let client = Client::connect(&other.uri()).await?;
+        ensure!(client.ready("orders").await? == Some(0), "not yet");
+        Ok(())
+    })
+    .await?;
+    let left = Client::connect(&room.vhost.uri()).await?;
+    assert_eq!(left.ready("orders").await?, Some(0), "nothing is deleted");
+    Ok(())
+}
+
+#[tokio::test]
 async fn consuming_is_held_for_an_order_until_one_pod_alone_is_left() -> Result<()> {
     let room = Room::new("one-pod").await?;
     let _operator = room.operator("one").await?;

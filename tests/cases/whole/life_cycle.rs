@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use warren_tests::desk::Order;
 use warren_tests::images;
@@ -10,7 +10,8 @@ use warren_tests::images;
 use crate::space::{Space, turn, undisturbed};
 
 #[tokio::test]
-async fn a_pod_has_two_containers_that_are_ready_and_the_sidecar_has_no_token() -> Result<()> {
+async fn a_pod_has_two_containers_that_are_ready_no_token_for_the_sidecar_and_leaves_a_drained_node()
+-> Result<()> {
     let space = Space::new("two", |_| Order::answer(200)).await?;
     space.queue("orders", json!({})).await?;
     let mut template = space.template();
@@ -26,6 +27,11 @@ async fn a_pod_has_two_containers_that_are_ready_and_the_sidecar_has_no_token() 
         mounts.filter_map(|mount| mount["name"].as_str()).any(|name| name.starts_with("kube-api-access"))
     };
     assert_eq!((has_token("containers"), has_token("initContainers")), (true, false), "{}", pod["spec"]);
+    // Of local storage kubectl would have to be told that it may go.
+    let node = pod["spec"]["nodeName"].as_str().context("a node")?;
+    let only = ["--dry-run=client", "--pod-selector", "warren.dev/worker=invoices"];
+    let drained = space.kubectl(&[&["drain", node], &only[..]].concat()).await?;
+    assert!(drained.contains(&pods[0]), "{drained}");
     Ok(())
 }
 

@@ -17,6 +17,7 @@ on_each_release!(
     an_argument_that_differs_is_named_with_both_values,
     an_exchange_of_another_type_or_durability_is_named,
     an_argument_that_the_broker_does_not_take_is_told,
+    a_virtual_host_that_may_have_no_more_queues_is_told,
     a_name_that_another_connection_holds_exclusively_is_told_and_used_when_it_is_free,
     a_missing_exchange_is_told_and_bound_once_it_is_there,
     a_missing_virtual_host_is_told_and_used_once_it_is_there,
@@ -97,6 +98,15 @@ async fn an_argument_that_the_broker_does_not_take_is_told(vhost: Vhost) -> Resu
     // The API server refuses this spec; a broker of another release may refuse others.
     let mut queue = keeper.queue(&vhost.uri(), json!({"maxPriority": 5}))?;
     queue.until("Declared", ("False", "ArgumentsRefused"), &["\"orders\"", "x-max-priority"]).await?;
+    Ok(())
+}
+
+async fn a_virtual_host_that_may_have_no_more_queues_is_told(vhost: Vhost) -> Result<()> {
+    let limit = ["set_vhost_limits", "--vhost", &vhost.name, r#"{"max-queues": 1}"#];
+    vhost.broker.rabbitmqctl(&limit).await?;
+    let keeper = Keeper::new();
+    let mut queue = keeper.queue(&vhost.uri(), json!({}))?;
+    queue.until("Declared", ("False", "QueueLimit"), &["queue limit in", "max-queues"]).await?;
     Ok(())
 }
 
