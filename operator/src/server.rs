@@ -17,6 +17,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio_io_timeout::TimeoutStream;
 use tower::Service;
 use warren_api::listen::{Places, addresses};
 
@@ -29,6 +30,8 @@ use crate::scaler::record::{Records, Told};
 
 /// How long a client may take to ask, from its connection or its last answer on.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a client may take nothing of what it asked for.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes that a request without its body may have.
 const LARGEST_HEAD: usize = 16 * 1024;
 /// More than all probes, scrapes and people need.
@@ -114,11 +117,13 @@ async fn answer(stream: TcpStream, router: Router, places: &Waiting, number: u64
             answer
         }
     });
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(WRITE_TIMEOUT));
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(LARGEST_HEAD)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Box::pin(stream)), service);
     if let Err(error) = serving.await {
         tracing::debug!(%error, "a client's connection ended early");
     }
@@ -208,6 +213,26 @@ mod tests {
         });
         let read: Vec<bool> = read.await.unwrap();
         assert_eq!(read, [false, false], "closed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_reads_nothing_does_not_keep_others_from_it() {
+        let readers = Arc::new(Semaphore::new(1));
+        let asked = readers.clone();
+        let large = get(async move || {
+            let reader = asked.try_acquire_owned().map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
+            let text = "x".repeat(64 << 20);
+            Ok::<_, StatusCode>(Bytes::from_owner(Reading { text, _reader: reader }))
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(accept(listener, Router::new().route("/large", large), 10));
+        let stream = TcpStream::connect(address).await.unwrap();
+        stream.writable().await.unwrap();
+        stream.try_write(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        stream.readable().await.unwrap();
+        assert_eq!(readers.available_permits(), 0);
+        tokio::time::timeout(WRITE_TIMEOUT * 2, readers.acquire()).await.unwrap().unwrap();
     }
 
     #[tokio::test]
