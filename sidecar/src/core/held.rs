@@ -77,7 +77,9 @@ impl Engine {
         for slot in self.window.open_slots_mut() {
             let (id, held) = (slot.incoming.id, now - slot.since);
             let is_young = held < wait;
-            if slot.only_waits() && (!is_young || (also_younger && slot.state == State::Received)) {
+            // What waits for the broker alone needs no time for a call.
+            let is_due = held >= if slot.has_copy() { long } else { wait };
+            if slot.only_waits() && (is_due || (also_younger && slot.state == State::Received)) {
                 also_younger |= slot.state == State::Received;
                 returned.push(id);
             } else if is_young {

@@ -1040,6 +1040,23 @@ fn poison_messages_of_many_keys_cannot_keep_the_breaker_open_for_the_good_ones_b
 }
 
 #[test]
+fn a_poison_message_without_a_key_that_comes_again_and_again_has_not_all_of_the_tries() {
+    let mut world = World::new(Settings { prefetch: 10, concurrency: 10, ordered: true, ..settings() });
+    let poison = 99;
+    world.queue.extend((0..40).map(|number| Message { number, attempts: 0, key: Some(number % 5) }));
+    world.queue.push_back(Message { number: poison, attempts: 0, key: None });
+    world.connect();
+    world.settle();
+    world.answering(Duration::from_secs(1800), |_, _| retry(500));
+    assert!(world.engine.snapshot().breaker.is_some());
+    world.answering(Duration::from_secs(900), |world, calls| {
+        let number = world.unacked.get(&calls[0].id.tag).map(|message| message.number);
+        if number == Some(poison) { retry(500) } else { Verdict::Ack }
+    });
+    assert_eq!((world.engine.snapshot().breaker, world.handled.len()), (None, 40));
+}
+
+#[test]
 fn an_answer_after_a_reconnect_is_dropped_and_the_message_comes_again() {
     let mut world = World::running(settings(), 1);
     let call = *world.calls.keys().next().unwrap();
@@ -1645,6 +1662,46 @@ fn a_copy_that_the_broker_does_not_take_for_long_is_given_up_for_its_message_alo
 }
 
 #[test]
+fn a_copy_that_the_broker_refuses_once_does_not_give_back_what_was_long_at_work() {
+    let mut world = World::running(Settings { late_timeout: Duration::from_secs(1500), ..settings() }, 1);
+    world.pass(Duration::from_secs(800));
+    world.copies = Some(PublishResult::Refused);
+    world.answer_all(retry(500));
+    world.settle();
+    assert_eq!((world.calls.len(), world.unacked.len()), (0, 1), "its work is not done again");
+    world.copies = Some(PublishResult::Confirmed);
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.retried, [(0, Some(5), 1)]);
+}
+
+#[test]
+fn what_begins_or_goes_back_leaves_room_that_is_used_at_once() {
+    let mut world = World::running(Settings { prefetch: 10, concurrency: 10, ..settings() }, 6);
+    // The application restarts, and consuming is held meanwhile.
+    world.port_open = false;
+    world.answer_all(Verdict::Unreached);
+    world.settle();
+    world.pass(Duration::from_secs(3));
+    assert_eq!((world.consuming, world.calls.len()), (None, 0));
+    world.port_open = true;
+    world.queue.extend((6..30).map(|number| Message { number, attempts: 0, key: None }));
+    world.pass(Duration::from_secs(5));
+    assert_eq!((world.consuming, world.calls.len()), (Some(10), 10));
+
+    let mut world = World::running(settings(), 5);
+    let not_now = || Verdict::NotNow { after: Some(Duration::from_secs(60)), status: 429 };
+    world.answering(Duration::from_secs(300), |_, _| retry(500));
+    assert!(world.engine.snapshot().breaker.is_some());
+    let mut one = true;
+    world.answering(Duration::from_secs(2400), |_, _| {
+        if std::mem::take(&mut one) { Verdict::Ack } else { not_now() }
+    });
+    world.queue.push_back(Message { number: 9, attempts: 0, key: None });
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.consuming, Some(1), "{:?}", world.engine.snapshot());
+}
+
+#[test]
 fn the_auto_window_grows_with_a_fast_handler_shrinks_with_a_slow_one_and_changes_every_ten_seconds_at_most() {
     let auto = Settings { prefetch: 500, concurrency: 2, auto_prefetch: true, ..settings() };
     let mut world = World::running(auto, 200_000);
@@ -1924,6 +1981,7 @@ proptest! {
         for number in 0..12 {
             world.queue.push_back(Message { number, attempts: 0, key: keyed.then_some(number % 3) });
         }
+        world.step(Event::Tick);
         for (number, op) in ops.into_iter().enumerate() {
             if terminated == Some(number) {
                 world.step(Event::Terminate);
@@ -1932,6 +1990,14 @@ proptest! {
                 break;
             }
             apply(&mut world, op, &mut settings);
+            let mut looks = 0;
+            while world.engine.next_wake().is_some_and(|wake| wake <= world.now) && looks < 10 {
+                world.step(Event::Tick);
+                looks += 1;
+            }
+            let mut more = Vec::new();
+            world.engine.step(Event::Tick, world.now, &mut more);
+            prop_assert!(more.is_empty(), "a look that nothing has asked for finds something to do: {more:?}");
         }
         settings.paused = false;
         if terminated.is_some() {
