@@ -124,7 +124,7 @@ pub fn made_elsewhere(queue: &Queue, address: &str) -> bool {
 pub fn left_behind<'a>(queue: &'a Queue, now: &str) -> Option<&'a str> {
     let status = queue.status.as_ref().filter(|status| status.declared.is_some())?;
     let former = status.broker_address.as_deref()?;
-    (claim(queue) != Claim::MustExist && !same_broker(former, now)).then_some(former)
+    (!same_broker(former, now)).then_some(former)
 }
 
 /// Whether two addresses name one broker and vhost: they have a host in common. With TLS it listens on another port.
@@ -202,21 +202,19 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_was_declared_elsewhere_is_left_behind_but_under_asis() {
-        let left = |declared: bool, policy: AdoptionPolicy, now: &str| {
-            let spec = QueueSpec { adoption_policy: policy, ..QueueSpec::default() };
+    fn what_was_declared_elsewhere_is_left_behind() {
+        let left = |declared: bool, now: &str| {
             let status = QueueStatus {
                 broker_address: Some(ADDRESS.to_owned()),
                 declared: declared.then(Declared::default),
                 ..QueueStatus::default()
             };
-            left_behind(&queue(spec, status), now).map(str::to_owned)
+            left_behind(&queue(QueueSpec::default(), status), now).map(str::to_owned)
         };
         let other = "amqp://a:5672/other";
-        assert_eq!(left(true, AdoptionPolicy::Adopt, other).as_deref(), Some(ADDRESS));
-        assert_eq!(left(true, AdoptionPolicy::Adopt, "amqps://a:5671/shop"), None);
-        assert_eq!(left(false, AdoptionPolicy::Adopt, other), None);
-        assert_eq!(left(true, AdoptionPolicy::AsIs, other), None);
+        assert_eq!(left(true, other).as_deref(), Some(ADDRESS));
+        assert_eq!(left(true, "amqps://a:5671/shop"), None);
+        assert_eq!(left(false, other), None);
     }
 
     #[test]

@@ -202,12 +202,11 @@ fn tell(queue: &Queue, condition: Option<&Condition>, context: &Context) {
     }
 }
 
-/// Logs and publishes that another broker or virtual host has what was declared for the Queue before.
+/// Logs and publishes that another broker or virtual host may have what was declared for the Queue before.
 fn tell_left_behind(queue: &Queue, now: &str, context: &Context) {
     let Some(former) = plan::left_behind(queue, now) else { return };
-    let name = queue.broker_name();
     let note = format!(
-        "kept on {now} from now on; \"{name}\", its retry and dead-letter queues and their bindings stay on {former} with their messages: unbind, empty and delete what is there"
+        "declared on {now} from now on; if {former} is another broker or virtual host, what was declared for it there stays, with its messages: see docs/changing-a-queue.md"
     );
     tracing::warn!(namespace = queue.namespace(), queue = %queue.name_any(), "{note}");
     context.event(&queue.object_ref(&()), EventType::Warning, "BrokerChanged", &note, "Declare");

@@ -181,7 +181,7 @@ fn within_limits(
         && let Some(failed) = history.failures.in_a_row(patience(spec), now)
     {
         let why = format!(
-            "the calls of the last {failed} messages all failed or timed out (see the application's log): more pods would not mend the handler, {wanted} are wanted"
+            "the last {failed} calls for new messages all failed or timed out (see the application's log): more pods would not mend the handler, {wanted} are wanted"
         );
         return decision(tries, Reason::HandlerFailing, &why);
     }

@@ -3,7 +3,7 @@
 use super::history::SERVICE_HALF_LIFE;
 
 /// So many messages in a row whose first call failed, in all pods together, are no matter of single messages. One that is tried again
-/// and again counts once.
+/// and again counts once, with batches twice.
 const IN_A_ROW: u64 = 5;
 
 /// Calls that have ended.

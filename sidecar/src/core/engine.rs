@@ -1,7 +1,7 @@
 //! The engine: one `step` takes an event and the time and appends what is to be done.
 //!
 //! After every event the engine looks at itself as a whole, in this order: time-outs, acknowledgements, subscription, what is
-//! given back, calls, the end of a drain. So no event needs to know what others may have made possible.
+//! given back, calls, the subscription again, the end of a drain. So no event needs to know what others may have made possible.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -24,7 +24,7 @@ use super::window::{Slot, State, Window};
 /// Messages whose attempts are remembered at most, which is the largest window: what another pod handles stays in there.
 const MOST_REMEMBERED: usize = 2000;
 
-/// Of so many calls one takes its turn while the breaker is open, whatever has been tried how often.
+/// Of so many calls while the breaker is open, one is for what is first in turn, however often that was tried.
 const IN_TURN: u64 = 8;
 /// Timers beyond those that may still count, from which on the others are swept out.
 const SPARE_TIMERS: usize = 1024;
@@ -330,12 +330,12 @@ impl Engine {
             self.wake_at(self.window.ack_due());
         }
         self.probe_handler(effects);
-        self.end_long_waits(now, effects);
         self.reconcile_subscription(now, effects);
         self.give_back(now, effects);
+        self.end_long_waits(now, effects);
         self.dispatch(now, effects);
         if self.subscription == Subscription::None {
-            // What has just been started leaves room for others.
+            // What was started or went back has left room for others.
             self.reconcile_subscription(now, effects);
         }
         self.finish_drain(now, effects);
@@ -415,14 +415,10 @@ impl Engine {
             Some(_) => {
                 // A good one among many that fail is found soonest when each is tried as often as the others. One that always
                 // fails, and comes by the ladder as if it had never been tried, must not have all of the tries.
-                let is_in_turn = self.next_call.is_multiple_of(IN_TURN);
-                let tried = |id: &DeliveryId| {
-                    self.window.get(*id).map(|slot| {
-                        let failures = if is_in_turn { 0 } else { slot.probe_failures };
-                        (failures, slot.called)
-                    })
-                };
-                if let Some(least_tried) = self.ready.iter().min_by_key(tried) {
+                let failures = |id: &DeliveryId| self.window.get(*id).map(|slot| slot.probe_failures);
+                if !self.next_call.is_multiple_of(IN_TURN)
+                    && let Some(least_tried) = self.ready.iter().min_by_key(failures)
+                {
                     self.ready.put_first(least_tried);
                 }
                 1

@@ -1869,7 +1869,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => any::<usize>().prop_map(Op::Early),
         6 => (0_u64..30_000).prop_map(Op::Pass),
         1 => any::<bool>().prop_map(Op::Pause),
-        1 => (1_u16..9).prop_map(Op::Prefetch),
+        1 => (1_u16..8).prop_map(Op::Prefetch),
     ]
 }
 

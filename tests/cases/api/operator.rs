@@ -272,7 +272,7 @@ async fn what_a_queue_leaves_on_another_virtual_host_is_told() -> Result<()> {
     room.eventually("what is left behind is told", async || {
         let events = room.kubectl(&["get", "events", "--field-selector", "reason=BrokerChanged"]).await?;
         let former = room.vhost.name.replace('-', "%2D");
-        ensure!(events.contains(&format!("/{former} with their messages")), "{events}");
+        ensure!(events.contains(&format!("/{former} is another broker")), "{events}");
         Ok(())
     })
     .await?;
