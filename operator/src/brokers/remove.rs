@@ -128,7 +128,9 @@ async fn count_unbound(
     }
     if ours.iter().any(|(queue, _)| queue.role == Role::Main) {
         for binding in order.topology.bindings.iter().chain(unbind) {
-            declare::unbind(channel, &order.main, binding).await.map_err(failed)?;
+            let object = || Object::Binding(Box::new(binding.clone()));
+            let unbound = declare::unbind(channel, &order.main, binding).await;
+            unbound.map_err(|error| DeclareError { object: object(), error })?;
         }
     }
     let names: Vec<&str> = ours.iter().map(|(queue, _)| queue.name.as_str()).collect();

@@ -103,7 +103,12 @@ async fn keep(
     let main = &order.main;
     let (dead_letter_full, depth, room) = match claim {
         Claim::Declare => {
-            let depths = declare_all(link, channel, &order.topology).await?;
+            let declared = declare_all(link, channel, &order.topology).await;
+            if declared.as_ref().is_err_and(is_refused_binding) {
+                // What the spec has dropped does not wait for what is wrong with the rest.
+                take_all_back(link, order, unbind).await?;
+            }
+            let depths = declared?;
             let depth = depths.last().copied().unwrap_or_default();
             (full(&order.topology, &depths), depth, has_room(order.topology.main(), depth.ready))
         }
@@ -128,9 +133,7 @@ async fn keep(
             return Ok(Outcome::Absent);
         }
     };
-    for binding in unbind {
-        take_back(link, main, binding).await.map_err(|error| of_main(order, error))?;
-    }
+    take_all_back(link, order, unbind).await?;
     let mut leaders = Leaders::of(link, channel, order, (room, depth));
     let mut leftover = Vec::new();
     for delay in retire {
@@ -194,6 +197,20 @@ fn leave_out(topology: &mut Topology, refused: &Object) -> bool {
         Object::Binding(refused) => topology.bindings.retain(|binding| binding != &**refused),
     }
     !topology.bindings.is_empty()
+}
+
+/// Whether a refusal is about an exchange or a binding: the main queue is there then.
+fn is_refused_binding(refused: &DeclareError) -> bool {
+    let of_binding = matches!(refused.object, Object::Exchange(_) | Object::Binding(_));
+    of_binding && refused.error.category() != Category::Retryable
+}
+
+/// Takes bindings of the main queue back that may have been made.
+async fn take_all_back(link: &Link, order: &Order, bindings: &[DeclaredBinding]) -> Result<(), DeclareError> {
+    for binding in bindings {
+        take_back(link, &order.main, binding).await.map_err(|error| of_main(order, error))?;
+    }
+    Ok(())
 }
 
 /// Takes a binding back that may have been made.

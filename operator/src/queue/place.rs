@@ -67,6 +67,14 @@ pub(super) fn older_to_come(queue: &Queue, key: &Key, order: &Order, context: &C
     context.brokers.older_to_come(key, age(queue), &order.names())
 }
 
+/// Why a Queue waits for an older one of which it is not known on which broker.
+pub(super) fn waits_for(older: &Key) -> String {
+    let Key { namespace, name } = older;
+    format!(
+        "the older Queue \"{name}\" in namespace \"{namespace}\" names the same queue, and whether it is the same broker's is not known before its Secret can be read: see to that Secret"
+    )
+}
+
 /// Places an order; gives what has become of it.
 pub(super) fn outcome(
     queue: &Queue,

@@ -12,10 +12,10 @@ use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, controller, watcher};
 use kube::{Resource, ResourceExt};
 use warren_api::conditions::READY;
-use warren_api::conditions::queue::{DEAD_LETTER_AVAILABLE, DELETION_BLOCKED};
+use warren_api::conditions::queue::{DEAD_LETTER_AVAILABLE, DECLARED, DELETION_BLOCKED};
 use warren_api::{Queue, Worker};
 
-use super::place::{FIRST_ANSWER, conflict, older_to_come, outcome, patience};
+use super::place::{FIRST_ANSWER, conflict, older_to_come, outcome, patience, waits_for};
 use super::record::record;
 use super::removal::{End, end};
 use super::status::{Progress, conflicting, status};
@@ -25,7 +25,7 @@ use crate::brokers::{Outcome, Seen};
 use crate::condition::{find, is_true};
 use crate::context::Context;
 use crate::error::Error;
-use crate::problem::{OTHER_FINALIZER, Problem};
+use crate::problem::{CONFLICT, OTHER_FINALIZER, Problem};
 use crate::scaler::board::Durability;
 use crate::scaler::task::worker_key;
 use crate::secrets::SecretState;
@@ -142,10 +142,15 @@ async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, 
     }
     // After a restart the older one may be in a namespace that is late, or it is not known where it is before its Secret can
     // be read.
-    if conflicting(queue).is_some()
-        && (!context.brokers.all_listed() || older_to_come(queue, &key, &order, context).is_some())
-    {
-        return Ok(None);
+    if conflicting(queue).is_some() {
+        let older = older_to_come(queue, &key, &order, context);
+        if let Some(older) = older.as_ref().filter(|_| context.seen_for(queue) >= patience(&key, context)) {
+            let message = format!("{}, or delete that Queue", waits_for(older));
+            say(queue, Progress::Invalid(Problem::new(DECLARED, CONFLICT, message)), context).await?;
+        }
+        if older.is_some() || !context.brokers.all_listed() {
+            return Ok(None);
+        }
     }
     if !record(queue, &address, context).await? {
         return Ok(None);

@@ -12,7 +12,7 @@ use warren_api::conditions::queue::DELETION_BLOCKED;
 use warren_broker::BrokerAccess;
 
 use super::consumers::Holding;
-use super::place::{conflict, older_to_come, outcome, patience};
+use super::place::{conflict, older_to_come, outcome, patience, waits_for};
 use super::status::conflicting;
 use super::validate::{key, validate};
 use super::{dereference, finalizer, plan};
@@ -139,11 +139,7 @@ async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> R
         if waited(queue, context) < patience(key, context) {
             return Ok(End::Underway);
         }
-        let Key { namespace, name } = older;
-        let message = format!(
-            "the older Queue \"{name}\" in namespace \"{namespace}\" names the same queue, and whether it is the same broker's is not known before its Secret can be read: see to that Secret, or set deletionPolicy: Retain here"
-        );
-        return Ok(blocked(CONFLICT, message));
+        return Ok(blocked(CONFLICT, format!("{}, or set deletionPolicy: Retain here", waits_for(&older))));
     }
     match outcome(queue, key, &access, &order, context) {
         Some(Outcome::Removed) => Ok(End::Gone),

@@ -16,6 +16,9 @@ use super::window::{Slot, State};
 
 /// The longest that a message of an ordering key waits in place for its next attempt.
 const LONGEST_IN_PLACE: Duration = Duration::from_secs(60);
+/// How often a copy is sent to a retry queue that is not there before another one has its turn: about a minute's worth of tries, within
+/// which the operator declares one again that somebody has deleted.
+const TRIES_OF_A_RUNG: u32 = 10;
 /// How often a reply that the broker refuses is published: about five seconds' worth of tries.
 const REPLY_TRIES: u32 = 5;
 
@@ -302,8 +305,11 @@ impl Engine {
             PublishResult::Unroutable | PublishResult::Refused | PublishResult::Failed => {
                 effects.push(Effect::Observe(Observation::Unpublished { result, target }));
                 let until = now + self.pause_of(tries);
-                let copy =
-                    if result == PublishResult::Unroutable { self.by_todays_ladder(id, copy) } else { copy };
+                let copy = if result == PublishResult::Unroutable {
+                    self.by_todays_ladder(id, copy, tries)
+                } else {
+                    copy
+                };
                 if let Some(slot) = self.window.get_mut(id) {
                     slot.state = State::Unpublished { copy, tries: tries + 1, until };
                     let since = slot.since;
@@ -314,12 +320,15 @@ impl Engine {
         }
     }
 
-    /// What becomes of a copy that no queue took: where its rung is no longer in the ladder, its retry queue is gone for good.
-    fn by_todays_ladder(&self, id: DeliveryId, copy: Copy) -> Copy {
+    /// What becomes of a copy that no queue took: where its rung is no longer in the ladder, its retry queue is gone for good. So it
+    /// may be where it still is, as a pod that ends is told of no change.
+    fn by_todays_ladder(&self, id: DeliveryId, copy: Copy, tries: u32) -> Copy {
         let Copy::Retry { delay_seconds: Some(delay), attempts } = copy else { return copy };
         let ladder = &self.settings.ladder;
-        if ladder.delays_seconds.contains(&delay) {
-            return copy;
+        if let Some(place) = ladder.delays_seconds.iter().position(|rung| *rung == delay) {
+            let next =
+                if tries < TRIES_OF_A_RUNG { place } else { (place + 1) % ladder.delays_seconds.len() };
+            return Copy::Retry { delay_seconds: ladder.delays_seconds.get(next).copied(), attempts };
         }
         // A failed probe is no attempt, and so not the last one either.
         let counted = self.window.get(id).is_some_and(|slot| attempts > slot.incoming.attempts);

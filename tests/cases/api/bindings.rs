@@ -47,6 +47,27 @@ async fn a_queue_that_an_attempt_to_delete_it_left_unbound_is_bound_again_before
 }
 
 #[tokio::test]
+async fn a_binding_that_the_spec_drops_goes_while_another_exchange_is_missing() -> Result<()> {
+    let room = Room::new("dropped").await?;
+    let _operator = room.operator("one").await?;
+    let (noisy, missing) =
+        (json!({"exchange": "noisy", "declare": {"type": "Fanout"}}), json!({"exchange": "not-there"}));
+    room.queue("orders", json!({"bindings": [noisy, missing]})).await?;
+    room.condition("orders", "Declared", "False", "ExchangeNotFound", "\"not-there\"").await?;
+    let bound = async |so: bool| {
+        room.eventually(&format!("bound: {so}"), async || {
+            ensure!(is_bound(&room, "noisy").await? == so, "not yet");
+            Ok(())
+        })
+        .await
+    };
+    bound(true).await?;
+    room.queue("orders", json!({"bindings": [missing]})).await?;
+    bound(false).await?;
+    room.condition("orders", "Declared", "False", "ExchangeNotFound", "\"not-there\"").await
+}
+
+#[tokio::test]
 async fn a_binding_is_recorded_before_it_is_made_so_that_another_change_takes_it_back() -> Result<()> {
     let room = Room::new("recorded").await?;
     let port = room.vhost.broker.ports().amqp;

@@ -634,6 +634,24 @@ async fn a_namespace_goes_with_a_queue_whose_deletion_needs_the_secret_that_goes
 }
 
 #[tokio::test]
+async fn a_conflict_whose_queue_is_gone_names_an_older_one_of_which_it_is_not_known_where_it_is() -> Result<()>
+{
+    let room = Room::new("unplaced").await?;
+    let _operator = room.operator("one").await?;
+    let named = |secret: &str| json!({"queueName": "orders", "broker": {"secretRef": {"name": secret}}});
+    room.queue("oldest", named("never")).await?;
+    room.condition("oldest", "BrokerReachable", "False", "SecretNotFound", "\"never\"").await?;
+    room.queue("one", named("rabbitmq")).await?;
+    room.ready("one").await?;
+    room.queue("two", named("rabbitmq")).await?;
+    room.condition("two", "Declared", "False", "Conflict", "\"one\"").await?;
+    room.kubectl(&["delete", "wq", "one"]).await?;
+    room.condition("two", "Declared", "False", "Conflict", "\"oldest\"").await?;
+    room.kubectl(&["delete", "wq", "oldest"]).await?;
+    room.ready("two").await
+}
+
+#[tokio::test]
 async fn a_younger_queue_leaves_what_an_older_one_without_its_secret_may_own() -> Result<()> {
     let room = Room::new("older").await?;
     let first = room.operator("one").await?;

@@ -35,6 +35,23 @@ fn a_copy_whose_rung_is_gone_takes_the_first_one_that_is_not_shorter() {
 }
 
 #[test]
+fn a_copy_whose_rung_is_gone_untold_waits_a_minute_for_it_and_then_takes_another() {
+    let mut world = World::running(with_ladder(&[5, 60, 600]), 1);
+    world.copies = None;
+    world.answer_all(retry(500));
+    let gone = |copy: &Copy| matches!(copy, Copy::Retry { delay_seconds: Some(5 | 60), .. });
+    while world.retried.is_empty() && world.now < SECOND * 300 {
+        while let Some((_, copy)) = world.publishes.first() {
+            let result = if gone(copy) { PublishResult::Unroutable } else { PublishResult::Confirmed };
+            world.publish_done(0, result);
+        }
+        world.pass(SECOND);
+    }
+    assert_eq!(world.retried, [(0, Some(600), 1)]);
+    assert!(world.now > SECOND * 40, "{:?}", world.now);
+}
+
+#[test]
 fn a_copy_for_which_no_rung_is_left_is_dead() {
     let mut world = World::running(with_ladder(&[5, 60]), 1);
     world.answer_all(retry(500));
