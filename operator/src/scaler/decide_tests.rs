@@ -726,6 +726,61 @@ fn pods_that_a_backlog_took_and_the_load_does_not_need_are_not_kept() {
 }
 
 #[test]
+fn a_queue_that_waits_for_a_first_pod_is_told_as_that() {
+    let mut history = History::with_service_seconds(20.0);
+    let mut inputs = waiting(0);
+    for now in 0..50_u64 {
+        inputs.workload.replicas = 1;
+        let calls = (now / 2).min(3) + u64::from(now >= 40);
+        inputs.sidecars = Sidecars { settled: calls, calls, call_seconds: 20.0 * calls as f64, ..idle(1) };
+        history = decide(history, &inputs, &spec(), now as f64).1;
+    }
+    inputs.workload.replicas = 0;
+    inputs.sidecars = Sidecars { started: 0, able: 0, scraped: 0, ..inputs.sidecars };
+    inputs.ready = Some((1, 0.0));
+    let (decision, _) = decide(history, &inputs, &spec(), 50.0);
+    assert!(decision.message.contains("1 wait for a first pod;"), "{decision:?}");
+}
+
+#[test]
+fn what_all_pods_begin_at_once_is_not_beyond_them() {
+    // Six calls of half a minute each 100 seconds, of at most ten pods, which obey within a second.
+    let spec = Spec { max: 10, ..spec() };
+    let mut history = History::with_service_seconds(30.0);
+    let (mut ready, mut settled, mut running, mut pods) = (0_u64, 0_u64, vec![], 0_u32);
+    for now in 0..1000_u64 {
+        if now % 100 == 10 {
+            ready += 6;
+        }
+        let before = running.len();
+        running.retain(|until| *until > now);
+        settled += (before - running.len()) as u64;
+        while ready > 0 && running.len() < pods as usize {
+            ready -= 1;
+            running.push(now + 30);
+        }
+        let busy = running.len() as u32;
+        let call_seconds = 30.0 * settled as f64;
+        let sidecars = Sidecars {
+            busy,
+            settled,
+            calls: settled,
+            call_seconds,
+            started: pods,
+            able: pods,
+            scraped: pods,
+            ..working(busy)
+        };
+        let mut inputs = Inputs { sidecars, ..waiting(ready) };
+        inputs.workload.replicas = pods;
+        let (decision, next) = decide(history, &inputs, &spec, now as f64);
+        history = next;
+        pods = decision.replicas.max(busy);
+        assert!(!decision.message.contains("take all allowed pods longer"), "at {now}: {decision:?}");
+    }
+}
+
+#[test]
 fn what_proved_too_few_for_a_slow_handler_suffices_for_one_that_has_become_faster() {
     let mut world = World::new(spec(), 2.0);
     for second in 0..420 {

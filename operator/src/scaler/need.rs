@@ -218,7 +218,10 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
     let (lasting, lasting_text) = lasting(&load, history, lasting_rate, long_work, now);
     let now = load.kept(history.rate());
     let seconds = load.seconds();
-    let beyond = known == MEASURED && backlog * seconds / f64::from(spec.most()) > spec.target_wait;
+    // What all of them begin at once does not wait.
+    let places = (f64::from(spec.most()) * at_once - in_flight as f64).max(0.0);
+    let beyond =
+        known == MEASURED && (backlog - places) * seconds / f64::from(spec.most()) > spec.target_wait;
     match more {
         Some(More { pods, text, tells }) => {
             let too_much = (tells && load.current > 0.0).then(|| load.too_much(lasting_rate * service));
@@ -298,9 +301,12 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     let is_growth = seen && backlog > target * share * pace;
     let of_growth = is_growth.then(|| {
         let pods = load.sane((lasting_rate * load.per_rate).min(load.useful).max(current + 1.0));
+        let wait = match current > 0.0 {
+            true => format!("up to {:.1} s", backlog / (current * pace)),
+            false => "a first pod".to_owned(),
+        };
         let text = format!(
-            "{backlog:.0} wait for up to {:.1} s; {} arriving {}, {in_flight} running",
-            backlog / (current * pace),
+            "{backlog:.0} wait for {wait}; {} arriving {}, {in_flight} running",
             per_second(lasting_rate),
             load.per_message()
         );
