@@ -3,6 +3,7 @@
 //! Times are seconds of a monotonic clock, given by the caller.
 
 use super::arrivals::{Arrivals, Sample};
+use super::between::Between;
 use super::failures::{Calls, Failures, Took};
 use super::inputs::{Inputs, Sidecars};
 use super::piles::Piles;
@@ -77,6 +78,8 @@ pub struct History {
     at_most: Option<f64>,
     /// Since when the queue has not been empty.
     waiting_since: Option<f64>,
+    /// What messages take beyond their calls.
+    pub(super) between: Between,
 }
 
 /// What is remembered of changes of replicas.
@@ -188,6 +191,7 @@ impl History {
         if ready > 0 || !inputs.contradicted {
             self.count(held, sidecars.settled, window, now);
         }
+        self.between.observe(ready, inputs, now);
         self.observe_service(inputs, now);
         self.observe_progress(ready, sidecars, now);
         if sidecars.started > 0 && sidecars.scraped == 0 {
