@@ -32,6 +32,11 @@ struct Seen {
 }
 
 impl Between {
+    /// What was settled meanwhile is not known to have been so without a pause.
+    pub const fn interrupted(&mut self) {
+        self.last = None;
+    }
+
     /// Takes a look in. The queue was never empty since the one before if more was ready then than has been settled since.
     pub fn observe(&mut self, ready: u64, inputs: &Inputs, now: f64) {
         let sidecars = inputs.sidecars;
@@ -101,5 +106,21 @@ mod tests {
         assert_eq!(after(30, 0.0055, 1000).seconds(1.0, 30.0), 0.0, "less is noise");
         assert_eq!(after(30, 0.5, 1000).seconds(1.0, 30.0), MOST_SECONDS, "something else keeps the places");
         assert_eq!(after(10, 0.5, 1000).seconds(1.0, 10.0), 0.0, "too few messages tell");
+    }
+
+    #[test]
+    fn an_outage_is_nothing_between_calls() {
+        let seen = |settled: u64| {
+            let pods = Sidecars { started: 1, able: 1, scraped: 1, ..Sidecars::default() };
+            Inputs {
+                sidecars: Sidecars { settled, calls: settled, call_seconds: settled as f64 * 0.1, ..pods },
+                ..Inputs::default()
+            }
+        };
+        let mut between = Between::default();
+        between.observe(1000, &seen(0), 0.0);
+        between.interrupted();
+        between.observe(1000, &seen(60), 60.0);
+        assert_eq!(between, Between { last: between.last, ..Between::default() });
     }
 }

@@ -153,6 +153,7 @@ impl History {
         self.started_at = None;
         (self.zero_reads, self.loaded) = (0, None);
         self.startup.interrupted();
+        self.between.interrupted();
         (self.arrivals, self.lasting) = Default::default();
         self.progressed(now);
     }
