@@ -128,9 +128,9 @@ async fn count_unbound(
     }
     if ours.iter().any(|(queue, _)| queue.role == Role::Main) {
         for binding in order.topology.bindings.iter().chain(unbind) {
-            let object = || Object::Binding(Box::new(binding.clone()));
             let unbound = declare::unbind(channel, &order.main, binding).await;
-            unbound.map_err(|error| DeclareError { object: object(), error })?;
+            let object = Object::Binding(Box::new(binding.clone()));
+            unbound.map_err(|error| DeclareError { object, error })?;
         }
     }
     let names: Vec<&str> = ours.iter().map(|(queue, _)| queue.name.as_str()).collect();
