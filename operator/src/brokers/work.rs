@@ -104,9 +104,12 @@ async fn keep(
     let (dead_letter_full, depth, room) = match claim {
         Claim::Declare => {
             let declared = declare_all(link, channel, &order.topology).await;
-            if declared.as_ref().is_err_and(is_refused_binding) {
-                // What the spec has dropped does not wait for what is wrong with the rest.
-                take_all_back(link, order, unbind).await?;
+            if let Err(refused) = &declared
+                && is_refused_binding(refused)
+            {
+                // What the spec has dropped does not wait for what is wrong with the rest, which is told.
+                let taken_back = take_all_back(link, order, unbind).await;
+                tracing::debug!(?taken_back, "bindings that the spec has dropped");
             }
             let depths = declared?;
             let depth = depths.last().copied().unwrap_or_default();

@@ -781,39 +781,6 @@ fn what_all_pods_begin_at_once_is_not_beyond_them() {
 }
 
 #[test]
-fn pods_suffice_for_calls_that_are_shorter_than_the_way_to_the_broker() {
-    // At prefetch 1 the acknowledgement and the next delivery take 6 ms more.
-    let (call, place) = (0.005, 0.011);
-    let mut history = History::default();
-    let (mut queue, mut settled, mut pods, mut changes) = (0.0_f64, 0.0_f64, 0_u32, 0);
-    for now in 0..1800 {
-        queue += 118.0;
-        let done = (f64::from(pods) / place).min(queue);
-        queue -= done;
-        settled += done;
-        let busy = u64::from(pods);
-        let sidecars = Sidecars {
-            settled: settled as u64,
-            deliveries: settled as u64 + busy,
-            calls: settled as u64,
-            call_seconds: settled.floor() * call,
-            ..working(pods)
-        };
-        let mut inputs = Inputs { sidecars, ..waiting(queue as u64) };
-        inputs.workload.replicas = pods;
-        let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
-        history = next;
-        if now > 300 {
-            changes += u32::from(decision.replicas != pods);
-            let wait = queue * place / f64::from(pods.max(1));
-            assert!(wait <= 10.0, "{wait} s at {now}: {decision:?}");
-        }
-        pods = decision.replicas;
-    }
-    assert!(changes <= 6, "{changes}");
-}
-
-#[test]
 fn what_proved_too_few_for_a_slow_handler_suffices_for_one_that_has_become_faster() {
     let mut world = World::new(spec(), 2.0);
     for second in 0..420 {

@@ -3,7 +3,6 @@
 //! Times are seconds of a monotonic clock, given by the caller.
 
 use super::arrivals::{Arrivals, Sample};
-use super::between::Between;
 use super::failures::{Calls, Failures, Took};
 use super::inputs::{Inputs, Sidecars};
 use super::piles::Piles;
@@ -78,8 +77,6 @@ pub struct History {
     at_most: Option<f64>,
     /// Since when the queue has not been empty.
     waiting_since: Option<f64>,
-    /// What messages take beyond their calls.
-    pub(super) between: Between,
 }
 
 /// What is remembered of changes of replicas.
@@ -153,7 +150,6 @@ impl History {
         self.started_at = None;
         (self.zero_reads, self.loaded) = (0, None);
         self.startup.interrupted();
-        self.between.interrupted();
         (self.arrivals, self.lasting) = Default::default();
         self.progressed(now);
     }
@@ -192,7 +188,6 @@ impl History {
         if ready > 0 || !inputs.contradicted {
             self.count(held, sidecars.settled, window, now);
         }
-        self.between.observe(ready, inputs, now);
         self.observe_service(inputs, now);
         self.observe_progress(ready, sidecars, now);
         if sidecars.started > 0 && sidecars.scraped == 0 {

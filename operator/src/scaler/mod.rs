@@ -1,6 +1,6 @@
 //! The scaler: `signals -> decide -> act`.
 //!
-//! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `between`, `failures`, `piles`, `startup`, `sample`, `durability`, `schedule`, `asked`, `own`, `share` and
+//! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `failures`, `piles`, `startup`, `sample`, `durability`, `schedule`, `asked`, `own`, `share` and
 //! `side` are
 //! values and pure functions; `scrape`, `follow`, `task`, `act` and `tell` perform the effects. `board` is what the Worker's reconcile reads
 //! of them, and `record` what `kubectl warren explain` does.
@@ -8,7 +8,6 @@
 pub mod act;
 mod arrivals;
 pub mod asked;
-mod between;
 pub mod board;
 pub mod decide;
 mod durability;

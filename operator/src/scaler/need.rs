@@ -179,7 +179,7 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
     let rate = history.arrival_rate(backlog, spec.target_wait);
     let expected = history.seconds_of_the_first_call(now) * EXPECTED_OF_SO_FAR;
     let (service, known) = match history.service_seconds() {
-        Some(seconds) => (seconds + history.between.seconds(at_once, now), MEASURED),
+        Some(seconds) => (seconds, MEASURED),
         None if expected > ASSUMED_SERVICE_SECONDS => (expected, SO_FAR),
         None => (ASSUMED_SERVICE_SECONDS, ASSUMED),
     };
