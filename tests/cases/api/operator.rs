@@ -112,14 +112,20 @@ impl Room {
         self.namespace.condition((resource, name), kind, (status, reason), &[word]).await.map(drop)
     }
 
-    /// Waits until a Worker's Deployment asks for so many replicas.
-    async fn replicas(&self, worker: &str, count: u64) -> Result<()> {
-        self.eventually(&format!("{count} replicas are asked for"), async || {
+    /// Waits until a field of the spec of a Worker's Deployment, by its JSON pointer, is so.
+    async fn deployed(&self, worker: &str, field: &str, wanted: Value) -> Result<()> {
+        self.eventually(&format!("the Deployment's {field} is {wanted}"), async || {
             let deployment = self.get("deployment", worker).await?;
-            ensure!(deployment["spec"]["replicas"] == count, "{}", deployment["spec"]["replicas"]);
+            let told = deployment["spec"].pointer(field);
+            ensure!(told == Some(&wanted), "{told:?}");
             Ok(())
         })
         .await
+    }
+
+    /// Waits until a Worker's Deployment asks for so many replicas.
+    async fn replicas(&self, worker: &str, count: u64) -> Result<()> {
+        self.deployed(worker, "/replicas", count.into()).await
     }
 
     /// A pod of a Worker, that no kubelet runs.
@@ -226,12 +232,7 @@ async fn a_worker_whose_one_replica_keeps_the_order_replaces_its_pod_and_one_wit
         (json!({}), "RollingUpdate"),
     ] {
         room.worker("invoices", "orders", json!({"scaling": one, "consumer": consumer})).await?;
-        room.eventually(&format!("the strategy is {strategy}"), async || {
-            let deployment = room.get("deployment", "invoices").await?;
-            ensure!(deployment["spec"]["strategy"]["type"] == strategy, "{}", deployment["spec"]["strategy"]);
-            Ok(())
-        })
-        .await?;
+        room.deployed("invoices", "/strategy/type", strategy.into()).await?;
     }
     Ok(())
 }
@@ -249,14 +250,9 @@ async fn an_account_that_a_template_names_no_more_is_not_kept() -> Result<()> {
         (json!({"containers": containers, "serviceAccount": "other"}), "other"),
     ] {
         room.worker("invoices", "orders", json!({"template": {"spec": spec}})).await?;
-        room.eventually(&format!("the account is {account}"), async || {
-            let deployment = room.get("deployment", "invoices").await?;
-            let pod = &deployment["spec"]["template"]["spec"];
-            let told = (&pod["serviceAccountName"], &pod["serviceAccount"]);
-            ensure!(told == (&json!(account), &json!(account)), "{told:?}");
-            Ok(())
-        })
-        .await?;
+        for name in ["serviceAccountName", "serviceAccount"] {
+            room.deployed("invoices", &format!("/template/spec/{name}"), account.into()).await?;
+        }
     }
     Ok(())
 }

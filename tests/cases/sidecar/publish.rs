@@ -180,14 +180,16 @@ async fn a_body_that_is_larger_than_the_broker_takes_is_413_for_its_caller_also_
                 // What the broker closed meanwhile over another's message is to be published again.
                 if answer.status != 503 {
                     ensure!(answer.status == status, "{number}: {answer:?}");
-                    return anyhow::Ok(());
+                    return anyhow::Ok(u32::from(status == 413));
                 }
                 ensure!(status == 202 || !answer.text().contains("larger than"), "{number}: {answer:?}");
             }
             anyhow::bail!("{number} is not told")
         }
     });
-    stream::iter(calls).buffer_unordered(16).try_collect().await
+    let told: Vec<u32> = stream::iter(calls).buffer_unordered(16).try_collect().await?;
+    ensure!(told.iter().sum::<u32>() == 12);
+    Ok(())
 }
 
 /// The broker gives back unroutable messages before it confirms them, and confirms others in between.
