@@ -126,7 +126,6 @@ async fn lead(
         None
     };
     tracing::info!("leading");
-    shared.metrics.leads(true);
     let mut helpers = JoinSet::new();
     helpers.spawn(shared.secrets.clone().poll());
     let work = work(shared, ready);
@@ -154,6 +153,8 @@ async fn work(shared: &Shared, ready: &AtomicBool) -> anyhow::Result<()> {
             Some(started) = starting.next() => {
                 running.spawn(started?);
                 if !ready.swap(true, Ordering::Relaxed) {
+                    // One that waits for its caches repairs and scales nothing.
+                    shared.metrics.leads(true);
                     tracing::info!("ready");
                 }
             }
