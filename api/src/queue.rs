@@ -140,6 +140,8 @@ pub struct QueueSpec {
     /// Exchanges that route into the queue; default none. The default exchange reaches it by its name in any case.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
+    #[x_kube(validation = Rule::new("self.all(a, !has(a.declare) || self.all(b, !has(b.declare) || b.exchange != a.exchange || b.declare.type == a.declare.type))")
+        .message("an exchange has one type: write the same declare.type in each of its bindings"))]
     pub bindings: Vec<Binding>,
 
     /// The ladder that a failed message climbs before it is dead-lettered.
@@ -273,11 +275,15 @@ impl QueueType {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!has(self.declare) || !self.exchange.startsWith('amq.')")
-        .message("RabbitMQ keeps exchanges that start with \"amq.\" for itself and has declared them: leave out declare")
+        .message("RabbitMQ keeps exchanges that start with \"amq.\" for itself and has declared them: leave out declare"),
+    validation = Rule::new("!has(self.declare) || self.exchange.matches('^[A-Za-z0-9._:-]+$')")
+        .message("an exchange that Warren declares may have ASCII letters, digits and ._:- in its name: choose such a name, or leave out declare")
 )]
 pub struct Binding {
-    /// The exchange's name.
-    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[A-Za-z0-9._:-]+$"))]
+    /// The exchange's name, at most 255 bytes. One that Warren declares may have ASCII letters, digits and `._:-` in it.
+    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[^\r\n]+$"))]
+    #[x_kube(validation = Rule::new(BYTES)
+        .message("exchange may have at most 255 bytes, as AMQP takes no more"))]
     pub exchange: String,
 
     /// The routing key or pattern; default empty. At most 255 bytes.

@@ -110,6 +110,21 @@ async fn declaring_an_exchange_of_the_broker_s_own_is_refused() {
 }
 
 #[tokio::test]
+async fn an_exchange_of_any_name_is_bound_and_one_of_odd_characters_or_of_two_types_is_not_declared() {
+    let odd = "'Shop.OrderPlaced, Shop.Contracts / v1'";
+    assert!(send(&queue(&format!("{{bindings: [{{exchange: {odd}}}]}}"))).await.is_ok());
+    let declared = format!("{{bindings: [{{exchange: {odd}, declare: {{type: Topic}}}}]}}");
+    refused(&queue(&declared), "ASCII letters, digits and ._:-").await;
+    let two = |one: &str, other: &str| {
+        queue(&format!(
+            "{{bindings: [{{exchange: e, routingKey: a, declare: {{type: {one}}}}}, {{exchange: e, declare: {{type: {other}}}}}]}}"
+        ))
+    };
+    refused(&two("Topic", "Fanout"), "an exchange has one type").await;
+    assert!(send(&two("Topic", "Topic")).await.is_ok());
+}
+
+#[tokio::test]
 async fn what_amqp_cannot_say_is_refused_by_its_bytes_and_not_its_characters() {
     let (most, over) = ("x".repeat(255), "ж".repeat(128));
     let key = |key: &str| queue(&format!("{{bindings: [{{exchange: shop, routingKey: {key}}}]}}"));
