@@ -28,6 +28,12 @@ impl Namespace {
         Ok(Self { cluster: cluster.clone(), name: name.to_owned() })
     }
 
+    /// The same without labels, once what an earlier run has left of it is gone.
+    pub async fn anew(cluster: &Cluster, name: &str) -> Result<Self> {
+        cluster.kubectl(&["delete", "namespace", name, "--ignore-not-found", "--timeout=10m"]).await?;
+        Self::new(cluster, name, json!({})).await
+    }
+
     /// Takes it away, without waiting for it.
     pub async fn delete(&self) -> Result<()> {
         self.cluster.kubectl(&["delete", "namespace", &self.name, "--wait=false"]).await.map(drop)

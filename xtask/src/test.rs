@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every check of the project, one line a stage.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
@@ -86,21 +86,21 @@ impl Test {
         Ok(())
     }
 
-    /// The stages that need a cluster. One of our own is taken down again, also when a stage fails.
+    /// The stages that need a cluster. One of our own that nobody asked to keep is taken down again, also when a stage fails.
     async fn with_cluster(&self, progress: &Terminal) -> Result<u32> {
         let cluster = match &self.kubeconfig {
             Some(file) => Cluster::attach(file)?,
             None => Cluster::up(progress).await?,
         };
-        let result = run_stages(CLUSTER, self.kubeconfig.as_ref(), progress).await;
-        if cluster.site().is_some() && !self.keep {
-            Cluster::down(progress).await?;
-        }
+        // Cargo runs tests in another folder: a relative path would lead elsewhere.
+        let attached = self.kubeconfig.is_some().then(|| cluster.kubeconfig());
+        let result = run_stages(CLUSTER, attached, progress).await;
+        cluster.leave(self.keep, progress).await?;
         result
     }
 }
 
-async fn run_stages(stages: &[Stage], kubeconfig: Option<&PathBuf>, progress: &dyn Progress) -> Result<u32> {
+async fn run_stages(stages: &[Stage], kubeconfig: Option<&Path>, progress: &dyn Progress) -> Result<u32> {
     let mut passed = 0;
     for stage in stages {
         passed += step(progress, stage.name, run(stage, kubeconfig)).await?;
@@ -109,7 +109,7 @@ async fn run_stages(stages: &[Stage], kubeconfig: Option<&PathBuf>, progress: &d
 }
 
 /// Runs a stage with its output in a file, and counts the tests that passed.
-async fn run(stage: &Stage, kubeconfig: Option<&PathBuf>) -> Result<u32> {
+async fn run(stage: &Stage, kubeconfig: Option<&Path>) -> Result<u32> {
     let folder = site::workspace().join("target/test-logs");
     std::fs::create_dir_all(&folder)?;
     let path = folder.join(format!("{}.log", stage.name.to_lowercase().replace(' ', "-")));

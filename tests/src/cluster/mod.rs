@@ -134,6 +134,16 @@ impl Cluster {
         Box::pin(step(progress, "Taking down the cluster", leftovers::clear(&site))).await
     }
 
+    /// Leaves our own cluster running where that is asked for, now or by an earlier command, and takes it down otherwise.
+    pub async fn leave(&self, keep: bool, progress: &dyn Progress) -> Result<()> {
+        let Some(site) = &self.site else { return Ok(()) };
+        let kept = site.run.join("kept");
+        if keep {
+            return std::fs::write(&kept, "").with_context(|| format!("write {}", kept.display()));
+        }
+        if kept.exists() { Ok(()) } else { Self::down(progress).await }
+    }
+
     /// The kubeconfig of an administrator.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig

@@ -56,8 +56,9 @@ async fn measure(ground: &Ground, queues: usize, workers: usize) -> Result<Value
         curve.push(step);
         made = total;
     }
-    ground.create_workers(0..workers.min(queues)).await?;
-    ground.until_deployments(workers.min(queues)).await?;
+    let workers = workers.min(queues);
+    ground.create_workers(0..workers).await?;
+    ground.until_deployments(workers).await?;
     say(&format!("{workers} Workers have their Deployments"));
     tokio::time::sleep(SETTLE).await;
     let cpu = operator.cpu_seconds()?;

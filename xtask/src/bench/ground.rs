@@ -44,7 +44,7 @@ impl Ground {
         cluster.apply(include_str!("../../../crds/queues.warren.dev.yaml")).await?;
         cluster.apply(include_str!("../../../crds/workers.warren.dev.yaml")).await?;
         cluster.until_established().await?;
-        let namespace = Namespace::new(&cluster, namespace, json!({})).await?;
+        let namespace = Namespace::anew(&cluster, namespace).await?;
         namespace.secret("rabbitmq", &broker.uri("warren")).await?;
         warren_broker::install_crypto_provider();
         let kubeconfig = Kubeconfig::read_from(cluster.kubeconfig())?;

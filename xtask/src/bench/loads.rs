@@ -33,7 +33,7 @@ struct Ground {
 
 impl Ground {
     async fn new(cluster: &Cluster, name: &str, work: Duration, scaling: Value) -> Result<Self> {
-        let namespace = Namespace::new(cluster, &format!("bench-{name}"), json!({})).await?;
+        let namespace = Namespace::anew(cluster, &format!("bench-{name}")).await?;
         let broker = Broker::start(Options::new(&namespace.name)).await?;
         let desk = Desk::open(cluster.host_address(), move |_| Order::work(work)).await?;
         namespace.secret("rabbitmq", &broker.uri_at(cluster.host_address(), "/")).await?;

@@ -13,12 +13,14 @@ mod replicas;
 mod rest;
 mod scale;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use warren_tests::broker::{Broker, Options, Version};
 
 use self::peers::Peers;
+use crate::prepare::{Consent, prepare};
+use crate::progress::Terminal;
 
 /// Measures one budget.
 #[derive(Args)]
@@ -62,7 +64,7 @@ pub(crate) struct Bench {
     #[arg(long)]
     long: bool,
 
-    /// Measure on RabbitMQ 4.0 instead of 3.10
+    /// For all but `queues`, `operator` and `scale`: on RabbitMQ 4.0 instead of 3.10
     #[arg(long)]
     new: bool,
 }
@@ -92,6 +94,12 @@ enum Name {
 impl Bench {
     #[allow(clippy::print_stdout, reason = "the result")]
     pub(crate) async fn run(self) -> Result<()> {
+        let on_cluster = matches!(self.name, Name::Queues | Name::Operator | Name::Scale);
+        ensure!(
+            !(self.new && on_cluster),
+            "--new is for what is measured of the sidecar: queues, operator and scale use 3.10"
+        );
+        prepare(&Terminal::new(), Consent::Ask).await?;
         let result = match self.name {
             Name::Queues => queues::queues(self.queues.unwrap_or(1_000)).await?,
             Name::Operator => {

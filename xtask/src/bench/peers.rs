@@ -96,10 +96,13 @@ impl Peers {
         let target = std::env::var_os("CARGO_TARGET_DIR")
             .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
         let venv = target.join("bench/venv");
-        if !venv.join("bin/python").exists() {
+        let python = venv.join("bin/python");
+        let has_pika = Command::new(&python).args(["-c", "import pika"]).stderr(Stdio::null()).status().await;
+        if !has_pika.is_ok_and(|status| status.success()) {
             say("Getting pika from PyPI");
             std::fs::create_dir_all(target.join("bench"))?;
-            let made = Command::new("python3").arg("-m").arg("venv").arg(&venv).status().await?;
+            let made = Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv).status().await;
+            let made = made.context("run python3, which is missing")?;
             ensure!(made.success(), "python3 -m venv failed: install python3-venv");
             let pip =
                 Command::new(venv.join("bin/pip")).args(["install", "--quiet", "pika"]).status().await?;
@@ -107,7 +110,7 @@ impl Peers {
         }
         let pika = target.join("bench/pika_consumer.py");
         std::fs::write(&pika, PIKA)?;
-        Ok(Self { sidecar, peer, python: venv.join("bin/python"), pika })
+        Ok(Self { sidecar, peer, python, pika })
     }
 
     fn start(program: &PathBuf, arguments: &[&str]) -> Result<Running> {

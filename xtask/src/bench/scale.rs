@@ -35,7 +35,7 @@ pub(super) async fn scale(workers: usize, rounds: usize) -> Result<Value> {
     let built = images::warren(&cluster, &progress::Lines).await?;
     install::warren(&cluster, &built).await?;
     let broker = Broker::start(Options::new(NAMESPACE)).await?;
-    let namespace = Namespace::new(&cluster, NAMESPACE, json!({})).await?;
+    let namespace = Namespace::anew(&cluster, NAMESPACE).await?;
     let made = create(&namespace, &broker, workers).await;
     let woken = match made {
         Ok(()) => wake_all(&cluster, &broker, rounds).await,

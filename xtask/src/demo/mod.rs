@@ -62,9 +62,8 @@ impl Demo {
         let result = self.tell(&cluster, &progress, started).await;
         if self.keep {
             progress.print(&format!("\n{}\n{}", kept(), stage::hints(&cluster)));
-        } else if cluster.site().is_some() {
-            Cluster::down(&progress).await?;
         }
+        cluster.leave(self.keep, &progress).await?;
         let summary = result?;
         progress.print(&summary.text());
         if self.json {

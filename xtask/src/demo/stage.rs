@@ -15,6 +15,8 @@ use warren_tests::{Cluster, command, golang, images, install};
 /// The example's namespace and queue, as its manifests name them.
 pub(crate) const NAMESPACE: &str = "shop";
 pub(crate) const QUEUE: &str = "orders";
+const LEDGER: &str = "deployment/ledger";
+const PATIENCE: &str = "--timeout=120s";
 const IMAGE: &str = "localhost/warren-example-orders:dev";
 const MANIFESTS: [&str; 4] = ["1-namespace.yaml", "2-ledger.yaml", "3-queue.yaml", "4-worker.yaml"];
 /// How long the demo's handler works on an order, so that there is something to scale for.
@@ -50,7 +52,22 @@ impl<'a> Stage<'a> {
         let apply = apply_example(cluster, &uri);
         step(progress, "A Queue, a Worker and a ledger in namespace \"shop\"", apply).await?;
         let client = Client::connect(&broker.uri("/")).await?;
-        Ok(Self { cluster, prometheus, client, _broker: broker, orders })
+        let stage = Self { cluster, prometheus, client, _broker: broker, orders };
+        stage.forget_former_orders().await?;
+        Ok(stage)
+    }
+
+    /// An earlier demo's orders have the same ids: of those in the ledger nothing would be seen of this one's.
+    async fn forget_former_orders(&self) -> Result<()> {
+        self.client.purge(QUEUE).await?;
+        self.client.purge(&format!("{QUEUE}.dlq")).await?;
+        if self.ledger().await?.invoices > 0 {
+            let kubectl =
+                async |args: &[&str]| self.cluster.kubectl(&[&["-n", NAMESPACE], args].concat()).await;
+            kubectl(&["rollout", "restart", LEDGER]).await?;
+            kubectl(&["rollout", "status", LEDGER, PATIENCE]).await?;
+        }
+        Ok(())
     }
 
     /// The JSON of made-up orders 1 to `count`, one an element.
@@ -103,8 +120,7 @@ async fn apply_example(cluster: &Cluster, uri: &str) -> Result<()> {
             cluster.apply(&secret.to_string()).await?;
         }
     }
-    let timeout = "--timeout=120s";
-    cluster.kubectl(&["wait", "-n", NAMESPACE, "--for=condition=Ready", "wq/orders", timeout]).await?;
-    cluster.kubectl(&["rollout", "status", "-n", NAMESPACE, "deployment/ledger", timeout]).await?;
+    cluster.kubectl(&["wait", "-n", NAMESPACE, "--for=condition=Ready", "wq/orders", PATIENCE]).await?;
+    cluster.kubectl(&["rollout", "status", "-n", NAMESPACE, LEDGER, PATIENCE]).await?;
     Ok(())
 }
