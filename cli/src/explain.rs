@@ -237,6 +237,16 @@ fn inputs_and_decisions(told: &Told) -> String {
         }
         _ => "not known".to_owned(),
     };
+    let asked = told
+        .sidecars_age_seconds
+        .map_or_else(String::new, |age| format!(", asked {:.1} s ago", told.looked_seconds_ago + age));
+    let service = match (told.seconds_per_message, told.measured_seconds) {
+        (Some(each), Some(age)) => {
+            let age = seconds((told.looked_seconds_ago + age) as i64);
+            format!("{each:.3} s per message, by calls of which the last ended {age} ago")
+        }
+        _ => "not measured yet".to_owned(),
+    };
     let ending = match told.ending {
         0 => String::new(),
         ending => format!("; {ending} more in pods that end"),
@@ -265,7 +275,7 @@ fn inputs_and_decisions(told: &Told) -> String {
         })
         .collect();
     format!(
-        "\nMade from:\n  ready      {ready}\n  held       {} delivered and not acknowledged, {} of them running{ending}\n  sidecars   {} of {} that started answered\n  handlers   {} listen, or did before\n  pods       {pods}{schedule}\n\nLast decisions that differ from the one before:\n{}",
+        "\nMade from:\n  ready      {ready}\n  held       {} delivered and not acknowledged, {} of them running{ending}\n  sidecars   {} of {} that started answered{asked}\n  handlers   {} listen, or did before\n  service    {service}\n  pods       {pods}{schedule}\n\nLast decisions that differ from the one before:\n{}",
         told.unsettled,
         told.in_flight,
         told.sidecars_answered,
@@ -317,6 +327,9 @@ mod tests {
             ending: 2,
             sidecars_started: 2,
             sidecars_answered: 1,
+            sidecars_age_seconds: Some(0.3),
+            seconds_per_message: Some(0.25),
+            measured_seconds: Some(200.0),
             handlers_started: 2,
             decision: ToldDecision { raw: 200, message: "200 wanted".to_owned(), ..decision.clone() },
             decisions: vec![decision],
@@ -350,7 +363,8 @@ mod tests {
             "look at the handler",
             "42, counted 0.7 s ago",
             "4 delivered and not acknowledged, 3 of them running; 2 more in pods that end",
-            "1 of 2 that started answered",
+            "1 of 2 that started answered, asked 0.8 s ago",
+            "0.250 s per message, by calls of which the last ended 3 min ago",
             "2 listen, or did before",
             "2 min ago   50",
             "3 min ago   0 to 50 pods",

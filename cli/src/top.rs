@@ -89,15 +89,12 @@ impl Seen {
     /// What is not counted, and what could not be read, and why.
     fn notes(&self) -> String {
         let mut notes = String::new();
-        let uncounted = |queue| {
-            let messages = [READY_MESSAGES, RETRYING_MESSAGES, DEAD_MESSAGES];
-            messages.iter().any(|metric| self.messages(queue, metric) == NONE)
-        };
+        let uncounted = |queue: &Queue| self.queue(queue)[3..7].iter().any(|cell| cell == NONE);
         // Writing to a String cannot fail, here and below.
         if self.queues.iter().any(uncounted) {
             let _ = writeln!(
                 notes,
-                "\n- in READY, RETRYING and DEAD: no Worker, not counted (the operator counts a Queue's messages for its Workers)."
+                "\n- in READY, UNACKED, RETRYING and DEAD: no Worker, not counted (a Queue's messages are counted for its Workers)."
             );
         }
         if let Err(why) = &self.operator {
@@ -133,7 +130,7 @@ impl Seen {
             ready(queue.status.as_ref().map_or(&[], |status| &status.conditions)),
             format!("{:?}", queue.spec.queue_type),
             self.messages(queue, READY_MESSAGES),
-            self.sum(&workers, 0, held),
+            if workers.is_empty() { NONE.to_owned() } else { self.sum(&workers, 0, held) },
             self.messages(queue, RETRYING_MESSAGES),
             self.messages(queue, DEAD_MESSAGES),
             if workers.is_empty() { NONE.to_owned() } else { workers.join(",") },
@@ -330,14 +327,14 @@ mod tests {
     fn what_nobody_counts_for_want_of_a_worker_is_told_apart_from_what_is_not_known() {
         let idle = || Seen { workers: vec![], ..seen(Ok(vec![]), Ok(vec![])) };
         let none = Seen { operator: Ok(Exposition::default()), ..idle() }.text();
-        assert_eq!(row(&none, "orders"), ["orders", "?", "Quorum", "-", "0", "-", "-", "-"]);
-        let note = "- in READY, RETRYING and DEAD: no Worker, not counted";
+        assert_eq!(row(&none, "orders"), ["orders", "?", "Quorum", "-", "-", "-", "-", "-"]);
+        let note = "- in READY, UNACKED, RETRYING and DEAD: no Worker, not counted";
         assert!(none.contains(note), "{none}");
         // What is still told of a Worker that has just gone is shown.
-        assert_eq!(row(&idle().text(), "orders")[3..7], ["42", "0", "-", "3"]);
+        assert_eq!(row(&idle().text(), "orders")[3..7], ["42", "-", "-", "3"]);
         let unread = Seen { operator: Err("no operator leads".to_owned()), ..idle() }.text();
-        assert_eq!(row(&unread, "orders")[3..7], ["?", "0", "?", "?"]);
-        assert!(!unread.contains(note), "{unread}");
+        assert_eq!(row(&unread, "orders")[3..7], ["?", "-", "?", "?"]);
+        assert!(unread.contains(note), "{unread}");
         let early = Seen { operator: Ok(Exposition::default()), ..seen(Ok(vec![]), Ok(vec![])) }.text();
         assert_eq!(row(&early, "orders")[3..7], ["?", "0", "?", "?"], "its Worker has just come");
         assert!(!early.contains(note), "{early}");

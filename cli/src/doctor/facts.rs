@@ -62,11 +62,6 @@ pub async fn read(cluster: &Cluster, queue: Option<&str>) -> anyhow::Result<Fact
         let pod = pods.first()?;
         Some((pod.namespace()?, pod.spec.as_ref()?.service_account_name.clone()?))
     });
-    let rights = match account {
-        Ok(Some((home, account))) => rights(cluster, &home, &account).await,
-        Ok(None) => Err("there is no operator pod to ask for".to_owned()),
-        Err(why) => Err(why.clone()),
-    };
     let mut queues = cluster.api::<Queue>().list(&all).await.map(|list| list.items).map_err(said);
     let mut workers = cluster.api::<Worker>().list(&all).await.map(|list| list.items).map_err(said);
     if let Some(name) = queue {
@@ -84,10 +79,15 @@ pub async fn read(cluster: &Cluster, queue: Option<&str>) -> anyhow::Result<Fact
     }
     let mut secrets = BTreeMap::new();
     let names: BTreeSet<String> = queues.iter().flatten().flat_map(secret_names).collect();
-    for name in names {
-        let secret = cluster.api::<Secret>().get_opt(&name).await.map_err(said);
-        secrets.insert(name, secret);
+    for name in &names {
+        let secret = cluster.api::<Secret>().get_opt(name).await.map_err(said);
+        secrets.insert(name.clone(), secret);
     }
+    let rights = match account {
+        Ok(Some((home, account))) => rights(cluster, names, &home, &account).await,
+        Ok(None) => Err("there is no operator pod to ask for".to_owned()),
+        Err(why) => Err(why.clone()),
+    };
     Ok(Facts {
         namespace: cluster.namespace.clone(),
         exists,
@@ -122,11 +122,13 @@ async fn definitions(cluster: &Cluster) -> Read<Vec<(String, bool)>> {
     Ok(found)
 }
 
-/// Asks for each of the operator's own rules; `home`: the namespace of its pods, where they elect who leads.
-async fn rights(cluster: &Cluster, home: &str, account: &str) -> Read<Vec<Right>> {
+/// Asks for each of the operator's own rules, of Secrets for those that are named; `home`: the namespace of its pods, where they
+/// elect who leads.
+async fn rights(cluster: &Cluster, secrets: BTreeSet<String>, home: &str, account: &str) -> Read<Vec<Right>> {
     let reviews: Api<SubjectAccessReview> = Api::all(cluster.client.clone());
     let user = format!("system:serviceaccount:{home}:{account}");
-    let here = rbac::rules().into_iter().flat_map(|rule| questions(&cluster.namespace, &rule));
+    let rules = needed(secrets);
+    let here = rules.iter().flat_map(|rule| questions(&cluster.namespace, rule));
     let election = rbac::election();
     let election = election.iter().flat_map(|rule| questions(home, rule));
     let election = election.map(|(what, asked)| (format!("{what} in namespace {home}"), asked));
@@ -148,11 +150,35 @@ async fn rights(cluster: &Cluster, home: &str, account: &str) -> Read<Vec<Right>
     answers.into_iter().collect()
 }
 
+/// The operator's own rules for a namespace where it reads so many Secrets: it needs no others, and a role may give no others.
+fn needed(secrets: BTreeSet<String>) -> Vec<PolicyRule> {
+    let mut rules = rbac::rules();
+    for rule in rules.iter_mut().filter(|rule| rule.resources.iter().flatten().any(|name| name == "secrets"))
+    {
+        rule.resource_names = Some(secrets.iter().cloned().collect());
+    }
+    rules
+}
+
 /// What a rule gives in a namespace, one right each, in words and as the API server is asked for it.
 fn questions(namespace: &str, rule: &PolicyRule) -> Vec<(String, ResourceAttributes)> {
+    let named = rule.resource_names.iter().flatten();
+    let objects: Vec<Option<&String>> = match rule.resource_names.as_ref().is_none_or(Vec::is_empty) {
+        true => vec![None],
+        false => named.map(Some).collect(),
+    };
+    objects.into_iter().flat_map(|object| questions_of(namespace, rule, object)).collect()
+}
+
+/// The same of one object, or of all.
+fn questions_of(
+    namespace: &str,
+    rule: &PolicyRule,
+    object: Option<&String>,
+) -> Vec<(String, ResourceAttributes)> {
     let group = rule.api_groups.iter().flatten().next().cloned().unwrap_or_default();
     let dot = if group.is_empty() { "" } else { "." };
-    let object = rule.resource_names.iter().flatten().next();
+    let of = object.map(|name| format!(" \"{name}\"")).unwrap_or_default();
     let question = |resource: &String, verb: &String| {
         let (name, sub) = match resource.split_once('/') {
             Some((name, sub)) => (name, Some(sub.to_owned())),
@@ -167,7 +193,7 @@ fn questions(namespace: &str, rule: &PolicyRule) -> Vec<(String, ResourceAttribu
             verb: Some(verb.clone()),
             ..ResourceAttributes::default()
         };
-        (format!("{verb} {resource}{dot}{group}"), attributes)
+        (format!("{verb} {resource}{dot}{group}{of}"), attributes)
     };
     let resources = rule.resources.iter().flatten();
     resources.flat_map(|resource| rule.verbs.iter().map(move |verb| question(resource, verb))).collect()
@@ -198,6 +224,17 @@ mod tests {
         let asked: Vec<_> =
             election.iter().map(|(what, asked)| (what.as_str(), asked.name.as_deref())).collect();
         assert_eq!(asked[0], ("create leases.coordination.k8s.io", None));
-        assert_eq!(asked[1], ("get leases.coordination.k8s.io", Some("warren-operator")));
+        assert_eq!(asked[1], ("get leases.coordination.k8s.io \"warren-operator\"", Some("warren-operator")));
+    }
+
+    #[test]
+    fn of_secrets_only_those_that_queues_name_are_asked_for() {
+        let secrets = |names: &[&str]| {
+            let rules = needed(names.iter().map(|name| (*name).to_owned()).collect());
+            let asked = rules.iter().flat_map(|rule| questions("shop", rule));
+            asked.map(|(what, _)| what).filter(|what| what.contains("secrets")).collect::<Vec<_>>()
+        };
+        assert_eq!(secrets(&["a", "b"]), ["get secrets \"a\"", "get secrets \"b\""]);
+        assert_eq!(secrets(&[]), ["get secrets"]);
     }
 }

@@ -2,6 +2,7 @@
 
 use clap::ValueEnum;
 use thiserror::Error;
+use warren_api::queue::AdoptionPolicy;
 use warren_api::worker::{PrefetchMode, ScalingMode};
 use warren_operator::scaler::inputs::Spec;
 use warren_operator::worker::validate::drain_seconds;
@@ -98,7 +99,10 @@ impl Setting {
             startup_seconds,
             (0.0..=3600.0).contains(&startup_seconds),
         )?;
-        let (worker, queue) = manifest::parse(manifest, wanted)?;
+        let (worker, mut queue) = manifest::parse(manifest, wanted)?;
+        // What has become of it on a broker is no part of a simulation.
+        queue.status = None;
+        queue.spec.adoption_policy = AdoptionPolicy::Adopt;
         let (scaling, consumer) = (&worker.spec.scaling, &worker.spec.consumer);
         if scaling.mode != ScalingMode::Builtin {
             return Err(SettingError::NotBuiltin(scaling.mode));

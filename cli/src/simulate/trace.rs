@@ -68,9 +68,13 @@ impl Trace {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            let cells: Vec<&str> = line.split(',').map(|cell| cell.trim().trim_matches('"').trim()).collect();
+            let cells: Vec<&str> = line.split(',').map(|cell| unquoted(cell.trim())).collect();
             if rows.is_empty() && cells.first().is_some_and(|cell| is_name(cell)) {
                 continue;
+            }
+            if cells.iter().any(|cell| cell.contains('"')) {
+                let problem = "write numbers without a comma in them, such as \"0,1500\"".to_owned();
+                return Err(TraceError::Line { line: index + 1, problem });
             }
             let row = Row::parse(&cells).map_err(|problem| TraceError::Line { line: index + 1, problem })?;
             if rows.last().is_some_and(|last| last.start >= row.start) {
@@ -139,6 +143,11 @@ impl Trace {
             (0..interval.arrivals).map(move |n| interval.start + spacing * n as f64)
         })
     }
+}
+
+/// What a cell holds. One that has a quote at one end only is a part of one with a comma, which is no number: it keeps the quote.
+fn unquoted(cell: &str) -> &str {
+    cell.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(cell).trim()
 }
 
 /// Whether a cell is a column's name. "NaN" and "inf" are numbers, if useless ones.

@@ -68,6 +68,7 @@ impl Autoscaler for Warren {
                 call_seconds,
                 ..Sidecars::default()
             },
+            sidecars_age: 0.0,
             // A trace has no time of day.
             floor: None,
         };

@@ -12,7 +12,8 @@ use warren_operator::scaler::inputs::Spec;
 use super::setting::{Pods, Setting};
 use super::trace::Trace;
 
-/// Seconds after the trace within which everything must be done and let go; what is not done then is unfinished.
+/// Seconds after the trace, and a call that begins at its end, within which everything must be done and let go; what is not done
+/// then is unfinished.
 const LONGEST_TAIL: f64 = 4.0 * 3600.0;
 /// Seconds between two points of the recorded series.
 pub const SAMPLE_SECONDS: f64 = 1.0;
@@ -171,7 +172,7 @@ struct World<'a> {
 /// Runs a trace through, until all is done and the pods are let go.
 pub fn simulate(trace: &Trace, setting: &Setting, scaler: &mut dyn Autoscaler) -> Run {
     let mut world = World::new(trace, setting);
-    let deadline = trace.end() + LONGEST_TAIL;
+    let deadline = trace.end() + trace.longest_service(setting.pods.service_seconds) + LONGEST_TAIL;
     let mut arrivals = trace.times().peekable();
     loop {
         let next = world.events.peek().map_or(f64::INFINITY, |event| event.0.at);
