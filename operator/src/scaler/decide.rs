@@ -23,6 +23,8 @@ pub const BLIND_SECONDS: f64 = 60.0;
 const LEFT_SHARE: f64 = 0.1;
 /// Share of the target wait that others who consume the queue have for a few messages before a Worker without pods gets one.
 const OTHERS_SHARE: f64 = 0.5;
+/// Share of the pods from which on fewer are no change but noise, unless the pods were added in a hurry or as few as may be would do.
+const SCALE_IN_TOLERANCE: f64 = 0.9;
 /// Seconds between two steps of a scale-in, unless it follows a burst.
 const SCALE_IN_SPACING: f64 = 30.0;
 /// Seconds beyond the handler's time-out without progress that make a stall.
@@ -66,8 +68,9 @@ pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (
         history.interrupted(now);
         return (hold(Reason::DepthUnknown, current, why), history);
     };
-    if inputs.sidecars.scraped > 0 && history.seconds_unscraped(now) > STALE_SECONDS {
-        // What was settled unseen did not all arrive just now.
+    // What was settled unseen did not all arrive just now, nor did nothing arrive where counters fall.
+    let unseen = inputs.sidecars.scraped > 0 && history.seconds_unscraped(now) > STALE_SECONDS;
+    if unseen || history.is_of_other_counters(&inputs.sidecars) {
         history.interrupted(now);
     }
     history.observe(ready, inputs, spec.window(), now);
@@ -79,15 +82,15 @@ pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (
     let raw = to_pods(need.pods);
     if spec.paused {
         history.progressed(now);
-        let why = "consuming is held, by consumer.paused or as the condition QueueReady says: what runs ends, the pods stay".to_owned();
-        return (hold(Reason::Paused, raw, why), history);
+        let why = "consuming is held, by consumer.paused or as the condition QueueReady says: what runs ends, the pods stay";
+        return (hold(Reason::Paused, raw, format!("{why}: {}", need.text)), history);
     }
     if let Some((reason, why)) = trouble(&history, ready, inputs, spec, now) {
-        return (hold(reason, raw, why), history);
+        return (hold(reason, raw, format!("{why}: {}", need.text)), history);
     }
     history.observe_fewer(to_pods(need.now) < current, now);
     if need.beyond {
-        history.goes_beyond(now);
+        history.goes_beyond(inputs.sidecars.settled, need.seconds, now);
     }
     if raw > spec.most() {
         history.observe_at_most(now);
@@ -208,7 +211,12 @@ fn within_limits(
     // A pod that holds what it does not hand over neither goes nor works.
     let lowest = to_pods(need.lasting).saturating_add(inputs.sidecars.holding).clamp(min, max);
     let lowest = lowest.max(u32::from(inputs.workload.half_rolled));
-    if lowest >= current {
+    // What was added in a hurry, for a burst or on an assumption, goes in one step when the burst has passed. Of long calls each
+    // would be a burst.
+    let just_added = history.seconds_since_scale_out(now) < spec.target_wait + RATE_WINDOW;
+    let hurried = just_added && !history.has_long_calls();
+    let noise = !hurried && lowest > min && f64::from(lowest) > f64::from(current) * SCALE_IN_TOLERANCE;
+    if lowest >= current || noise {
         let (reason, why) = if current == 0 && raw == 0 {
             (Reason::Idle, "nothing to do".to_owned())
         } else if current == max && history.is_at_most(now) {
@@ -230,14 +238,17 @@ fn within_limits(
         };
         return decision(current, reason, &why);
     }
-    // What was added in a hurry, for a burst or on an assumption, goes in one step when the burst has passed. Of long calls each
-    // would be a burst.
-    let just_added = history.seconds_since_scale_out(now) < spec.target_wait + RATE_WINDOW;
-    let hurried = just_added && !history.has_long_calls();
     let (spacing, step) = if hurried { (0.0, current) } else { (SCALE_IN_SPACING, current.div_ceil(2)) };
     let next = lowest.max(current - step);
     if let Some((reason, why)) = scale_in_blocked(history, need, ready, inputs, spec, next, now) {
         return decision(current, reason, &why);
+    }
+    // Not by `next`, which grows with what waits: a larger backlog would let pods go then.
+    let least = to_pods(need.served).max(current - step);
+    let left = need.backlog * need.seconds / f64::from(least.max(1));
+    if left > spec.target_wait * LEFT_SHARE {
+        let why = format!("{:.0} messages wait, which would take {least} pods {left:.1} s", need.backlog);
+        return decision(current, Reason::Stabilizing, &why);
     }
     if history.seconds_since_scale_in(now).min(history.seconds_since_scale_out(now)) < spacing {
         return decision(current, Reason::Stabilizing, "replicas were changed just now");
@@ -308,11 +319,6 @@ fn scale_in_blocked(
     let waiting = need.backlog;
     if waiting > sidecars.in_flight as f64 {
         let why = format!("{waiting:.0} messages wait, more than the {} that run", sidecars.in_flight);
-        return Some((Reason::Stabilizing, why));
-    }
-    let left = waiting * need.seconds / f64::from(next.max(1));
-    if left > spec.target_wait * LEFT_SHARE {
-        let why = format!("{waiting:.0} messages wait, which would take {next} pods {left:.1} s");
         return Some((Reason::Stabilizing, why));
     }
     if history.took_over() && history.age(now) < spec.window() {

@@ -145,6 +145,7 @@ impl Follower {
             self.tracker.turned(now + learning.as_secs_f64());
         }
         let side = queue.as_deref().and_then(|queue| self.side.next(queue, builtin));
+        let asked = Instant::now();
         let (depth, side_depth, sidecars) = tokio::join!(
             self.read_depth(queue.as_deref(), name, DEPTH),
             self.read_depth(queue.as_deref(), side.as_deref(), BESIDE),
@@ -209,13 +210,14 @@ impl Follower {
                 exposed: self.exposed(&pods),
             },
             sidecars,
+            sidecars_age: asked.elapsed().as_secs_f64(),
             floor,
         };
         let (decision, history) = decide(std::mem::take(&mut self.history), &inputs, &spec, now);
         self.long_work = long_work(&history, &inputs, &spec, now);
         self.history = history;
         self.own.decided(decision.replicas);
-        context.records.note(&self.key, inputs, &decision);
+        context.records.note(&self.key, inputs, self.history.service_measured(now), &decision);
         let view = self.view(Some(decision.clone()), handlers, consumes);
         self.carry_out(worker, live, current, decision, view, &pods).await;
         self.pause(current)

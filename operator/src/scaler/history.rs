@@ -29,6 +29,13 @@ const LONG_CALL_SECONDS: f64 = 20.0;
 const BEYOND_SECONDS: f64 = 240.0;
 /// So many of them in a row.
 const BEYOND_OFTEN: u32 = 2;
+/// Share of the pods that are busy between two of them on average, from which on they are kept: kept for less, they cost a multiple of
+/// those that are started each time.
+const BEYOND_BUSY: f64 = 0.2;
+/// Weight of the last two of them in that average, at least.
+const BEYOND_WEIGHT: f64 = 0.15;
+/// So many standard deviations more than before come by chance.
+pub(super) const BY_CHANCE: f64 = 2.0;
 /// Messages that wait in a burst at least: one or two come together by chance.
 pub(super) const LEAST_BURST: f64 = 5.0;
 /// Seconds after which half of the weight of a measured handler call is gone.
@@ -98,6 +105,20 @@ struct Beyond {
     at: f64,
     /// How many came in a row.
     row: u32,
+    /// When the last of them came, and messages settled until then.
+    came: (f64, u64),
+    /// Pods that were busy on average between two of them, and of how many pairs that is.
+    busy: (f64, u32),
+}
+
+impl Beyond {
+    /// What `busy` is with a further one, before which so many messages were settled, which take `seconds` of a pod each.
+    fn busy_until(&self, settled: u64, seconds: f64, now: f64) -> (f64, u32) {
+        let (time, before) = self.came;
+        let since = settled.saturating_sub(before) as f64 * seconds / (now - time);
+        let (busy, pairs) = (self.busy.0, self.busy.1.saturating_add(1));
+        (busy + (since - busy) * (1.0 / f64::from(pairs)).max(BEYOND_WEIGHT), pairs)
+    }
 }
 
 /// A load that was too much for the pods that were there.
@@ -116,6 +137,31 @@ struct TooFew {
     pods: u32,
     /// Calls at once that it amounts to: a handler that has become faster makes less of a load.
     load: f64,
+}
+
+/// What arrives, watched for a while.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lasting {
+    /// Messages a second.
+    pub rate: f64,
+    /// Seconds over which that is.
+    pub over: f64,
+}
+
+impl Lasting {
+    /// Whether that is more than `rate`, and not by chance.
+    fn is_more_than(self, rate: f64) -> bool {
+        (self.rate - rate) * self.over > BY_CHANCE * (self.rate * self.over).max(0.0).sqrt()
+    }
+}
+
+/// Measured seconds that a message is at the handler.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Measured {
+    /// How many.
+    pub seconds: f64,
+    /// Seconds since a call ended that says so.
+    pub age: f64,
 }
 
 /// Decayed sums over messages of the seconds that their handler calls took.
@@ -195,6 +241,11 @@ impl History {
         } else {
             self.unscraped_since = None;
         }
+    }
+
+    /// Whether counters have fallen, so that what has happened since is not known.
+    pub(super) fn is_of_other_counters(&self, sidecars: &Sidecars) -> bool {
+        self.sidecars.is_some_and(|before| sidecars.settled < before.settled)
     }
 
     fn count(&mut self, held: u64, settled: u64, window: f64, now: f64) {
@@ -303,14 +354,14 @@ impl History {
         self.arrivals.rate(RECENT_WINDOW)
     }
 
-    /// Arrivals a second over `window`. A load that pods were just added for has begun within it, and counts for what it is
-    /// since.
-    pub(super) fn lasting_rate(&self, window: f64, now: f64) -> f64 {
+    /// Arrivals over `window`. A load that pods were just added for has begun within it, and counts for what it is since.
+    pub(super) fn lasting_rate(&self, window: f64, now: f64) -> Lasting {
         let since = self.seconds_since_scale_out(now);
         let windows = [(RECENT_WINDOW, RATE_WINDOW), (RATE_WINDOW, window)];
-        let begun =
-            windows.iter().filter(|(_, until)| since < *until).map(|(short, _)| self.arrivals.rate(*short));
-        begun.fold(self.lasting.rate(window), f64::max)
+        let begun = windows.iter().filter(|(_, until)| since < *until);
+        let begun = begun.map(|(short, _)| Lasting { rate: self.arrivals.rate(*short), over: *short });
+        let all = Lasting { rate: self.lasting.rate(window), over: window };
+        begun.fold(all, |most, other| if other.is_more_than(most.rate) { other } else { most })
     }
 
     /// Remembers that `pods` are too few for a `load` of so many calls at once. The longer it went well before, the sooner they may be
@@ -321,11 +372,12 @@ impl History {
         self.scaled.too_few = Some(TooFew { until: now - since + TOO_FEW_SECONDS, pods, load });
     }
 
-    /// Pods that are too few for a `load` of so many calls at once, if that is known.
-    pub(super) fn too_few(&self, load: f64, now: f64) -> Option<u32> {
-        let proved =
-            self.scaled.too_few.filter(|proved| now < proved.until && load >= proved.load * LOWER_LOAD)?;
-        Some(proved.pods)
+    /// Pods that are too few for a `load` of so many calls at once, if that is known. Where a message more or less would be
+    /// `each` of these, a load that is lower by chance is not lower.
+    pub(super) fn too_few(&self, load: f64, each: f64, now: f64) -> Option<u32> {
+        let proved = self.scaled.too_few.filter(|proved| now < proved.until)?;
+        let by_chance = BY_CHANCE * ((proved.load + load) * each).max(0.0).sqrt();
+        (load >= proved.load * LOWER_LOAD || load >= proved.load - by_chance).then_some(proved.pods)
     }
 
     /// Measured seconds that a message is at the handler, in a batch as long as its call; none before the first.
@@ -333,6 +385,12 @@ impl History {
         let service = self.service.filter(|s| s.messages > 0.0)?;
         let seconds = service.seconds / service.messages;
         seconds.is_finite().then(|| seconds.max(LEAST_SERVICE))
+    }
+
+    /// The same, and how long ago a call ended that says so.
+    pub(super) fn service_measured(&self, now: f64) -> Option<Measured> {
+        let age = self.service.map_or(0.0, |service| (now - service.at).max(0.0));
+        self.service_seconds().map(|seconds| Measured { seconds, age })
     }
 
     /// Whether calls take so long that few of them begin within the window.
@@ -470,21 +528,27 @@ impl History {
         self.seconds_since_scale_in(now) < self.seconds_since_scale_out(now)
     }
 
-    /// A burst is there that even all pods that are allowed would let wait for too long.
-    pub(super) fn goes_beyond(&mut self, now: f64) {
-        let row = match self.beyond {
-            Some(Beyond { at, row }) if now - at < BEYOND_SECONDS => {
-                let is_further = self.scaled.last_in.is_some_and(|went| went > at);
-                row.saturating_add(u32::from(is_further))
+    /// A burst is there that even all pods that are allowed would let wait for too long; a message takes `seconds` of a pod.
+    pub(super) fn goes_beyond(&mut self, settled: u64, seconds: f64, now: f64) {
+        let first = Beyond { at: now, row: 1, came: (now, settled), busy: (0.0, 0) };
+        self.beyond = Some(match self.beyond.filter(|before| now - before.at < BEYOND_SECONDS) {
+            Some(before) => {
+                let is_further = self.scaled.last_in.is_some_and(|went| went > before.at);
+                let row = before.row.saturating_add(u32::from(is_further));
+                match now - before.at > RECENT_WINDOW {
+                    true => Beyond { row, busy: before.busy_until(settled, seconds, now), ..first },
+                    false => Beyond { at: now, row, ..before },
+                }
             }
-            _ => 1,
-        };
-        self.beyond = Some(Beyond { at: now, row });
+            None => first,
+        });
     }
 
-    /// Whether such bursts come so often that the pods are kept for the next one.
-    pub(super) fn goes_beyond_often(&self, now: f64) -> bool {
-        self.beyond.is_some_and(|Beyond { at, row }| row >= BEYOND_OFTEN && now - at < BEYOND_SECONDS)
+    /// Whether such bursts come so often, and bring so much for so many `pods`, that these are kept for the next one.
+    pub(super) fn goes_beyond_often(&self, pods: f64, now: f64) -> bool {
+        self.beyond.is_some_and(|Beyond { at, row, busy: (busy, _), .. }| {
+            row >= BEYOND_OFTEN && now - at < BEYOND_SECONDS && busy >= pods * BEYOND_BUSY
+        })
     }
 
     /// Pods were let go.

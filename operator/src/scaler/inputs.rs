@@ -44,7 +44,7 @@ impl Spec {
     }
 }
 
-/// What was read, each with its age.
+/// What was read, each with its age; the Deployment and its pods are watched.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Inputs {
     /// Ready messages and the age of that reading in seconds; none: never read, or the broker does not answer.
@@ -60,6 +60,8 @@ pub struct Inputs {
     pub workload: Workload,
     /// The sum of the sidecars' own metrics.
     pub sidecars: Sidecars,
+    /// Seconds since they were asked: none of the answers is older.
+    pub sidecars_age: f64,
     /// What the schedule that counts now asks for; none without schedules.
     pub floor: Option<Floor>,
 }

@@ -11,7 +11,7 @@
 //!   remembered, so that a load between two whole numbers of pods changes them rarely.
 
 use super::decide::{BLIND_SECONDS, long_work};
-use super::history::{History, TOO_FEW_SECONDS, TooMuch};
+use super::history::{BY_CHANCE, History, Lasting, TOO_FEW_SECONDS, TooMuch};
 use super::inputs::{Inputs, Spec};
 
 /// Share of a pod's capacity that is planned for: start, end and the way to the broker take some.
@@ -37,8 +37,6 @@ const SCALE_OUT_TOLERANCE: f64 = 1.1;
 const BURST_SHARE: f64 = 0.33;
 /// Share of what waits that has come within the last seconds, from which on it is a burst.
 const SUDDEN_SHARE: f64 = 0.5;
-/// So many standard deviations more than are served are no burst yet: so many come by chance.
-const BY_CHANCE: f64 = 2.0;
 /// A burst that asks for more than so many times the pods says nothing of the load that lasts.
 const LARGE_BURST: f64 = 1.5;
 /// Share of the target wait that is left for clearing a burst, however long pods take to start.
@@ -69,6 +67,8 @@ pub(super) struct Need {
     pub pods: f64,
     /// Pods, as a fraction, for what the load amounts to when a burst has passed.
     pub lasting: f64,
+    /// The same without what waits of it.
+    pub served: f64,
     /// Pods, as a fraction, for what arrives just now.
     pub now: f64,
     /// Messages that wait: ready, or delivered and not begun.
@@ -206,16 +206,17 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
         // What an ending pod holds may come back: one pod stays for it.
         least: 1.0_f64.min(backlog + sidecars.unsettled as f64 + of_ending),
     };
-    let lasting_rate = history.lasting_rate(spec.window(), now);
+    let lately = history.lasting_rate(spec.window(), now);
     // Sidecars that were there before know it, and say so as soon as one of them answers.
     let unasked = history.took_over() && sidecars.started > 0 && sidecars.scraped == 0;
     let more = match known {
         ASSUMED if unasked && history.seconds_unscraped(now) < BLIND_SECONDS => None,
         ASSUMED => assumed(&load),
-        _ => more(&load, history, lasting_rate, inputs, now),
+        _ => more(&load, history, lately.rate, inputs, now),
     };
     let long_work = long_work(history, inputs, spec, now);
-    let (lasting, lasting_text) = lasting(&load, history, lasting_rate, long_work, now);
+    let (lasting, lasting_text) = lasting(&load, history, lately, long_work, now);
+    let served = load.kept((lately.rate - backlog / lately.over).max(0.0));
     let now = load.kept(history.rate());
     let seconds = load.seconds();
     // What all of them begin at once does not wait.
@@ -224,13 +225,13 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
         known == MEASURED && (backlog - places) * seconds / f64::from(spec.most()) > spec.target_wait;
     match more {
         Some(More { pods, text, tells }) => {
-            let too_much = (tells && load.current > 0.0).then(|| load.too_much(lasting_rate * service));
-            Need { pods, lasting, now, backlog, seconds, short: true, beyond, too_much, text }
+            let too_much = (tells && load.current > 0.0).then(|| load.too_much(lately.rate * service));
+            Need { pods, lasting, served, now, backlog, seconds, short: true, beyond, too_much, text }
         }
         None => {
             let pods = lasting.min(load.current);
             let text = lasting_text;
-            Need { pods, lasting, now, backlog, seconds, short: false, beyond, too_much: None, text }
+            Need { pods, lasting, served, now, backlog, seconds, short: false, beyond, too_much: None, text }
         }
     }
 }
@@ -300,13 +301,17 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
         if in_a_row { current } else { QUEUE_SHARE * current + QUEUE_SHARE_OF_ONE * current.min(1.0) };
     let is_growth = seen && backlog > target * share * pace;
     let of_growth = is_growth.then(|| {
-        let pods = load.sane((lasting_rate * load.per_rate).min(load.useful).max(current + 1.0));
+        let pods = load.sane(
+            ((lasting_rate + backlog / load.spec.window()) * load.per_rate)
+                .min(load.useful)
+                .max(current + 1.0),
+        );
         let wait = match current > 0.0 {
             true => format!("up to {:.1} s", backlog / (current * pace)),
             false => "a first pod".to_owned(),
         };
         let text = format!(
-            "{backlog:.0} wait for {wait}; {} arriving {}, {in_flight} running",
+            "{backlog:.0} wait for {wait}; {} arriving {}, {in_flight} running; one pod more at least",
             per_second(lasting_rate),
             load.per_message()
         );
@@ -316,31 +321,26 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     both.max_by(|one, other| one.pods.total_cmp(&other.pods))
 }
 
-/// A rate for people: what is purged or expires is no arrival, and counts as less than none.
+/// A rate for people: what is purged or expires is no arrival, and counts as less than none. Of long calls few arrive.
 fn per_second(rate: f64) -> String {
-    format!("{:.1} messages/s", rate.max(0.0) + 0.0)
+    let digits = if (0.0005..1.0).contains(&rate) { 3 } else { 1 };
+    format!("{:.digits$} messages/s", rate.max(0.0) + 0.0)
 }
 
 /// Pods for the load as it has been lately.
-fn lasting(load: &Load<'_>, history: &History, rate: f64, long_work: bool, now: f64) -> (f64, String) {
-    let mut by_rate = load.kept(rate);
-    // Work that asks for more time keeps its pods by itself.
-    let long_calls = history.has_long_calls() && !long_work;
-    if long_calls {
-        // So few of them arrive within the window that chance would change the pods with each.
-        by_rate = by_rate.max(load.kept_for(history.running()).round());
-    }
-    if history.bursts_often(now) {
-        // What arrives beside them is served.
-        let lately = load.kept(history.recent_rate());
-        by_rate = (by_rate * BETWEEN_BURSTS).floor().max(lately).max(load.least).min(by_rate);
-    }
-    let too_few = history.too_few(rate * load.service, now).filter(|few| by_rate <= f64::from(*few));
-    let mut pods = too_few.map_or(by_rate, |few| f64::from(few.saturating_add(1)));
+fn lasting(
+    load: &Load<'_>,
+    history: &History,
+    Lasting { rate, over }: Lasting,
+    long_work: bool,
+    now: f64,
+) -> (f64, String) {
+    // Fewer than usual may have come by chance: pods that go then are wanted again. Of a load that has just begun what came is the most.
+    let by_chance = if over < load.spec.window() { 0.0 } else { (rate / over).max(0.0).sqrt() };
+    let mut by_rate = load.kept(rate + by_chance);
     let mut text = format!(
-        "{} over {:.0} s x {:.3} s per message ({}) / ({} at once x {:.2}), {:.0} waiting, {} running",
+        "{} over {over:.0} s x {:.3} s per message ({}) / ({} at once x {:.2}), {:.0} waiting, {} running",
         per_second(rate),
-        load.spec.window(),
         load.service,
         load.known,
         load.spec.concurrency,
@@ -348,9 +348,25 @@ fn lasting(load: &Load<'_>, history: &History, rate: f64, long_work: bool, now: 
         load.backlog,
         load.in_flight
     );
+    // Work that asks for more time keeps its pods by itself.
+    let long_calls = history.has_long_calls() && !long_work;
     if long_calls {
+        // So few of them arrive within the window that chance would change the pods with each.
+        by_rate = by_rate.max(load.kept_for(history.running()).round());
         text.push_str(&format!("; {:.1} ran on average", history.running()));
     }
+    if history.bursts_often(now) {
+        // What arrives beside them is served.
+        let lately = load.kept(history.recent_rate());
+        by_rate = (by_rate * BETWEEN_BURSTS).floor().max(lately).max(load.least).min(by_rate);
+        text.push_str(&format!(
+            "; bursts come often and get pods of their own: half of that, or {lately:.1} for the last seconds"
+        ));
+    }
+    let too_few = history
+        .too_few(rate * load.service, load.service / over, now)
+        .filter(|few| by_rate <= f64::from(*few));
+    let mut pods = too_few.map_or(by_rate, |few| f64::from(few.saturating_add(1)));
     if too_few.is_some() {
         text.push_str("; fewer proved too few for that");
     }
@@ -363,7 +379,7 @@ fn lasting(load: &Load<'_>, history: &History, rate: f64, long_work: bool, now: 
             ));
         }
     }
-    if history.goes_beyond_often(now) {
+    if history.goes_beyond_often(f64::from(load.spec.most()), now) {
         pods = pods.max(load.current);
         text.push_str("; bursts come often that take all allowed pods longer than targetWaitSeconds: these are kept for the next");
     }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::decide::Decision;
+use super::history::Measured;
 use super::inputs::Inputs;
 use crate::brokers::Key;
 use crate::locked::locked;
@@ -37,6 +38,15 @@ pub struct Told {
     pub sidecars_started: u32,
     /// Of these, how many answered at that look.
     pub sidecars_answered: u32,
+    /// Seconds since those were asked; none of an operator that did not say.
+    #[serde(default)]
+    pub sidecars_age_seconds: Option<f64>,
+    /// Seconds that a message takes; none before any call has ended.
+    #[serde(default)]
+    pub seconds_per_message: Option<f64>,
+    /// Seconds since a call ended that this was measured by.
+    #[serde(default)]
+    pub measured_seconds: Option<f64>,
     /// Of those that have started, how many have a handler that takes calls, or has done so.
     #[serde(default)]
     pub handlers_started: u32,
@@ -74,6 +84,7 @@ pub struct ToldDecision {
 struct Record {
     looked: Instant,
     inputs: Inputs,
+    service: Option<Measured>,
     decision: Decision,
     decisions: VecDeque<(Instant, Decision)>,
 }
@@ -84,16 +95,18 @@ pub struct Records(Mutex<HashMap<Key, Record>>);
 
 impl Records {
     /// Notes a decision and what it was made from.
-    pub fn note(&self, worker: &Key, inputs: Inputs, decision: &Decision) {
+    pub fn note(&self, worker: &Key, inputs: Inputs, service: Option<Measured>, decision: &Decision) {
         let looked = Instant::now();
         let mut records = locked(&self.0);
         let record = records.entry(worker.clone()).or_insert_with(|| Record {
             looked,
             inputs: Inputs::default(),
+            service: None,
             decision: decision.clone(),
             decisions: VecDeque::new(),
         });
-        (record.looked, record.inputs, record.decision) = (looked, inputs, decision.clone());
+        (record.looked, record.inputs, record.service) = (looked, inputs, service);
+        record.decision = decision.clone();
         let same = |last: &Decision| (last.replicas, last.reason) == (decision.replicas, decision.reason);
         if !record.decisions.front().is_some_and(|(_, last)| same(last)) {
             record.decisions.push_front((looked, decision.clone()));
@@ -109,8 +122,8 @@ impl Records {
     /// What is told of a Worker; none where Warren does not scale it.
     pub fn told(&self, worker: &Key) -> Option<Told> {
         let records = locked(&self.0);
-        let Record { looked, inputs, decision, decisions } = records.get(worker)?;
-        let Inputs { ready, shared, workload, sidecars, floor, .. } = inputs;
+        let Record { looked, inputs, service, decision, decisions } = records.get(worker)?;
+        let Inputs { ready, shared, workload, sidecars, sidecars_age, floor, .. } = inputs;
         let told = |at: &Instant, decision: &Decision| ToldDecision {
             seconds_ago: at.elapsed().as_secs_f64(),
             replicas: decision.replicas,
@@ -128,6 +141,9 @@ impl Records {
             ending: sidecars.ending,
             sidecars_started: sidecars.started,
             sidecars_answered: sidecars.scraped,
+            sidecars_age_seconds: Some(*sidecars_age),
+            seconds_per_message: service.map(|measured| measured.seconds),
+            measured_seconds: service.map(|measured| measured.age),
             handlers_started: sidecars.able,
             rolling: workload.rolling,
             failing: workload.failing,
@@ -155,8 +171,8 @@ mod tests {
         assert_eq!(records.told(&worker), None);
         let inputs = Inputs { ready: Some((7, 0.5)), ..Inputs::default() };
         for replicas in 0..12 {
-            records.note(&worker, inputs.clone(), &decided(replicas, Reason::ScaledOut));
-            records.note(&worker, inputs.clone(), &decided(replicas, Reason::ScaledOut));
+            records.note(&worker, inputs.clone(), None, &decided(replicas, Reason::ScaledOut));
+            records.note(&worker, inputs.clone(), None, &decided(replicas, Reason::ScaledOut));
         }
         let told = records.told(&worker).unwrap();
         assert_eq!((told.ready, told.ready_age_seconds, told.decision.replicas), (Some(7), Some(0.5), 11));
@@ -172,14 +188,16 @@ mod tests {
     fn the_last_look_is_told_with_its_own_numbers_also_where_it_decided_the_same() {
         let (records, worker) = (Records::default(), Key { namespace: "n".to_owned(), name: "w".to_owned() });
         let sidecars = Sidecars { unsettled: 1, in_flight: 1, ending: 2, ..Sidecars::default() };
-        let inputs = Inputs { sidecars, ..Inputs::default() };
+        let inputs = Inputs { sidecars, sidecars_age: 0.25, ..Inputs::default() };
         for raw in [80, 200] {
             let decision = Decision { raw, ..decided(50, Reason::AtMaximum) };
-            records.note(&worker, inputs.clone(), &decision);
+            records.note(&worker, inputs.clone(), Some(Measured { seconds: 0.5, age: 3.0 }), &decision);
         }
         let told = records.told(&worker).unwrap();
         assert_eq!((told.decision.raw, told.decision.reason.as_str()), (200, "AtMaximum"));
         assert_eq!(told.decisions.iter().map(|d| d.raw).collect::<Vec<_>>(), [80]);
         assert_eq!((told.unsettled, told.in_flight, told.ending), (1, 1, 2), "what ends is told apart");
+        let ages = (told.sidecars_age_seconds, told.seconds_per_message, told.measured_seconds);
+        assert_eq!(ages, (Some(0.25), Some(0.5), Some(3.0)));
     }
 }

@@ -1,6 +1,7 @@
 //! Sidecars' metrics as numbers: parsing, and sums over pods that come, go and restart. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use warren_api::metrics;
 
@@ -12,6 +13,10 @@ use super::startup::SLOWEST_START_SECONDS;
 
 /// A handler that was never up is told to be away after so many seconds.
 const STARTING_SECONDS: f64 = 30.0;
+/// What all metrics of a sidecar begin with.
+const OURS: &str = "warren_sidecar_";
+/// What one of them may say: whole numbers are exact until there.
+const POSSIBLE: RangeInclusive<f64> = 0.0..=9_007_199_254_740_992.0;
 /// The label of what was given back to the queue.
 const RETURNED: &str = r#"outcome="returned""#;
 /// The label of calls that were a message's first.
@@ -86,14 +91,14 @@ pub struct Answer {
     pub sample: Sample,
 }
 
-/// Parses the Prometheus text format; what is not needed is passed over. None where it does not say what is held: that is not
-/// zero.
+/// Parses the Prometheus text format; other programs' metrics are passed over. None where it does not say what is held, or says
+/// of anything what no count or time can be: neither is zero.
 pub fn parse(text: &str) -> Option<Sample> {
     let mut sample = Sample::default();
     let mut told = (false, false);
-    for line in text.lines().filter(|line| !line.starts_with('#')) {
-        let Some((name, value)) = name_and_value(line) else { continue };
-        let count = value.max(0.0) as u64;
+    for line in text.lines().filter(|line| line.starts_with(OURS)) {
+        let (name, value) = name_and_value(line).filter(|(_, value)| POSSIBLE.contains(value))?;
+        let count = value as u64;
         match name {
             metrics::UNSETTLED => (sample.unsettled, told.0) = (sample.unsettled + count, true),
             metrics::IN_FLIGHT => (sample.in_flight, told.1) = (sample.in_flight + count, true),
@@ -115,7 +120,7 @@ pub fn parse(text: &str) -> Option<Sample> {
                 sample.misconfigured = u16::try_from(count).ok().filter(|status| *status != 0);
             }
             _ => match name.strip_prefix(metrics::HANDLER_SECONDS) {
-                Some("_sum") => sample.call_seconds += value.max(0.0),
+                Some("_sum") => sample.call_seconds += value,
                 Some("_count") => sample.calls += count,
                 _ => {}
             },
@@ -292,7 +297,18 @@ something_else NaN
     #[test]
     fn what_is_not_said_is_not_zero() {
         assert_eq!(parse(""), None);
-        assert_eq!(parse(&TEXT.replace("unsettled 5", "unsettled NaN")), None);
+        for nonsense in ["NaN", "-1", "+Inf", "1e300", "many"] {
+            for said in
+                ["unsettled 5", "sum 1.5", "deliveries_total 12", "failures_total{attempt=\"first\"} 1"]
+            {
+                let (what, _) = said.rsplit_once(' ').unwrap();
+                assert_eq!(
+                    parse(&TEXT.replace(said, &format!("{what} {nonsense}"))),
+                    None,
+                    "{what} {nonsense}"
+                );
+            }
+        }
         assert_eq!(parse(&TEXT.replace("warren_sidecar_in_flight{", "another{")), None);
     }
 
