@@ -1565,6 +1565,30 @@ proptest! {
     }
 
     #[test]
+    fn a_constant_load_with_noise_changes_pods_twice_in_ten_minutes_at_most(pods in 0.3_f64..30.0, service in 0.05_f64..1.0, noise in proptest::collection::vec(0.75_f64..1.25, 1400)) {
+        let mut world = World::new(spec(), service);
+        for part in &noise[..800] { world.second(pods / service * part); }
+        world.changes = 0;
+        for part in &noise[800..] { world.second(pods / service * part); }
+        prop_assert!(world.changes <= 2, "{} changes at {} replicas", world.changes, world.replicas);
+    }
+
+    #[test]
+    fn the_formula_that_is_told_gives_the_number_of_pods(mut world in worlds(), loads in proptest::collection::vec(0.0_f64..2.0, 60)) {
+        for load in loads {
+            let current = f64::from(world.replicas);
+            let decision = world.second(load).clone();
+            let Some((_, told)) = decision.message.split_once(": ").filter(|(_, told)| !told.contains(';') && told.contains(" over ")) else { continue };
+            let numbers: Vec<f64> = told.split([' ', '(', ')']).filter_map(|word| word.parse().ok()).collect();
+            let (rate, more, each) = if told.contains("by chance") { (numbers[0], numbers[1], &numbers[3..]) } else { (numbers[0], 0.0, &numbers[2..]) };
+            let pods = (rate + more) * each[0] / each[1] / each[2];
+            // Less than one only where there is nothing to do.
+            let near = |margin: f64| (pods * margin - 1e-6).ceil().clamp(0.0, current);
+            prop_assert!((near(0.9)..=near(1.1).max(1.0)).contains(&f64::from(decision.raw)), "{pods} {}: {told}", decision.raw);
+        }
+    }
+
+    #[test]
     fn a_constant_load_settles(rate in 0.1_f64..40.0, service in 0.01_f64..2.0) {
         prop_assume!(rate * service < 35.0);
         let mut world = World::new(spec(), service);

@@ -96,6 +96,8 @@ struct Scaled {
     /// The same if what pods were asked for last becomes a burst.
     next: u32,
     too_few: Option<TooFew>,
+    /// Whether pods were asked for last for a burst or on an assumption, and not for a load that lasts.
+    hurried: bool,
 }
 
 /// Bursts that even all pods that are allowed would let wait for too long.
@@ -489,6 +491,7 @@ impl History {
     /// `pods` were asked for, for a `backlog` of so many messages; a load that was `too_much` has shown that those before were too few.
     pub(super) fn scaled_out(&mut self, pods: u32, backlog: f64, too_much: Option<TooMuch>, now: f64) {
         self.scaled_before = self.scaled;
+        self.scaled.hurried = too_much.is_none();
         if let Some(load) = too_much {
             self.proved_too_few(load.pods.min(pods - 1), load.calls, now);
         }
@@ -555,6 +558,11 @@ impl History {
     pub(super) const fn scaled_in(&mut self, now: f64) {
         self.scaled_before = self.scaled;
         self.scaled.last_in = Some(now);
+    }
+
+    /// Whether pods were asked for within the last `seconds`, for a burst or on an assumption.
+    pub(super) fn hurried(&self, seconds: f64, now: f64) -> bool {
+        self.scaled.hurried && self.seconds_since_scale_out(now) < seconds
     }
 
     /// Seconds since pods were asked for last; infinite before.

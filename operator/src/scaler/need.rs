@@ -301,11 +301,7 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
         if in_a_row { current } else { QUEUE_SHARE * current + QUEUE_SHARE_OF_ONE * current.min(1.0) };
     let is_growth = seen && backlog > target * share * pace;
     let of_growth = is_growth.then(|| {
-        let pods = load.sane(
-            ((lasting_rate + backlog / load.spec.window()) * load.per_rate)
-                .min(load.useful)
-                .max(current + 1.0),
-        );
+        let pods = load.sane((lasting_rate * load.per_rate).min(load.useful).max(current + 1.0));
         let wait = match current > 0.0 {
             true => format!("up to {:.1} s", backlog / (current * pace)),
             false => "a first pod".to_owned(),
@@ -321,10 +317,15 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     both.max_by(|one, other| one.pods.total_cmp(&other.pods))
 }
 
-/// A rate for people: what is purged or expires is no arrival, and counts as less than none. Of long calls few arrive.
+/// A rate for people: what is purged or expires is no arrival, and counts as less than none.
 fn per_second(rate: f64) -> String {
+    format!("{} messages/s", figure(rate.max(0.0) + 0.0))
+}
+
+/// A number of messages a second, of which few are long calls.
+fn figure(rate: f64) -> String {
     let digits = if (0.0005..1.0).contains(&rate) { 3 } else { 1 };
-    format!("{:.digits$} messages/s", rate.max(0.0) + 0.0)
+    format!("{rate:.digits$}")
 }
 
 /// Pods for the load as it has been lately.
@@ -338,8 +339,9 @@ fn lasting(
     // Fewer than usual may have come by chance: pods that go then are wanted again. Of a load that has just begun what came is the most.
     let by_chance = if over < load.spec.window() { 0.0 } else { (rate / over).max(0.0).sqrt() };
     let mut by_rate = load.kept(rate + by_chance);
+    let more = if by_chance > 0.0 { format!(" + {} by chance", figure(by_chance)) } else { String::new() };
     let mut text = format!(
-        "{} over {over:.0} s x {:.3} s per message ({}) / ({} at once x {:.2}), {:.0} waiting, {} running",
+        "{}{more} over {over:.0} s x {:.3} s per message ({}) / ({} at once x {:.2}), {:.0} waiting, {} running",
         per_second(rate),
         load.service,
         load.known,
