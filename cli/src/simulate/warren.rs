@@ -1,15 +1,11 @@
 //! The operator's own decision, looked at as often as the operator looks.
 
+use warren_operator::scaler::cadence::pause;
 use warren_operator::scaler::decide::decide;
 use warren_operator::scaler::history::History;
 use warren_operator::scaler::inputs::{Inputs, Sidecars, Spec, Workload};
 
 use super::world::{Autoscaler, Look, Seen};
-
-/// Seconds between two looks at a Worker without pods.
-const AT_ZERO: f64 = 0.4;
-/// Seconds between two looks at a Worker with pods.
-const WITH_PODS: f64 = 1.0;
 
 /// Warren's scaler, with its memory.
 #[derive(Clone, Debug)]
@@ -74,8 +70,7 @@ impl Autoscaler for Warren {
         };
         let (decision, history) = decide(std::mem::take(&mut self.history), &inputs, &self.spec, now);
         self.history = history;
-        let again_in = if decision.replicas == 0 { AT_ZERO } else { WITH_PODS };
-        Look { replicas: decision.replicas, again_in }
+        Look { replicas: decision.replicas, again_in: pause(decision.replicas, 1).as_secs_f64() }
     }
 
     fn spares_the_busy(&self) -> bool {

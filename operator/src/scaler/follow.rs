@@ -18,6 +18,7 @@ use warren_broker::declare::QueueDepth;
 
 use super::asked::{measured_before, spec};
 use super::board::{Entry, Handlers, View};
+use super::cadence::{AT_ZERO, pause};
 use super::decide::{Decision, STALE_SECONDS, decide, long_work};
 use super::history::History;
 use super::inputs::{Inputs, Sidecars, Workload};
@@ -26,7 +27,7 @@ use super::sample::{Answer, Tracker};
 use super::schedule::Timetable;
 use super::share::{Lately, part};
 use super::side::Side;
-use super::task::{fleet_pause, worker_key};
+use super::task::worker_key;
 use super::tell;
 use crate::brokers::{Key, Prober};
 use crate::condition::find;
@@ -37,10 +38,6 @@ use crate::worker::dereference::beside;
 use crate::worker::live::LiveDeployment;
 use crate::worker::pods;
 
-/// How often a Worker at zero is looked at: a message wakes it within a second.
-pub(super) const AT_ZERO: Duration = Duration::from_millis(400);
-/// How often a Worker with pods is looked at.
-const WITH_PODS: Duration = Duration::from_secs(1);
 /// How often a Worker is looked at whose replicas are not Warren's business.
 const OBSERVED: Duration = Duration::from_secs(5);
 /// How long the scrapes of a round may take: the depth that was read beside them must stay fresh.
@@ -343,9 +340,8 @@ impl Follower {
     }
 
     fn pause(&self, current: u32) -> Duration {
-        let base = if current == 0 { AT_ZERO } else { WITH_PODS };
-        base.max(fleet_pause(self.prober.as_ref().map_or(0, Prober::all)))
-            .mul_f64(rand::random_range(0.9..1.0))
+        let workers = self.prober.as_ref().map_or(0, Prober::all);
+        pause(current, workers).mul_f64(rand::random_range(0.9..1.0))
     }
 }
 

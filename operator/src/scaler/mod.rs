@@ -1,14 +1,14 @@
 //! The scaler: `signals -> decide -> act`.
 //!
-//! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `failures`, `piles`, `startup`, `sample`, `durability`, `schedule`, `asked`, `own`, `share` and
-//! `side` are
-//! values and pure functions; `scrape`, `follow`, `task`, `act` and `tell` perform the effects. `board` is what the Worker's reconcile reads
-//! of them, and `record` what `kubectl warren explain` does.
+//! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `failures`, `piles`, `startup`, `sample`, `durability`, `schedule`, `asked`, `own`, `share`,
+//! `side` and `cadence` are values and pure functions; `scrape`, `follow`, `task`, `act` and `tell` perform the effects. `board` is what
+//! the Worker's reconcile reads of them, and `record` what `kubectl warren explain` does.
 
 pub mod act;
 mod arrivals;
 pub mod asked;
 pub mod board;
+pub mod cadence;
 pub mod decide;
 mod durability;
 mod failures;

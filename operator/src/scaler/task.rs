@@ -12,16 +12,14 @@ use warren_api::Worker;
 use warren_api::worker::ScalingMode;
 
 use super::asked::spec;
-use super::follow::{AT_ZERO, follow};
-use super::side;
+use super::cadence::pause;
+use super::follow::follow;
 use crate::brokers::Key;
 use crate::context::Context;
 use crate::worker::dereference::beside;
 
 /// How often the set of Workers is looked through.
 const SWEEP: Duration = Duration::from_millis(500);
-/// Probes of depth a second on one broker that are aimed at; those of the queues beside a Queue's own count too.
-const PROBES_A_SECOND: f64 = 400.0;
 
 /// Runs a loop for each Worker of the scope until `context.shutdown`.
 pub async fn run(context: Arc<Context>) {
@@ -46,7 +44,7 @@ pub async fn run(context: Arc<Context>) {
             loops.entry(key.clone()).or_insert_with(spawn);
         }
         let most = context.brokers.most_probers();
-        context.metrics.probe_interval(fleet_pause(most).max(AT_ZERO).as_secs_f64());
+        context.metrics.probe_interval(pause(0, most).as_secs_f64());
         tokio::select! {
             () = tokio::time::sleep(SWEEP) => {}
             () = &mut ended => {
@@ -90,12 +88,6 @@ fn sharing(workers: &[Arc<Worker>], context: &Context) -> HashMap<Key, Arc<[Key]
     }
     let shared = by_queue.into_values().filter(|workers| workers.len() > 1).map(Arc::<[Key]>::from);
     shared.flat_map(|all| all.iter().map(|key| (key.clone(), all.clone())).collect::<Vec<_>>()).collect()
-}
-
-/// The pause that keeps so many Workers on one broker below the ceiling of probes.
-pub(super) fn fleet_pause(workers: usize) -> Duration {
-    let probes = workers as f64 * (1.0 + 1.0 / f64::from(side::LOOKS));
-    Duration::from_secs_f64(probes / PROBES_A_SECOND)
 }
 
 #[cfg(test)]
