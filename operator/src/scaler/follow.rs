@@ -19,13 +19,14 @@ use warren_broker::declare::QueueDepth;
 use super::asked::{measured_before, spec};
 use super::board::{Entry, Handlers, View};
 use super::cadence::{AT_ZERO, pause};
-use super::decide::{Decision, STALE_SECONDS, decide, long_work};
+use super::decide::{Decision, decide, long_work};
 use super::history::History;
-use super::inputs::{Inputs, Sidecars, Workload};
+use super::inputs::Sidecars;
+use super::look::Look;
 use super::own::Own;
 use super::sample::{Answer, Tracker};
 use super::schedule::Timetable;
-use super::share::{Lately, part};
+use super::share::Lately;
 use super::side::Side;
 use super::task::worker_key;
 use super::tell;
@@ -35,7 +36,6 @@ use crate::context::{Context, SIDECARS_LEARN};
 use crate::queue::validate;
 use crate::tick;
 use crate::worker::dereference::beside;
-use crate::worker::live::LiveDeployment;
 use crate::worker::pods;
 
 /// How often a Worker is looked at whose replicas are not Warren's business.
@@ -127,7 +127,7 @@ impl Follower {
         let live =
             deployment.as_deref().and_then(|deployment| deployment.facts.desired).map(i32::unsigned_abs);
         let now = self.now();
-        let at_zero = live.is_some_and(|live| self.own.current(live, now) == 0);
+        let at_zero = live.is_some() && self.own.current(live, 0, now) == 0;
         if self.followed != followed {
             // Of pods that are gone, or have yet to start, nobody else knows how long calls take; those that run say it themselves.
             let none_runs = !pods::staying(&pods).any(|pod| pods::sidecar_runs(pod));
@@ -160,11 +160,17 @@ impl Follower {
         let (sidecars, handlers) = self.fold(&pods, sidecars);
         self.settled.observe(sidecars.settled, sidecars.started, self.now());
         let workers = queue.as_deref().map(|queue| context.workers_of(queue)).unwrap_or_default();
-        let mut others = workers.iter().map(|worker| worker_key(worker)).filter(|other| *other != self.key);
-        let another_consumes = others.any(|other| context.board.consumes(&other));
-        let unled = self.depth.is_some_and(|(depth, _)| depth.consumers == 0);
-        let contradicted = unled && (consumes || another_consumes);
-        self.publish_metrics(worker, queue.as_deref(), deployment.as_deref(), &pods, contradicted);
+        let look = Look {
+            worker: &self.key,
+            workers: workers.iter().map(|worker| worker_key(worker)).collect(),
+            board: &context.board,
+            depth: self.depth.map(|(depth, at)| (depth, at.elapsed().as_secs_f64())),
+            scale: deployment.as_deref().map(|deployment| &deployment.facts),
+            pods: &pods,
+            tracker: &self.tracker,
+            consumes,
+        };
+        self.publish_metrics(worker, queue.as_deref(), &look);
 
         if !builtin {
             self.own = Own::default();
@@ -183,33 +189,8 @@ impl Follower {
             return AT_ZERO;
         }
         let now = self.now();
-        // One that is gone is made again with as many as before.
-        let current = match live {
-            Some(live) => self.own.current(live, now),
-            None => self.own.last().unwrap_or(spec.min),
-        };
-        let share = context.board.part(&self.key);
-        let inputs = Inputs {
-            ready: self
-                .depth
-                .filter(|_| queue.is_some())
-                .map(|(depth, at)| (part(depth.ready.into(), share), at.elapsed().as_secs_f64())),
-            contradicted,
-            shared: share < 1.0 || another_consumes,
-            elsewhere: current == 0
-                && pods.iter().all(|pod| pods::ended(pod))
-                && self.depth.is_some_and(|(depth, _)| depth.consumers > 0),
-            workload: Workload {
-                replicas: current,
-                rolling: deployment.as_deref().is_some_and(|deployment| deployment.facts.rolling),
-                half_rolled: deployment.as_deref().is_some_and(|deployment| deployment.facts.half_rolled),
-                failing: pods::cannot_start(&pods),
-                exposed: self.exposed(&pods),
-            },
-            sidecars,
-            sidecars_age: asked.elapsed().as_secs_f64(),
-            floor,
-        };
+        let current = self.own.current(live, spec.min, now);
+        let inputs = look.inputs(current, (sidecars, asked.elapsed().as_secs_f64()), floor);
         let (decision, history) = decide(std::mem::take(&mut self.history), &inputs, &spec, now);
         self.long_work = long_work(&history, &inputs, &spec, now);
         self.history = history;
@@ -293,43 +274,23 @@ impl Follower {
         (sidecars, handlers)
     }
 
-    /// Whether messages are at the handler of a pod that is not Ready.
-    fn exposed(&self, pods: &[Arc<Pod>]) -> bool {
-        let busy = |pod: &Pod| {
-            let work = pod.uid().and_then(|uid| self.tracker.work(&uid));
-            work.is_some_and(|work| work.at_handler > 0)
-        };
-        pods.iter().any(|pod| !pods::ending(pod) && !pods::ready(pod) && busy(pod))
-    }
-
     /// Makes a view known, and has the Worker's status follow where it says something new.
     fn show(&self, worker: &Worker, view: &View) {
         let former = self.entry.replace(view.clone());
         tell::if_news(&self.context, worker, &former, view);
     }
 
-    fn publish_metrics(
-        &self,
-        worker: &Worker,
-        queue: Option<&Queue>,
-        deployment: Option<&LiveDeployment>,
-        pods: &[Arc<Pod>],
-        contradicted: bool,
-    ) {
+    fn publish_metrics(&self, worker: &Worker, queue: Option<&Queue>, look: &Look<'_>) {
         let ready = worker.status.as_ref().and_then(|status| find(&status.conditions, READY));
         self.context.metrics.worker_ready(&self.key, ready.is_none_or(|ready| ready.status != "False"));
-        let desired = deployment.and_then(|deployment| deployment.facts.desired).unwrap_or_default();
-        let living = pods.iter().filter(|pod| !pods::ended(pod)).count();
-        let ready = pods.iter().filter(|pod| pods::ready(pod)).count();
+        let desired = look.scale.and_then(|scale| scale.desired).unwrap_or_default();
+        let living = look.pods.iter().filter(|pod| !pods::ended(pod)).count();
+        let ready = look.pods.iter().filter(|pod| pods::ready(pod)).count();
         self.context.metrics.worker_replicas(&self.key, desired.unsigned_abs(), count(living), count(ready));
         if let Some(queue) = queue {
             let key = validate::key(queue);
-            let fresh = self.depth.filter(|(_, at)| at.elapsed().as_secs_f64() <= STALE_SECONDS);
-            // A zero that a queue without a leader says would scale others' autoscalers in.
-            let fresh = fresh.filter(|(depth, _)| depth.ready > 0 || !contradicted);
-            let ready = fresh.map(|(depth, _)| u64::from(depth.ready));
             let (retrying, dead) = (self.side.retrying(queue), self.side.dead(queue));
-            self.context.metrics.queue_messages(&key, ready, retrying, dead);
+            self.context.metrics.queue_messages(&key, look.ready(), retrying, dead);
         }
         self.context.metrics.service_seconds(&self.key, self.history.service_seconds());
     }

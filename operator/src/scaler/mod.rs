@@ -1,8 +1,8 @@
 //! The scaler: `signals -> decide -> act`.
 //!
 //! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `failures`, `piles`, `startup`, `sample`, `durability`, `schedule`, `asked`, `own`, `share`,
-//! `side` and `cadence` are values and pure functions; `scrape`, `follow`, `task`, `act` and `tell` perform the effects. `board` is what
-//! the Worker's reconcile reads of them, and `record` what `kubectl warren explain` does.
+//! `side`, `look` and `cadence` are values and pure functions; `scrape`, `follow`, `task`, `act` and `tell` perform the effects. `board` is
+//! what the Worker's reconcile reads of them, and `record` what `kubectl warren explain` does.
 
 pub mod act;
 mod arrivals;
@@ -15,6 +15,7 @@ mod failures;
 mod follow;
 pub mod history;
 pub mod inputs;
+mod look;
 mod need;
 mod own;
 mod piles;

@@ -16,8 +16,10 @@ pub(super) struct Own {
 }
 
 impl Own {
-    /// Replicas to decide from, where the cache says `live`.
-    pub fn current(&self, live: u32, now: f64) -> u32 {
+    /// Replicas to decide from, where the cache says `live`. A Deployment that is gone is made again with as many as before, and with
+    /// `least` where nothing was decided yet.
+    pub fn current(&self, live: Option<u32>, least: u32, now: f64) -> u32 {
+        let Some(live) = live else { return self.decided.unwrap_or(least) };
         // Whether it was made shows in the cache.
         let sure = self.lost.is_none_or(|at| now - at > LOST);
         self.decided.filter(|_| sure).unwrap_or(live)
@@ -26,11 +28,6 @@ impl Own {
     /// Whether another number in the cache is somebody else's: the cache had the time to know of the last patch.
     pub fn settled(&self, now: f64) -> bool {
         self.patched.is_none_or(|at| now - at > SETTLE)
-    }
-
-    /// Replicas as they were decided last.
-    pub const fn last(&self) -> Option<u32> {
-        self.decided
     }
 
     /// So many are decided on.
@@ -61,10 +58,10 @@ mod tests {
     #[test]
     fn a_cache_that_lags_behind_a_patch_is_not_believed() {
         let mut own = Own::default();
-        assert_eq!((own.current(4, 0.0), own.settled(0.0)), (4, true));
+        assert_eq!((own.current(Some(4), 1, 0.0), own.settled(0.0)), (4, true));
         own.decided(9);
         own.patched(10.0);
-        assert_eq!((own.current(4, 11.0), own.settled(11.0)), (9, false));
+        assert_eq!((own.current(Some(4), 1, 11.0), own.settled(11.0)), (9, false));
         assert!(own.settled(14.0));
     }
 
@@ -74,11 +71,19 @@ mod tests {
         own.decided(5);
         own.lost(10.0);
         // What is decided from a cache that does not know of it yet is not believed later.
-        assert_eq!(own.current(0, 11.0), 0);
+        assert_eq!(own.current(Some(0), 1, 11.0), 0);
         own.decided(0);
-        assert_eq!(own.current(5, 12.0), 5);
+        assert_eq!(own.current(Some(5), 1, 12.0), 5);
         own.decided(5);
-        assert_eq!(own.current(7, 41.0), 5, "by then another number is somebody else's");
+        assert_eq!(own.current(Some(7), 1, 41.0), 5, "by then another number is somebody else's");
+    }
+
+    #[test]
+    fn a_deployment_that_is_gone_has_as_many_replicas_as_before() {
+        let mut own = Own::default();
+        assert_eq!(own.current(None, 1, 0.0), 1, "nothing was decided yet");
+        own.decided(7);
+        assert_eq!(own.current(None, 1, 10.0), 7);
     }
 
     #[test]
@@ -87,6 +92,6 @@ mod tests {
         own.lost(10.0);
         own.decided(5);
         own.patched(11.0);
-        assert_eq!(own.current(0, 11.5), 5);
+        assert_eq!(own.current(Some(0), 1, 11.5), 5);
     }
 }
