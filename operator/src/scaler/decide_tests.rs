@@ -1598,3 +1598,35 @@ proptest! {
         prop_assert!(world.changes <= 2, "{} changes at {} replicas", world.changes, world.replicas);
     }
 }
+
+#[test]
+fn no_pod_goes_while_a_rollout_is_under_way() {
+    let mut history = History::with_service_seconds(1.0);
+    let mut inputs = waiting(0);
+    inputs.workload = Workload { replicas: 6, rolling: true, ..Workload::default() };
+    inputs.sidecars = idle(6);
+    let mut at = |inputs: &Inputs, now| {
+        let (decision, next) = decide(history.clone(), inputs, &spec(), f64::from(now));
+        history = next;
+        (decision.replicas, decision.reason)
+    };
+    assert!((0..200).all(|now| at(&inputs, now).0 == 6));
+    assert_eq!(at(&inputs, 200), (6, Reason::RollingOut));
+    inputs.workload.rolling = false;
+    assert_eq!(at(&inputs, 201), (3, Reason::ScaledIn));
+}
+
+#[test]
+fn pods_that_a_rollout_replaces_have_not_stalled() {
+    let stalls = |rolling| {
+        let mut history = History::default();
+        let mut inputs = waiting(5);
+        inputs.workload = Workload { replicas: 2, rolling, ..Workload::default() };
+        inputs.sidecars = working(2);
+        for now in 0..100 {
+            history = decide(history, &inputs, &spec(), f64::from(now)).1;
+        }
+        decide(history, &inputs, &spec(), 100.0).0.reason == Reason::Stalled
+    };
+    assert!(stalls(false) && !stalls(true));
+}
