@@ -199,7 +199,38 @@ mod random_tests;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use clap::Parser;
+
     use super::*;
+    use crate::Cli;
+
+    #[tokio::test]
+    async fn with_json_the_last_line_is_one_object_with_the_figures_of_both() {
+        let example = |file: &str| format!("{}/../examples/traces/{file}", env!("CARGO_MANIFEST_DIR"));
+        let (worker, trace) = (example("worker.yaml"), example("step.csv"));
+        let files = ["kubectl-warren", "simulate", "--file", &worker, "--trace", &trace];
+        let rest = ["--service-seconds", "0.5", "--startup-seconds", "5", "--json"];
+        let cli = Cli::try_parse_from([&files[..], &rest].concat()).unwrap();
+        let text = cli.run().await.unwrap().text;
+        let last = text.lines().last().unwrap();
+        let both: BTreeMap<String, BTreeMap<String, f64>> = serde_json::from_str(last).unwrap();
+        assert!(both.keys().eq(["keda_hpa", "warren"]), "{last}");
+        let figures = [
+            "changes",
+            "peak_replicas",
+            "replica_seconds",
+            "seconds_over_target",
+            "unfinished",
+            "wait_max",
+            "wait_p50",
+            "wait_p95",
+        ];
+        assert!(both.values().all(|of_one| of_one.keys().eq(figures)), "{last}");
+        assert!(both["warren"]["wait_p95"] < both["keda_hpa"]["wait_p95"], "{last}");
+        assert!(both["warren"]["wait_p50"] < both["warren"]["wait_max"], "{last}");
+    }
 
     #[test]
     fn both_know_how_long_the_trace_says_that_calls_take() {
