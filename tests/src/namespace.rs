@@ -81,6 +81,40 @@ impl Namespace {
         self.apply("Queue", name, spec).await
     }
 
+    /// Has the API server refuse, in this namespace, requests that fit `rule` and for which a CEL expression is false, with a message;
+    /// until [`Namespace::allow`]. Waits until it refuses `kubectl` with `refused`.
+    pub async fn forbid(
+        &self,
+        rule: Value,
+        (expression, message): (&str, &str),
+        refused: &[&str],
+    ) -> Result<()> {
+        let here = json!({"matchLabels": {"kubernetes.io/metadata.name": self.name}});
+        let (api, name) = ("admissionregistration.k8s.io/v1", json!({"name": self.name}));
+        let policy = json!({"apiVersion": api, "kind": "ValidatingAdmissionPolicy", "metadata": name, "spec": {
+            "matchConstraints": {"namespaceSelector": here, "resourceRules": [rule]},
+            "validations": [{"expression": expression, "message": message}],
+        }});
+        let binding = json!({"apiVersion": api, "kind": "ValidatingAdmissionPolicyBinding", "metadata": name,
+            "spec": {"policyName": self.name, "validationActions": ["Deny"]}});
+        self.cluster.apply(&policy.to_string()).await?;
+        self.cluster.apply(&binding.to_string()).await?;
+        self.eventually("the policy counts", async || {
+            let answer = self.kubectl(refused).await.err().context("it was taken")?;
+            ensure!(format!("{answer:#}").contains(message), "{answer:#}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Takes back what [`Namespace::forbid`] has forbidden.
+    pub async fn allow(&self) -> Result<()> {
+        for kind in ["validatingadmissionpolicybinding", "validatingadmissionpolicy"] {
+            self.cluster.kubectl(&["delete", kind, &self.name]).await?;
+        }
+        Ok(())
+    }
+
     /// `kubectl` in this namespace.
     pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
         self.cluster.kubectl(&[&["-n", &self.name], args].concat()).await

@@ -377,30 +377,13 @@ async fn replicas_that_a_policy_refuses_are_told_and_come_when_it_is_gone() -> R
     let _operator = room.operator("one").await?;
     room.queue("orders", json!({})).await?;
     room.worker("invoices", "orders", json!({})).await?;
-    let rules = json!([{"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["deployments/scale"]}]);
-    let here = json!({"matchLabels": {"kubernetes.io/metadata.name": room.name}});
-    let (api, name) = ("admissionregistration.k8s.io/v1", json!({"name": room.name}));
-    let policy = json!({"apiVersion": api, "kind": "ValidatingAdmissionPolicy", "metadata": name, "spec": {
-        "matchConstraints": {"namespaceSelector": here, "resourceRules": rules},
-        "validations": [{"expression": "object.spec.replicas == 0", "message": "no pods today"}],
-    }});
-    let binding = json!({"apiVersion": api, "kind": "ValidatingAdmissionPolicyBinding", "metadata": name,
-        "spec": {"policyName": room.name, "validationActions": ["Deny"]}});
-    room.cluster.apply(&policy.to_string()).await?;
-    room.cluster.apply(&binding.to_string()).await?;
+    let rule = json!({"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["deployments/scale"]});
     let scale = ["scale", "deployment/invoices", "--replicas=1", "--dry-run=server"];
-    room.eventually("the policy counts", async || {
-        let refused = room.kubectl(&scale).await.err().context("it was taken")?;
-        ensure!(format!("{refused:#}").contains("no pods today"), "{refused:#}");
-        Ok(())
-    })
-    .await?;
+    room.forbid(rule, ("object.spec.replicas == 0", "no pods today"), &scale).await?;
     Client::connect(&room.vhost.uri()).await?.publish("orders", b"one").await?;
     let told = ("False", "ScaleRefused", "no pods today");
     room.condition_of("wk", "invoices", "ScalingActive", told).await?;
-    for kind in ["validatingadmissionpolicybinding", "validatingadmissionpolicy"] {
-        room.cluster.kubectl(&["delete", kind, &room.name]).await?;
-    }
+    room.allow().await?;
     room.replicas("invoices", 1).await
 }
 
