@@ -388,6 +388,37 @@ async fn replicas_that_a_policy_refuses_are_told_and_come_when_it_is_gone() -> R
 }
 
 #[tokio::test]
+async fn a_worker_at_its_maximum_has_an_event_and_decisions_are_counted_and_the_pace_of_looks_is_told()
+-> Result<()> {
+    let room = Room::new("at-maximum").await?;
+    let operator = room.operator("one").await?;
+    room.queue("orders", json!({})).await?;
+    room.worker("invoices", "orders", json!({"scaling": {"maxReplicas": 1}})).await?;
+    room.consuming("invoices", ("True", "QueueReady", ""), true).await?;
+    let messages = (0..100).map(|n| format!("message {n}").into_bytes());
+    Client::connect(&room.vhost.uri()).await?.publish_all("orders", messages).await?;
+    room.condition_of("wk", "invoices", "ScalingActive", ("True", "AtMaximum", "allows 1")).await?;
+    room.eventually("an event tells", async || {
+        let events = room.kubectl(&["get", "events", "--field-selector", "reason=AtMaximum"]).await?;
+        ensure!(events.contains("worker/invoices") && events.contains("allows 1"), "{events}");
+        Ok(())
+    })
+    .await?;
+    room.eventually("the metrics tell", async || {
+        for reason in ["ScaledOut", "AtMaximum"] {
+            let labels = format!("namespace=\"{}\",worker=\"invoices\",reason=\"{reason}\"", room.name);
+            let decisions =
+                operator.metric(&format!("warren_operator_scale_decisions_total{{{labels}}}")).await?;
+            ensure!(decisions >= 1.0, "{reason}: {decisions}");
+        }
+        let interval = operator.metric("warren_operator_probe_interval_seconds").await?;
+        ensure!(interval == 0.4, "{interval}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
 async fn a_webhook_that_is_down_is_told_and_the_replicas_of_mode_manual_count_all_the_same() -> Result<()> {
     let room = Room::new("webhook").await?;
     let _operator = room.operator("one").await?;
