@@ -9,6 +9,8 @@ use warren_tests::desk::Order;
 use crate::space::{Space, undisturbed};
 
 const WORKER: (&str, &str) = ("wk", "invoices");
+/// The annotation by which Kubernetes chooses whom it takes away.
+const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
 async fn space(name: &str, worker: Value) -> Result<Space> {
     space_of(name, Order::answer(200), worker).await
@@ -60,25 +62,84 @@ async fn in_mode_manual_the_worker_has_the_replicas_that_kubectl_scale_says() ->
     space.condition(WORKER, "ScalingActive", ("True", "Manual"), &[]).await.map(drop)
 }
 
-#[tokio::test]
-async fn of_pods_that_kubectl_scale_takes_away_the_idlest_go() -> Result<()> {
-    let _undisturbed = undisturbed().await;
-    let manual = json!({"scaling": {"mode": "Manual"}, "replicas": 4});
-    let space = space_of("idlest", Order::work(Duration::from_secs(25)), manual).await?;
-    space.pods_ready("invoices", 4).await?;
-    space.client().await?.publish_all("orders", ["one".into()]).await?;
-    let busy = space
+/// The pod that got the first call.
+async fn first_called(space: &Space) -> Result<String> {
+    space
         .eventually("a call has begun", async || {
             space.desk.entries().first().map(|entry| entry.call.pod.clone()).context("no call")
         })
-        .await?;
-    space.kubectl(&["scale", "wk/invoices", "--replicas=1"]).await?;
-    assert_eq!(space.pods_ready("invoices", 1).await?, [busy]);
+        .await
+}
+
+/// Of a Worker's four pods one works, and `scale_in` takes three away.
+async fn the_idlest_go(
+    name: &str,
+    worker: Value,
+    scale_in: impl AsyncFnOnce(&Space) -> Result<()>,
+) -> Result<()> {
+    let _undisturbed = undisturbed().await;
+    let space = space_of(name, Order::work(Duration::from_secs(25)), worker).await?;
+    space.pods_ready("invoices", 4).await?;
+    space.client().await?.publish_all("orders", ["one".into()]).await?;
+    let busy = first_called(&space).await?;
+    scale_in(&space).await?;
+    assert_eq!(space.pods_ready("invoices", 1).await?, [busy.as_str()]);
+    // Without marks it could be that one by chance.
+    let pod = space.get("pod", &busy).await?;
+    let cost = pod["metadata"]["annotations"][DELETION_COST].as_str().context("no mark")?;
+    ensure!(cost.parse::<i64>()? > 0, "{cost}");
     space.handled(1).await
 }
 
 #[tokio::test]
-async fn in_mode_builtin_kubectl_scale_changes_nothing_and_a_condition_says_so() -> Result<()> {
+async fn of_pods_that_kubectl_scale_takes_away_the_idlest_go() -> Result<()> {
+    let manual = json!({"scaling": {"mode": "Manual"}, "replicas": 4});
+    let scale_in =
+        async |space: &Space| space.kubectl(&["scale", "wk/invoices", "--replicas=1"]).await.map(drop);
+    the_idlest_go("idlest", manual, scale_in).await
+}
+
+/// The scaling of a Worker that always has so many pods.
+fn always(pods: u32) -> Value {
+    json!({"minReplicas": pods, "maxReplicas": pods})
+}
+
+#[tokio::test]
+async fn of_pods_that_the_scaler_takes_away_the_idlest_go() -> Result<()> {
+    let scale_in = async |space: &Space| space.worker("invoices", json!({"scaling": always(1)})).await;
+    the_idlest_go("idlest-builtin", json!({"scaling": always(4)}), scale_in).await
+}
+
+#[tokio::test]
+async fn while_pods_cannot_be_marked_none_is_taken_away_beside_one_with_work_that_asks_for_more_time()
+-> Result<()> {
+    let _undisturbed = undisturbed().await;
+    let worker = |pods: u32| json!({"scaling": always(pods), "handler": {"http": {"timeoutSeconds": 300}}});
+    // Nobody ever ends what is answered so.
+    let later = Order::answer(202).header("warren-outcome", "later");
+    let space = space_of("unmarked", later, worker(2)).await?;
+    let pods = space.pods_ready("invoices", 2).await?;
+    let rule =
+        json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["pods"]});
+    let annotations = "object.metadata.annotations";
+    let unmarked = format!("!has({annotations}) || !('{DELETION_COST}' in {annotations})");
+    let mark = ["annotate", "pod", &pods[0], &format!("{DELETION_COST}=1"), "--dry-run=server"];
+    space.forbid(rule, (&unmarked, "no marks today"), &mark).await?;
+    space.client().await?.publish_all("orders", ["one".into()]).await?;
+    space.handled(1).await?;
+    let busy = first_called(&space).await?;
+    space.worker("invoices", worker(1)).await?;
+    let refused = ("False", "ScaleRefused");
+    space.condition(WORKER, "ScalingActive", refused, &["cannot be marked"]).await?;
+    assert_eq!(space.pods("invoices").await?, pods);
+    space.allow().await?;
+    assert_eq!(space.pods_ready("invoices", 1).await?, [busy]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn in_mode_builtin_what_kubectl_scales_stays_as_it_was_or_is_put_back_and_is_told() -> Result<()> {
+    let _undisturbed = undisturbed().await;
     let space = space("builtin", json!({"scaling": {"minReplicas": 1}})).await?;
     space.pods_ready("invoices", 1).await?;
     space.condition(WORKER, "ScalingActive", ("True", "Steady"), &[]).await?;
@@ -87,18 +148,34 @@ async fn in_mode_builtin_kubectl_scale_changes_nothing_and_a_condition_says_so()
     space.condition(WORKER, "ScalingActive", ("True", "Steady"), &words).await?;
     let worker = space.get("wk", "invoices").await?;
     ensure!(worker["status"]["desiredReplicas"] == 1, "{}", worker["status"]);
-    Ok(())
+
+    space.kubectl(&["scale", "deployment/invoices", "--replicas=4"]).await?;
+    space
+        .eventually("the Deployment's replicas are put back, and an event tells", async || {
+            let deployment = space.get("deployment", "invoices").await?;
+            ensure!(deployment["spec"]["replicas"] == 1, "{}", deployment["spec"]["replicas"]);
+            let events =
+                space.kubectl(&["get", "events", "--field-selector", "reason=ScaleReverted"]).await?;
+            ensure!(events.contains("worker/invoices") && events.contains("puts back 1"), "{events}");
+            Ok(())
+        })
+        .await
 }
 
 #[tokio::test]
-async fn a_deployment_that_somebody_deletes_is_made_again() -> Result<()> {
-    let space = space("deleted", json!({"scaling": {"minReplicas": 1}})).await?;
-    let before = space.pods_ready("invoices", 1).await?;
+async fn a_deployment_that_somebody_deletes_is_made_again_with_as_many_pods() -> Result<()> {
+    let _undisturbed = undisturbed().await;
+    let space = space("deleted", json!({"scaling": {"minReplicas": 2}})).await?;
+    let before = space.pods_ready("invoices", 2).await?;
+    // Paused, the two stay where one would do.
+    let paused = json!({"scaling": {"minReplicas": 1}, "consumer": {"paused": true}});
+    space.worker("invoices", paused).await?;
+    space.condition(WORKER, "ScalingActive", ("True", "Paused"), &[]).await?;
     space.kubectl(&["delete", "deployment", "invoices", "--wait=false"]).await?;
     space
-        .eventually("another pod is there", async || {
+        .eventually("two other pods are there", async || {
             let pods = space.pods("invoices").await?;
-            ensure!(pods.len() == 1 && pods != before, "{pods:?}");
+            ensure!(pods.len() == 2 && pods.iter().all(|pod| !before.contains(pod)), "{pods:?}");
             let events =
                 space.kubectl(&["get", "events", "--field-selector", "reason=DeploymentRecreated"]).await?;
             ensure!(events.contains("worker/invoices"), "{events}");
