@@ -84,7 +84,7 @@ pub async fn read(cluster: &Cluster, queue: Option<&str>) -> anyhow::Result<Fact
         secrets.insert(name.clone(), secret);
     }
     let rights = match account {
-        Ok(Some((home, account))) => rights(cluster, names, &home, &account).await,
+        Ok(Some((home, account))) => rights(cluster, &names, &home, &account).await,
         Ok(None) => Err("there is no operator pod to ask for".to_owned()),
         Err(why) => Err(why.clone()),
     };
@@ -124,7 +124,7 @@ async fn definitions(cluster: &Cluster) -> Read<Vec<(String, bool)>> {
 
 /// Asks for each of the operator's own rules, of Secrets for those that are named; `home`: the namespace of its pods, where they
 /// elect who leads.
-async fn rights(cluster: &Cluster, secrets: BTreeSet<String>, home: &str, account: &str) -> Read<Vec<Right>> {
+async fn rights(cluster: &Cluster, secrets: &BTreeSet<String>, home: &str, account: &str) -> Read<Vec<Right>> {
     let reviews: Api<SubjectAccessReview> = Api::all(cluster.client.clone());
     let user = format!("system:serviceaccount:{home}:{account}");
     let rules = needed(secrets);
@@ -151,7 +151,7 @@ async fn rights(cluster: &Cluster, secrets: BTreeSet<String>, home: &str, accoun
 }
 
 /// The operator's own rules for a namespace where it reads so many Secrets: it needs no others, and a role may give no others.
-fn needed(secrets: BTreeSet<String>) -> Vec<PolicyRule> {
+fn needed(secrets: &BTreeSet<String>) -> Vec<PolicyRule> {
     let mut rules = rbac::rules();
     for rule in rules.iter_mut().filter(|rule| rule.resources.iter().flatten().any(|name| name == "secrets"))
     {
@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn of_secrets_only_those_that_queues_name_are_asked_for() {
         let secrets = |names: &[&str]| {
-            let rules = needed(names.iter().map(|name| (*name).to_owned()).collect());
+            let rules = needed(&names.iter().map(|name| (*name).to_owned()).collect());
             let asked = rules.iter().flat_map(|rule| questions("shop", rule));
             asked.map(|(what, _)| what).filter(|what| what.contains("secrets")).collect::<Vec<_>>()
         };
