@@ -253,7 +253,7 @@ impl Running {
 }
 
 /// The log of a process.
-pub fn log_path(site: &Site, name: &str) -> PathBuf {
+fn log_path(site: &Site, name: &str) -> PathBuf {
     site.logs().join(format!("{name}.log"))
 }
 

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-/// Shows steps as they begin and end: `cargo xtask` draws spinners, tests print lines or nothing.
+/// Shows steps as they begin and end: `cargo xtask` draws spinners, tests print lines.
 pub trait Progress: Send + Sync {
     /// A step begins; it is shown until the returned value says how it ended.
     fn begin(&self, title: &str) -> Box<dyn Step>;
@@ -47,21 +47,6 @@ fn ended<T>(step: Box<dyn Step>, result: Result<(T, String)>) -> Result<T> {
         Err(_) => step.failed(),
     }
     result.map(|(value, _)| value)
-}
-
-/// Shows nothing.
-pub struct Quiet;
-
-impl Progress for Quiet {
-    fn begin(&self, _title: &str) -> Box<dyn Step> {
-        Box::new(Self)
-    }
-}
-
-impl Step for Quiet {
-    fn note(&self, _text: &str) {}
-    fn done(self: Box<Self>, _text: &str) {}
-    fn failed(self: Box<Self>) {}
 }
 
 /// Writes one line to standard error when a step ends: for tests, whose output is shown when they fail.

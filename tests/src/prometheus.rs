@@ -63,11 +63,6 @@ impl Prometheus {
         Ok(Self { address, discovery, _lifeline: lifeline })
     }
 
-    /// Where it answers on this machine. Pods reach it by the same port of [`Cluster::host_address`].
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
     /// All series that a PromQL expression gives now.
     pub async fn query(&self, promql: &str) -> Result<Vec<Sample>> {
         let query: String = url_encode(promql);

@@ -133,12 +133,6 @@ impl Broker {
         Ok(())
     }
 
-    /// Closes all connections, as an administrator may; clients see a 320.
-    pub async fn close_connections(&self, reason: &str) -> Result<()> {
-        self.rabbitmqctl(&["close_all_connections", reason]).await?;
-        Ok(())
-    }
-
     /// Runs `rabbitmqctl` and gives what it printed. It takes a second or more, like each start of Erlang.
     pub async fn rabbitmqctl(&self, args: &[&str]) -> Result<String> {
         let launch = self.release.launch(&self.dir, "rabbitmqctl", &[&["-q"], args].concat());

@@ -198,11 +198,6 @@ impl Broker {
         }
     }
 
-    /// The log of the node.
-    pub fn log_path(&self) -> PathBuf {
-        crate::process::log_path(&self.site, &self.id)
-    }
-
     async fn end(&self, signal: Signal) -> Result<()> {
         let mut node = self.node.lock().await;
         let Some(process) = node.take() else { return Ok(()) };

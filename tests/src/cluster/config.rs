@@ -4,14 +4,13 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::certificates::{API_SERVICE, NODE};
+use super::certificates::NODE;
 use super::settings::{BRIDGE, Settings};
+use crate::images::PAUSE;
 use crate::site::Site;
 
 /// The Services' network.
 pub(crate) const SERVICE_NETWORK: &str = "10.96.0.0/16";
-/// The image that holds a pod's namespaces.
-pub(crate) const PAUSE_IMAGE: &str = "localhost/warren-pause:dev";
 
 /// Paths that several parts share.
 pub(crate) struct Paths {
@@ -206,7 +205,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
 [debug]
   level = "warn"
 [plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{PAUSE_IMAGE}"
+  sandbox_image = "{PAUSE}"
   # Raising a process' importance needs a right that not every machine gives.
   restrict_oom_score_adj = true
   # So that "down" finds them.
@@ -264,11 +263,6 @@ pub(crate) fn corefile(paths: &Paths, settings: &Settings, upstream: bool) -> St
         ready = settings.ports.dns_ready,
         kubeconfig = file(&paths.pki, "dns.kubeconfig"),
     )
-}
-
-/// Address and port of the API server for pods, which shows that Services work.
-pub(crate) fn api_service() -> (String, u16) {
-    (API_SERVICE.to_owned(), 443)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::process::Command;
 
-use super::certificates::{self, NODE};
+use super::certificates::{self, API_SERVICE, NODE};
 use super::config::{self, Paths};
 use super::network;
 use super::settings::Settings;
@@ -111,8 +111,8 @@ impl<'a> Parts<'a> {
 
     /// Waits until a pod could run: the node is ready, Services are reached, and the default account is there.
     pub(crate) async fn ready(&self) -> Result<()> {
-        let (address, port) = config::api_service();
-        let service: SocketAddr = format!("{address}:{port}").parse()?;
+        // Where pods reach the API server, which shows that Services work.
+        let service = SocketAddr::new(API_SERVICE.parse()?, 443);
         crate::wait::eventually(PATIENCE, "the node and its Services are ready", || async {
             let node = self.kubectl(&["get", "node", NODE, "-o", "json"]).await?;
             anyhow::ensure!(is_ready(&serde_json::from_str(&node)?), "the node is not ready");

@@ -20,8 +20,8 @@ pub const OPERATOR: &str = "localhost/warren-operator:dev";
 pub const SIDECAR: &str = "localhost/warren-sidecar:dev";
 /// What each of our images may weigh, in bytes.
 pub const BUDGET: u64 = 15 * 1024 * 1024;
-
-const PAUSE: &str = "localhost/warren-pause:dev";
+/// The image that holds a pod's namespaces.
+pub(crate) const PAUSE: &str = "localhost/warren-pause:dev";
 /// This machine's roots of trust, which go into each image.
 pub const CA_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
