@@ -73,7 +73,7 @@ async fn a_restricted_pod_finds_names_services_brokers_and_prometheus_finds_it()
 
     let pods: serde_json::Value = cluster.get(&["pods", "-n", NAMESPACE, "-l", "app=smoke"]).await?;
     let address = pods["items"][0]["status"]["podIP"].as_str().unwrap_or_default().to_owned();
-    let broker = Broker::start(Options::new("smoke").plugin("rabbitmq_management")).await?;
+    let broker = Broker::start(Options::new("smoke")).await?;
     let fetch = async |url: &str| {
         let url = format!("http://{address}:8080/fetch?url={url}");
         run_program("curl", ["--silent", "--show-error", "--max-time", "10", &url]).await

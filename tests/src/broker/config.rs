@@ -18,8 +18,6 @@ pub struct Ports {
     pub distribution: u16,
     /// The name server of Erlang nodes: each broker has its own.
     pub names: u16,
-    /// The management API, where its plugin is asked for.
-    pub management: u16,
 }
 
 /// `rabbitmq.conf`. `dir` is the broker's folder as the broker sees it.
@@ -57,19 +55,11 @@ pub(super) fn rabbitmq_conf(options: &Options, ports: Ports, password: &str, dir
             port = ports.amqps,
         );
     }
-    if options.plugins.iter().any(|plugin| plugin == "rabbitmq_management") {
-        _ = writeln!(text, "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {}", ports.management);
-    }
     for line in &options.config {
         text += line;
         text.push('\n');
     }
     text
-}
-
-/// The list of plugins, as an Erlang term.
-pub(super) fn enabled_plugins(options: &Options) -> String {
-    format!("[{}].\n", options.plugins.join(","))
 }
 
 /// A part of a URI, with everything but letters, digits and `-._~` percent-encoded.
@@ -96,7 +86,7 @@ mod tests {
     use super::*;
     use crate::authority::Authority;
 
-    const PORTS: Ports = Ports { amqp: 1, amqps: 2, distribution: 3, names: 4, management: 5 };
+    const PORTS: Ports = Ports { amqp: 1, amqps: 2, distribution: 3, names: 4 };
 
     #[test]
     fn a_plain_broker_has_no_tls_and_no_management() {

@@ -238,7 +238,7 @@ impl Broker {
                 .with_context(|| format!("write {name} of {}", self.options.name))
         };
         write("rabbitmq.conf", &config::rabbitmq_conf(&self.options, self.ports, &self.password, &inside))?;
-        write("enabled_plugins", &config::enabled_plugins(&self.options))?;
+        write("enabled_plugins", "[].\n")?;
         write("environment.conf", "")?;
         if let Some(tls) = &self.options.tls {
             write("ca.crt", &tls.ca)?;
@@ -303,20 +303,19 @@ fn choose_ports() -> Result<Ports> {
         amqps: ports::free()?,
         distribution: ports::free()?,
         names: ports::free()?,
-        management: ports::free()?,
     })
 }
 
 fn remember(path: &Path, (ports, password): &(Ports, String)) -> Result<()> {
-    let Ports { amqp, amqps, distribution, names, management } = ports;
-    let text = format!("{amqp} {amqps} {distribution} {names} {management} {password}");
+    let Ports { amqp, amqps, distribution, names } = ports;
+    let text = format!("{amqp} {amqps} {distribution} {names} {password}");
     std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
 }
 
 fn recall(path: &Path) -> Result<(Ports, String)> {
     let text = std::fs::read_to_string(path)?;
     let words: Vec<_> = text.split(' ').collect();
-    let [amqp, amqps, distribution, names, management, password] = words[..] else {
+    let [amqp, amqps, distribution, names, password] = words[..] else {
         bail!("{} is not what it was written as", path.display());
     };
     let ports = Ports {
@@ -324,7 +323,6 @@ fn recall(path: &Path) -> Result<(Ports, String)> {
         amqps: amqps.parse()?,
         distribution: distribution.parse()?,
         names: names.parse()?,
-        management: management.parse()?,
     };
     Ok((ports, password.to_owned()))
 }

@@ -60,7 +60,6 @@ pub struct Options {
     pub(super) version: Version,
     pub(super) listen: Listen,
     pub(super) tls: Option<Tls>,
-    pub(super) plugins: Vec<String>,
     pub(super) config: Vec<String>,
     pub(super) lasting: bool,
 }
@@ -73,7 +72,6 @@ impl Options {
             version: Version::V3_10,
             listen: Listen::Plain,
             tls: None,
-            plugins: Vec::new(),
             config: Vec::new(),
             lasting: false,
         }
@@ -95,13 +93,6 @@ impl Options {
     #[must_use]
     pub fn tls_only(self, tls: Tls) -> Self {
         Self { listen: Listen::Tls, tls: Some(tls), ..self }
-    }
-
-    /// Turns a plugin on, such as `rabbitmq_management`.
-    #[must_use]
-    pub fn plugin(mut self, plugin: &str) -> Self {
-        self.plugins.push(plugin.to_owned());
-        self
     }
 
     /// Adds a line to `rabbitmq.conf`.
