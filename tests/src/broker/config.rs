@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Listen, Options};
+use super::Options;
 
 /// The user that brokers are made with.
 pub const USER: &str = "warren";
@@ -36,10 +36,10 @@ pub(super) fn rabbitmq_conf(options: &Options, ports: Ports, password: &str, dir
          log.console.level = info\n\
          log.file = false\n"
     );
-    match options.listen {
-        Listen::Plain => _ = writeln!(text, "listeners.tcp.1 = 0.0.0.0:{}", ports.amqp),
-        Listen::Both => _ = writeln!(text, "listeners.tcp.1 = 0.0.0.0:{}", ports.amqp),
-        Listen::Tls => text += "listeners.tcp = none\n",
+    if options.tls_only {
+        text += "listeners.tcp = none\n";
+    } else {
+        _ = writeln!(text, "listeners.tcp.1 = 0.0.0.0:{}", ports.amqp);
     }
     if let Some(tls) = &options.tls {
         let mutual = tls.mutual;

@@ -19,7 +19,6 @@ use tokio::sync::{Mutex, OnceCell};
 
 pub use self::config::{Ports, USER};
 pub use self::control::{Alarm, Vhost};
-use self::options::Listen;
 pub use self::options::{Options, Tls, Version};
 use self::release::Release;
 use crate::lifeline::{self, Lifeline};
@@ -114,11 +113,8 @@ impl Broker {
         }
         let running = if self.options.lasting { daemon } else { daemon.owned() }.start(&self.site).await?;
         lifeline::note(&self.dir, &running.record.process)?;
-        let (port, greets) = match self.options.listen {
-            Listen::Plain | Listen::Both => (self.ports.amqp, true),
-            Listen::Tls => (self.ports.amqps, false),
-        };
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let address = SocketAddr::from(([127, 0, 0, 1], self.endpoint().1));
+        let greets = !self.options.tls_only;
         let record = running.until_ready(PATIENCE, || answers(address, greets)).await?;
         *node = Some(record.process);
         Ok(())
@@ -190,12 +186,13 @@ impl Broker {
     /// The URI of a vhost by another address of this machine, such as [`crate::Cluster::host_address`] for pods.
     pub fn uri_at(&self, host: IpAddr, vhost: &str) -> String {
         let (user, password, vhost) = (USER, self.password(), config::encode(vhost));
-        match self.options.listen {
-            Listen::Plain | Listen::Both => {
-                format!("amqp://{user}:{password}@{host}:{}/{vhost}", self.ports.amqp)
-            }
-            Listen::Tls => format!("amqps://{user}:{password}@{host}:{}/{vhost}", self.ports.amqps),
-        }
+        let (scheme, port) = self.endpoint();
+        format!("{scheme}://{user}:{password}@{host}:{port}/{vhost}")
+    }
+
+    /// What clients are given: without TLS, where that is spoken.
+    fn endpoint(&self) -> (&'static str, u16) {
+        if self.options.tls_only { ("amqps", self.ports.amqps) } else { ("amqp", self.ports.amqp) }
     }
 
     async fn end(&self, signal: Signal) -> Result<()> {

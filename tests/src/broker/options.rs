@@ -13,14 +13,6 @@ pub enum Version {
     V4_0,
 }
 
-/// Where AMQP is spoken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Listen {
-    Plain,
-    Both,
-    Tls,
-}
-
 /// What TLS is spoken with.
 #[derive(Debug, Clone)]
 pub struct Tls {
@@ -58,8 +50,9 @@ impl Tls {
 pub struct Options {
     pub(super) name: String,
     pub(super) version: Version,
-    pub(super) listen: Listen,
     pub(super) tls: Option<Tls>,
+    /// AMQP without TLS is not spoken.
+    pub(super) tls_only: bool,
     pub(super) config: Vec<String>,
     pub(super) lasting: bool,
 }
@@ -70,8 +63,8 @@ impl Options {
         Self {
             name: name.to_owned(),
             version: Version::V3_10,
-            listen: Listen::Plain,
             tls: None,
+            tls_only: false,
             config: Vec::new(),
             lasting: false,
         }
@@ -86,13 +79,13 @@ impl Options {
     /// Speaks TLS too.
     #[must_use]
     pub fn tls(self, tls: Tls) -> Self {
-        Self { listen: Listen::Both, tls: Some(tls), ..self }
+        Self { tls: Some(tls), ..self }
     }
 
     /// Speaks TLS only.
     #[must_use]
     pub fn tls_only(self, tls: Tls) -> Self {
-        Self { listen: Listen::Tls, tls: Some(tls), ..self }
+        Self { tls: Some(tls), tls_only: true, ..self }
     }
 
     /// Adds a line to `rabbitmq.conf`.
