@@ -2,13 +2,15 @@
 
 use std::fmt::Write as _;
 
+use serde::{Deserialize, Serialize};
+
 use super::Options;
 
 /// The user that brokers are made with.
 pub const USER: &str = "warren";
 
 /// Ports of one broker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ports {
     /// AMQP without TLS.
     pub amqp: u16,

@@ -303,25 +303,13 @@ fn choose_ports() -> Result<Ports> {
     })
 }
 
-fn remember(path: &Path, (ports, password): &(Ports, String)) -> Result<()> {
-    let Ports { amqp, amqps, distribution, names } = ports;
-    let text = format!("{amqp} {amqps} {distribution} {names} {password}");
-    std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
+fn remember(path: &Path, chosen: &(Ports, String)) -> Result<()> {
+    std::fs::write(path, serde_json::to_vec(chosen)?).with_context(|| format!("write {}", path.display()))
 }
 
 fn recall(path: &Path) -> Result<(Ports, String)> {
-    let text = std::fs::read_to_string(path)?;
-    let words: Vec<_> = text.split(' ').collect();
-    let [amqp, amqps, distribution, names, password] = words[..] else {
-        bail!("{} is not what it was written as", path.display());
-    };
-    let ports = Ports {
-        amqp: amqp.parse()?,
-        amqps: amqps.parse()?,
-        distribution: distribution.parse()?,
-        names: names.parse()?,
-    };
-    Ok((ports, password.to_owned()))
+    serde_json::from_slice(&std::fs::read(path)?)
+        .with_context(|| format!("{} is not what it was written as", path.display()))
 }
 
 /// Not for secrets that matter: a test broker's password, which another machine of the network can't guess.
