@@ -28,7 +28,7 @@ pub(super) async fn static_binaries_noting(
     names.iter().map(|name| executable(&output, name)).collect()
 }
 
-/// Builds one binary from the arguments that name it, such as `["-p", "warren-sidecar", "--example", "echo"]`.
+/// Builds one binary from the arguments that name it, such as `["-p", "warren-sidecar", "--example", "peer"]`.
 pub async fn static_binary(name: &str, args: &[&str]) -> Result<PathBuf> {
     executable(&build(args, &|_| ()).await?, name)
 }

@@ -142,9 +142,7 @@ impl Peers {
     /// The pika consumer's result.
     pub(super) async fn pika(&self, amqp: &str, queue: &str, count: u64, prefetch: u16) -> Result<Value> {
         let script = self.pika.to_string_lossy().into_owned();
-        // An empty vhost is not the default one to pika.
-        let uri = amqp.to_owned();
-        let arguments = [script.as_str(), &uri, queue, &count.to_string(), &prefetch.to_string()];
+        let arguments = [script.as_str(), amqp, queue, &count.to_string(), &prefetch.to_string()];
         Self::start(&self.python, &arguments)?.json().await
     }
 }
