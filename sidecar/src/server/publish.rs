@@ -198,12 +198,8 @@ impl Publish {
     /// The room that so many lines need beside what their bytes have.
     fn room_for(&self, lines: usize, has: usize) -> Result<Option<OwnedSemaphorePermit>, Ended> {
         if lines > LINES {
-            return Err(Ended {
-                status: StatusCode::PAYLOAD_TOO_LARGE,
-                class: PublishClass::Invalid,
-                text: format!("the batch has {lines} lines, more than {LINES}"),
-                retry_after: None,
-            });
+            let text = format!("the batch has {lines} lines, more than {LINES}");
+            return Err(Ended::unusable(StatusCode::PAYLOAD_TOO_LARGE, text));
         }
         let more = lines.saturating_sub(has);
         if more == 0 { Ok(None) } else { self.room(more).map(Some) }
@@ -327,31 +323,22 @@ impl Ended {
         response
     }
 
+    /// What was asked never reached the broker: it is the caller's to ask otherwise.
+    fn unusable(status: StatusCode, text: String) -> Self {
+        Self { status, class: PublishClass::Invalid, text, retry_after: None }
+    }
+
     fn broken_off(error: &impl Display) -> Self {
-        Self {
-            status: StatusCode::BAD_REQUEST,
-            class: PublishClass::Invalid,
-            text: format!("the body did not come whole: {error}"),
-            retry_after: None,
-        }
+        Self::unusable(StatusCode::BAD_REQUEST, format!("the body did not come whole: {error}"))
     }
 
     fn stalled(within: Duration) -> Self {
-        Self {
-            status: StatusCode::REQUEST_TIMEOUT,
-            class: PublishClass::Invalid,
-            text: format!("the body did not come whole within {} s: send it again", within.as_secs()),
-            retry_after: None,
-        }
+        let text = format!("the body did not come whole within {} s: send it again", within.as_secs());
+        Self::unusable(StatusCode::REQUEST_TIMEOUT, text)
     }
 
     fn too_large() -> Self {
-        Self {
-            status: StatusCode::PAYLOAD_TOO_LARGE,
-            class: PublishClass::Invalid,
-            text: format!("the body is larger than {LARGEST} bytes"),
-            retry_after: None,
-        }
+        Self::unusable(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {LARGEST} bytes"))
     }
 
     fn invalid(invalid: &Invalid) -> Self {
@@ -359,7 +346,7 @@ impl Ended {
             Invalid::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Invalid::Field { .. } | Invalid::Line(_) => StatusCode::BAD_REQUEST,
         };
-        Self { status, class: PublishClass::Invalid, text: invalid.to_string(), retry_after: None }
+        Self::unusable(status, invalid.to_string())
     }
 
     /// Waits for the confirm of what was sent.
