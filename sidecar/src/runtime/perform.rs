@@ -206,7 +206,8 @@ impl Runtime {
     }
 
     fn log(&self, observation: &Observation) {
-        let url = self.pool.endpoint().url();
+        // Most observations are of a settled message, and log nothing.
+        let url = || self.pool.endpoint().url();
         match observation {
             Observation::Settled(_) | Observation::LateEnded { .. } | Observation::Unacknowledged { .. } => {}
             Observation::Stale => tracing::info!(
@@ -233,24 +234,26 @@ impl Runtime {
                 "the connection has ended over a message that cannot be read: most likely a property, the routing key or a header's name is no UTF-8. One message at a time is taken for a while, so that the queue's delivery limit takes out that one alone. A classic queue has no such limit: take it out by hand"
             ),
             Observation::HandlerDown => {
-                tracing::warn!(url, "the handler does not accept connections: consuming is held");
+                tracing::warn!(url = url(), "the handler does not accept connections: consuming is held");
             }
-            Observation::HandlerUp => tracing::info!(url, "the handler accepts connections"),
+            Observation::HandlerUp => tracing::info!(url = url(), "the handler accepts connections"),
             Observation::BreakerOpened { status: Some(status) } if is_misconfigured(*status) => {
                 tracing::error!(
-                    url,
+                    url = url(),
                     status,
                     "the handler refuses nearly every call: its path, method or permissions are wrong. Consuming is held"
                 );
             }
             Observation::BreakerOpened { status } => {
                 tracing::error!(
-                    url,
+                    url = url(),
                     status,
                     "nearly every call fails: consuming is held, no attempts are counted, and one message at a time is tried"
                 );
             }
-            Observation::BreakerClosed => tracing::info!(url, "a call has succeeded: consuming goes on"),
+            Observation::BreakerClosed => {
+                tracing::info!(url = url(), "a call has succeeded: consuming goes on");
+            }
             Observation::DrainBegan => tracing::info!("draining: nothing new is taken, what runs may end"),
             Observation::DrainEnded { took, complete: true } => tracing::info!(?took, "drained"),
             Observation::DrainEnded { took, complete: false } => {
