@@ -3,6 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use http::header::{HeaderMap, RETRY_AFTER};
+use serde::Deserialize;
+use serde::de::value::{Error as Unknown, StrDeserializer};
 use warren_api::headers as names;
 
 use crate::copy::cut;
@@ -14,40 +16,54 @@ pub const EXCERPT: usize = 512;
 /// The verdict of an answer. `body` is the beginning of its body; `wall` the wall clock, for a `Retry-After` that is a date.
 pub fn classify(status: u16, headers: &HeaderMap, body: &[u8], wall: SystemTime) -> Verdict {
     let after = retry_after_of(headers, wall);
-    let said = match headers.get(names::OUTCOME).map(|value| value.to_str().unwrap_or("not text")) {
-        None => by_status(status),
-        Some(outcome) => match (outcome.trim(), status) {
-            ("ack", _) => Said::Ack,
-            ("retry", _) => Said::Retry,
-            ("dead-letter", _) => Said::DeadLetter,
-            ("later", 202) => Said::Later,
-            (unknown, _) => {
-                let problem = if unknown == "later" {
-                    format!("warren-outcome: later needs status 202, the handler answered {status}")
-                } else {
-                    format!("the handler answered an unknown warren-outcome, \"{}\"", cut(unknown, 40))
-                };
-                return Verdict::Retry(Failure { status: Some(status), after, detail: problem });
-            }
-        },
+    let said = match headers.get(names::OUTCOME).map(|value| value.to_str().unwrap_or("not text").trim()) {
+        None => Ok(by_status(status)),
+        Some("later") if status != 202 => {
+            Err(format!("warren-outcome: later needs status 202, the handler answered {status}"))
+        }
+        Some(word) => Said::named(word)
+            .ok_or_else(|| format!("the handler answered an unknown warren-outcome, \"{}\"", cut(word, 40))),
     };
-    let detail = || reason_of(headers).unwrap_or_else(|| describe(status, body));
     match said {
-        Said::Ack => Verdict::Ack,
-        Said::Later => Verdict::Later,
-        Said::NotNow => Verdict::NotNow { after, status },
-        Said::Retry => Verdict::Retry(Failure { status: Some(status), after, detail: detail() }),
-        Said::DeadLetter => Verdict::DeadLetter { reason: DeadReason::Rejected, detail: detail() },
+        Ok(said) => {
+            said.verdict(status, after, || reason_of(headers).unwrap_or_else(|| describe(status, body)))
+        }
+        Err(problem) => Said::Retry.verdict(status, after, || problem),
     }
 }
 
-/// An answer in one word.
-enum Said {
+/// An answer in one word, for a call or for one message of a batch.
+#[derive(Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Said {
+    /// Done.
     Ack,
+    /// Not done: try again.
     Retry,
+    /// Never going to work.
     DeadLetter,
-    NotNow,
+    /// It ends later by `/deliveries/{id}`.
     Later,
+    /// Too much at present. A status says so, and no word.
+    #[serde(skip)]
+    NotNow,
+}
+
+impl Said {
+    fn named(word: &str) -> Option<Self> {
+        Self::deserialize(StrDeserializer::<Unknown>::new(word)).ok()
+    }
+
+    /// What it comes to. `status` is that of the whole answer, `after` when to try again, `detail` why, for people.
+    pub fn verdict(self, status: u16, after: Option<Duration>, detail: impl FnOnce() -> String) -> Verdict {
+        match self {
+            Self::Ack => Verdict::Ack,
+            Self::Later => Verdict::Later,
+            Self::NotNow => Verdict::NotNow { after, status },
+            Self::Retry => Verdict::Retry(Failure { status: Some(status), after, detail: detail() }),
+            Self::DeadLetter => Verdict::DeadLetter { reason: DeadReason::Rejected, detail: detail() },
+        }
+    }
 }
 
 fn by_status(status: u16) -> Said {
@@ -175,6 +191,7 @@ mod tests {
     #[test]
     fn an_outcome_that_means_nothing_never_acks() {
         assert!(is_retry(&answer(200, &[("warren-outcome", "perhaps")])));
+        assert!(is_retry(&answer(200, &[("warren-outcome", "not-now")])));
         assert!(is_retry(&answer(200, &[("warren-outcome", "later")])));
     }
 

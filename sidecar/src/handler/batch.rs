@@ -16,10 +16,10 @@ use serde_json::Value;
 use warren_api::headers as names;
 use warren_broker::lapin::types::AMQPValue;
 
-use super::answer::EXCERPT;
+use super::answer::{EXCERPT, Said};
 use super::trace;
 use crate::copy::cut;
-use crate::core::{Answers, DeadReason, Failure, Verdict};
+use crate::core::{Answers, Failure, Verdict};
 use crate::message::{DEATHS, Message, Scalar};
 
 /// The content type of JSON lines.
@@ -156,27 +156,13 @@ pub struct AnswerLine {
     /// The message's place in the batch.
     pub id: usize,
     /// `ack`, `retry`, `dead-letter` or `later`.
-    pub outcome: LineOutcome,
+    pub outcome: Said,
     /// Why, for people.
     #[serde(default)]
     pub reason: Option<String>,
     /// For `retry`: when to try again.
     #[serde(default)]
     pub retry_after_seconds: Option<u32>,
-}
-
-/// The outcome of one message of a batch.
-#[derive(Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
-#[serde(rename_all = "kebab-case")]
-pub enum LineOutcome {
-    /// Done.
-    Ack,
-    /// Not done: try again.
-    Retry,
-    /// Never going to work.
-    DeadLetter,
-    /// It ends later by `/deliveries/{id}`.
-    Later,
 }
 
 /// The verdicts of an answer of JSON lines about `size` messages; none if it is not such an answer.
@@ -207,21 +193,14 @@ fn verdict(line: &AnswerLine, status: u16) -> Verdict {
             .as_deref()
             .map_or_else(|| "the handler said so".to_owned(), |why| cut(why, EXCERPT).to_owned())
     };
-    match line.outcome {
-        LineOutcome::Ack => Verdict::Ack,
-        LineOutcome::Later => Verdict::Later,
-        LineOutcome::DeadLetter => Verdict::DeadLetter { reason: DeadReason::Rejected, detail: detail() },
-        LineOutcome::Retry => Verdict::Retry(Failure {
-            status: Some(status),
-            after: line.retry_after_seconds.map(|seconds| Duration::from_secs(u64::from(seconds))),
-            detail: detail(),
-        }),
-    }
+    let after = line.retry_after_seconds.map(|seconds| Duration::from_secs(u64::from(seconds)));
+    line.outcome.verdict(status, after, detail)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::DeadReason;
     use proptest::prelude::*;
     use warren_broker::lapin::BasicProperties;
     use warren_broker::lapin::types::FieldTable;
@@ -297,6 +276,16 @@ mod tests {
         );
         assert_eq!(verdicts[0], Verdict::Ack);
         assert!(matches!(verdicts[1], Verdict::Retry(_)));
+    }
+
+    #[test]
+    fn a_line_has_no_word_for_not_now() {
+        for word in ["not-now", "notNow", "NotNow"] {
+            let Verdict::Retry(failure) = &each(&format!("{{\"id\":0,\"outcome\":\"{word}\"}}"), 1)[0] else {
+                panic!("{word}");
+            };
+            assert!(failure.detail.contains("no usable line"), "{word}: {failure:?}");
+        }
     }
 
     #[test]
