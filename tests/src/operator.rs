@@ -37,20 +37,10 @@ impl Operator {
     /// Starts it for one namespace, with what it says in a file of the system's temporary folder.
     /// Its Lease is in that namespace too; `identity` is its name in the election.
     pub async fn start(binary: &Path, cluster: &Cluster, namespace: &str, identity: &str) -> Result<Self> {
-        Self::start_with(binary, cluster.kubeconfig(), namespace, identity).await
+        Self::watching(binary, cluster.kubeconfig(), &[namespace], identity).await
     }
 
-    /// The same with another kubeconfig.
-    pub async fn start_with(
-        binary: &Path,
-        kubeconfig: &Path,
-        namespace: &str,
-        identity: &str,
-    ) -> Result<Self> {
-        Self::watching(binary, kubeconfig, &[namespace], identity).await
-    }
-
-    /// The same for several namespaces; the Lease is in the first.
+    /// The same with any kubeconfig, for several namespaces; the Lease is in the first.
     pub async fn watching(
         binary: &Path,
         kubeconfig: &Path,

@@ -8,7 +8,6 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use warren_tests::amqp::Client;
 use warren_tests::broker::Vhost;
-use warren_tests::images::static_binaries;
 use warren_tests::namespace::Namespace;
 use warren_tests::operator::{Operator, READY, WRITES};
 
@@ -40,7 +39,7 @@ impl Drop for Room {
 
 /// An operator that watches these namespaces as the user of a kubeconfig.
 async fn watching(kubeconfig: &Path, namespaces: &[&str], identity: &str) -> Result<Operator> {
-    let binary = static_binaries(&["warren-operator"]).await?.remove(0);
+    let binary = Operator::build().await?;
     Operator::watching(&binary, kubeconfig, namespaces, identity).await
 }
 
@@ -54,7 +53,7 @@ impl Room {
     }
 
     pub async fn operator(&self, identity: &str) -> Result<Operator> {
-        let binary = static_binaries(&["warren-operator"]).await?.remove(0);
+        let binary = Operator::build().await?;
         Operator::start(&binary, &self.cluster, &self.name, identity).await
     }
 

@@ -35,7 +35,7 @@ async fn consumers_do_not_notice_that_the_api_server_is_gone_and_the_operator_re
     let room = Room::new("outage").await?;
     let binaries = static_binaries(&["warren-operator", "warren-sidecar"]).await?;
     let (way, kubeconfig) = way_to_the_api(&room).await?;
-    let operator = async || Operator::start_with(&binaries[0], kubeconfig.path(), &room.name, "one").await;
+    let operator = async || Operator::watching(&binaries[0], kubeconfig.path(), &[&room.name], "one").await;
     let mut first = operator().await?;
     room.queue("orders", json!({})).await?;
     room.queue("later", json!({})).await?;
