@@ -1,11 +1,12 @@
 //! The test cluster is what the other tests stand on: it does what they expect of a Kubernetes.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use warren_tests::broker::{Broker, Options};
-use warren_tests::command::run_program;
 use warren_tests::golang;
+use warren_tests::http;
 use warren_tests::images;
 use warren_tests::progress::Lines;
 use warren_tests::prometheus::Prometheus;
@@ -72,12 +73,10 @@ async fn a_restricted_pod_finds_names_services_brokers_and_prometheus_finds_it()
     ensure!(error.contains("PodSecurity"), "{error}");
 
     let pods: serde_json::Value = cluster.get(&["pods", "-n", NAMESPACE, "-l", "app=smoke"]).await?;
-    let address = pods["items"][0]["status"]["podIP"].as_str().unwrap_or_default().to_owned();
+    let address = pods["items"][0]["status"]["podIP"].as_str().unwrap_or_default();
+    let address = SocketAddr::new(address.parse()?, 8080);
     let broker = Broker::start(Options::new("smoke")).await?;
-    let fetch = async |url: &str| {
-        let url = format!("http://{address}:8080/fetch?url={url}");
-        run_program("curl", ["--silent", "--show-error", "--max-time", "10", &url]).await
-    };
+    let fetch = async |url: &str| http::get(address, &format!("/fetch?url={url}")).await;
     eventually(PATIENCE, "names and Services work in the pod", async || {
         let answer = fetch("http://smoke.smoke.svc/hello").await?;
         ensure!(answer == "hello", "{answer}");
@@ -85,8 +84,9 @@ async fn a_restricted_pod_finds_names_services_brokers_and_prometheus_finds_it()
     })
     .await?;
     // RabbitMQ answers what is no AMQP with the version that it speaks.
-    let answer = fetch(&format!("http://{}:{}/", cluster.host_address(), broker.ports().amqp)).await?;
-    ensure!(answer.contains("AMQP"), "{answer}");
+    let url = format!("http://{}:{}/", cluster.host_address(), broker.ports().amqp);
+    let error = format!("{:#}", fetch(&url).await.unwrap_err());
+    ensure!(error.contains("AMQP"), "{error}");
 
     let prometheus = Prometheus::start(&cluster, &[]).await?;
     eventually(PATIENCE, "the pod is scraped", async || {

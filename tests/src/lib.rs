@@ -48,6 +48,7 @@ pub mod cluster;
 pub mod command;
 pub mod desk;
 pub mod golang;
+pub mod http;
 pub mod images;
 pub mod install;
 mod kubectl;

@@ -1,5 +1,6 @@
 //! An operator as a process of its own, beside the cluster, watched through its metrics.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use tokio::process::{Child, Command};
 use crate::cluster::Cluster;
 use crate::command::run_program;
 use crate::wait::eventually;
-use crate::{images, ports, process};
+use crate::{http, images, ports, process};
 
 /// The metric of Ready Queues.
 pub const READY: &str = "warren_operator_queues{ready=\"true\"}";
@@ -72,8 +73,7 @@ impl Operator {
 
     /// The value of a metric's line; 0 where it is not there yet.
     pub async fn metric(&self, name: &str) -> Result<f64> {
-        let url = format!("http://127.0.0.1:{}/metrics", self.port);
-        let text = run_program("curl", ["--silent", "--show-error", "--max-time", "5", &url]).await?;
+        let text = http::get(SocketAddr::from(([127, 0, 0, 1], self.port)), "/metrics").await?;
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(value.map(str::parse).transpose()?.unwrap_or(0.0))
     }

@@ -8,15 +8,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::task::JoinHandle;
 
 use crate::cluster::Cluster;
 use crate::lifeline::{self, Lifeline};
-use crate::ports;
 use crate::process::Daemon;
 use crate::site::Site;
+use crate::{http, ports};
 
 /// A Prometheus. It ends when the value is dropped, and also when the process ends in any way.
 #[derive(Debug)]
@@ -57,7 +56,7 @@ impl Prometheus {
         ]);
         let running = daemon.start(&site).await?;
         lifeline::note(&dir, &running.record.process)?;
-        let ready = || async { get(address, "/-/ready").await.is_ok() };
+        let ready = || async { http::get(address, "/-/ready").await.is_ok() };
         running.until_ready(Duration::from_secs(60), ready).await?;
         let discovery = tokio::spawn(discover(cluster.clone(), targets));
         Ok(Self { address, discovery, _lifeline: lifeline })
@@ -66,7 +65,7 @@ impl Prometheus {
     /// All series that a PromQL expression gives now.
     pub async fn query(&self, promql: &str) -> Result<Vec<Sample>> {
         let query: String = url_encode(promql);
-        let answer = get(self.address, &format!("/api/v1/query?query={query}")).await?;
+        let answer = http::get(self.address, &format!("/api/v1/query?query={query}")).await?;
         samples(&serde_json::from_str(&answer)?).with_context(|| format!("query {promql}: {answer}"))
     }
 
@@ -166,26 +165,6 @@ fn samples(answer: &Value) -> Option<Vec<Sample>> {
         }
         _ => None,
     }
-}
-
-/// The body of an answer with status 200.
-async fn get(address: SocketAddr, path: &str) -> Result<String> {
-    let ask = async {
-        let mut stream = TcpStream::connect(address).await?;
-        // Version 1.0, so that the body is not cut into chunks and ends with the connection.
-        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        anyhow::Ok(answer)
-    };
-    let answer =
-        tokio::time::timeout(Duration::from_secs(10), ask).await.context("Prometheus does not answer")??;
-    let (head, body) = answer.split_once("\r\n\r\n").context("Prometheus sends no HTTP")?;
-    let status = head.lines().next().unwrap_or_default();
-    if status.split(' ').nth(1) != Some("200") {
-        bail!("{path}: {status}\n{body}");
-    }
-    Ok(body.to_owned())
 }
 
 fn url_encode(text: &str) -> String {
