@@ -5,13 +5,15 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use warren_tests::broker::{Alarm, Broker, Options, Version, Vhost};
+use warren_tests::broker::{Alarm, Broker, Options, Vhost};
 use warren_tests::command::run_program;
 use warren_tests::wait::eventually;
 
-async fn faults(version: Version) -> Result<()> {
+warren_tests::on_each_release!(a_broker_takes_every_fault);
+
+async fn a_broker_takes_every_fault(options: Options) -> Result<()> {
     let since = Instant::now();
-    let broker = Broker::start(Options::new("faults").version(version)).await?;
+    let broker = Broker::start(options).await?;
     lap("start", since);
     let since = Instant::now();
     broker.vhost("faults").await?;
@@ -67,16 +69,6 @@ async fn faults(version: Version) -> Result<()> {
 
 fn lap(what: &str, since: Instant) {
     eprintln!("{what}: {:.1} s", since.elapsed().as_secs_f32());
-}
-
-#[tokio::test]
-async fn a_broker_of_3_10_takes_every_fault() -> Result<()> {
-    faults(Version::V3_10).await
-}
-
-#[tokio::test]
-async fn a_broker_of_4_0_takes_every_fault() -> Result<()> {
-    faults(Version::V4_0).await
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@
 //! | Waiting | [`Cluster::eventually`] shows pods, events and logs when it fails; [`wait::eventually`] needs no cluster |
 //! | Images | [`images::warren`] for the operator and the sidecar, [`images::program`] for any static program |
 //! | A broker to share | [`broker::Vhost::new`]: one broker a process, a vhost a test |
+//! | A test on each release | [`on_each_release`], with a vhost or a broker of its own |
 //! | A broker to harm | [`broker::Broker::start`], then `kill9`, `sigterm`, `start_again`, `wipe`, `freeze`, `stop_app`, `set_alarm` |
 //! | Where pods reach it | [`broker::Broker::uri_at`] with [`Cluster::host_address`] |
 //! | An operator beside the cluster | [`operator::Operator::start`], watched through its metrics |

@@ -16,7 +16,7 @@ use warren_broker::lapin::Connection;
 use warren_broker::topology::plan;
 use warren_broker::{BrokerAccess, declare};
 use warren_tests::amqp::Client;
-use warren_tests::broker::{Broker, Options, Version};
+use warren_tests::broker::{Broker, Options};
 use warren_tests::wait::eventually;
 
 async fn connection(uri: &str) -> Result<Connection> {
@@ -38,8 +38,10 @@ fn spec(queue_type: QueueType) -> QueueSpec {
     }
 }
 
-async fn declares(version: Version) -> Result<()> {
-    let broker = Broker::start(Options::new("declares").version(version)).await?;
+warren_tests::on_each_release!(what_is_planned_is_declared_twice_without_a_difference);
+
+async fn what_is_planned_is_declared_twice_without_a_difference(options: Options) -> Result<()> {
+    let broker = Broker::start(options).await?;
     let connection = connection(&broker.uri("/")).await?;
     let client = Client::connect(&broker.uri("/")).await?;
     for (name, queue_type) in [("quorum", QueueType::Quorum), ("classic", QueueType::Classic)] {
@@ -58,14 +60,4 @@ async fn declares(version: Version) -> Result<()> {
         .await?;
     }
     Ok(())
-}
-
-#[tokio::test]
-async fn what_is_planned_is_declared_twice_without_a_difference_on_rabbitmq_3_10() -> Result<()> {
-    declares(Version::V3_10).await
-}
-
-#[tokio::test]
-async fn what_is_planned_is_declared_twice_without_a_difference_on_rabbitmq_4_0() -> Result<()> {
-    declares(Version::V4_0).await
 }

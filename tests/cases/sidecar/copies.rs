@@ -13,7 +13,7 @@ use warren_tests::app::App;
 
 use crate::harness::{Place, QUEUE, config, headers_of, message_of};
 
-on_each_release!(
+warren_tests::on_each_release!(
     a_copy_keeps_properties_and_headers_but_not_what_would_lose_or_multiply_it,
     a_replayed_message_that_fails_again_climbs_the_ladder_again,
     sixty_kilobytes_of_headers_pass_and_can_be_dead_lettered,

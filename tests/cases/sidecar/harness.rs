@@ -21,7 +21,8 @@ use warren_sidecar::handler::endpoint::Endpoint;
 use warren_sidecar::inbox::Inbox;
 use warren_tests::amqp::Client;
 use warren_tests::app::App;
-use warren_tests::broker::{Broker, Options, Version};
+use warren_tests::broker::each_release::OfRelease;
+use warren_tests::broker::{Broker, Options, Version, Vhost};
 use warren_tests::wait::eventually;
 
 /// How long anything may take on a machine that does other things too.
@@ -35,14 +36,15 @@ pub struct Place {
     pub vhost: String,
 }
 
-impl Place {
-    /// A vhost on the shared broker of a release.
-    pub async fn new(version: Version, name: &str) -> Result<Self> {
-        let broker = Broker::shared_of(version).await?;
-        broker.vhost(name).await?;
-        Ok(Self { broker, vhost: name.to_owned() })
+/// A vhost of its own on the shared broker.
+impl OfRelease for Place {
+    async fn of_release(version: Version, test: &str) -> Result<Self> {
+        let Vhost { broker, name } = Vhost::on(version, test).await?;
+        Ok(Self { broker, vhost: name })
     }
+}
 
+impl Place {
     /// A broker of its own, for faults.
     pub async fn own(options: Options) -> Result<Self> {
         Ok(Self { broker: Arc::new(Broker::start(options).await?), vhost: "/".to_owned() })

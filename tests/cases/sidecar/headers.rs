@@ -13,7 +13,7 @@ use warren_tests::app::{App, Call};
 
 use crate::harness::{Place, QUEUE, config, request};
 
-on_each_release!(
+warren_tests::on_each_release!(
     the_body_goes_as_it_came_with_its_content_type_and_encoding,
     warren_queue_exchange_and_routing_key_say_where_it_came_from,
     warren_message_id_and_idempotency_key_are_the_producers_the_publish_apis_or_the_first_copys,

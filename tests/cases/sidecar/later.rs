@@ -10,7 +10,10 @@ use warren_tests::wait::eventually;
 
 use crate::harness::{PATIENCE, Place, QUEUE, Running, config, headers_of, message_of, request};
 
-on_each_release!(a_202_with_later_is_ended_on_localhost_once, later_without_a_heartbeat_is_a_time_out);
+warren_tests::on_each_release!(
+    a_202_with_later_is_ended_on_localhost_once,
+    later_without_a_heartbeat_is_a_time_out
+);
 
 async fn app() -> Result<App> {
     App::answering(|_| (StatusCode::ACCEPTED, [("warren-outcome", "later")]).into_response()).await

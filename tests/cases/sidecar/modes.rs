@@ -19,7 +19,7 @@ use warren_tests::wait::eventually;
 
 use crate::harness::{PATIENCE, Place, QUEUE, Running, config, message_of, request};
 
-on_each_release!(
+warren_tests::on_each_release!(
     a_batch_is_settled_message_by_message,
     messages_of_one_key_are_handled_in_order_and_others_in_parallel,
     messages_of_one_key_keep_their_order_when_another_pod_takes_over,

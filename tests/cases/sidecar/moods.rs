@@ -21,15 +21,12 @@ use warren_tests::wait::eventually;
 
 use crate::harness::{PATIENCE, Place, QUEUE, Running, config, request};
 
-on_each_release!(
+warren_tests::on_each_release!(
     a_queue_that_is_deleted_and_declared_again_is_consumed_again,
     rotated_credentials_are_taken_over_once_what_runs_has_ended,
     a_copy_of_what_ran_before_the_vhost_changed_goes_to_the_vhost_that_it_came_from,
     credentials_rotated_in_the_mounted_secret_are_taken_over_without_a_restart,
     a_raised_time_out_lasts_no_longer_than_the_pods_own_drain,
-);
-
-on_a_broker_of_each_release!(
     a_killed_broker_loses_nothing_and_is_consumed_again,
     acks_flow_under_an_alarm_and_publishes_are_429,
     a_broker_that_comes_back_empty_is_consumed_once_the_queue_is_declared_again,

@@ -17,7 +17,7 @@ use warren_tests::wait::eventually;
 
 use crate::harness::{PATIENCE, Place, QUEUE, Running, config, headers_of, message_of};
 
-on_each_release!(
+warren_tests::on_each_release!(
     a_time_out_a_1xx_a_broken_answer_and_none_at_all_climb_the_ladder,
     a_huge_answer_is_cut_and_its_status_counts,
     bodies_of_any_kind_and_up_to_the_brokers_maximum_are_handed_over_as_they_are,

@@ -19,7 +19,7 @@ use warren_tests::wait::eventually;
 
 use crate::harness::{PATIENCE, Place, QUEUE, config, message_of, request};
 
-on_each_release!(
+warren_tests::on_each_release!(
     publish_alone_serves_the_api_with_the_address_of_a_mounted_secret_and_follows_its_rotation,
     a_second_ctrl_c_does_not_wait_for_what_runs,
     local_mode_takes_what_a_pod_gets_from_a_file,

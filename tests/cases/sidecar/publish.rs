@@ -12,7 +12,7 @@ use warren_tests::broker::Options;
 
 use crate::harness::{Place, QUEUE, Running, config, headers_of, message_of, request};
 
-on_each_release!(
+warren_tests::on_each_release!(
     a_202_means_that_the_broker_has_it_with_all_that_was_given,
     a_missing_exchange_and_a_missing_route_are_404_and_harm_no_other,
     what_may_not_is_403_and_what_cannot_is_400_413_or_431,
@@ -23,9 +23,6 @@ on_each_release!(
     bodies_without_a_length_are_taken_side_by_side,
     without_a_broker_it_is_503,
     without_a_confirm_in_time_it_is_504,
-);
-
-on_a_broker_of_each_release!(
     headers_that_do_not_fit_the_brokers_frame_are_413_and_nothing_of_them_is_left_out,
     a_body_that_is_larger_than_the_broker_takes_is_413_for_its_caller_also_among_others,
 );

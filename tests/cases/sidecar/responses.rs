@@ -10,7 +10,7 @@ use warren_tests::wait::eventually;
 
 use crate::harness::{PATIENCE, Place, QUEUE, config, headers_of, message_of};
 
-on_each_release!(
+warren_tests::on_each_release!(
     a_2xx_acks,
     a_400_410_413_415_422_dead_letters_at_once_with_the_reason,
     a_5xx_408_425_any_other_4xx_or_3xx_climbs_the_ladder_and_after_the_last_is_dead,

@@ -2,6 +2,7 @@
 
 mod config;
 mod control;
+pub mod each_release;
 mod options;
 mod release;
 

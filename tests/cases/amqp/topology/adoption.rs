@@ -10,7 +10,7 @@ use warren_tests::broker::Vhost;
 use super::kept::Keeper;
 use super::look;
 
-on_each_release!(
+warren_tests::on_each_release!(
     an_equal_queue_is_adopted_with_its_messages,
     as_is_a_queue_must_exist_and_is_left_alone_with_warren_s_own_beside_it,
     fail_if_exists_refuses_a_queue_that_exists_and_keeps_one_that_it_made,

@@ -16,7 +16,7 @@ use warren_tests::wait::eventually;
 use super::kept::{Keeper, PATIENCE};
 use super::look;
 
-on_each_release!(a_queue_is_changed_by_the_documented_procedure_and_nothing_is_lost);
+warren_tests::on_each_release!(a_queue_is_changed_by_the_documented_procedure_and_nothing_is_lost);
 
 /// Publishes numbers to the exchange until told to stop, each confirmed and routed; gives how many.
 async fn produce(uri: String, stop: Arc<AtomicBool>) -> Result<u32> {

@@ -15,7 +15,7 @@ use warren_tests::wait::eventually;
 use super::kept::{Keeper, PATIENCE};
 use super::look;
 
-on_each_release!(
+warren_tests::on_each_release!(
     retain_leaves_everything,
     delete_takes_everything_with_its_messages,
     delete_if_empty_takes_empty_queues,

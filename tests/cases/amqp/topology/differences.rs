@@ -11,7 +11,7 @@ use warren_tests::broker::Vhost;
 use super::kept::Keeper;
 use super::look;
 
-on_each_release!(
+warren_tests::on_each_release!(
     a_queue_that_is_not_durable_is_named_and_left_alone_until_it_is_gone,
     a_queue_of_another_type_is_told_and_can_be_used_as_it_is,
     an_argument_that_differs_is_named_with_both_values,

@@ -15,7 +15,7 @@ use warren_tests::wait::eventually;
 use super::kept::{CONNECTION, Keeper, Kept, PATIENCE};
 use super::look;
 
-on_each_release!(
+warren_tests::on_each_release!(
     queues_that_are_deleted_come_back_with_their_bindings,
     an_exchange_or_binding_that_is_deleted_comes_back,
     a_missing_exchange_keeps_no_queue_and_no_other_binding_away,

@@ -9,19 +9,20 @@ use tokio::net::TcpListener;
 use warren_broker::BrokerAccess;
 use warren_operator::queue::validate::key;
 use warren_tests::amqp::Client;
-use warren_tests::broker::{Alarm, Broker, Options, Version, Vhost};
+use warren_tests::broker::{Alarm, Broker, Options, Vhost};
 use warren_tests::wait::eventually;
 use warren_tests::way::Way;
 
 use super::kept::{CONNECTION, Keeper, Kept, PATIENCE};
 use super::look::connected_at;
 
-on_each_release!(
+warren_tests::on_each_release!(
     two_thousand_queues_on_a_dead_broker_do_not_delay_ten_on_a_live_one,
     a_broker_that_never_answers_is_told_and_delays_nobody,
     another_address_of_the_list_is_used_when_one_goes,
     queues_of_one_broker_share_one_connection,
     a_queue_over_which_the_broker_ends_the_connection_does_so_once_to_the_others,
+    a_queue_survives_alarm_silence_crash_and_a_broker_that_comes_back_empty,
 );
 
 async fn two_thousand_queues_on_a_dead_broker_do_not_delay_ten_on_a_live_one(vhost: Vhost) -> Result<()> {
@@ -150,9 +151,11 @@ async fn a_queue_over_which_the_broker_ends_the_connection_does_so_once_to_the_o
 }
 
 /// A memory alarm, a silence, a crash without and with the data.
-async fn survives(version: Version) -> Result<()> {
-    let broker = Broker::start(Options::new("faults").version(version)).await?;
-    let beside = Vhost::on(version, "beside-faults").await?;
+async fn a_queue_survives_alarm_silence_crash_and_a_broker_that_comes_back_empty(
+    options: Options,
+) -> Result<()> {
+    let broker = Broker::start(options).await?;
+    let beside = Vhost::on(broker.version(), "beside-faults").await?;
     let keeper = Keeper::checking(Duration::from_secs(3600));
     let bindings = json!([{"exchange": "shop", "routingKey": "a", "declare": {"type": "Direct"}}]);
     let mut queue = keeper.queue(&broker.uri("/"), json!({"bindings": bindings}))?;
@@ -192,14 +195,4 @@ async fn survives(version: Version) -> Result<()> {
     })
     .await?;
     queue.ready().await
-}
-
-#[tokio::test]
-async fn a_queue_survives_alarm_silence_crash_and_a_broker_that_comes_back_empty_on_3_10() -> Result<()> {
-    survives(Version::V3_10).await
-}
-
-#[tokio::test]
-async fn a_queue_survives_alarm_silence_crash_and_a_broker_that_comes_back_empty_on_4_0() -> Result<()> {
-    survives(Version::V4_0).await
 }

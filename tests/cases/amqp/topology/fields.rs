@@ -9,7 +9,7 @@ use warren_tests::broker::{Version, Vhost};
 use super::kept::Keeper;
 use super::look;
 
-on_each_release!(
+warren_tests::on_each_release!(
     a_length_limit,
     a_limit_of_bytes,
     a_message_ttl,

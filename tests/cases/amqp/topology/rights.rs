@@ -7,7 +7,7 @@ use warren_tests::broker::{USER, Vhost};
 
 use super::kept::Keeper;
 
-on_each_release!(
+warren_tests::on_each_release!(
     the_rights_of_the_guide_suffice_for_everything,
     each_missing_right_is_named_and_used_once_it_is_granted,
     a_wrong_password_is_told_and_a_rotated_one_is_used_on_a_connection_of_its_own,

@@ -6,9 +6,14 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 use warren_broker::BrokerAccess;
 use warren_tests::authority::{Authority, Certified};
-use warren_tests::broker::{Broker, Options, Tls, USER, Version};
+use warren_tests::broker::{Broker, Options, Tls, USER};
 
 use super::kept::Keeper;
+
+warren_tests::on_each_release!(
+    a_certificate_is_verified_against_the_secret_s_authority,
+    a_broker_that_demands_a_certificate_gets_the_secret_s,
+);
 
 /// A Secret's keys for the broker's TLS port at a host.
 fn access(broker: &Broker, host: &str, keys: &[(&str, &str)]) -> Result<BrokerAccess> {
@@ -44,11 +49,11 @@ async fn show(broker: &Broker, Certified { certificate, key }: &Certified) -> Re
     Ok(())
 }
 
-async fn verified(version: Version) -> Result<()> {
+async fn a_certificate_is_verified_against_the_secret_s_authority(options: Options) -> Result<()> {
     let (ours, other) = (Authority::new("ours")?, Authority::new("other")?);
     let hosts = ["localhost".to_owned()];
     let tls = Tls::new(&ours, &hosts)?;
-    let broker = Broker::start(Options::new("tls").version(version).tls_only(tls)).await?;
+    let broker = Broker::start(options.tls_only(tls)).await?;
     let (ours_pem, other_pem) = (ours.certificate(), other.certificate());
     let with = |ca| access(&broker, "localhost", &[("ca.crt", ca)]);
     ready(with(ours_pem.as_str())?).await?;
@@ -62,20 +67,10 @@ async fn verified(version: Version) -> Result<()> {
     ready(with(ours_pem.as_str())?).await
 }
 
-#[tokio::test]
-async fn a_certificate_is_verified_against_the_secret_s_authority_on_3_10() -> Result<()> {
-    verified(Version::V3_10).await
-}
-
-#[tokio::test]
-async fn a_certificate_is_verified_against_the_secret_s_authority_on_4_0() -> Result<()> {
-    verified(Version::V4_0).await
-}
-
-async fn mutual(version: Version) -> Result<()> {
+async fn a_broker_that_demands_a_certificate_gets_the_secret_s(options: Options) -> Result<()> {
     let (ours, other) = (Authority::new("ours")?, Authority::new("other")?);
     let tls = Tls::new(&ours, &["localhost".to_owned()])?.mutual();
-    let broker = Broker::start(Options::new("mutual").version(version).tls_only(tls)).await?;
+    let broker = Broker::start(options.tls_only(tls)).await?;
     let ca = ours.certificate();
     let shown = |client: &Certified| {
         let Certified { certificate, key } = client;
@@ -90,14 +85,4 @@ async fn mutual(version: Version) -> Result<()> {
         queue.until("BrokerReachable", ("False", "TlsFailed"), &[]).await?;
     }
     Ok(())
-}
-
-#[tokio::test]
-async fn a_broker_that_demands_a_certificate_gets_the_secret_s_on_3_10() -> Result<()> {
-    mutual(Version::V3_10).await
-}
-
-#[tokio::test]
-async fn a_broker_that_demands_a_certificate_gets_the_secret_s_on_4_0() -> Result<()> {
-    mutual(Version::V4_0).await
 }
