@@ -27,7 +27,6 @@ use crate::error::{Error, retry_delay};
 use crate::locked::locked;
 use crate::metrics::Metrics;
 use crate::queue::consumers::{Consumers, Holding};
-use crate::queue::validate::key;
 use crate::scaler::board::Board;
 use crate::scaler::record::Records;
 use crate::scaler::scrape::Scraper;
@@ -120,7 +119,7 @@ impl Context {
     /// Workers that consume a Queue.
     pub fn workers_of(&self, queue: &Queue) -> Vec<Arc<Worker>> {
         let naming = locked(&self.naming);
-        naming.of(&key(queue)).filter_map(|worker| self.worker(worker)).collect()
+        naming.of(&Key::of(queue)).filter_map(|worker| self.worker(worker)).collect()
     }
 
     /// A Worker that is there.

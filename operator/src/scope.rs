@@ -174,7 +174,7 @@ fn queue_event(event: &watcher::Event<Queue>, context: &Context) {
             reconcile(&context.workers_of(queue), context);
         }
         watcher::Event::Delete(queue) => {
-            let key = queue::validate::key(queue);
+            let key = Key::of(queue);
             context.brokers.gone(&key);
             context.metrics.forget_queue(&key);
             reconcile(&context.workers_of(queue), context);
@@ -288,7 +288,7 @@ async fn sweep(context: Arc<Context>) {
         }
         let queues = context.stores.queues.state();
         context.forget_seen(&queues.iter().filter_map(|queue| queue.uid()).collect());
-        let living: BTreeSet<Key> = queues.iter().map(|queue| queue::validate::key(queue)).collect();
+        let living: BTreeSet<Key> = queues.iter().map(|queue| Key::of(queue.as_ref())).collect();
         let workers = context.stores.workers.state();
         let watched = workers.iter().map(|worker| Key {
             namespace: worker.namespace().unwrap_or_default(),

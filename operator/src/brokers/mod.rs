@@ -26,6 +26,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 use warren_api::names::retry_queue;
 use warren_api::queue::DeclaredBinding;
@@ -52,6 +53,13 @@ pub struct Key {
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
+}
+
+impl Key {
+    /// That of an object.
+    pub fn of(object: &impl ResourceExt) -> Self {
+        Self { namespace: object.namespace().unwrap_or_default(), name: object.name_any() }
+    }
 }
 
 impl From<&Key> for ObjectRef<Queue> {

@@ -8,7 +8,6 @@ use warren_api::conditions::queue::DECLARED;
 use warren_broker::BrokerAccess;
 
 use super::status::conflicting;
-use super::validate::key;
 use super::{finalizer, plan};
 use crate::brokers::{Key, Order, Outcome};
 use crate::context::Context;
@@ -22,7 +21,7 @@ const TURN: Duration = Duration::from_secs(300);
 /// Takes a Queue in that this process may not have looked at yet: what it had before a restart is its own also while its Secret
 /// is bad, and before its turn to be looked at has come.
 pub(crate) fn expect(queue: &Queue, context: &Context) {
-    let key = key(queue);
+    let key = Key::of(queue);
     if !context.brokers.has_claimed(&key) && !is_over(queue) {
         let address = last_address(queue);
         let names = plan::keep(queue, address.unwrap_or_default()).names();

@@ -19,9 +19,9 @@ use super::place::{FIRST_ANSWER, conflict, older_to_come, outcome, patience, wai
 use super::record::record;
 use super::removal::{End, end};
 use super::status::{Progress, conflicting, status};
-use super::validate::{key, validate};
+use super::validate::validate;
 use super::{dereference, finalizer, plan};
-use crate::brokers::{Outcome, Seen};
+use crate::brokers::{Key, Outcome, Seen};
 use crate::condition::{find, is_true};
 use crate::context::Context;
 use crate::error::Error;
@@ -114,14 +114,14 @@ fn let_go(queue: &Queue) -> Option<Progress> {
 
 /// What the sidecars of the Queue's Workers have counted.
 fn durability(queue: &Queue, context: &Context) -> Durability {
-    let (key, workers) = (key(queue), context.workers_of(queue));
+    let (key, workers) = (Key::of(queue), context.workers_of(queue));
     let counted = |worker: &Arc<Worker>| context.board.view(&worker_key(worker)).durability_of(&key);
     workers.iter().map(counted).fold(Durability::default(), |sum, counted| sum + counted)
 }
 
 /// Has the Queue kept on its broker; none while there is nothing to say.
 async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, Error> {
-    let key = key(queue);
+    let key = Key::of(queue);
     let secret = dereference::secret(queue, context).await?;
     let access = match validate(queue, &secret) {
         Ok(access) => access,
@@ -173,13 +173,13 @@ fn first_answer_is_due(queue: &Queue, context: &Context) -> bool {
         .status
         .as_ref()
         .is_some_and(|s| !s.conditions.is_empty() && s.observed_generation == queue.metadata.generation);
-    !said && context.seen_for(queue) >= patience(&key(queue), context)
+    !said && context.seen_for(queue) >= patience(&Key::of(queue), context)
 }
 
 /// Writes the status that follows from how far the Queue has come, and tells what is new in it.
 async fn say(queue: &Queue, progress: Progress, context: &Context) -> Result<(), Error> {
     let status = status(queue, progress, durability(queue, context), &Time(Timestamp::now()));
-    context.metrics.queue_ready(&key(queue), is_true(&status.conditions, READY));
+    context.metrics.queue_ready(&Key::of(queue), is_true(&status.conditions, READY));
     if !context.write_status(queue, queue.status.as_ref(), &status).await? {
         return Ok(());
     }

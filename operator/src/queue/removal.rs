@@ -5,7 +5,6 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
 use kube::runtime::events::EventType;
-use kube::runtime::reflector::ObjectRef;
 use tokio::time::Instant;
 use warren_api::Queue;
 use warren_api::conditions::queue::DELETION_BLOCKED;
@@ -14,7 +13,7 @@ use warren_broker::BrokerAccess;
 use super::consumers::Holding;
 use super::place::{conflict, older_to_come, outcome, patience, waits_for};
 use super::status::conflicting;
-use super::validate::{key, validate};
+use super::validate::validate;
 use super::{dereference, finalizer, plan};
 use crate::brokers::{Key, Order, Outcome};
 use crate::context::Context;
@@ -34,7 +33,7 @@ pub(super) enum End {
 
 /// Ends a Queue as its policy says.
 pub(super) async fn end(queue: &Queue, context: &Context) -> Result<End, Error> {
-    let key = key(queue);
+    let key = Key::of(queue);
     let ours = finalizer::is_set(queue) && !is_another_s(queue, &key, context);
     let end = match plan::remove(queue).filter(|_| ours) {
         None => {
@@ -165,7 +164,7 @@ fn blocked(reason: &'static str, message: String) -> End {
 fn consuming(key: &Key, context: &Context) -> Option<String> {
     let holding = context.pods.workers(&key.namespace);
     let (worker, holding) = context.best_known_to_consume(&holding, &key.name, Instant::now())?;
-    let living = context.stores.workers.get(&ObjectRef::new(&worker.name).within(&worker.namespace));
+    let living = context.worker(worker);
     let names_this = living.map(|living| living.spec.queue_ref.name == key.name);
     Some(holds(&worker.name, holding, names_this))
 }

@@ -5,14 +5,8 @@ use warren_api::Queue;
 use warren_api::conditions::queue::BROKER_REACHABLE;
 use warren_broker::BrokerAccess;
 
-use crate::brokers::Key;
 use crate::problem::Problem;
 use crate::secrets::SecretState;
-
-/// A Queue's namespace and name.
-pub fn key(queue: &Queue) -> Key {
-    Key { namespace: queue.namespace().unwrap_or_default(), name: queue.name_any() }
-}
 
 /// Parses the Secret.
 pub fn validate(queue: &Queue, secret: &SecretState) -> Result<BrokerAccess, Problem> {

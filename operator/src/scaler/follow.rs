@@ -33,7 +33,6 @@ use super::tell;
 use crate::brokers::{Key, Prober};
 use crate::condition::find;
 use crate::context::{Context, SIDECARS_LEARN};
-use crate::queue::validate;
 use crate::tick;
 use crate::worker::dereference::beside;
 use crate::worker::pods;
@@ -117,7 +116,7 @@ impl Follower {
         let queue = stores.queues.get(&ObjectRef::new(&worker.spec.queue_ref.name).within(namespace));
         let deployment = stores.deployments.get(&ObjectRef::new(&self.key.name).within(namespace));
         let pods = context.pods.of(&self.key);
-        let lane = queue.as_deref().and_then(|queue| context.brokers.lane_of(&validate::key(queue)));
+        let lane = queue.as_deref().and_then(|queue| context.brokers.lane_of(&Key::of(queue)));
         // One that is looked at now and then is none of those whose looks are spread.
         let builtin =
             worker.spec.scaling.mode == ScalingMode::Builtin && worker.metadata.deletion_timestamp.is_none();
@@ -228,7 +227,7 @@ impl Follower {
         within: Duration,
     ) -> Option<(QueueDepth, Instant)> {
         let (queue, name) = (queue?, name?);
-        let key = validate::key(queue);
+        let key = Key::of(queue);
         let lane = self.context.brokers.lane_of(&key)?;
         match lane.depth(name, within).await {
             Ok(depth) => Some((depth, Instant::now())),
@@ -288,7 +287,7 @@ impl Follower {
         let ready = look.pods.iter().filter(|pod| pods::ready(pod)).count();
         self.context.metrics.worker_replicas(&self.key, desired.unsigned_abs(), count(living), count(ready));
         if let Some(queue) = queue {
-            let key = validate::key(queue);
+            let key = Key::of(queue);
             let (retrying, dead) = (self.side.retrying(queue), self.side.dead(queue));
             self.context.metrics.queue_messages(&key, look.ready(), retrying, dead);
         }
@@ -309,7 +308,7 @@ impl Follower {
 /// Where a Queue's messages are.
 fn followed(queue: &Queue) -> (Key, Option<String>, String) {
     let address = queue.status.as_ref().and_then(|status| status.broker_address.clone());
-    (validate::key(queue), address, queue.broker_name().to_owned())
+    (Key::of(queue), address, queue.broker_name().to_owned())
 }
 
 /// Pods as a number.

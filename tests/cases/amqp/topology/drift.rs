@@ -7,7 +7,7 @@ use futures::StreamExt;
 use serde_json::json;
 use warren_broker::lapin::options::{BasicPublishOptions, ExchangeDeleteOptions};
 use warren_broker::lapin::types::FieldTable;
-use warren_operator::queue::validate::key;
+use warren_operator::brokers::Key;
 use warren_tests::amqp::{Client, persistent};
 use warren_tests::broker::{USER, Vhost};
 use warren_tests::wait::eventually;
@@ -61,7 +61,7 @@ async fn queues_that_are_deleted_come_back_with_their_bindings(vhost: Vhost) -> 
     queue.ready().await?;
     // Its status says so by now.
     queue.turn();
-    let told = || keeper.brokers.take_recreated(&key(&queue.queue));
+    let told = || keeper.brokers.take_recreated(&Key::of(&queue.queue));
     assert!(!told(), "it is new");
     let client = Client::connect(&vhost.uri()).await?;
     for name in ["orders", "orders.dlq", "orders.retry.60s"] {
@@ -165,7 +165,7 @@ async fn a_queue_that_a_probe_misses_comes_back_without_a_drift_check(vhost: Vho
     let keeper = Keeper::checking(Duration::from_secs(3600));
     let mut queue = keeper.queue(&vhost.uri(), spec())?;
     queue.ready().await?;
-    let lane = keeper.brokers.lane_of(&key(&queue.queue)).unwrap();
+    let lane = keeper.brokers.lane_of(&Key::of(&queue.queue)).unwrap();
     let client = Client::connect(&vhost.uri()).await?;
     client.delete("orders").await?;
     eventually(PATIENCE, "the probe finds the queue", async || Ok(lane.depth("orders", PATIENCE).await?))

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 use tokio::net::TcpListener;
 use warren_broker::BrokerAccess;
-use warren_operator::queue::validate::key;
+use warren_operator::brokers::Key;
 use warren_tests::amqp::Client;
 use warren_tests::broker::{Alarm, Broker, Options, Vhost};
 use warren_tests::wait::eventually;
@@ -178,7 +178,7 @@ async fn a_queue_survives_alarm_silence_crash_and_a_broker_that_comes_back_empty
     queue.ready().await?;
     // Its status says so by now.
     queue.turn();
-    let told = |queue: &Kept<'_>| keeper.brokers.take_recreated(&key(&queue.queue));
+    let told = |queue: &Kept<'_>| keeper.brokers.take_recreated(&Key::of(&queue.queue));
     assert!(!told(&queue), "nothing was lost");
 
     broker.kill9().await?;

@@ -10,11 +10,10 @@ use kube::runtime::reflector::ObjectRef;
 use serde_json::Value;
 use warren_api::{Queue, QueueSpec, QueueStatus};
 use warren_broker::BrokerAccess;
-use warren_operator::brokers::{Brokers, LaneOptions, Outcome};
+use warren_operator::brokers::{Brokers, Key, LaneOptions, Outcome};
 use warren_operator::leader::Leadership;
 use warren_operator::queue::plan;
 use warren_operator::queue::status::{Progress, status};
-use warren_operator::queue::validate::key;
 use warren_operator::scaler::board::Durability;
 use warren_tests::wait::eventually;
 
@@ -90,7 +89,7 @@ impl Kept<'_> {
 
     /// One turn of the reconcile.
     pub fn turn(&mut self) {
-        let (key, address) = (key(&self.queue), self.access.address());
+        let (key, address) = (Key::of(&self.queue), self.access.address());
         let order = plan::keep(&self.queue, &address);
         let Keeper { brokers, .. } = self.keeper;
         brokers.claim(&key, 0, &address, order.names());
@@ -140,7 +139,7 @@ impl Kept<'_> {
         let order = plan::remove(&self.queue).context("nothing is to be removed")?;
         let Keeper { brokers, .. } = self.keeper;
         eventually(PATIENCE, "the deletion has an outcome", async || {
-            let observation = brokers.assign(&key(&self.queue), &self.access, order.clone(), false);
+            let observation = brokers.assign(&Key::of(&self.queue), &self.access, order.clone(), false);
             let observation = observation.filter(|observation| *observation.order == order);
             Ok(observation.context("none yet")?.outcome)
         })
