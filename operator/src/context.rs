@@ -30,7 +30,6 @@ use crate::queue::consumers::{Consumers, Holding};
 use crate::scaler::board::Board;
 use crate::scaler::record::Records;
 use crate::scaler::scrape::Scraper;
-use crate::scaler::task::worker_key;
 use crate::secrets::Secrets;
 use crate::tolerant::Tolerant;
 use crate::worker::dereference::{consumed_by, consumes};
@@ -144,13 +143,13 @@ impl Context {
     pub fn note_consumer(&self, worker: &Worker) -> bool {
         let queue = &worker.spec.queue_ref.name;
         let turned = turned_before(worker, self.since);
-        locked(&self.consumers).on(&worker_key(worker), queue, lasting(worker), turned, Instant::now())
+        locked(&self.consumers).on(&Key::of(worker), queue, lasting(worker), turned, Instant::now())
     }
 
     /// Notes that a Worker's sidecars could not be told what it names, and what they go on with; none where they could. Gives
     /// whether that is new.
     pub fn note_told(&self, worker: &Worker, told: Option<&SidecarConfig>) -> bool {
-        let key = worker_key(worker);
+        let key = Key::of(worker);
         let named = &worker.spec.queue_ref.name;
         let named_queue = self.stores.queues.get(&ObjectRef::new(named).within(&key.namespace));
         // Nearly all of them: no look at every Queue is needed for these.

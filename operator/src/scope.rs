@@ -23,7 +23,6 @@ use crate::context::{Context, Retries, Stores};
 use crate::locked::locked;
 use crate::scaler::board::Board;
 use crate::scaler::scrape::Scraper;
-use crate::scaler::task::worker_key;
 use crate::watch::{Complaints, cached};
 use crate::worker::live::{LiveConfigMap, LiveDeployment, LiveDisruptionBudget, OfWorker};
 use crate::worker::pod_index::PodIndex;
@@ -209,7 +208,7 @@ fn listed_again(context: &Context) {
 fn worker_event(event: &watcher::Event<Worker>, context: &Context) {
     match event {
         watcher::Event::Apply(worker) | watcher::Event::InitApply(worker) => {
-            let key = worker_key(worker);
+            let key = Key::of(worker);
             let queue = Key { name: worker.spec.queue_ref.name.clone(), ..key.clone() };
             locked(&context.naming).names(key, queue);
             if context.note_consumer(worker) {
@@ -217,12 +216,13 @@ fn worker_event(event: &watcher::Event<Worker>, context: &Context) {
             }
         }
         watcher::Event::Delete(worker) => {
-            locked(&context.naming).forget(&worker_key(worker));
+            locked(&context.naming).forget(&Key::of(worker));
             // What it has consumed counts while it has pods.
             tell_ordered(worker, context);
         }
         watcher::Event::InitDone => {
-            let living = context.stores.workers.state().iter().map(|worker| worker_key(worker)).collect();
+            let living =
+                context.stores.workers.state().iter().map(|worker| Key::of(worker.as_ref())).collect();
             locked(&context.naming).retain(&living);
             listed_again(context);
         }
@@ -233,7 +233,7 @@ fn worker_event(event: &watcher::Event<Worker>, context: &Context) {
 /// Sends the Workers beside one that comes, goes or turns to another Queue to their reconcile, if they are to keep an order.
 /// Where more than two share a Queue, they hold consuming anyhow, and look again by themselves.
 pub(crate) fn tell_ordered(worker: &Worker, context: &Context) {
-    let queues: Vec<Key> = locked(&context.consumers).queues(&worker_key(worker)).collect();
+    let queues: Vec<Key> = locked(&context.consumers).queues(&Key::of(worker)).collect();
     let naming = locked(&context.naming);
     let beside = queues.iter().flat_map(|queue| naming.of(queue).take(2));
     let beside = beside.filter_map(|other| context.worker(other));
@@ -294,7 +294,7 @@ async fn sweep(context: Arc<Context>) {
             namespace: worker.namespace().unwrap_or_default(),
             name: worker.spec.queue_ref.name.clone(),
         });
-        let mut known: HashSet<Key> = workers.iter().map(|worker| worker_key(worker)).collect();
+        let mut known: HashSet<Key> = workers.iter().map(|worker| Key::of(worker.as_ref())).collect();
         known.extend(context.pods.all_workers());
         context.forget_consumers(&known);
         let watched = watched.filter(|queue| living.contains(queue)).collect();

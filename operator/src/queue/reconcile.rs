@@ -27,7 +27,6 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::problem::{CONFLICT, OTHER_FINALIZER, Problem};
 use crate::scaler::board::Durability;
-use crate::scaler::task::worker_key;
 use crate::secrets::SecretState;
 use crate::watch::Complaints;
 
@@ -115,7 +114,7 @@ fn let_go(queue: &Queue) -> Option<Progress> {
 /// What the sidecars of the Queue's Workers have counted.
 fn durability(queue: &Queue, context: &Context) -> Durability {
     let (key, workers) = (Key::of(queue), context.workers_of(queue));
-    let counted = |worker: &Arc<Worker>| context.board.view(&worker_key(worker)).durability_of(&key);
+    let counted = |worker: &Arc<Worker>| context.board.view(&Key::of(worker.as_ref())).durability_of(&key);
     workers.iter().map(counted).fold(Durability::default(), |sum, counted| sum + counted)
 }
 

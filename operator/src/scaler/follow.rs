@@ -28,7 +28,6 @@ use super::sample::{Answer, Tracker};
 use super::schedule::Timetable;
 use super::share::Lately;
 use super::side::Side;
-use super::task::worker_key;
 use super::tell;
 use crate::brokers::{Key, Prober};
 use crate::condition::find;
@@ -161,7 +160,7 @@ impl Follower {
         let workers = queue.as_deref().map(|queue| context.workers_of(queue)).unwrap_or_default();
         let look = Look {
             worker: &self.key,
-            workers: workers.iter().map(|worker| worker_key(worker)).collect(),
+            workers: workers.iter().map(|worker| Key::of(worker.as_ref())).collect(),
             board: &context.board,
             depth: self.depth.map(|(depth, at)| (depth, at.elapsed().as_secs_f64())),
             scale: deployment.as_deref().map(|deployment| &deployment.facts),

@@ -28,7 +28,8 @@ pub async fn run(context: Arc<Context>) {
     loop {
         let all = context.stores.workers.state();
         context.board.share(sharing(&all, &context));
-        let living: HashMap<Key, Option<String>> = all.iter().map(|w| (worker_key(w), w.uid())).collect();
+        let living: HashMap<Key, Option<String>> =
+            all.iter().map(|w| (Key::of(w.as_ref()), w.uid())).collect();
         // One that has the place of another begins anew.
         let gone = loops.extract_if(|key, (uid, task)| living.get(key) != Some(uid) || task.is_finished());
         let (gone, tasks): (Vec<Key>, Vec<_>) = gone.map(|(key, (_, task))| (key, task)).unzip();
@@ -61,11 +62,6 @@ async fn end(tasks: Vec<JoinHandle<()>>) {
     join_all(tasks).await;
 }
 
-/// A Worker's namespace and name.
-pub fn worker_key(worker: &Worker) -> Key {
-    Key { namespace: worker.namespace().unwrap_or_default(), name: worker.name_any() }
-}
-
 fn consumes(worker: &Worker, context: &Context) -> bool {
     let reference = ObjectRef::new(&worker.spec.queue_ref.name);
     let queue = context.stores.queues.get(&reference.within(&worker.namespace().unwrap_or_default()));
@@ -84,7 +80,7 @@ fn sharing(workers: &[Arc<Worker>], context: &Context) -> HashMap<Key, Arc<[Key]
     };
     for worker in workers.iter().filter(|worker| shares(worker)) {
         let queue = (worker.namespace().unwrap_or_default(), worker.spec.queue_ref.name.as_str());
-        by_queue.entry(queue).or_default().push(worker_key(worker));
+        by_queue.entry(queue).or_default().push(Key::of(worker.as_ref()));
     }
     let shared = by_queue.into_values().filter(|workers| workers.len() > 1).map(Arc::<[Key]>::from);
     shared.flat_map(|all| all.iter().map(|key| (key.clone(), all.clone())).collect::<Vec<_>>()).collect()

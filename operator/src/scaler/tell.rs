@@ -7,13 +7,13 @@ use warren_api::Worker;
 
 use super::board::View;
 use super::decide::Decision;
-use super::task::worker_key;
+use crate::brokers::Key;
 use crate::context::Context;
 
 /// Tells what `view` says that `former` did not.
 pub(super) fn if_news(context: &Context, worker: &Worker, former: &View, view: &View) {
     let durable = |view: &View| (view.durability.deliveries > 0, view.durability.percent());
-    let key = worker_key(worker);
+    let key = Key::of(worker);
     // The receivers end only with the process.
     if durable(former) != durable(view) {
         // The Queue tells of its messages' durability.

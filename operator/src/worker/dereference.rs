@@ -14,7 +14,6 @@ use super::pods;
 use crate::brokers::Key;
 use crate::context::Context;
 use crate::error::Error;
-use crate::scaler::task::worker_key;
 use crate::secrets::{SecretState, User};
 
 /// Everything that surrounds a Worker.
@@ -111,7 +110,7 @@ pub async fn dereference(worker: &Worker, context: &Context) -> Result<Surroundi
 /// Whose pods may consume beside a Worker's only pod, and what to do about it; looked up where an order is asked for.
 pub fn beside(worker: &Worker, queue: &Queue, context: &Context) -> Option<String> {
     worker.spec.consumer.ordering_key.as_ref()?;
-    let own = worker_key(worker);
+    let own = Key::of(worker);
     if let Some(Key { name, .. }) = context.beside(&own, &Key::of(queue)) {
         return Some(format!(
             "the pods of Worker \"{name}\" consume the same Queue. Use a Queue with singleActiveConsumer: true, or give each Worker a Queue of its own"

@@ -24,13 +24,13 @@ use super::owed::owed;
 use super::pods::cannot_get;
 use super::status::status;
 use super::validate::{DISORDER, validate};
+use crate::brokers::Key;
 use crate::condition::find;
 use crate::context::Context;
 use crate::error::Error;
 use crate::problem::Problem;
 use crate::scaler::act;
 use crate::scaler::board::{Entry, View};
-use crate::scaler::task::worker_key;
 use crate::scope::tell_ordered;
 use crate::watch::Complaints;
 
@@ -78,7 +78,7 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     if worker.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
-    let entry = context.board.entry(&worker_key(&worker));
+    let entry = context.board.entry(&Key::of(worker.as_ref()));
     let around = dereference(&worker, &context).await?;
     let reference = ObjectRef::from_obj(&*worker).erase();
     let (problem, image) = match converge(&worker, &around, &entry, &context).await {
@@ -186,7 +186,7 @@ async fn obey(worker: &Worker, around: &Surroundings, entry: &Entry, context: &C
     let Some(replicas) = owed(worker, around) else { return Ok(()) };
     let _writing = entry.writing.lock().await;
     mark(worker, around, entry, replicas, context).await;
-    act::write_replicas(context, &worker_key(worker), replicas).await?;
+    act::write_replicas(context, &Key::of(worker), replicas).await?;
     tracing::info!(namespace = worker.namespace(), worker = %worker.name_any(), replicas, "scaled as spec.replicas says");
     Ok(())
 }
