@@ -124,7 +124,12 @@ async fn definitions(cluster: &Cluster) -> Read<Vec<(String, bool)>> {
 
 /// Asks for each of the operator's own rules, of Secrets for those that are named; `home`: the namespace of its pods, where they
 /// elect who leads.
-async fn rights(cluster: &Cluster, secrets: &BTreeSet<String>, home: &str, account: &str) -> Read<Vec<Right>> {
+async fn rights(
+    cluster: &Cluster,
+    secrets: &BTreeSet<String>,
+    home: &str,
+    account: &str,
+) -> Read<Vec<Right>> {
     let reviews: Api<SubjectAccessReview> = Api::all(cluster.client.clone());
     let user = format!("system:serviceaccount:{home}:{account}");
     let rules = needed(secrets);
