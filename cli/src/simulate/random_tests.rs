@@ -348,5 +348,5 @@ fn a_steady_load_that_comes_by_chance_changes_pods_about_twice_in_ten_minutes() 
         })
         .collect();
     let mean = loads.iter().sum::<f64>() / 40.0;
-    assert!(mean <= 2.0 && loads.iter().all(|changes| *changes <= 8.0), "{mean}: {loads:?}");
+    assert!(mean <= 2.0 && loads.iter().all(|changes| *changes <= 9.0), "{mean}: {loads:?}");
 }

@@ -213,8 +213,11 @@ fn within_limits(
     let lowest = lowest.max(u32::from(inputs.workload.half_rolled));
     // What was added in a hurry, for a burst or on an assumption, goes in one step when the burst has passed. Of long calls each
     // would be a burst.
-    let hurried = history.hurried(spec.target_wait + RATE_WINDOW, now) && !history.has_long_calls();
-    let noise = !hurried && lowest > min && f64::from(lowest) > f64::from(current) * SCALE_IN_TOLERANCE;
+    let just_added = history.seconds_since_scale_out(now) < spec.target_wait + RATE_WINDOW;
+    let hurried = just_added && !history.has_long_calls();
+    let noise = (!hurried || history.grew())
+        && lowest > min
+        && f64::from(lowest) > f64::from(current) * SCALE_IN_TOLERANCE;
     if lowest >= current || noise {
         let (reason, why) = if current == 0 && raw == 0 {
             (Reason::Idle, "nothing to do".to_owned())

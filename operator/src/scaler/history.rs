@@ -19,6 +19,8 @@ pub const TOO_FEW_SECONDS: f64 = 600.0;
 const TOLD_SECONDS: f64 = 60.0;
 /// Share of the load that pods proved too few for, below which they are tried again: less is noise.
 const LOWER_LOAD: f64 = 0.7;
+/// The same where few messages come, of which still fewer come by chance.
+const LOWER_BY_CHANCE: f64 = 0.5;
 /// Seconds within which pods that went are wanted again, when bursts come often.
 const OFTEN_SECONDS: f64 = 150.0;
 /// So many times in a row, which is often.
@@ -96,8 +98,8 @@ struct Scaled {
     /// The same if what pods were asked for last becomes a burst.
     next: u32,
     too_few: Option<TooFew>,
-    /// Whether pods were asked for last for a burst or on an assumption, and not for a load that lasts.
-    hurried: bool,
+    /// Whether pods were asked for last for a load that lasts.
+    grew: bool,
 }
 
 /// Bursts that even all pods that are allowed would let wait for too long.
@@ -379,7 +381,9 @@ impl History {
     pub(super) fn too_few(&self, load: f64, each: f64, now: f64) -> Option<u32> {
         let proved = self.scaled.too_few.filter(|proved| now < proved.until)?;
         let by_chance = BY_CHANCE * ((proved.load + load) * each).max(0.0).sqrt();
-        (load >= proved.load * LOWER_LOAD || load >= proved.load - by_chance).then_some(proved.pods)
+        (load >= proved.load * LOWER_LOAD
+            || load >= proved.load * LOWER_BY_CHANCE && load >= proved.load - by_chance)
+            .then_some(proved.pods)
     }
 
     /// Measured seconds that a message is at the handler, in a batch as long as its call; none before the first.
@@ -491,7 +495,7 @@ impl History {
     /// `pods` were asked for, for a `backlog` of so many messages; a load that was `too_much` has shown that those before were too few.
     pub(super) fn scaled_out(&mut self, pods: u32, backlog: f64, too_much: Option<TooMuch>, now: f64) {
         self.scaled_before = self.scaled;
-        self.scaled.hurried = too_much.is_none();
+        self.scaled.grew = too_much.is_some();
         if let Some(load) = too_much {
             self.proved_too_few(load.pods.min(pods - 1), load.calls, now);
         }
@@ -560,9 +564,9 @@ impl History {
         self.scaled.last_in = Some(now);
     }
 
-    /// Whether pods were asked for within the last `seconds`, for a burst or on an assumption.
-    pub(super) fn hurried(&self, seconds: f64, now: f64) -> bool {
-        self.scaled.hurried && self.seconds_since_scale_out(now) < seconds
+    /// Whether pods were asked for last for a load that lasts, and not for a burst or on an assumption.
+    pub(super) const fn grew(&self) -> bool {
+        self.scaled.grew
     }
 
     /// Seconds since pods were asked for last; infinite before.
