@@ -1512,13 +1512,14 @@ proptest! {
     }
 
     #[test]
-    fn unacknowledged_work_never_scales_to_zero(mut world in worlds(), unsettled in 1_u64..4) {
+    fn unacknowledged_work_never_scales_to_zero(mut world in worlds(), unsettled in 1_u64..4, runs: bool) {
         world.queue = 0.0;
         let mut without = world.clone();
         for _ in 0..1500 {
             let mut inputs = world.passes(0.0);
             inputs.workload.replicas = inputs.workload.replicas.max(1);
-            inputs.sidecars = Sidecars { unsettled, ..inputs.sidecars };
+            let (in_flight, put_off) = if runs { (unsettled, 0) } else { (0, unsettled) };
+            inputs.sidecars = Sidecars { unsettled, in_flight, put_off, ..inputs.sidecars };
             prop_assert!(world.look(&inputs).replicas > 0, "{:?}", world.decision);
             without.second(0.0);
         }
