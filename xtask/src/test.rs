@@ -92,10 +92,13 @@ impl Test {
             Some(file) => Cluster::attach(file)?,
             None => Cluster::up(progress).await?,
         };
+        if self.keep {
+            cluster.keep()?;
+        }
         // Cargo runs tests in another folder: a relative path would lead elsewhere.
         let attached = self.kubeconfig.is_some().then(|| cluster.kubeconfig());
         let result = run_stages(CLUSTER, attached, progress).await;
-        cluster.leave(self.keep, progress).await?;
+        cluster.leave(progress).await?;
         result
     }
 }

@@ -27,7 +27,7 @@ impl Up {
                 Cluster::up(&progress).await?
             }
         };
-        cluster.leave(true, &progress).await?;
+        cluster.keep()?;
         let nodes = cluster.kubectl(&["get", "nodes", "--no-headers"]).await?;
         progress.print(&format!("\n{}\n", nodes.trim_end()));
         progress.print(&format!("export KUBECONFIG={}", cluster.kubeconfig().display()));

@@ -101,7 +101,7 @@ pub(super) const LEADER: Definition = Definition {
     name: "warren_operator_leader",
     kind: "gauge",
     labels: &[],
-    help: "1 on the replica that leads, once its caches are filled, 0 on those that stand by.",
+    help: "1 on the replica that leads, once the caches of a first namespace are filled, 0 on those that stand by.",
 };
 pub(super) const API_WRITES: Definition = Definition {
     name: "warren_operator_api_writes_total",

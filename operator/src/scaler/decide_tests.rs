@@ -1527,6 +1527,26 @@ proptest! {
     }
 
     #[test]
+    fn a_larger_backlog_never_means_fewer_pods_whatever_was_read(past in proptest::collection::vec(readings(), 0..20), inputs in readings(), more in 0_u64..1_000_000, spec in specs()) {
+        let (history, now) = run(&past, &spec);
+        let mut larger = inputs.clone();
+        larger.ready = inputs.ready.map(|(ready, age)| (ready + more, age));
+        let (few, _) = decide(history.clone(), &inputs, &spec, now);
+        let (many, _) = decide(history, &larger, &spec, now);
+        // What holds does so whatever the backlog is; a stall needs a backlog, and never lets pods go.
+        prop_assume!(many.reason != Reason::Stalled);
+        prop_assert!(many.replicas >= few.replicas, "{few:?} {many:?}");
+    }
+
+    #[test]
+    fn unacknowledged_work_never_scales_to_zero_whatever_was_read(past in proptest::collection::vec(readings(), 0..20), mut inputs in readings(), spec in specs()) {
+        inputs.workload.replicas = inputs.workload.replicas.max(1);
+        inputs.sidecars.unsettled = inputs.sidecars.unsettled.max(1);
+        let (history, now) = run(&past, &spec);
+        prop_assert!(decide(history, &inputs, &spec, now).0.replicas > 0);
+    }
+
+    #[test]
     fn counters_that_fall_move_no_replicas(mut world in worlds(), arrivals in 0.0_f64..20.0, left in 0.0_f64..1.0) {
         let inputs = world.passes(arrivals);
         let mut fallen = inputs.clone();

@@ -310,7 +310,7 @@ fn remember(path: &Path, chosen: &(Ports, String)) -> Result<()> {
 
 fn recall(path: &Path) -> Result<(Ports, String)> {
     serde_json::from_slice(&std::fs::read(path)?)
-        .with_context(|| format!("{} is not what it was written as", path.display()))
+        .with_context(|| format!("{} is not what it was written as: run cargo xtask down", path.display()))
 }
 
 /// Not for secrets that matter: a test broker's password, which another machine of the network can't guess.

@@ -134,14 +134,24 @@ impl Cluster {
         Box::pin(step(progress, "Taking down the cluster", leftovers::clear(&site))).await
     }
 
-    /// Leaves our own cluster running where that is asked for, now or by an earlier command, and takes it down otherwise.
-    pub async fn leave(&self, keep: bool, progress: &dyn Progress) -> Result<()> {
-        let Some(site) = &self.site else { return Ok(()) };
-        let kept = site.run.join("kept");
-        if keep {
-            return std::fs::write(&kept, "").with_context(|| format!("write {}", kept.display()));
-        }
-        if kept.exists() { Ok(()) } else { Self::down(progress).await }
+    /// Takes our own cluster down, unless somebody asked to keep it.
+    pub async fn leave(&self, progress: &dyn Progress) -> Result<()> {
+        if self.site.is_none() || self.is_kept() { Ok(()) } else { Self::down(progress).await }
+    }
+
+    /// Has our own cluster stay until [`Self::down`].
+    pub fn keep(&self) -> Result<()> {
+        let Some(mark) = self.kept() else { return Ok(()) };
+        std::fs::write(&mark, "").with_context(|| format!("write {}", mark.display()))
+    }
+
+    /// Whether that was asked for, by this command or an earlier one.
+    pub fn is_kept(&self) -> bool {
+        self.kept().is_some_and(|mark| mark.exists())
+    }
+
+    fn kept(&self) -> Option<PathBuf> {
+        self.site.as_ref().map(|site| site.run.join("kept"))
     }
 
     /// The kubeconfig of an administrator.

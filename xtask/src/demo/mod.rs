@@ -59,11 +59,16 @@ impl Demo {
             Some(file) => Cluster::attach(file)?,
             None => Cluster::up(&progress).await?,
         };
-        let result = self.tell(&cluster, &progress, started).await;
         if self.keep {
+            cluster.keep()?;
+        }
+        // On a cluster that stays for another's sake the example stays, too, with the broker that it names.
+        let keep = self.keep || cluster.is_kept();
+        let result = self.tell(&cluster, keep, &progress, started).await;
+        if keep {
             progress.print(&format!("\n{}\n{}", kept(), stage::hints(&cluster)));
         }
-        cluster.leave(self.keep, &progress).await?;
+        cluster.leave(&progress).await?;
         let summary = result?;
         progress.print(&summary.text());
         if self.json {
@@ -73,8 +78,14 @@ impl Demo {
         Ok(())
     }
 
-    async fn tell(&self, cluster: &Cluster, progress: &Terminal, started: Instant) -> Result<Summary> {
-        let stage = Stage::set_up(cluster, self.keep, progress).await?;
+    async fn tell(
+        &self,
+        cluster: &Cluster,
+        keep: bool,
+        progress: &Terminal,
+        started: Instant,
+    ) -> Result<Summary> {
+        let stage = Stage::set_up(cluster, keep, progress).await?;
         let facts = story::tell(&stage, self.orders, progress).await?;
         Ok(Summary::of(&facts, started.elapsed()))
     }

@@ -1,6 +1,7 @@
 //! Everything the demo's story needs: broker, Prometheus, Warren by its chart, and the orders example.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -10,6 +11,7 @@ use warren_tests::broker::{Broker, Options};
 use warren_tests::progress::{Progress, step};
 use warren_tests::prometheus::Prometheus;
 use warren_tests::site::workspace;
+use warren_tests::wait::eventually;
 use warren_tests::{Cluster, command, golang, images, install};
 
 /// The example's namespace and queue, as its manifests name them.
@@ -17,6 +19,7 @@ pub(crate) const NAMESPACE: &str = "shop";
 pub(crate) const QUEUE: &str = "orders";
 const LEDGER: &str = "deployment/ledger";
 const PATIENCE: &str = "--timeout=120s";
+const DECLARED: Duration = Duration::from_secs(120);
 const IMAGE: &str = "localhost/warren-example-orders:dev";
 const MANIFESTS: [&str; 4] = ["1-namespace.yaml", "2-ledger.yaml", "3-queue.yaml", "4-worker.yaml"];
 /// How long the demo's handler works on an order, so that there is something to scale for.
@@ -59,8 +62,12 @@ impl<'a> Stage<'a> {
 
     /// An earlier demo's orders have the same ids: of those in the ledger nothing would be seen of this one's.
     async fn forget_former_orders(&self) -> Result<()> {
-        self.client.purge(QUEUE).await?;
-        self.client.purge(&format!("{QUEUE}.dlq")).await?;
+        for queue in [QUEUE, &format!("{QUEUE}.dlq")] {
+            // A Queue that was Ready on another broker says so until the operator has read the Secret again.
+            let what = format!("{queue} is declared");
+            eventually(DECLARED, &what, async || self.client.ready(queue).await?.context("not yet")).await?;
+            self.client.purge(queue).await?;
+        }
         if self.ledger().await?.invoices > 0 {
             let kubectl =
                 async |args: &[&str]| self.cluster.kubectl(&[&["-n", NAMESPACE], args].concat()).await;
