@@ -245,7 +245,8 @@ fn inputs_and_decisions(told: &Told) -> String {
             let age = seconds((told.looked_seconds_ago + age) as i64);
             format!("{each:.3} s per message, by calls of which the last ended {age} ago")
         }
-        _ => "not measured yet".to_owned(),
+        (Some(each), None) => format!("{each:.3} s per message, as was known before this operator looked"),
+        (None, _) => "not measured yet".to_owned(),
     };
     let ending = match told.ending {
         0 => String::new(),

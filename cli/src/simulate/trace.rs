@@ -69,7 +69,7 @@ impl Trace {
                 continue;
             }
             let cells: Vec<&str> = line.split(',').map(|cell| unquoted(cell.trim())).collect();
-            if rows.is_empty() && cells.first().is_some_and(|cell| is_name(cell)) {
+            if rows.is_empty() && cells.first().is_some_and(|cell| is_name(cell.trim_start_matches('"'))) {
                 continue;
             }
             if cells.iter().any(|cell| cell.contains('"')) {
@@ -218,6 +218,7 @@ mod tests {
             Trace::parse("\u{feff}\"Time\",\"Value\"\r\n\"0\",\"2\"\r\n\"10\",\"3\"\r\n").unwrap(),
             plain
         );
+        assert_eq!(Trace::parse("\"time, s\",arrivals\n0,2\n10,3").unwrap(), plain);
     }
 
     #[test]
@@ -233,6 +234,7 @@ mod tests {
         assert!(refused("0,1\n0,1").contains("line 2 of the trace: seconds must rise"));
         assert!(refused("0,-1").contains("\"-1\" is no count"));
         assert!(refused("0,1.5").contains("no count"));
+        assert!(refused("0,\"1,500\"").contains("line 1 of the trace: write numbers without a comma"));
         assert!(refused("0,NaN").contains("no count"));
         assert!(refused("-1,1").contains("no number of seconds"));
         assert!(refused("0").contains("seconds,arrivals"));

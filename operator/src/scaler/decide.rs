@@ -68,9 +68,8 @@ pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (
         history.interrupted(now);
         return (hold(Reason::DepthUnknown, current, why), history);
     };
-    // What was settled unseen did not all arrive just now, nor did nothing arrive where counters fall.
-    let unseen = inputs.sidecars.scraped > 0 && history.seconds_unscraped(now) > STALE_SECONDS;
-    if unseen || history.is_of_other_counters(&inputs.sidecars) {
+    if inputs.sidecars.scraped > 0 && history.seconds_unscraped(now) > STALE_SECONDS {
+        // What was settled unseen did not all arrive just now.
         history.interrupted(now);
     }
     history.observe(ready, inputs, spec.window(), now);
@@ -225,6 +224,11 @@ fn within_limits(
             (
                 Reason::AtMaximum,
                 format!("more than {current} pods were wanted just now, {}", allowed(spec, max)),
+            )
+        } else if lowest < current {
+            (
+                Reason::Steady,
+                format!("{current} pods fit the load, for which {lowest} would do: less than a tenth fewer"),
             )
         } else if current > min && history.fewer_would_do() {
             let why =

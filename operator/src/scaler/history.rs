@@ -34,8 +34,8 @@ const BEYOND_OFTEN: u32 = 2;
 /// Share of the pods that are busy between two of them on average, from which on they are kept: kept for less, they cost a multiple of
 /// those that are started each time.
 const BEYOND_BUSY: f64 = 0.2;
-/// Weight of the last two of them in that average, at least.
-const BEYOND_WEIGHT: f64 = 0.15;
+/// What counts of those before, in that average.
+const BEYOND_MEMORY: f64 = 0.85;
 /// So many standard deviations more than before come by chance.
 pub(super) const BY_CHANCE: f64 = 2.0;
 /// Messages that wait in a burst at least: one or two come together by chance.
@@ -111,17 +111,16 @@ struct Beyond {
     row: u32,
     /// When the last of them came, and messages settled until then.
     came: (f64, u64),
-    /// Pods that were busy on average between two of them, and of how many pairs that is.
-    busy: (f64, u32),
+    /// Seconds of one pod that they brought, and over how many seconds, those before the last weighed less.
+    busy: (f64, f64),
 }
 
 impl Beyond {
     /// What `busy` is with a further one, before which so many messages were settled, which take `seconds` of a pod each.
-    fn busy_until(&self, settled: u64, seconds: f64, now: f64) -> (f64, u32) {
-        let (time, before) = self.came;
-        let since = settled.saturating_sub(before) as f64 * seconds / (now - time);
-        let (busy, pairs) = (self.busy.0, self.busy.1.saturating_add(1));
-        (busy + (since - busy) * (1.0 / f64::from(pairs)).max(BEYOND_WEIGHT), pairs)
+    fn busy_until(&self, settled: u64, seconds: f64, now: f64) -> (f64, f64) {
+        let ((time, before), (work, over)) = (self.came, self.busy);
+        let more = settled.saturating_sub(before) as f64 * seconds;
+        (work * BEYOND_MEMORY + more, over * BEYOND_MEMORY + (now - time))
     }
 }
 
@@ -164,8 +163,8 @@ impl Lasting {
 pub struct Measured {
     /// How many.
     pub seconds: f64,
-    /// Seconds since a call ended that says so.
-    pub age: f64,
+    /// Seconds since a call ended that says so; none where none has ended since this operator watches.
+    pub age: Option<f64>,
 }
 
 /// Decayed sums over messages of the seconds that their handler calls took.
@@ -174,6 +173,8 @@ struct Service {
     at: f64,
     messages: f64,
     seconds: f64,
+    /// Whether a call has ended since this operator watches.
+    seen: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -190,8 +191,12 @@ struct Progress {
 impl History {
     /// A Worker whose seconds per message are known, and weigh as much as a single call.
     pub(super) fn with_service_seconds(seconds: f64) -> Self {
-        let service =
-            (seconds.is_finite() && seconds > 0.0).then_some(Service { at: 0.0, messages: 1.0, seconds });
+        let service = (seconds.is_finite() && seconds > 0.0).then_some(Service {
+            at: 0.0,
+            messages: 1.0,
+            seconds,
+            seen: false,
+        });
         Self { service, ..Self::default() }
     }
 
@@ -247,11 +252,6 @@ impl History {
         }
     }
 
-    /// Whether counters have fallen, so that what has happened since is not known.
-    pub(super) fn is_of_other_counters(&self, sidecars: &Sidecars) -> bool {
-        self.sidecars.is_some_and(|before| sidecars.settled < before.settled)
-    }
-
     fn count(&mut self, held: u64, settled: u64, window: f64, now: f64) {
         let sample = Sample { at: now, held, settled };
         self.arrivals.observe(sample, RATE_WINDOW);
@@ -264,7 +264,7 @@ impl History {
         // What took its time before, weighed as a single call: at the first look that a pod answers.
         let seconds = sidecars.lifetime_seconds / sidecars.lifetime_calls as f64;
         if self.service.is_none() && self.took_over && seconds.is_finite() && seconds >= 0.0 {
-            self.service = Some(Service { at: now, messages: 1.0, seconds });
+            self.service = Some(Service { at: now, messages: 1.0, seconds, seen: false });
         }
         let Some(before) = before else { return };
         if inputs.workload.rolling || sidecars.calls <= before.calls {
@@ -287,12 +287,13 @@ impl History {
         let Some(Took { messages, seconds }) = self.failures.observe(took, calls, now) else {
             return;
         };
-        let old = self.service.unwrap_or(Service { at: now, messages: 0.0, seconds: 0.0 });
+        let old = self.service.unwrap_or(Service { at: now, messages: 0.0, seconds: 0.0, seen: false });
         let decay = 0.5_f64.powf((now - old.at).max(0.0) / SERVICE_HALF_LIFE);
         self.service = Some(Service {
             at: now,
             messages: old.messages * decay + messages,
             seconds: old.seconds * decay + seconds,
+            seen: true,
         });
     }
 
@@ -362,10 +363,11 @@ impl History {
     pub(super) fn lasting_rate(&self, window: f64, now: f64) -> Lasting {
         let since = self.seconds_since_scale_out(now);
         let windows = [(RECENT_WINDOW, RATE_WINDOW), (RATE_WINDOW, window)];
+        let all = Lasting { rate: self.lasting.rate(window), over: window };
         let begun = windows.iter().filter(|(_, until)| since < *until);
         let begun = begun.map(|(short, _)| Lasting { rate: self.arrivals.rate(*short), over: *short });
-        let all = Lasting { rate: self.lasting.rate(window), over: window };
-        begun.fold(all, |most, other| if other.is_more_than(most.rate) { other } else { most })
+        let more = begun.filter(|short| short.is_more_than(all.rate));
+        more.fold(all, |most, other| if other.rate > most.rate { other } else { most })
     }
 
     /// Remembers that `pods` are too few for a `load` of so many calls at once. The longer it went well before, the sooner they may be
@@ -395,7 +397,7 @@ impl History {
 
     /// The same, and how long ago a call ended that says so.
     pub(super) fn service_measured(&self, now: f64) -> Option<Measured> {
-        let age = self.service.map_or(0.0, |service| (now - service.at).max(0.0));
+        let age = self.service.filter(|service| service.seen).map(|service| (now - service.at).max(0.0));
         self.service_seconds().map(|seconds| Measured { seconds, age })
     }
 
@@ -537,7 +539,7 @@ impl History {
 
     /// A burst is there that even all pods that are allowed would let wait for too long; a message takes `seconds` of a pod.
     pub(super) fn goes_beyond(&mut self, settled: u64, seconds: f64, now: f64) {
-        let first = Beyond { at: now, row: 1, came: (now, settled), busy: (0.0, 0) };
+        let first = Beyond { at: now, row: 1, came: (now, settled), busy: (0.0, 0.0) };
         self.beyond = Some(match self.beyond.filter(|before| now - before.at < BEYOND_SECONDS) {
             Some(before) => {
                 let is_further = self.scaled.last_in.is_some_and(|went| went > before.at);
@@ -553,8 +555,8 @@ impl History {
 
     /// Whether such bursts come so often, and bring so much for so many `pods`, that these are kept for the next one.
     pub(super) fn goes_beyond_often(&self, pods: f64, now: f64) -> bool {
-        self.beyond.is_some_and(|Beyond { at, row, busy: (busy, _), .. }| {
-            row >= BEYOND_OFTEN && now - at < BEYOND_SECONDS && busy >= pods * BEYOND_BUSY
+        self.beyond.is_some_and(|Beyond { at, row, busy: (work, over), .. }| {
+            row >= BEYOND_OFTEN && now - at < BEYOND_SECONDS && work >= over * pods * BEYOND_BUSY
         })
     }
 

@@ -44,7 +44,7 @@ pub struct Told {
     /// Seconds that a message takes; none before any call has ended.
     #[serde(default)]
     pub seconds_per_message: Option<f64>,
-    /// Seconds since a call ended that this was measured by.
+    /// Seconds since a call ended that this was measured by; none where it was known before this operator watched.
     #[serde(default)]
     pub measured_seconds: Option<f64>,
     /// Of those that have started, how many have a handler that takes calls, or has done so.
@@ -143,7 +143,7 @@ impl Records {
             sidecars_answered: sidecars.scraped,
             sidecars_age_seconds: Some(*sidecars_age),
             seconds_per_message: service.map(|measured| measured.seconds),
-            measured_seconds: service.map(|measured| measured.age),
+            measured_seconds: service.and_then(|measured| measured.age),
             handlers_started: sidecars.able,
             rolling: workload.rolling,
             failing: workload.failing,
@@ -191,7 +191,7 @@ mod tests {
         let inputs = Inputs { sidecars, sidecars_age: 0.25, ..Inputs::default() };
         for raw in [80, 200] {
             let decision = Decision { raw, ..decided(50, Reason::AtMaximum) };
-            records.note(&worker, inputs.clone(), Some(Measured { seconds: 0.5, age: 3.0 }), &decision);
+            records.note(&worker, inputs.clone(), Some(Measured { seconds: 0.5, age: Some(3.0) }), &decision);
         }
         let told = records.told(&worker).unwrap();
         assert_eq!((told.decision.raw, told.decision.reason.as_str()), (200, "AtMaximum"));

@@ -13,8 +13,22 @@ use super::startup::SLOWEST_START_SECONDS;
 
 /// A handler that was never up is told to be away after so many seconds.
 const STARTING_SECONDS: f64 = 30.0;
-/// What all metrics of a sidecar begin with.
-const OURS: &str = "warren_sidecar_";
+/// What is read of a sidecar: how these begin.
+const READ: [&str; 13] = [
+    metrics::UNSETTLED,
+    metrics::IN_FLIGHT,
+    metrics::LATE,
+    metrics::EXTENSIONS,
+    metrics::DELIVERIES,
+    metrics::OUTCOMES,
+    metrics::HANDLER_SECONDS,
+    metrics::HANDLER_FAILURES,
+    metrics::TRANSIENT,
+    metrics::CONNECTED,
+    metrics::PUBLISH_BLOCKED,
+    metrics::HANDLER_UP,
+    metrics::HANDLER_MISCONFIGURED,
+];
 /// What one of them may say: whole numbers are exact until there.
 const POSSIBLE: RangeInclusive<f64> = 0.0..=9_007_199_254_740_992.0;
 /// The label of what was given back to the queue.
@@ -91,12 +105,13 @@ pub struct Answer {
     pub sample: Sample,
 }
 
-/// Parses the Prometheus text format; other programs' metrics are passed over. None where it does not say what is held, or says
-/// of anything what no count or time can be: neither is zero.
+/// Parses the Prometheus text format; what is not needed is passed over. None where it does not say what is held, or says of
+/// what is needed what no count or time can be: neither is zero.
 pub fn parse(text: &str) -> Option<Sample> {
     let mut sample = Sample::default();
     let mut told = (false, false);
-    for line in text.lines().filter(|line| line.starts_with(OURS)) {
+    let needed = |line: &&str| READ.iter().any(|name| line.starts_with(name));
+    for line in text.lines().filter(needed) {
         let (name, value) = name_and_value(line).filter(|(_, value)| POSSIBLE.contains(value))?;
         let count = value as u64;
         match name {
@@ -297,6 +312,7 @@ something_else NaN
     #[test]
     fn what_is_not_said_is_not_zero() {
         assert_eq!(parse(""), None);
+        assert!(parse(&format!("{TEXT}\nwarren_sidecar_of_a_later_version NaN\n")).is_some());
         for nonsense in ["NaN", "-1", "+Inf", "1e300", "many"] {
             for said in
                 ["unsettled 5", "sum 1.5", "deliveries_total 12", "failures_total{attempt=\"first\"} 1"]
