@@ -3,6 +3,7 @@
 //! Times are seconds of a monotonic clock, given by the caller.
 
 use super::arrivals::{Arrivals, Sample};
+use super::beyond::Beyond;
 use super::failures::{Calls, Failures, Took};
 use super::inputs::{Inputs, Sidecars};
 use super::piles::Piles;
@@ -11,7 +12,7 @@ use super::startup::Startup;
 /// Seconds over which arrivals are averaged.
 pub const RATE_WINDOW: f64 = 30.0;
 /// Seconds that tell a load that has just begun from a burst that has passed.
-const RECENT_WINDOW: f64 = 10.0;
+pub(super) const RECENT_WINDOW: f64 = 10.0;
 /// Seconds for which pods that proved too few are not tried again, since they were there: what bounds how often a steady load
 /// changes them.
 pub const TOO_FEW_SECONDS: f64 = 600.0;
@@ -27,15 +28,6 @@ const OFTEN_SECONDS: f64 = 150.0;
 const OFTEN: u32 = 2;
 /// Seconds from which on what runs tells the load better than what arrives.
 const LONG_CALL_SECONDS: f64 = 20.0;
-/// Seconds within which a further burst comes for which even all pods are too few, when they are kept for it.
-const BEYOND_SECONDS: f64 = 240.0;
-/// So many of them in a row.
-const BEYOND_OFTEN: u32 = 2;
-/// Share of the pods that are busy between two of them on average, from which on they are kept: kept for less, they cost a multiple of
-/// those that are started each time.
-const BEYOND_BUSY: f64 = 0.2;
-/// What counts of those before, in that average.
-const BEYOND_MEMORY: f64 = 0.85;
 /// So many standard deviations more than before come by chance.
 pub(super) const BY_CHANCE: f64 = 2.0;
 /// Messages that wait in a burst at least: one or two come together by chance.
@@ -75,7 +67,7 @@ pub struct History {
     scaled: Scaled,
     /// What `scaled` was before the last change.
     scaled_before: Scaled,
-    beyond: Option<Beyond>,
+    pub(super) beyond: Beyond,
     pub(super) piles: Piles,
     took_over: bool,
     /// How pods start.
@@ -100,28 +92,6 @@ struct Scaled {
     too_few: Option<TooFew>,
     /// Whether pods were asked for last for a load that lasts.
     grew: bool,
-}
-
-/// Bursts that even all pods that are allowed would let wait for too long.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Beyond {
-    /// When the last of them was seen last.
-    at: f64,
-    /// How many came in a row.
-    row: u32,
-    /// When the last of them came, and messages settled until then.
-    came: (f64, u64),
-    /// Seconds of one pod that they brought, and over how many seconds, those before the last weighed less.
-    busy: (f64, f64),
-}
-
-impl Beyond {
-    /// What `busy` is with a further one, before which so many messages were settled, which take `seconds` of a pod each.
-    fn busy_until(&self, settled: u64, seconds: f64, now: f64) -> (f64, f64) {
-        let ((time, before), (work, over)) = (self.came, self.busy);
-        let more = settled.saturating_sub(before) as f64 * seconds;
-        (work * BEYOND_MEMORY + more, over * BEYOND_MEMORY + (now - time))
-    }
 }
 
 /// A load that was too much for the pods that were there.
@@ -539,25 +509,7 @@ impl History {
 
     /// A burst is there that even all pods that are allowed would let wait for too long; a message takes `seconds` of a pod.
     pub(super) fn goes_beyond(&mut self, settled: u64, seconds: f64, now: f64) {
-        let first = Beyond { at: now, row: 1, came: (now, settled), busy: (0.0, 0.0) };
-        self.beyond = Some(match self.beyond.filter(|before| now - before.at < BEYOND_SECONDS) {
-            Some(before) => {
-                let is_further = self.scaled.last_in.is_some_and(|went| went > before.at);
-                let row = before.row.saturating_add(u32::from(is_further));
-                match now - before.at > RECENT_WINDOW {
-                    true => Beyond { row, busy: before.busy_until(settled, seconds, now), ..first },
-                    false => Beyond { at: now, row, ..before },
-                }
-            }
-            None => first,
-        });
-    }
-
-    /// Whether such bursts come so often, and bring so much for so many `pods`, that these are kept for the next one.
-    pub(super) fn goes_beyond_often(&self, pods: f64, now: f64) -> bool {
-        self.beyond.is_some_and(|Beyond { at, row, busy: (work, over), .. }| {
-            row >= BEYOND_OFTEN && now - at < BEYOND_SECONDS && work >= over * pods * BEYOND_BUSY
-        })
+        self.beyond.observe(self.scaled.last_in, settled, seconds, now);
     }
 
     /// Pods were let go.

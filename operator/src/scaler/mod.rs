@@ -1,12 +1,13 @@
 //! The scaler: `signals -> decide -> act`.
 //!
-//! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `failures`, `piles`, `startup`, `sample`, `durability`, `schedule`, `asked`, `own`, `share`,
+//! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `failures`, `piles`, `beyond`, `startup`, `sample`, `durability`, `schedule`, `asked`, `own`, `share`,
 //! `side`, `look` and `cadence` are values and pure functions; `scrape`, `follow`, `task`, `act` and `tell` perform the effects. `board` is
 //! what the Worker's reconcile reads of them, and `record` what `kubectl warren explain` does.
 
 pub mod act;
 mod arrivals;
 pub mod asked;
+mod beyond;
 pub mod board;
 pub mod cadence;
 pub mod decide;

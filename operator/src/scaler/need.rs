@@ -381,7 +381,7 @@ fn lasting(
             ));
         }
     }
-    if history.goes_beyond_often(f64::from(load.spec.most()), now) {
+    if history.beyond.is_often(f64::from(load.spec.most()), now) {
         pods = pods.max(load.current);
         text.push_str("; bursts come often that take all allowed pods longer than targetWaitSeconds: these are kept for the next");
     }
