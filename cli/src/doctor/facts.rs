@@ -167,11 +167,10 @@ fn needed(secrets: &BTreeSet<String>) -> Vec<PolicyRule> {
 
 /// What a rule gives in a namespace, one right each, in words and as the API server is asked for it.
 fn questions(namespace: &str, rule: &PolicyRule) -> Vec<(String, ResourceAttributes)> {
-    let named = rule.resource_names.iter().flatten();
-    let objects: Vec<Option<&String>> = match rule.resource_names.as_ref().is_none_or(Vec::is_empty) {
-        true => vec![None],
-        false => named.map(Some).collect(),
-    };
+    let mut objects: Vec<_> = rule.resource_names.iter().flatten().map(Some).collect();
+    if objects.is_empty() {
+        objects.push(None);
+    }
     objects.into_iter().flat_map(|object| questions_of(namespace, rule, object)).collect()
 }
 
