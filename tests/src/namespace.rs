@@ -125,6 +125,11 @@ impl Namespace {
         self.cluster.get(&["-n", &self.name, kind, name]).await
     }
 
+    /// The events of a reason, as `kubectl get` lists them.
+    pub async fn events(&self, reason: &str) -> Result<String> {
+        self.kubectl(&["get", "events", "--field-selector", &format!("reason={reason}")]).await
+    }
+
     /// Waits until a condition has the status, the reason and a message that holds each of `words`; gives the message.
     pub async fn condition(
         &self,

@@ -265,7 +265,7 @@ async fn what_a_queue_leaves_on_another_virtual_host_is_told() -> Result<()> {
     let other = Vhost::new("moved-to").await?;
     room.queue("orders", json!({"broker": {"vhost": other.name}})).await?;
     room.eventually("what is left behind is told", async || {
-        let events = room.kubectl(&["get", "events", "--field-selector", "reason=BrokerChanged"]).await?;
+        let events = room.events("BrokerChanged").await?;
         let former = room.vhost.name.replace('-', "%2D");
         ensure!(events.contains(&format!("/{former} is another broker")), "{events}");
         Ok(())
@@ -398,7 +398,7 @@ async fn a_worker_at_its_maximum_has_an_event_and_decisions_are_counted_and_the_
     Client::connect(&room.vhost.uri()).await?.publish_all("orders", messages).await?;
     room.condition_of("wk", "invoices", "ScalingActive", ("True", "AtMaximum", "allows 1")).await?;
     room.eventually("an event tells", async || {
-        let events = room.kubectl(&["get", "events", "--field-selector", "reason=AtMaximum"]).await?;
+        let events = room.events("AtMaximum").await?;
         ensure!(events.contains("worker/invoices") && events.contains("allows 1"), "{events}");
         Ok(())
     })
@@ -594,7 +594,7 @@ async fn a_queue_that_went_while_no_operator_ran_is_told_as_lost_and_a_new_one_i
     let _second = room.operator("two").await?;
     room.ready("new").await?;
     room.eventually("the loss is told", async || {
-        let events = room.kubectl(&["get", "events", "--field-selector", "reason=QueueRecreated"]).await?;
+        let events = room.events("QueueRecreated").await?;
         ensure!(events.contains("queue/orders") && events.contains("with its messages"), "{events}");
         ensure!(!events.contains("queue/new") && !events.contains("queue/sound"), "{events}");
         Ok(())

@@ -139,8 +139,7 @@ async fn a_queue_that_is_deleted_by_hand_is_declared_again_and_consuming_resumes
     space.handled(2).await?;
     space
         .eventually("the loss is told", async || {
-            let events =
-                space.kubectl(&["get", "events", "--field-selector", "reason=QueueRecreated"]).await?;
+            let events = space.events("QueueRecreated").await?;
             ensure!(events.matches("queue/orders").count() == 1, "{events}");
             Ok(())
         })

@@ -155,8 +155,7 @@ async fn in_mode_builtin_what_kubectl_scales_stays_as_it_was_or_is_put_back_and_
         .eventually("the Deployment's replicas are put back, and an event tells", async || {
             let deployment = space.get("deployment", "invoices").await?;
             ensure!(deployment["spec"]["replicas"] == 1, "{}", deployment["spec"]["replicas"]);
-            let events =
-                space.kubectl(&["get", "events", "--field-selector", "reason=ScaleReverted"]).await?;
+            let events = space.events("ScaleReverted").await?;
             ensure!(events.contains("worker/invoices") && events.contains("puts back 1"), "{events}");
             Ok(())
         })
@@ -177,8 +176,7 @@ async fn a_deployment_that_somebody_deletes_is_made_again_with_as_many_pods() ->
         .eventually("two other pods are there", async || {
             let pods = space.pods("invoices").await?;
             ensure!(pods.len() == 2 && pods.iter().all(|pod| !before.contains(pod)), "{pods:?}");
-            let events =
-                space.kubectl(&["get", "events", "--field-selector", "reason=DeploymentRecreated"]).await?;
+            let events = space.events("DeploymentRecreated").await?;
             ensure!(events.contains("worker/invoices"), "{events}");
             Ok(())
         })

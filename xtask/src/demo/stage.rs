@@ -69,10 +69,8 @@ impl<'a> Stage<'a> {
             self.client.purge(queue).await?;
         }
         if self.ledger().await?.invoices > 0 {
-            let kubectl =
-                async |args: &[&str]| self.cluster.kubectl(&[&["-n", NAMESPACE], args].concat()).await;
-            kubectl(&["rollout", "restart", LEDGER]).await?;
-            kubectl(&["rollout", "status", LEDGER, PATIENCE]).await?;
+            self.cluster.kubectl(&["rollout", "restart", "-n", NAMESPACE, LEDGER]).await?;
+            ledger_runs(self.cluster).await?;
         }
         Ok(())
     }
@@ -128,6 +126,10 @@ async fn apply_example(cluster: &Cluster, uri: &str) -> Result<()> {
         }
     }
     cluster.kubectl(&["wait", "-n", NAMESPACE, "--for=condition=Ready", "wq/orders", PATIENCE]).await?;
-    cluster.kubectl(&["rollout", "status", "-n", NAMESPACE, LEDGER, PATIENCE]).await?;
-    Ok(())
+    ledger_runs(cluster).await
+}
+
+/// Waits until the ledger runs as it was asked for last.
+async fn ledger_runs(cluster: &Cluster) -> Result<()> {
+    cluster.kubectl(&["rollout", "status", "-n", NAMESPACE, LEDGER, PATIENCE]).await.map(drop)
 }
