@@ -19,7 +19,7 @@ use warren_operator::scaler::record::{Told, ToldDecision};
 use crate::cluster::Cluster;
 use crate::read::{Read, said};
 use crate::table::table;
-use crate::{Answer, name};
+use crate::{Answer, name, one_line};
 
 /// Changes of replicas that are shown.
 const SHOWN: usize = 10;
@@ -90,7 +90,7 @@ fn changes(events: Vec<Event>) -> Vec<Change> {
                 .or(event.event_time.map(|time| time.0))
                 .or(event.last_timestamp.map(|time| time.0))
                 .or(event.metadata.creation_timestamp.map(|time| time.0));
-            (at, event.message.unwrap_or_default())
+            (at, one_line(&event.message.unwrap_or_default()))
         })
         .collect();
     changes.sort();
@@ -196,7 +196,7 @@ impl Seen {
             "Decision: {} replicas, {}, {when}\n  why        {}\n  formula    {formula}\n  target     a message starts within {} s; fewer pods by the load of {} s\n",
             made.replicas,
             made.reason,
-            made.message,
+            one_line(&made.message),
             scaling.target_wait_seconds,
             spec(&self.worker, None, None).window(),
         )
@@ -207,7 +207,9 @@ impl Seen {
 fn not_ready(status: &WorkerStatus) -> String {
     match find(&status.conditions, READY) {
         Some(ready) if ready.status == "True" => String::new(),
-        Some(ready) => format!("Ready={}, {}: {}\n", ready.status, ready.reason, ready.message),
+        Some(ready) => {
+            format!("Ready={}, {}: {}\n", ready.status, ready.reason, one_line(&ready.message))
+        },
         None => {
             "It has no condition Ready: nobody has looked at it yet, see kubectl warren doctor.\n".to_owned()
         }
@@ -218,7 +220,7 @@ fn not_ready(status: &WorkerStatus) -> String {
 fn hindered(status: &WorkerStatus) -> String {
     find(&status.conditions, SCALING_ACTIVE)
         .filter(|active| active.status != "True")
-        .map(|active| format!("  hindered   {}\n", active.message))
+        .map(|active| format!("  hindered   {}\n", one_line(&active.message)))
         .unwrap_or_default()
 }
 
@@ -303,6 +305,7 @@ fn seconds(seconds: i64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
     use serde_json::json;
 
     use super::*;
@@ -510,5 +513,27 @@ mod tests {
             (0..12).rev().map(|second| event(second, "ScaledIn")).chain([event(99, "PodsReady")]).collect();
         let notes: Vec<_> = changes(events).into_iter().map(|(_, note)| note).collect();
         assert_eq!((notes.len(), notes[0].as_str(), notes[9].as_str()), (10, "at 2", "at 11"));
+    }
+
+    #[test]
+    fn what_others_write_makes_no_lines_that_look_like_the_plugins() {
+        let forged = "x\nDecision: 0 replicas";
+        let event = Event {
+            reason: Some("ScaledIn".to_owned()),
+            message: Some(forged.to_owned()),
+            ..Event::default()
+        };
+        let mut seen = Seen { changes: Ok(changes(vec![event])), ..seen(&json!({})) };
+        let told = seen.operator.as_mut().unwrap().as_mut().unwrap();
+        forged.clone_into(&mut told.decision.message);
+        forged.clone_into(&mut told.decisions[0].message);
+        let conditions = &mut seen.worker.status.as_mut().unwrap().conditions;
+        conditions.push(Condition { type_: READY.to_owned(), ..conditions[0].clone() });
+        for condition in conditions {
+            forged.clone_into(&mut condition.message);
+        }
+        let text = seen.text();
+        let lines = text.lines().filter(|line| line.starts_with("Decision")).count();
+        assert_eq!((lines, text.matches("x Decision: 0 replicas").count()), (1, 5), "{text}");
     }
 }

@@ -81,6 +81,11 @@ pub fn harmless(text: &str) -> String {
     text.chars().map(harmless).collect()
 }
 
+/// A text of others within a line of ours: its own line ends would make it look like several.
+fn one_line(text: &str) -> String {
+    text.replace('\n', " ")
+}
+
 /// Says of a namespace that there is nothing of Warren in it.
 fn nothing_in(namespace: &str) -> String {
     format!("No Queues and Workers in namespace {namespace}.\n")

@@ -8,7 +8,7 @@ use clap::Args;
 use self::checks::{Check, Verdict, checks};
 use self::facts::Facts;
 use crate::cluster::Cluster;
-use crate::{Answer, name, nothing_in};
+use crate::{Answer, name, nothing_in, one_line};
 
 /// The kind as kubectl takes it.
 const KINDS: [&str; 4] = ["queue", "queues", "wq", "queues.warren.dev"];
@@ -58,9 +58,9 @@ fn checklist(checks: &[Check], remark: &str) -> String {
             Verdict::Bad => "WRONG  ",
             Verdict::Unknown => "unknown",
         };
-        text += &format!("{mark}  {what}\n");
+        text += &format!("{mark}  {}\n", one_line(what));
         if let Some(detail) = detail {
-            text += &format!("           {detail}\n");
+            text += &format!("           {}\n", one_line(detail));
         }
     }
     let count = |verdict| checks.iter().filter(|check| check.verdict == verdict).count();
@@ -80,11 +80,11 @@ mod tests {
 
     #[test]
     fn a_checklist_ends_with_its_counts() {
-        let checks = [Check::good("a"), Check::bad("b", "do c"), Check::unknown("d", "needs e")];
+        let checks = [Check::good("a"), Check::bad("b", "do c"), Check::unknown("d", "needs e\nok f")];
         let text = checklist(&checks, "");
         assert_eq!(
             text,
-            "ok       a\nWRONG    b\n           do c\nunknown  d\n           needs e\n\n1 ok, 1 wrong, 1 unknown\n"
+            "ok       a\nWRONG    b\n           do c\nunknown  d\n           needs e ok f\n\n1 ok, 1 wrong, 1 unknown\n"
         );
     }
 
