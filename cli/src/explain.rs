@@ -209,7 +209,7 @@ fn not_ready(status: &WorkerStatus) -> String {
         Some(ready) if ready.status == "True" => String::new(),
         Some(ready) => {
             format!("Ready={}, {}: {}\n", ready.status, ready.reason, one_line(&ready.message))
-        },
+        }
         None => {
             "It has no condition Ready: nobody has looked at it yet, see kubectl warren doctor.\n".to_owned()
         }

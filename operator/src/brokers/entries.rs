@@ -1,7 +1,7 @@
 //! The Queues of a lane: what each wants, what was last seen of it, and when it is due.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -44,6 +44,8 @@ pub(super) struct Entries {
 struct Entry {
     _place: Arc<()>,
     order: Arc<Order>,
+    /// There as long as the order stands.
+    stands: Arc<()>,
     /// When the order was first carried out, after which sidecars learn of it.
     declared: Option<Instant>,
     /// How long its queues that are to go have read empty.
@@ -68,6 +70,8 @@ struct Entry {
 pub(super) struct Due {
     pub(super) key: Key,
     pub(super) order: Arc<Order>,
+    /// There as long as the order stands: neither another one nor none is wanted meanwhile.
+    pub(super) stands: Weak<()>,
     /// How long ago it was first carried out; zero before that.
     pub(super) age: Duration,
     /// How long its queues that are to go have read empty.
@@ -96,6 +100,7 @@ impl Entries {
             Some(entry) if *entry.order == order => return entry.observation.clone(),
             Some(entry) => {
                 entry.order = Arc::new(order);
+                entry.stands = Arc::default();
                 entry.declared = None;
                 entry.rest = Rest::default();
                 entry.refusals = 0;
@@ -104,6 +109,7 @@ impl Entries {
             None => self.entries.entry(key.clone()).or_insert(Entry {
                 _place: self.host.queue(),
                 order: Arc::new(order),
+                stands: Arc::default(),
                 declared: None,
                 rest: Rest::default(),
                 loss: Loss::default(),
@@ -143,6 +149,11 @@ impl Entries {
         }
     }
 
+    /// Whether an order of a Queue is being carried out, be it one that does not stand any more.
+    pub(super) fn carries_out(&self, key: &Key) -> bool {
+        self.running.contains(key)
+    }
+
     /// When the first is due.
     pub(super) fn first_due(&self) -> Option<Instant> {
         self.due.first().map(|(at, _)| *at)
@@ -160,7 +171,8 @@ impl Entries {
         let age = entry.declared.map_or(Duration::ZERO, |declared| now.duration_since(declared));
         let (rest, there) = (std::mem::take(&mut entry.rest), entry.loss.is_expected());
         let apart = entry.suspect;
-        Some(Due { order: entry.order.clone(), key, age, rest, there, apart })
+        let (order, stands) = (entry.order.clone(), Arc::downgrade(&entry.stands));
+        Some(Due { order, stands, key, age, rest, there, apart })
     }
 
     /// Everything is looked at again, but what failed keeps its date: it may be what ended the connection. While there was
@@ -258,7 +270,8 @@ impl Entries {
     ) {
         self.running.remove(key);
         let Some(entry) = self.entries.get_mut(key) else { return };
-        if Arc::ptr_eq(order, &entry.order) {
+        let stands = Arc::ptr_eq(order, &entry.order);
+        if stands {
             if result.is_ok() {
                 entry.rest = rest.clone();
             }
@@ -280,7 +293,9 @@ impl Entries {
                     }
                     Outcome::Declared(_) | Outcome::Absent | Outcome::Removed => Last::Declared,
                 };
-                entry.observe(key, Observation { order: order.clone(), outcome }, &self.scopes);
+                if stands {
+                    entry.observe(key, Observation { order: order.clone(), outcome }, &self.scopes);
+                }
                 last
             }
             Err(error) => {
@@ -291,7 +306,7 @@ impl Entries {
                 let ended = matches!(error.error, BrokerError::Closed { .. });
                 entry.suspect = !terminal && !no_own && (entry.suspect || ended);
                 // One lost channel is no news; the link tells of a lost connection.
-                if terminal || entry.failures > 2 {
+                if stands && (terminal || entry.failures > 2) {
                     let outcome = Outcome::Refused(problem::refused(&error));
                     entry.observe(key, Observation { order: order.clone(), outcome }, &self.scopes);
                 } else if entry.loss.is_gone() {

@@ -119,6 +119,10 @@ impl Lane {
         locked(&self.shared.entries).forget(key);
     }
 
+    pub(super) fn carries_out(&self, key: &Key) -> bool {
+        locked(&self.shared.entries).carries_out(key)
+    }
+
     /// Whether the main queue of a Queue was gone, and is declared again; told once.
     pub(super) fn take_recreated(&self, key: &Key) -> bool {
         locked(&self.shared.entries).take_recreated(key)
@@ -248,9 +252,12 @@ impl Shared {
 
     /// Does what an order asks for, for as long as this process may write.
     async fn work(&self, link: &Link, channels: &Pool, due: &mut Due) -> Result<Outcome, DeclareError> {
-        let Due { order, age, rest, .. } = due;
-        let patience =
-            Patience { learned: *age >= self.options.sidecars_learn, held_back: self.options.held_back };
+        let Due { order, stands, age, rest, .. } = due;
+        let patience = Patience {
+            learned: *age >= self.options.sidecars_learn,
+            held_back: self.options.held_back,
+            stands,
+        };
         let work = carry_out(link, channels, order, patience, rest);
         let mut outcome =
             self.options.leadership.fenced(work).await.unwrap_or_else(|lost| {

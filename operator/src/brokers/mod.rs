@@ -302,7 +302,12 @@ impl Brokers {
         locked(&self.state).claims.older_to_come(key, age, names).cloned()
     }
 
-    /// Stops keeping a Queue.
+    /// Whether something is being done on a broker for a Queue, be it what is not wanted any more: that takes some seconds to end.
+    pub fn carries_out(&self, key: &Key) -> bool {
+        locked(&self.state).lanes.values().any(|lane| lane.carries_out(key))
+    }
+
+    /// Stops keeping a Queue: of what has begun for it nothing more is deleted.
     pub fn forget(&self, key: &Key) {
         let lane = locked(&self.state).assigned.remove(key);
         self.leave(key, lane);

@@ -27,7 +27,7 @@ pub(super) async fn remove(
     channel: &mut Channel,
     order: &Order,
     (only_if_empty, unbind): (bool, &[DeclaredBinding]),
-    patience: Patience,
+    patience: Patience<'_>,
     rest: &mut Rest,
 ) -> Result<Outcome, DeclareError> {
     let ours = ours(link, channel, order).await?;
@@ -38,6 +38,11 @@ pub(super) async fn remove(
     }
     let guarded = only_if_empty && order.queue_type == QueueType::Classic;
     for (QueuePlan { name, .. }, _) in ours.iter().rev() {
+        if patience.stands.strong_count() == 0 {
+            // Nobody is told: it was another order that this one gave way to.
+            let message = "the deletion was taken back".to_owned();
+            return Ok(Outcome::Refused(Problem::new(DELETION_BLOCKED, "TakenBack", message)));
+        }
         match declare::delete(channel, name, guarded).await {
             Ok(()) => {}
             Err(BrokerError::Precondition { .. }) if guarded => {

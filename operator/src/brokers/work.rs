@@ -1,6 +1,6 @@
 //! One order carried out on a broker's connection, bounded in time.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -29,13 +29,15 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// Refusals of one attempt beyond which no more is tried: each costs a channel's number for good.
 const MOST_REFUSALS: usize = 8;
 
-/// What deletions wait for.
+/// What deletions wait for, and what ends them.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Patience {
+pub(super) struct Patience<'a> {
     /// Whether sidecars have had the time to learn of the order, so that what they no longer use may go.
     pub(super) learned: bool,
     /// How long a queue has to have read empty before it goes, where it may hold messages back: see [`Rest`].
     pub(super) held_back: Duration,
+    /// There as long as the order stands.
+    pub(super) stands: &'a Weak<()>,
 }
 
 /// Carries an order out, on a channel of its own that is used again when nothing was refused.
@@ -43,7 +45,7 @@ pub(super) async fn carry_out(
     link: &Link,
     channels: &Mutex<Channels<Channel>>,
     order: &Arc<Order>,
-    patience: Patience,
+    patience: Patience<'_>,
     rest: &mut Rest,
 ) -> Result<Outcome, DeclareError> {
     let outcome = in_time(order, attempt(link, channels, order, patience, rest)).await;
@@ -71,7 +73,7 @@ async fn attempt(
     link: &Link,
     channels: &Mutex<Channels<Channel>>,
     order: &Order,
-    patience: Patience,
+    patience: Patience<'_>,
     rest: &mut Rest,
 ) -> Result<Outcome, DeclareError> {
     let mut pooled = take(link, channels).await.map_err(|error| of_main(order, error))?;
@@ -97,7 +99,7 @@ async fn keep(
     channel: &Channel,
     order: &Order,
     (claim, unbind, retire): (Claim, &[DeclaredBinding], &[u32]),
-    patience: Patience,
+    patience: Patience<'_>,
     rest: &mut Rest,
 ) -> Result<Outcome, DeclareError> {
     let main = &order.main;

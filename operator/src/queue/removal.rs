@@ -47,6 +47,10 @@ pub(super) async fn end(queue: &Queue, context: &Context) -> Result<End, Error> 
         Some(order) => removal(queue, &key, order, context).await?,
     };
     if matches!(end, End::Gone) {
+        // It would be done to what a younger Queue makes under these names.
+        if context.brokers.carries_out(&key) {
+            return Ok(End::Underway);
+        }
         finalizer::remove(queue, context).await?;
         // The names are kept, with the memory of what is done, until the Queue is seen without its finalizer, or gone: another
         // try would delete what a younger Queue has made under them meanwhile, or miss the Secret of a namespace that goes.

@@ -2,15 +2,17 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use warren_broker::BrokerAccess;
 use warren_broker::lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use warren_broker::lapin::types::FieldTable;
-use warren_operator::brokers::Outcome;
+use warren_operator::brokers::{Key, Outcome};
 use warren_operator::queue::plan;
 use warren_tests::amqp::{Client, queue_type_argument};
 use warren_tests::broker::Vhost;
 use warren_tests::wait::eventually;
+use warren_tests::way::Way;
 
 use super::kept::{Keeper, PATIENCE};
 use super::look;
@@ -25,6 +27,7 @@ warren_tests::on_each_release!(
     delete_if_empty_waits_for_what_the_broker_may_hold_back,
     delete_if_empty_does_not_believe_the_zero_of_a_queue_without_its_leader,
     a_deletion_leaves_a_queue_that_was_never_warren_s,
+    a_deletion_that_is_taken_back_deletes_nothing_more,
 );
 
 fn spec(policy: &str, queue_type: &str) -> Value {
@@ -199,6 +202,39 @@ async fn a_deletion_leaves_a_queue_that_was_never_warren_s(vhost: Vhost) -> Resu
         queue.gone().await?;
         assert_eq!(client.ready("orders").await?, Some(1), "{policy}");
         assert_eq!(client.ready("orders.dlq").await?, None, "Warren's own goes");
+    }
+    Ok(())
+}
+
+/// As a user has it who sets `Retain` while the broker does not answer.
+async fn a_deletion_that_is_taken_back_deletes_nothing_more(vhost: Vhost) -> Result<()> {
+    let (client, port) = (Client::connect(&vhost.uri()).await?, vhost.broker.ports().amqp);
+    let way = Way::to(([127, 0, 0, 1], port).into()).await?;
+    let uri = vhost.uri().replace(&format!(":{port}/"), &format!(":{}/", way.address().port()));
+    let keeper = Keeper::checking(Duration::from_secs(3600));
+    let mut queue = keeper.queue(&uri, spec("Delete", "Quorum"))?;
+    queue.ready().await?;
+    // A connection that nobody needs any more would end what it is about.
+    let other = keeper.named("other", BrokerAccess::from_uri(&uri)?, json!({}));
+    other?.ready().await?;
+    way.hold();
+    let (key, order) = (Key::of(&queue.queue), plan::remove(&queue.queue).context("nothing is to go")?);
+    keeper.brokers.assign(&key, &queue.access, order, false);
+    eventually(PATIENCE, "the deletion has begun", async || {
+        ensure!(keeper.brokers.carries_out(&key) && way.holds());
+        Ok(())
+    })
+    .await?;
+    keeper.brokers.forget(&key);
+    assert!(keeper.brokers.carries_out(&key));
+    way.let_pass();
+    eventually(PATIENCE, "it has ended", async || {
+        ensure!(!keeper.brokers.carries_out(&key));
+        Ok(())
+    })
+    .await?;
+    for queue in ALL {
+        ensure!(client.ready(queue).await?.is_some(), "{queue} is gone");
     }
     Ok(())
 }
