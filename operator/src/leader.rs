@@ -264,18 +264,26 @@ impl Elector {
         }
         self.leadership.end();
         let release = async {
-            let mut lease = self.leases.get(LEASE).await?;
-            let Some(spec) = lease.spec.as_mut() else { return Ok(()) };
-            if spec.holder_identity.as_deref() != Some(self.identity.as_str()) {
-                return Ok(());
+            match self.give_back().await {
+                // A renewal that was on its way when the work ended came between.
+                Err(kube::Error::Api(status)) if status.code == 409 => self.give_back().await,
+                given => given,
             }
-            spec.holder_identity = None;
-            spec.lease_duration_seconds = Some(1);
-            self.leases.replace(LEASE, &PostParams::default(), &lease).await.map(drop)
         };
         if let Err(error) = within(REQUEST, release).await {
             tracing::warn!(%error, "the Lease was not given back");
         }
+    }
+
+    async fn give_back(&self) -> kube::Result<()> {
+        let mut lease = self.leases.get(LEASE).await?;
+        let Some(spec) = lease.spec.as_mut() else { return Ok(()) };
+        if spec.holder_identity.as_deref() != Some(self.identity.as_str()) {
+            return Ok(());
+        }
+        spec.holder_identity = None;
+        spec.lease_duration_seconds = Some(1);
+        self.leases.replace(LEASE, &PostParams::default(), &lease).await.map(drop)
     }
 }
 

@@ -159,12 +159,19 @@ impl Secrets {
                 key
             });
             let read = async |key: Name| {
+                let Some(reading) = self.reading(&key) else { return };
+                // An answer that is older than another must not come after it.
+                let _one_at_a_time = reading.lock().await;
                 if let Err(error) = self.read(&key).await {
                     tracing::debug!(namespace = %key.0, secret = %key.1, %error, "not read");
                 }
             };
             spaced.for_each_concurrent(AT_ONCE, read).await;
         }
+    }
+
+    fn reading(&self, key: &Name) -> Option<Arc<tokio::sync::Mutex<()>>> {
+        locked(&self.slots).get(key).map(|slot| slot.reading.clone())
     }
 
     /// The Secrets in use, with the times of their last reads.

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use kube::ResourceExt;
 use tokio::time::Instant;
+use warren_api::Worker;
 
 use super::decide::Decision;
 use super::share::share;
@@ -64,6 +66,8 @@ impl std::ops::Add for Durability {
 /// The scaler's view of one Worker.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct View {
+    /// The Worker that was looked at, by its uid.
+    pub worker: Option<String>,
     /// The Queue that was looked at.
     pub queue: Option<Key>,
     /// The last decision of mode Builtin.
@@ -105,6 +109,11 @@ impl Entry {
     /// What is known.
     pub fn view(&self) -> View {
         locked(&self.view).clone()
+    }
+
+    /// What is known of this Worker: what is known of one of the same name that it has replaced says nothing of it.
+    pub fn view_of(&self, worker: &Worker) -> View {
+        Some(self.view()).filter(|view| view.worker == worker.uid()).unwrap_or_default()
     }
 
     /// Whether pods are to be marked before replicas become so many. Not again and again where that is refused: a mark changes
@@ -192,6 +201,26 @@ mod tests {
             (view.durability_of(&former), view.durability_of(&next)),
             (durability, Durability::default())
         );
+    }
+
+    #[test]
+    fn what_was_decided_for_a_worker_is_not_for_one_that_replaces_it() {
+        let worker = |uid: &str| {
+            let mut worker = Worker::new(
+                "one",
+                serde_json::from_str(r#"{"queueRef": {"name": "orders"}, "template": {}}"#).unwrap(),
+            );
+            worker.metadata.uid = Some(uid.to_owned());
+            worker
+        };
+        let entry = Entry::default();
+        entry.replace(View {
+            worker: Some("former".to_owned()),
+            service_seconds: Some(1.0),
+            ..View::default()
+        });
+        let known = |uid| entry.view_of(&worker(uid)).service_seconds;
+        assert_eq!((known("former"), known("next")), (Some(1.0), None));
     }
 
     #[test]

@@ -175,7 +175,7 @@ impl Follower {
             // What was seen before somebody else's time says nothing of the load after it.
             self.history = History::default();
             context.records.forget(&self.key);
-            self.show(worker, &self.view(None, handlers, consumes));
+            self.show(worker, &self.view(worker, None, handlers, consumes));
             return OBSERVED;
         }
         self.context.metrics.scales(&self.key, &carry::PATCHED_FOR);
@@ -183,7 +183,7 @@ impl Follower {
         // A broker that is being connected to is not unknown yet, nor is a share before all have looked.
         let early = self.depth.is_none() || !context.board.all_have_looked(&self.key);
         if early && self.since.elapsed() < FIRST_DEPTH {
-            self.show(worker, &self.view(None, handlers, consumes));
+            self.show(worker, &self.view(worker, None, handlers, consumes));
             return AT_ZERO;
         }
         let now = self.now();
@@ -194,18 +194,19 @@ impl Follower {
         self.history = history;
         self.own.decided(decision.replicas);
         context.records.note(&self.key, inputs, self.history.service_measured(now), &decision);
-        let view = self.view(Some(decision.clone()), handlers, consumes);
+        let view = self.view(worker, Some(decision.clone()), handlers, consumes);
         self.carry_out(worker, live, current, decision, view, &pods).await;
         self.pause(current)
     }
 
-    fn view(&self, decision: Option<Decision>, handlers: Handlers, consumes: bool) -> View {
+    fn view(&self, worker: &Worker, decision: Option<Decision>, handlers: Handlers, consumes: bool) -> View {
         let durability = self.tracker.durability();
         let queue = self.followed.as_ref().map(|(queue, ..)| queue.clone());
         let settled_lately = Some(self.settled.amount);
         let misread = self.timetable.wrong();
         let service_seconds = self.history.service_seconds();
         View {
+            worker: worker.uid(),
             queue,
             decision,
             consumes,

@@ -95,7 +95,7 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     let applied = image.is_some();
     let told = if applied { None } else { around.told() };
     note_told(&worker, told.as_ref(), &context);
-    let view = entry.view();
+    let view = entry.view_of(&worker);
     let said = status(&worker, problem.as_ref(), image, &around, &view, &Time(Timestamp::now()));
     write(&worker, said, &context).await?;
     if !applied {
@@ -144,7 +144,7 @@ async fn converge(
         Err(problem) => return Ok((Some(problem), None)),
     };
     let _writing = entry.writing.lock().await;
-    let view = entry.view();
+    let view = entry.view_of(worker);
     let replicas = replicas(worker, around, &view);
     mark(worker, around, entry, replicas, context).await;
     let mut rolled = around.deployment.as_deref().map(LiveDeployment::rolled).unwrap_or_default();
