@@ -102,7 +102,7 @@ impl BrokerAccess {
         let keys = Keys(keys);
         let tls = keys.tls()?;
         let mut access = match keys.uris()? {
-            Some(uris) => Self::from_uris(&uris, keys.vhost()?.as_deref(), tls.as_ref())?,
+            Some(uris) => Self::from_uris(&uris, keys.vhost()?.as_deref(), keys.login()?, tls.as_ref())?,
             None => Self::from_parts(&keys, tls)?,
         };
         if let Some(vhost) = vhost {
@@ -116,7 +116,7 @@ impl BrokerAccess {
     /// # Errors
     /// What is wrong with the URI.
     pub fn from_uri(uri: &str) -> Result<Self, SecretError> {
-        Self::from_uris(&[("uri", uri.to_owned())], None, None)?.sayable()
+        Self::from_uris(&[("uri", uri.to_owned())], None, None, None)?.sayable()
     }
 
     fn sayable(self) -> Result<Self, SecretError> {
@@ -127,6 +127,7 @@ impl BrokerAccess {
     fn from_uris(
         uris: &[(&'static str, String)],
         vhost: Option<&str>,
+        login: Option<(String, String)>,
         tls: Option<&Tls>,
     ) -> Result<Self, SecretError> {
         if uris.len() > MOST_ADDRESSES {
@@ -138,18 +139,33 @@ impl BrokerAccess {
             let invalid = |problem: &str| SecretError::Invalid { key, problem: problem.to_owned() };
             let mut parsed = AMQPUri::from_str(uri)
                 .map_err(|_| invalid("expected amqp://user:password@host:5672/vhost"))?;
-            if has_loose_at(uri) {
+            let url = Url::parse(uri).map_err(|_| invalid("it is no address"))?;
+            if has_loose_at(uri) || has_loose_end(&url) {
                 return Err(invalid(
                     "a \"/\", \"?\", \"#\" or \"@\" in user, password or vhost is written %2F, %3F, %23, %40",
                 ));
             }
             // The library takes "localhost" where it finds no domain: also in the place of an IPv6 address.
-            match Url::parse(uri).ok().as_ref().and_then(Url::host) {
-                Some(Host::Domain(_)) => {}
+            match url.host() {
+                Some(Host::Domain(_)) if is_host(&parsed.authority.host) => {}
                 Some(Host::Ipv4(address)) => parsed.authority.host = address.to_string(),
                 Some(Host::Ipv6(address)) => parsed.authority.host = address.to_string(),
+                // A login that is escaped whole would be shown as a part of the host.
+                Some(Host::Domain(_)) => {
+                    return Err(invalid(
+                        "its host is no name or address: the \":\" and \"@\" around user and password are written as they are",
+                    ));
+                }
                 None => return Err(invalid("it names no host")),
             }
+            let (username, password) = match (url.username(), url.password().unwrap_or_default(), &login) {
+                ("", "", Some(login)) => login.clone(),
+                // The library would take a password of its own.
+                (user, "", _) if !["", "guest"].contains(&user) => {
+                    return Err(invalid("it has a user without a password"));
+                }
+                _ => (parsed.authority.userinfo.username, parsed.authority.userinfo.password),
+            };
             let tls = match (tls.cloned(), &parsed.scheme) {
                 (None, AMQPScheme::AMQPS) => Some(Tls::default()),
                 (given, AMQPScheme::AMQP | AMQPScheme::AMQPS) => given,
@@ -162,8 +178,8 @@ impl BrokerAccess {
             let one = Self {
                 endpoints: vec![Endpoint { host: parsed.authority.host, port }],
                 vhost: vhost.map_or_else(|| or_root(parsed.vhost), str::to_owned),
-                username: parsed.authority.userinfo.username,
-                password: parsed.authority.userinfo.password,
+                username,
+                password,
                 tls,
             };
             match &mut access {
@@ -294,6 +310,12 @@ fn has_loose_at(uri: &str) -> bool {
     rest.split_once(['/', '?', '#']).is_some_and(|(_, behind)| behind.contains('@'))
 }
 
+/// Whether what looks like the end of a vhost is no part of it: a fragment, which AMQP has not, or a query without values.
+fn has_loose_end(url: &Url) -> bool {
+    let loose = |query: &str| query.split('&').any(|part| !part.is_empty() && !part.contains('='));
+    url.fragment().is_some() || url.query().is_some_and(loose)
+}
+
 /// Whether a text is a host's name or address, and no more: it is shown.
 fn is_host(text: &str) -> bool {
     let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
@@ -329,6 +351,11 @@ impl Keys<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// The user and the password that go with an address that has none.
+    fn login(&self) -> Result<Option<(String, String)>, SecretError> {
+        Ok(self.text("username")?.zip(self.text("password")?))
     }
 
     /// The virtual host, which is shown.
@@ -432,6 +459,18 @@ mod tests {
     }
 
     #[test]
+    fn a_uri_without_a_login_takes_that_of_the_keys_beside_it() {
+        let login = |uri| {
+            let access = parse(&[("uri", uri), ("username", "bob"), ("password", "s3cret")]).unwrap();
+            (access.username, access.password)
+        };
+        let pair = |user: &str, password: &str| (user.to_owned(), password.to_owned());
+        assert_eq!(login("amqp://rabbit/v?heartbeat=10"), pair("bob", "s3cret"));
+        assert_eq!(login("amqp://u:p@rabbit/v"), pair("u", "p"));
+        assert_eq!(parse(&[("uri", "amqp://rabbit/v")]).unwrap().username, "guest");
+    }
+
+    #[test]
     fn several_addresses_must_share_everything_else() {
         let access = parse(&[("uris", "amqp://u:p@a:1/v\namqp://u:p@b:2/v\n")]).unwrap();
         assert_eq!(access.address(), "amqp://a:1,b:2/v");
@@ -480,6 +519,10 @@ mod tests {
             let error = parse(&[("uri", uri)]).unwrap_err().to_string();
             assert!(error.contains("%2F") && !error.contains("s3cret"), "{error}");
         }
+        for host in ["bob%3As3cret%40rabbit", "rabbit%0As3cret"] {
+            let error = parse(&[("uri", &format!("amqp://{host}:5672/v"))]).unwrap_err().to_string();
+            assert!(error.contains("no name or address") && !error.contains("s3cret"), "{error}");
+        }
         for host in ["rabbit_1.shop-a.svc", "10.0.0.5"] {
             assert_eq!(parse(&parts(host, "a@b")).unwrap().hosts(), format!("{host}:5672"));
         }
@@ -492,6 +535,9 @@ mod tests {
             (vec![("uri", "http://secret")], "\"uri\" is not usable"),
             (vec![("uri", "secret nonsense")], "\"uri\" is not usable"),
             (vec![("uri", "amqp:///secret")], "names no host"),
+            (vec![("uri", "amqp://u:p@h/secret#1")], "%23"),
+            (vec![("uri", "amqp://u:p@h/secret?x")], "%3F"),
+            (vec![("uri", "amqp://secret@h/v")], "without a password"),
             (vec![("host", "h"), ("username", "u")], "lacks the key \"password\""),
             (vec![("host", "h"), ("port", "secret"), ("username", "u"), ("password", "p")], "\"port\""),
             (vec![("uri", "amqp://h"), ("ca.crt", "secret")], "expected PEM"),
