@@ -5,4 +5,5 @@ pub mod batch;
 pub mod endpoint;
 pub mod pool;
 pub mod request;
+mod socket;
 pub mod trace;

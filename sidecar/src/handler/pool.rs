@@ -17,10 +17,10 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::endpoint::Endpoint;
+use super::socket::{Socket, Unheard};
 use crate::core::CallId;
 
 /// How long an unused connection is kept: the shortest keep-alive of a common server is two seconds.
@@ -134,28 +134,29 @@ impl<E: From<Done> + Send + 'static> Pool<E> {
     }
 }
 
+type Driver = Connection<TokioIo<Socket>, Full<Bytes>>;
+
 /// A connection and the requests on it.
 struct Live {
     sender: SendRequest<Full<Bytes>>,
-    driver: Option<Connection<TokioIo<TcpStream>, Full<Bytes>>>,
+    driver: Option<Driver>,
+    unheard: Unheard,
 }
 
 impl Live {
     async fn open(endpoint: &Endpoint) -> Result<Self, CallError> {
         let stream = endpoint.connect().await.map_err(|error| CallError::Unreached(error.to_string()))?;
+        let (socket, unheard) = Socket::of(stream);
         let (sender, driver) = Builder::new()
             .max_buf_size(HEAD)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(socket))
             .await
             .map_err(|error| CallError::Broken(error.to_string()))?;
-        Ok(Self { sender, driver: Some(driver) })
+        Ok(Self { sender, driver: Some(driver), unheard })
     }
 
     /// Does something on the connection, which needs to be driven meanwhile.
-    async fn drive<T>(
-        driver: &mut Option<Connection<TokioIo<TcpStream>, Full<Bytes>>>,
-        work: impl Future<Output = T>,
-    ) -> T {
+    async fn drive<T>(driver: &mut Option<Driver>, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         poll_fn(|context| {
             if let Poll::Ready(done) = work.as_mut().poll(context) {
@@ -261,7 +262,7 @@ async fn exchange(
         match tokio::time::timeout(timeout, asking).await {
             Err(_) => return Err(CallError::TimedOut(timeout)),
             Ok(Asked::Answered(answer, whole)) => {
-                if whole && connection.driver.is_some() {
+                if whole && connection.driver.is_some() && !connection.unheard.is_so() {
                     *live = Some(connection);
                 }
                 return Ok(answer);
@@ -390,6 +391,25 @@ mod tests {
             let mut done = ended.recv().await.unwrap();
             assert_eq!(done.result.as_ref().unwrap().status, 200, "{call}");
             pool.take_back(&mut done);
+        }
+    }
+
+    /// As web servers do that refuse a large request.
+    #[tokio::test]
+    async fn an_answer_counts_though_the_application_has_closed_before_it_read_the_body() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                let _head = stream.read(&mut [0; 1024]).unwrap();
+                stream.write_all(b"HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\n\r\n").unwrap();
+            }
+        });
+        let endpoint = Endpoint::local(port, "/").unwrap();
+        for _ in 0..20 {
+            let body = Bytes::from(vec![b'x'; 16 << 20]);
+            let answer = post(&endpoint, HeaderMap::new(), body, READY * 9).await.unwrap();
+            assert_eq!(answer.status, 413);
         }
     }
 
