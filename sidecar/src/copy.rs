@@ -83,28 +83,39 @@ pub fn properties(
 /// then the longest headers, which are named in [`headers::HEADERS_DROPPED`]. A message that came in one frame is too large for
 /// one only by what Warren adds, and would otherwise never leave the queue.
 pub fn fitting(mut properties: BasicProperties, frame: usize) -> BasicProperties {
-    let mut dropped: Vec<String> = Vec::new();
-    while let Some(table) = properties.headers().clone()
-        && !fits(&properties, frame)
-    {
-        let mut left: BTreeMap<ShortString, AMQPValue> = table.inner().clone();
-        if left.remove(headers::DEAD_DETAIL).is_none() {
-            let foreign = left.iter().filter(|(name, _)| !name.as_str().starts_with("warren-"));
-            let Some(longest) =
-                foreign.max_by_key(|(_, value)| value_size(value)).map(|(name, _)| name.clone())
-            else {
-                return properties;
-            };
-            left.remove(&longest);
-            dropped.push(longest.to_string());
-        }
-        let mut table = FieldTable::from(left);
-        if !dropped.is_empty() {
-            set_text(&mut table, headers::HEADERS_DROPPED, cut(&dropped.join(","), LONGEST_DETAIL));
-        }
-        properties = properties.with_headers(table);
+    let Some(table) = properties.headers().clone().filter(|_| !fits(&properties, frame)) else {
+        return properties;
+    };
+    let mut left: BTreeMap<ShortString, AMQPValue> = table.inner().clone();
+    if left.remove(headers::DEAD_DETAIL).is_some() {
+        properties = properties.with_headers(FieldTable::from(left.clone()));
     }
-    properties
+    let foreign = left.iter().filter(|(name, _)| !name.as_str().starts_with("warren-"));
+    let mut foreign: Vec<_> = foreign.map(|(name, value)| (value_size(value), name.clone())).collect();
+    // Once, and not for each that is dropped: a frame holds tens of thousands.
+    foreign.sort();
+    let (mut size, mut dropped) = (size(&properties), String::new());
+    while size + named(&dropped) + FRAME_OVERHEAD > frame {
+        let Some((value, name)) = foreign.pop() else { break };
+        left.remove(&name);
+        size -= 1 + name.as_str().len() + value;
+        let comma = if dropped.is_empty() { "" } else { "," };
+        dropped.push_str(&format!("{comma}{name}"));
+    }
+    let mut table = FieldTable::from(left);
+    if !dropped.is_empty() {
+        set_text(&mut table, headers::HEADERS_DROPPED, cut(&dropped, LONGEST_DETAIL));
+    }
+    properties.with_headers(table)
+}
+
+/// What the names of the dropped headers take at most, in bytes.
+fn named(dropped: &str) -> usize {
+    if dropped.is_empty() {
+        0
+    } else {
+        headers::HEADERS_DROPPED.len() + 6 + dropped.len().min(LONGEST_DETAIL)
+    }
 }
 
 /// Whether properties fit a frame of so many bytes.
@@ -118,13 +129,17 @@ fn size(properties: &BasicProperties) -> usize {
     gen_properties(properties)(Vec::new().into()).map_or(0, |written| written.into_inner().0.len())
 }
 
+/// What a header's value takes on the wire, in bytes.
 fn value_size(value: &AMQPValue) -> usize {
+    /// Flags, the table's length and that of an empty name.
+    const AROUND: usize = 7;
     match value {
-        AMQPValue::LongString(text) => text.as_bytes().len(),
-        other => size(
-            &BasicProperties::default()
-                .with_headers(BTreeMap::from([(ShortString::default(), other.clone())]).into()),
-        ),
+        // Its kind and its length go before it.
+        AMQPValue::LongString(text) => text.as_bytes().len() + 5,
+        other => {
+            let alone = BTreeMap::from([(ShortString::default(), other.clone())]);
+            size(&BasicProperties::default().with_headers(alone.into())).saturating_sub(AROUND)
+        }
     }
 }
 
@@ -305,6 +320,19 @@ mod tests {
         assert_eq!(get(&small, headers::HEADERS_DROPPED).as_deref(), Some("longer"));
         assert!(get(&small, "long").is_some() && get(&small, headers::DEAD_REASON).is_some());
         assert!(size(&small) + FRAME_OVERHEAD <= whole - 600);
+    }
+
+    #[test]
+    fn no_more_headers_are_dropped_than_must_be_whatever_they_are_and_however_many() {
+        let values = [AMQPValue::Void, AMQPValue::LongInt(7), AMQPValue::Boolean(true), long("x")];
+        let table: BTreeMap<ShortString, AMQPValue> =
+            (0..20_000).map(|number| (short(&format!("h{number}")), values[number % 4].clone())).collect();
+        let whole = dead(BasicProperties::default().with_headers(table.into()), "");
+        for less in [1, 100, 5000] {
+            let frame = size(&whole) + FRAME_OVERHEAD - less;
+            let left = frame - FRAME_OVERHEAD - size(&fitting(whole.clone(), frame));
+            assert!(left < 40, "{left} bytes more than needed are dropped for {less}");
+        }
     }
 
     #[test]

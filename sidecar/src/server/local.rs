@@ -176,6 +176,25 @@ mod tests {
         assert!(answer.await.unwrap().starts_with("HTTP/1.1 403"));
     }
 
+    #[tokio::test]
+    async fn who_sends_too_much_can_send_it_and_learns_why_it_is_refused() {
+        let local = Local { engine: None, publish: unconnected() };
+        let listener = listen(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let closing = Closing::default();
+        let handle = move |request| local.clone().handle(request);
+        tokio::spawn(serve(listener, Bounds::APPLICATION, closing.subscribe(), handle));
+        let answer = tokio::task::spawn_blocking(move || {
+            let mut stream = std::net::TcpStream::connect(address).unwrap();
+            let (length, mut answer) = (40 << 20, [0; 12]);
+            write!(stream, "POST /publish HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n").unwrap();
+            stream.write_all(&vec![b'x'; length]).unwrap();
+            stream.read_exact(&mut answer).unwrap();
+            answer
+        });
+        assert_eq!(&answer.await.unwrap(), b"HTTP/1.1 413");
+    }
+
     #[test]
     fn pages_of_this_machine_and_programs_that_are_no_browser_may_ask_and_foreign_pages_may_not() {
         let foreign = |origins: &[&'static str]| {

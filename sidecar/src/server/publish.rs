@@ -36,6 +36,8 @@ const LEAST: usize = 1024;
 const LINES: usize = LARGEST / LEAST;
 /// How long a body may take to come: an upload that has stalled takes the room of others.
 const UPLOAD: Duration = Duration::from_secs(30);
+/// How long the rest of a body that is refused may take to come.
+const LET_IN: Duration = Duration::from_secs(3);
 /// How long a message waits for its turn to be the first to an exchange.
 const TURN: Duration = Duration::from_secs(30);
 /// Within this the broker says what is wrong with an exchange: one that is slow to confirm is there.
@@ -164,9 +166,30 @@ impl Publish {
         self.read(body, UPLOAD).await.map(|(room, body)| (Some(room), body))
     }
 
-    /// Reads a body, if there is room for it and it comes in time. One that says its size is refused before it is read; one that
-    /// does not takes room as it comes.
+    /// Reads a body, if there is room for it and it comes in time.
     async fn read<B>(&self, mut body: B, within: Duration) -> Result<(OwnedSemaphorePermit, Bytes), Ended>
+    where
+        B: Body<Data = Bytes, Error: Display> + Unpin,
+    {
+        let read = self.read_in_room(&mut body, within).await;
+        let refused = |ended: &Ended| {
+            [StatusCode::PAYLOAD_TOO_LARGE, StatusCode::TOO_MANY_REQUESTS].contains(&ended.status)
+        };
+        if read.as_ref().is_err_and(refused) {
+            // Many a client that cannot write all of it never reads why.
+            let rest = async { while let Some(Ok(_)) = body.frame().await {} };
+            // What takes longer is cut off.
+            let _ = tokio::time::timeout(LET_IN, rest).await;
+        }
+        read
+    }
+
+    /// Reads a body. One that says its size is refused before it is read; one that does not takes room as it comes.
+    async fn read_in_room<B>(
+        &self,
+        body: &mut B,
+        within: Duration,
+    ) -> Result<(OwnedSemaphorePermit, Bytes), Ended>
     where
         B: Body<Data = Bytes, Error: Display> + Unpin,
     {
