@@ -219,7 +219,7 @@ pub struct BrokerRef {
 
     /// Secret of the same namespace that the Workers' sidecars use (read and write rights suffice); default: secretRef.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub worker_secret_ref: Option<SecretRef>,
+    pub worker_secret_ref: Option<WorkerSecretRef>,
 
     /// Virtual host; default: the Secret's, else "/".
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -235,10 +235,21 @@ pub struct SecretRef {
     /// The Secret's name.
     #[serde(default = "default_secret_name")]
     #[schemars(length(min = 1, max = 253))]
-    #[x_kube(validation = Rule::new(OBJECT_NAME)
-        .message("a Secret's name has small letters, digits, '-' and '.' alone: write its metadata.name, of the same namespace"))]
+    #[x_kube(validation = Rule::new(OBJECT_NAME).message(SECRET_NAME))]
     pub name: String,
 }
+
+/// A Secret of the same namespace. It has no default: an empty one would be another broker's, maybe.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct WorkerSecretRef {
+    /// The Secret's name.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new(OBJECT_NAME).message(SECRET_NAME))]
+    pub name: String,
+}
+
+/// What is said to a name that no Secret has.
+const SECRET_NAME: &str = "a Secret's name has small letters, digits, '-' and '.' alone: write its metadata.name, of the same namespace";
 
 impl Default for SecretRef {
     fn default() -> Self {
@@ -288,7 +299,7 @@ pub struct Binding {
 
     /// The routing key or pattern; default empty. At most 255 bytes.
     #[serde(default)]
-    #[schemars(length(max = 255))]
+    #[schemars(length(max = 255), regex(pattern = r"^[^\r\n]*$"))]
     #[x_kube(validation = Rule::new(BYTES)
         .message("routingKey may have at most 255 bytes, as AMQP takes no more: use a shorter one"))]
     pub routing_key: String,

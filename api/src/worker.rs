@@ -250,6 +250,8 @@ pub struct Consumer {
     /// singleActiveConsumer on the Queue, or scaling.maxReplicas: 1 (replicas: 1 in scaling modes External and Manual).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = Rule::new("!(self in ['routingKey', 'routing_key', 'RoutingKey', 'Routing-Key', 'warren-routing-key'])")
+        .message("this would be the name of a header: to order by the routing key write \"routing-key\""))]
     pub ordering_key: Option<String>,
 }
 

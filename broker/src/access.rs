@@ -102,7 +102,9 @@ impl BrokerAccess {
         let keys = Keys(keys);
         let tls = keys.tls()?;
         let mut access = match keys.uris()? {
-            Some(uris) => Self::from_uris(&uris, keys.vhost()?.as_deref(), keys.login()?, tls.as_ref())?,
+            Some(uris) => {
+                Self::from_uris(&uris, keys.vhost()?.as_deref(), keys.login()?.as_ref(), tls.as_ref())?
+            }
             None => Self::from_parts(&keys, tls)?,
         };
         if let Some(vhost) = vhost {
@@ -127,7 +129,7 @@ impl BrokerAccess {
     fn from_uris(
         uris: &[(&'static str, String)],
         vhost: Option<&str>,
-        login: Option<(String, String)>,
+        login: Option<&(String, String)>,
         tls: Option<&Tls>,
     ) -> Result<Self, SecretError> {
         if uris.len() > MOST_ADDRESSES {
@@ -158,7 +160,7 @@ impl BrokerAccess {
                 }
                 None => return Err(invalid("it names no host")),
             }
-            let (username, password) = match (url.username(), url.password().unwrap_or_default(), &login) {
+            let (username, password) = match (url.username(), url.password().unwrap_or_default(), login) {
                 ("", "", Some(login)) => login.clone(),
                 // The library would take a password of its own.
                 (user, "", _) if !["", "guest"].contains(&user) => {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::RangedU64ValueParser;
+use clap::builder::{NonEmptyStringValueParser, RangedU64ValueParser};
 use clap::{Args, Parser, Subcommand};
 use warren_api::names;
 use warren_api::queue::{QueueSpec, QueueType, Retry};
@@ -111,7 +111,7 @@ struct LocalArgs {
     #[arg(long, env = "WARREN_AMQP", hide_env_values = true)]
     amqp: String,
     /// The queue to consume; with --config the configuration's.
-    #[arg(long, required_unless_present = "config")]
+    #[arg(long, required_unless_present = "config", value_parser = NonEmptyStringValueParser::new())]
     queue: Option<String>,
     /// Where the application takes messages, such as http://localhost:8080/messages.
     #[arg(long)]

@@ -3,11 +3,14 @@
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// Starts logging at a level such as `info`, or a filter of `tracing-subscriber`. Without a terminal each line is JSON.
 pub fn start(level: &str) {
+    let known = filter_of(level);
+    let wanted = known.unwrap_or("info");
     // The AMQP library reports as errors what is the everyday life of a connection; Warren says the same in its own words.
-    let filter = EnvFilter::try_new(format!("{level},lapin=off,async_rs=off,hyper=warn"))
+    let filter = EnvFilter::try_new(format!("{wanted},lapin=off,async_rs=off,hyper=warn"))
         .unwrap_or_else(|_| EnvFilter::new("info,lapin=off"));
     let logger =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
@@ -17,4 +20,36 @@ pub fn start(level: &str) {
     } else {
         logger.json().flatten_event(true).try_init()
     };
+    if known.is_none() {
+        tracing::warn!(
+            level,
+            "that is no log level: write error, warn, info, debug or trace. It is info until then"
+        );
+    }
+}
+
+/// What is no level at all is no filter: its words would be taken for the names of parts, and nothing else be logged.
+fn filter_of(level: &str) -> Option<&str> {
+    let known = level.contains('=')
+        || level.split(',').any(|part| !part.is_empty() && part.parse::<LevelFilter>().is_ok());
+    known.then_some(level)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_level_and_no_filter_is_not_taken_for_one() {
+        for (level, expected) in [
+            ("debug", "debug"),
+            ("WARN", "WARN"),
+            ("warren_sidecar=debug", "warren_sidecar=debug"),
+            ("info,warren_broker=off", "info,warren_broker=off"),
+            ("warning", "info"),
+            ("", "info"),
+        ] {
+            assert_eq!(filter_of(level).unwrap_or("info"), expected);
+        }
+    }
 }

@@ -166,7 +166,28 @@ fn the_chart_s_schema_knows_exactly_its_values_and_what_helm_hands_to_a_dependen
     };
     let mut expected = names(&read("values.yaml"));
     expected.extend(["enabled", "global"].map(str::to_owned));
-    assert_eq!(names(&read("values.schema.json")["properties"]), expected);
+    let (schema, values) = (read("values.schema.json"), read("values.yaml"));
+    assert_eq!(names(&schema["properties"]), expected);
+    assert_eq!(
+        blank(&schema, &values),
+        Vec::<String>::new(),
+        "a value that is left blank is none, and has no default"
+    );
+}
+
+/// The values with a default that the schema lets a user leave blank: Helm takes the default away then.
+fn blank(schema: &serde_yaml::Value, values: &serde_yaml::Value) -> Vec<String> {
+    let required = schema["required"].as_sequence().cloned().unwrap_or_default();
+    let of = |(name, value): (&serde_yaml::Value, &serde_yaml::Value)| match value.as_mapping() {
+        Some(_) => blank(&schema["properties"][name], value),
+        None => {
+            let has_default =
+                value.is_bool() || value.is_number() || value.as_str().is_some_and(|text| !text.is_empty());
+            let lax = has_default && schema["properties"].get(name).is_some() && !required.contains(name);
+            lax.then(|| format!("{name:?}")).into_iter().collect()
+        }
+    };
+    values.as_mapping().into_iter().flatten().flat_map(of).collect()
 }
 
 /// A namespace may be named 123, and a release, too.

@@ -12,6 +12,11 @@
 {{- end -}}
 {{- end -}}
 
+{{/* A Service's name begins with a letter and has no dots, which a release's may. */}}
+{{- define "warren.serviceName" -}}
+{{- printf "%s-metrics" (regexReplaceAll "^([0-9])" (include "warren.fullname" . | replace "." "-") "warren-${1}" | trunc 55 | trimSuffix "-") -}}
+{{- end -}}
+
 {{/* A name for what has no namespace: two releases in two namespaces must not share it. */}}
 {{- define "warren.clusterName" -}}
 {{- printf "%s:%s" .Release.Namespace (include "warren.fullname" .) -}}

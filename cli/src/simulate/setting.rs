@@ -121,9 +121,10 @@ impl Setting {
         if scaling.target_wait_seconds < 1
             || scaling.scale_in_stabilization_seconds < 0
             || !(1..=2000).contains(&consumer.prefetch)
+            || worker.spec.handler.http.timeout_seconds < 1
         {
             return Err(SettingError::Refused(
-                "targetWaitSeconds must be at least 1, prefetch between 1 and 2000, scaleInStabilizationSeconds at least 0",
+                "targetWaitSeconds and handler.http.timeoutSeconds must be at least 1, prefetch between 1 and 2000, scaleInStabilizationSeconds at least 0",
             ));
         }
         if consumer.concurrency.is_some_and(|concurrency| concurrency < 1 || concurrency > consumer.prefetch)

@@ -199,7 +199,9 @@ fn refused(kind: &str, code: u16, answer: &str) -> Problem {
         (403, _) => {
             ". A right of the operator, a quota or a policy of the namespace is in the way: see to that; it is tried again by itself"
         }
-        (_, "Deployment") => ". Correct spec.template",
+        (_, "Deployment") => {
+            ". Correct spec.template, or spec.sidecar where it is about the init container warren-sidecar"
+        }
         (_, _) => "",
     };
     let message = format!("the API server does not take the {kind}: {answer}{mend}");
@@ -226,7 +228,7 @@ mod tests {
     #[test]
     fn what_is_refused_is_told_with_what_is_to_be_mended() {
         let told = |kind, code| refused(kind, code, "no").message;
-        assert!(told("Deployment", 422).ends_with("Correct spec.template"));
+        assert!(told("Deployment", 422).contains(". Correct spec.template, or spec.sidecar"));
         for kind in ["Deployment", "ConfigMap"] {
             assert!(told(kind, 403).contains("a quota or a policy"), "{}", told(kind, 403));
             assert!(!told(kind, 403).contains("template"));

@@ -337,7 +337,8 @@ fn sidecar(valid: &ValidWorker<'_>, image: &str, token: &str, telemetry: Vec<Val
     let mut env = vec![
         json!({"name": "WARREN_HANDLER_PORT", "value": valid.port.to_string()}),
         json!({"name": "WARREN_DRAIN_TIMEOUT_SECONDS", "value": valid.drain_seconds.to_string()}),
-        json!({"name": "WARREN_GRACE_PERIOD_SECONDS", "value": valid.grace_seconds.to_string()}),
+        // Kubernetes takes any number of seconds; a sidecar can add so many to a time.
+        json!({"name": "WARREN_GRACE_PERIOD_SECONDS", "value": valid.grace_seconds.min(u32::MAX.into()).to_string()}),
         json!({"name": "WARREN_DRAIN_TOKEN", "value": token}),
         json!({"name": "WARREN_BROKER_SECRET", "value": valid.secret}),
         json!({"name": "WARREN_LOG_LEVEL", "value": sidecar.log_level.as_str()}),

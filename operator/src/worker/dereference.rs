@@ -79,7 +79,7 @@ pub fn consumed_by(config: &SidecarConfig, queues: &[Arc<Queue>]) -> BTreeSet<St
 /// The Secret that the sidecars of a Queue's Workers use.
 pub fn worker_secret(queue: &Queue) -> &str {
     let broker = &queue.spec.broker;
-    &broker.worker_secret_ref.as_ref().unwrap_or(&broker.secret_ref).name
+    broker.worker_secret_ref.as_ref().map_or(&broker.secret_ref.name, |secret| &secret.name)
 }
 
 /// Looks everything up.

@@ -50,6 +50,10 @@ async fn a_name_that_no_secret_can_have_is_refused() {
         }
     }
     assert!(send(&queue("{broker: {secretRef: {name: rabbitmq-default.user}}}")).await.is_ok());
+    // The default would be another broker's.
+    for unset in ["{}", "{name: }"] {
+        refused(&queue(&format!("{{broker: {{workerSecretRef: {unset}}}}}")), "workerSecretRef.name").await;
+    }
 }
 
 #[tokio::test]
@@ -129,6 +133,7 @@ async fn what_amqp_cannot_say_is_refused_by_its_bytes_and_not_its_characters() {
     let (most, over) = ("x".repeat(255), "ж".repeat(128));
     let key = |key: &str| queue(&format!("{{bindings: [{{exchange: shop, routingKey: {key}}}]}}"));
     refused(&key(&over), "routingKey may have at most 255 bytes").await;
+    refused(&key("\"order.#\\n\""), "should match").await;
     let vhost = |vhost: &str| queue(&format!("{{broker: {{vhost: {vhost}}}}}"));
     refused(&vhost(&over), "vhost may have at most 255 bytes").await;
     for allowed in [key(&most), vhost(&most)] {

@@ -33,6 +33,14 @@ async fn more_concurrency_than_prefetch_is_refused() {
 }
 
 #[tokio::test]
+async fn an_ordering_key_that_means_the_routing_key_in_other_words_is_refused() {
+    for meant in ["routingKey", "routing_key", "warren-routing-key"] {
+        let ordered = format!("scaling: {{maxReplicas: 1}}, consumer: {{orderingKey: {meant}}},");
+        refused(&worker(&ordered), "write \"routing-key\"").await;
+    }
+}
+
+#[tokio::test]
 async fn a_template_without_the_named_container_is_refused() {
     refused(&worker("handler: {container: other},"), "handler.container names no container of the template")
         .await;
