@@ -465,9 +465,20 @@ pub struct Declared {
     #[serde(default)]
     pub retry_delays_seconds: Vec<i32>,
 
+    /// Delays of further retry queues that may exist, while not everything could be declared: no sidecar uses them yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub begun_delays_seconds: Vec<i32>,
+
     /// Bindings that exist, or may, while not all of them could be made.
     #[serde(default)]
     pub bindings: Vec<DeclaredBinding>,
+}
+
+impl Declared {
+    /// Delays of all retry queues that may exist.
+    pub fn rungs(&self) -> impl Iterator<Item = i32> + '_ {
+        self.retry_delays_seconds.iter().chain(&self.begun_delays_seconds).copied()
+    }
 }
 
 /// A binding that was made.

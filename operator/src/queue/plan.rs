@@ -78,10 +78,10 @@ fn order(queue: &Queue, topology: Topology, goal: Goal) -> Order {
     Order { main: queue.broker_name().to_owned(), queue_type: queue.spec.queue_type, topology, goal }
 }
 
-/// Delays of rungs that were declared and that the spec has no more.
+/// Delays of rungs that were declared, or may have been, and that the spec has no more.
 fn dropped_rungs(queue: &Queue) -> impl Iterator<Item = i32> + '_ {
     let before = queue.status.as_ref().and_then(|status| status.declared.as_ref());
-    let rungs = before.into_iter().flat_map(|declared| declared.retry_delays_seconds.iter().copied());
+    let rungs = before.into_iter().flat_map(Declared::rungs);
     rungs.filter(|delay| !queue.spec.retry.delays_seconds.contains(delay))
 }
 
@@ -151,23 +151,32 @@ pub fn declared(queue: &Queue, leftover: &[u32]) -> Declared {
     Declared {
         retry_delays_seconds: rungs.iter().copied().chain(leftover).collect(),
         bindings: queue.spec.bindings.iter().map(DeclaredBinding::from).collect(),
+        ..Declared::default()
     }
 }
 
-/// What `status.declared` says of an order to the broker at `address` that is not done: it may have made each of its bindings,
-/// which are taken back once the spec drops them. Sidecars go by the rungs, so these stay as they are.
+/// What `status.declared` says of an order to the broker at `address` that is not done: it may have made each of its bindings and
+/// rungs, which are taken back once the spec drops them. Sidecars go by the rungs that are there for certain, so new ones are
+/// apart from these.
 pub fn begun(queue: &Queue, address: &str) -> Option<Declared> {
     let former = queue.status.as_ref().and_then(|status| status.declared.clone());
-    let makes = claim(queue) == Claim::Declare && !made_elsewhere(queue, address);
-    if !makes || queue.spec.bindings.is_empty() {
-        return former;
+    let claim = claim(queue);
+    let binds = claim == Claim::Declare && !made_elsewhere(queue, address);
+    let rungs = &queue.spec.retry.delays_seconds;
+    let mut declared = match former {
+        Some(former) => former,
+        None if !binds || queue.spec.bindings.is_empty() => return None,
+        None => Declared { retry_delays_seconds: rungs.clone(), ..Declared::default() },
+    };
+    if binds {
+        let wanted = queue.spec.bindings.iter().map(DeclaredBinding::from);
+        let new: Vec<_> = wanted.filter(|one| !declared.bindings.contains(one)).collect();
+        declared.bindings.extend(new);
     }
-    let rungs = || queue.spec.retry.delays_seconds.clone();
-    let mut declared =
-        former.unwrap_or_else(|| Declared { retry_delays_seconds: rungs(), ..Declared::default() });
-    let wanted = queue.spec.bindings.iter().map(DeclaredBinding::from);
-    let new: Vec<_> = wanted.filter(|one| !declared.bindings.contains(one)).collect();
-    declared.bindings.extend(new);
+    if binds || claim == Claim::MustExist {
+        let known: Vec<i32> = declared.rungs().collect();
+        declared.begun_delays_seconds.extend(rungs.iter().filter(|delay| !known.contains(delay)));
+    }
     Some(declared)
 }
 
@@ -224,7 +233,8 @@ pub(super) mod tests {
             routing_key: "k".to_owned(),
             arguments: Default::default(),
         };
-        let declared = Declared { retry_delays_seconds: vec![5, 60, 7200], bindings: vec![old] };
+        let declared =
+            Declared { retry_delays_seconds: vec![5, 60, 7200], bindings: vec![old], ..Declared::default() };
         let spec = QueueSpec {
             retry: Retry { delays_seconds: vec![5, 60], max_attempts: 3 },
             ..QueueSpec::default()
@@ -259,6 +269,15 @@ pub(super) mod tests {
         assert_eq!(unbind.iter().map(|binding| binding.exchange.as_str()).collect::<Vec<_>>(), ["a"]);
         let both = begun(&second, ADDRESS).unwrap();
         assert_eq!((exchanges(&both).len(), both.retry_delays_seconds.as_slice()), (3, &[5][..]));
+        // Corrected before it was declared, the rung of the order that failed goes, too.
+        let status = QueueStatus { declared: Some(both), ..QueueStatus::default() };
+        let third = queue(bound(&["c"], &[20]), status);
+        let Goal::Keep { retire, .. } = keep(&third, ADDRESS).goal else { panic!() };
+        assert_eq!(retire, [5, 60]);
+        let names = |order: Order| order.names();
+        let removed = QueueSpec { deletion_policy: DeletionPolicy::Delete, ..third.spec.clone() };
+        let removed = names(remove(&queue(removed, third.status.clone().unwrap())).unwrap());
+        assert!(removed.contains(&"orders.retry.60s".to_owned()), "{removed:?}");
         assert_eq!(begun(&queue(bound(&[], &[5]), QueueStatus::default()), ADDRESS), None);
         // Before its absence is known, nothing is made.
         let new = QueueSpec { adoption_policy: AdoptionPolicy::FailIfExists, ..bound(&["a"], &[5]) };
@@ -318,7 +337,7 @@ pub(super) mod tests {
 
     #[test]
     fn no_rung_goes_while_a_worker_s_sidecars_cannot_be_told_of_the_ladder() {
-        let declared = Declared { retry_delays_seconds: vec![5], bindings: vec![] };
+        let declared = Declared { retry_delays_seconds: vec![5], ..Declared::default() };
         let retry = Retry { delays_seconds: vec![10], max_attempts: 3 };
         let status = QueueStatus { declared: Some(declared), ..QueueStatus::default() };
         let queue = queue(QueueSpec { retry, ..QueueSpec::default() }, status);
@@ -345,7 +364,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_deletion_counts_rungs_that_the_spec_has_dropped() {
-        let declared = Declared { retry_delays_seconds: vec![5, 7200], bindings: vec![] };
+        let declared = Declared { retry_delays_seconds: vec![5, 7200], ..Declared::default() };
         let spec = QueueSpec {
             retry: Retry { delays_seconds: vec![5], max_attempts: 3 },
             deletion_policy: DeletionPolicy::DeleteIfEmpty,

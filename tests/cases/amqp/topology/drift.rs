@@ -22,6 +22,7 @@ warren_tests::on_each_release!(
     a_second_pass_changes_nothing_and_is_no_news,
     a_queue_that_a_probe_misses_comes_back_without_a_drift_check,
     a_changed_ladder_declares_first_and_deletes_what_is_empty_and_unused,
+    a_rung_of_an_order_that_failed_goes_once_the_spec_drops_it,
     a_dropped_rung_stays_while_the_main_queue_may_refuse_what_it_gives_back,
     a_dropped_rung_stays_while_a_main_queue_of_others_has_no_leader,
     a_rung_s_name_that_is_somebody_s_own_is_left_alone_when_the_spec_drops_it,
@@ -197,6 +198,31 @@ async fn a_changed_ladder_declares_first_and_deletes_what_is_empty_and_unused(vh
         Ok(())
     })
     .await
+}
+
+async fn a_rung_of_an_order_that_failed_goes_once_the_spec_drops_it(vhost: Vhost) -> Result<()> {
+    let keeper = Keeper::new();
+    let ladder = |delays: [i32; 2]| json!({"retry": {"delaysSeconds": delays}});
+    let mut queue = keeper.queue(&vhost.uri(), ladder([5, 600]))?;
+    queue.ready().await?;
+    let mut wrong = ladder([10, 600]);
+    wrong["bindings"] = json!([{"exchange": "not-there"}]);
+    queue.respec(wrong)?;
+    queue.until("Declared", ("False", "ExchangeNotFound"), &["\"not-there\""]).await?;
+    let client = Client::connect(&vhost.uri()).await?;
+    assert_eq!(client.ready("orders.retry.10s").await?, Some(0));
+    queue.respec(ladder([20, 600]))?;
+    eventually(PATIENCE, "the rungs of both orders before go", async || {
+        queue.turn();
+        let declared = queue.status().declared.unwrap_or_default();
+        ensure!(declared.rungs().collect::<Vec<_>>() == [20, 600], "{declared:?}");
+        Ok(())
+    })
+    .await?;
+    for rung in ["orders.retry.5s", "orders.retry.10s"] {
+        assert_eq!(client.ready(rung).await?, None, "{rung}");
+    }
+    Ok(())
 }
 
 /// Waits for so many looks at the rungs: there was one each time that the dead-letter queue comes back.
