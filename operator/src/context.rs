@@ -17,7 +17,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, SemaphorePermit, TryAcquireError, watch};
 use tokio::time::Instant;
 use warren_api::{Queue, SidecarConfig, Worker};
 
@@ -44,6 +44,8 @@ pub const FIELD_MANAGER: &str = "warren";
 pub const SIDECARS_LEARN: Duration = Duration::from_secs(150);
 /// What has failed is tried again far sooner, if it is there.
 const GONE: Duration = Duration::from_secs(600);
+/// Reconciles at once of objects whose last one failed.
+const FAILING_AT_ONCE: usize = 4;
 
 /// Caches of a scope, filled by watches.
 #[derive(Clone)]
@@ -281,13 +283,34 @@ impl Seen {
 }
 
 /// Counts failed reconciles in a row, by uid: an object that has the name of another begins anew.
-#[derive(Debug, Default)]
-pub struct Retries(Mutex<HashMap<String, (u32, Instant)>>);
+#[derive(Debug)]
+pub struct Retries {
+    counts: Mutex<HashMap<String, (u32, Instant)>>,
+    places: Semaphore,
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self { counts: Mutex::default(), places: Semaphore::new(FAILING_AT_ONCE) }
+    }
+}
 
 impl Retries {
+    /// A place for one more try of an object that has failed, if one is free: a webhook of its namespace that hangs would take those
+    /// of all others otherwise. One that has not failed needs none.
+    ///
+    /// # Errors
+    /// There is no place.
+    pub fn place(
+        &self,
+        object: &ObjectRef<DynamicObject>,
+    ) -> Result<Option<SemaphorePermit<'_>>, TryAcquireError> {
+        if self.in_a_row(object) == 0 { Ok(None) } else { self.places.try_acquire().map(Some) }
+    }
+
     /// Counts one more; gives the number of those before.
     fn failed(&self, object: &ObjectRef<DynamicObject>, now: Instant) -> u32 {
-        let mut counts = locked(&self.0);
+        let mut counts = locked(&self.counts);
         let (count, last) = counts.entry(uid(object)).or_insert((0, now));
         (*count, *last) = (count.saturating_add(1), now);
         *count - 1
@@ -295,17 +318,17 @@ impl Retries {
 
     /// How many there were in a row.
     pub fn in_a_row(&self, object: &ObjectRef<DynamicObject>) -> u32 {
-        locked(&self.0).get(&uid(object)).map_or(0, |(count, _)| *count)
+        locked(&self.counts).get(&uid(object)).map_or(0, |(count, _)| *count)
     }
 
     /// Forgets the failures.
     pub fn succeeded(&self, object: &ObjectRef<DynamicObject>) {
-        locked(&self.0).remove(&uid(object));
+        locked(&self.counts).remove(&uid(object));
     }
 
     /// Forgets those of objects that are not tried again: they are gone.
     fn forget_gone(&self, now: Instant) {
-        locked(&self.0).retain(|_, (_, last)| now - *last < GONE);
+        locked(&self.counts).retain(|_, (_, last)| now - *last < GONE);
     }
 }
 
@@ -369,7 +392,25 @@ mod tests {
         assert_eq!((retries.failed(&queue("b"), now), retries.failed(&queue("a"), now)), (0, 2));
         retries.failed(&queue("b"), now + GONE);
         retries.forget_gone(now + GONE);
-        assert_eq!(locked(&retries.0).keys().collect::<Vec<_>>(), ["b"]);
+        assert_eq!(locked(&retries.counts).keys().collect::<Vec<_>>(), ["b"]);
+    }
+
+    #[test]
+    fn what_fails_has_places_of_its_own_and_what_does_not_needs_none() {
+        let (retries, now) = (Retries::default(), Instant::now());
+        let queue = |uid: usize| {
+            let mut queue = Queue::new("orders", Default::default());
+            queue.metadata.uid = Some(uid.to_string());
+            ObjectRef::from_obj(&queue).erase()
+        };
+        (0..=FAILING_AT_ONCE).for_each(|uid| _ = retries.failed(&queue(uid), now));
+        let mut places: Vec<_> =
+            (0..FAILING_AT_ONCE).map(|uid| retries.place(&queue(uid)).unwrap().unwrap()).collect();
+        let last = queue(FAILING_AT_ONCE);
+        assert!(retries.place(&last).is_err());
+        assert!(retries.place(&queue(99)).unwrap().is_none());
+        places.pop();
+        assert!(retries.place(&last).unwrap().is_some());
     }
 
     #[test]

@@ -276,7 +276,7 @@ pub(super) mod tests {
         assert_eq!(retire, [5, 60]);
         let names = |order: Order| order.names();
         let removed = QueueSpec { deletion_policy: DeletionPolicy::Delete, ..third.spec.clone() };
-        let removed = names(remove(&queue(removed, third.status.clone().unwrap())).unwrap());
+        let removed = names(remove(&queue(removed, third.status.unwrap())).unwrap());
         assert!(removed.contains(&"orders.retry.60s".to_owned()), "{removed:?}");
         assert_eq!(begun(&queue(bound(&[], &[5]), QueueStatus::default()), ADDRESS), None);
         // Before its absence is known, nothing is made.

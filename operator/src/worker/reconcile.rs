@@ -43,6 +43,9 @@ const OTHERS_PODS: Duration = Duration::from_secs(5);
 /// What the API server refused may pass later, such as a quota, and nobody tells of the end of what is not Warren's.
 const REFUSED_RETRY: Duration = Duration::from_secs(20);
 
+/// The longest until a Worker that has failed looks for a place again.
+const PLACE: Duration = Duration::from_secs(5);
+
 /// Failures in a row that pass by themselves, mostly, such as while the API server starts: some seconds of them.
 const PASSING_FAILURES: u32 = 4;
 /// The reason of what the API server has not taken for longer.
@@ -73,14 +76,17 @@ pub async fn run(
 
 async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action, Error> {
     context.caches_filled().await;
-    let _timer = context.metrics.reconciling("worker");
     // The garbage collector takes what the Worker owns.
     if worker.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
+    let reference = ObjectRef::from_obj(&*worker).erase();
+    let Ok(_place) = context.retries.place(&reference) else {
+        return Ok(Action::requeue(PLACE.mul_f64(rand::random_range(0.2..1.0))));
+    };
+    let _timer = context.metrics.reconciling("worker");
     let entry = context.board.entry(&Key::of(worker.as_ref()));
     let around = dereference(&worker, &context).await?;
-    let reference = ObjectRef::from_obj(&*worker).erase();
     let (problem, image) = match converge(&worker, &around, &entry, &context).await {
         // It tells itself, and what does not need it goes on.
         Err(Error::Api(kube::Error::Api(answer)))
