@@ -171,7 +171,14 @@ pub(super) async fn declare_all(
         declared => return declared,
     };
     let (mut rest, mut refusal) = (topology.clone(), first.clone());
-    for _ in 0..MOST_REFUSALS {
+    // Where more are refused than are tried, each attempt gets to others of those that the broker takes.
+    let others = (rand::random_range(0..=rest.exchanges.len()), rand::random_range(0..=rest.bindings.len()));
+    rest.exchanges.rotate_left(others.0);
+    rest.bindings.rotate_left(others.1);
+    for refusals in 1..=MOST_REFUSALS {
+        if refusals == MOST_REFUSALS {
+            leave_out_all_after(&mut rest, &refusal.object);
+        }
         if !leave_out(&mut rest, &refusal.object) {
             break;
         }
@@ -202,6 +209,16 @@ fn leave_out(topology: &mut Topology, refused: &Object) -> bool {
         Object::Binding(refused) => topology.bindings.retain(|binding| binding != &**refused),
     }
     !topology.bindings.is_empty()
+}
+
+/// Takes out what comes after an exchange that was refused: what comes before it is there.
+fn leave_out_all_after(topology: &mut Topology, refused: &Object) {
+    let Topology { exchanges, bindings, .. } = topology;
+    if let Object::Exchange(name) = refused {
+        let there = exchanges.iter().position(|exchange| exchange.name == *name).unwrap_or_default();
+        exchanges.truncate(there);
+        bindings.retain(|binding| exchanges.iter().any(|exchange| exchange.name == binding.exchange));
+    }
 }
 
 /// Whether a refusal is about an exchange or a binding: the main queue is there then.

@@ -19,6 +19,7 @@ warren_tests::on_each_release!(
     queues_that_are_deleted_come_back_with_their_bindings,
     an_exchange_or_binding_that_is_deleted_comes_back,
     a_missing_exchange_keeps_no_queue_and_no_other_binding_away,
+    many_missing_exchanges_keep_no_other_binding_away_for_long,
     a_second_pass_changes_nothing_and_is_no_news,
     a_queue_that_a_probe_misses_comes_back_without_a_drift_check,
     a_changed_ladder_declares_first_and_deletes_what_is_empty_and_unused,
@@ -131,6 +132,22 @@ async fn a_missing_exchange_keeps_no_queue_and_no_other_binding_away(vhost: Vhos
     client.delete("orders.dlq").await?;
     eventually(PATIENCE, "the dead-letter queue is back", async || {
         ensure!(client.ready("orders.dlq").await? == Some(0), "not yet");
+        Ok(())
+    })
+    .await
+}
+
+async fn many_missing_exchanges_keep_no_other_binding_away_for_long(vhost: Vhost) -> Result<()> {
+    let keeper = Keeper::new();
+    let missing = (0..12).map(|number| json!({"exchange": format!("not-there-{number}")}));
+    let bindings: Vec<_> =
+        missing.chain([json!({"exchange": "amq.topic", "routingKey": "order.#"})]).collect();
+    let mut queue = keeper.queue(&vhost.uri(), json!({"bindings": bindings}))?;
+    queue.until("Declared", ("False", "ExchangeNotFound"), &["not-there"]).await?;
+    eventually(PATIENCE, "the binding is made", async || {
+        queue.turn();
+        let bound = look::bindings(&vhost, "orders").await?;
+        ensure!(bound == ["amq.topic order.# "], "{bound:?}");
         Ok(())
     })
     .await
