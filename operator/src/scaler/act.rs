@@ -25,6 +25,8 @@ const BUSY_COST: i64 = 100_000;
 const UNKNOWN_COST: i64 = 1_000_000;
 /// Cost of a pod whose handler takes no calls: it goes before an idle one that would work, whatever it holds.
 const IN_VAIN_COST: i64 = -1;
+/// Why a number that somebody else has written is put back.
+pub(crate) const SCALE_REVERTED: &str = "ScaleReverted";
 /// How long a patch may take: what is decided anew must not wait for an API server that is gone.
 const PATCHING: Duration = Duration::from_secs(10);
 /// How long a look at the pods may take that are to be marked.

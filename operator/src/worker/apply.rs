@@ -22,13 +22,21 @@ use crate::problem::Problem;
 /// Annotation of a running pod: a digest of the sidecar's configuration that it was last told of.
 const CONFIG_DIGEST: &str = "warren.dev/config-digest";
 
-/// Applies what differs; gives whether there was no Deployment. The inner error is what the API server does not take.
+/// What has come of it.
+pub struct Applied {
+    /// Whether there was no Deployment.
+    pub made: bool,
+    /// What is wrong with the PodDisruptionBudget, without which the rest does its work.
+    pub budget: Option<Problem>,
+}
+
+/// Applies what differs. The inner error is what the API server does not take.
 pub async fn apply(
     worker: &Worker,
     built: &Built,
     around: &Surroundings,
     context: &Context,
-) -> Result<Result<bool, Problem>, Error> {
+) -> Result<Result<Applied, Problem>, Error> {
     let namespace = worker.namespace().unwrap_or_default();
     let config_maps: Api<LiveConfigMap> = Api::namespaced(context.client.clone(), &namespace);
     let deployments: Api<LiveDeployment> = Api::namespaced(context.client.clone(), &namespace);
@@ -50,15 +58,16 @@ pub async fn apply(
     };
     let budgets: Api<LiveDisruptionBudget> = Api::namespaced(context.client.clone(), &namespace);
     let live = around.disruption_budget.as_deref();
-    match &built.disruption_budget {
-        Some(desired) => Ok(one(&budgets, worker, desired, live).await?.map(|_| made)),
+    let budget = match &built.disruption_budget {
+        Some(desired) => one(&budgets, worker, desired, live).await?.err(),
         None => {
             if let Some(live) = live.filter(|live| live.is_owned_by(worker)) {
                 remove(&budgets, live).await?;
             }
-            Ok(Ok(made))
+            None
         }
-    }
+    };
+    Ok(Ok(Applied { made, budget }))
 }
 
 /// Names the pod that alone may consume for an order, where nothing else of a Worker could be applied: one that takes the place of

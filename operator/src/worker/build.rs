@@ -227,7 +227,7 @@ fn pod_template(valid: &ValidWorker<'_>, image: &str) -> Value {
     let containers: Vec<Value> = containers.collect();
     let mut init = take_list(&mut spec, "initContainers");
     init.push(sidecar(valid, image, &token, telemetry(valid, &containers)));
-    let mut volumes = take_list(&mut spec, "volumes");
+    let mut volumes: Vec<Value> = take_list(&mut spec, "volumes").into_iter().map(with_source).collect();
     volumes.push(json!({"name": CONFIG_VOLUME, "configMap": {"name": config_map(&valid.worker.name_any())}}));
     volumes.push(json!({"name": BROKER_VOLUME, "secret": {"secretName": valid.secret}}));
     // An `emptyDir` would count as data on the node: neither `kubectl drain` nor a cluster autoscaler would take the pod away.
@@ -238,6 +238,18 @@ fn pod_template(valid: &ValidWorker<'_>, image: &str) -> Value {
     template.insert("metadata".to_owned(), metadata.into());
     template.insert("spec".to_owned(), spec.into());
     template.into()
+}
+
+/// A volume without a source is an empty folder, and the API server writes that down, where it is nobody's: with the source that it
+/// has got later it would have two.
+fn with_source(volume: Value) -> Value {
+    match volume {
+        Value::Object(mut volume) if volume.keys().all(|key| key == "name") => {
+            volume.insert("emptyDir".to_owned(), json!({}));
+            volume.into()
+        }
+        other => other,
+    }
 }
 
 /// The pods' account, by its one name. It is always said, since the API server keeps the former one, under the field's old name

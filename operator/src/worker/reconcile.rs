@@ -16,7 +16,7 @@ use warren_api::conditions::worker::TEMPLATE_VALID;
 use warren_api::worker::ScalingMode;
 use warren_api::{SidecarConfig, Worker, WorkerStatus};
 
-use super::apply::{apply, name_only_pod};
+use super::apply::{Applied, apply, name_only_pod};
 use super::build::build;
 use super::dereference::{Surroundings, dereference, told_by};
 use super::live::LiveDeployment;
@@ -29,7 +29,7 @@ use crate::condition::find;
 use crate::context::Context;
 use crate::error::Error;
 use crate::problem::Problem;
-use crate::scaler::act;
+use crate::scaler::act::{self, SCALE_REVERTED};
 use crate::scaler::board::{Entry, View};
 use crate::scope::tell_ordered;
 use crate::watch::Complaints;
@@ -152,23 +152,49 @@ async fn converge(
     let _writing = entry.writing.lock().await;
     let view = entry.view_of(worker);
     let replicas = replicas(worker, around, &view);
+    let foreign = foreign(worker, around, replicas, context).await;
     mark(worker, around, entry, replicas, context).await;
     let mut rolled = around.deployment.as_deref().map(LiveDeployment::rolled).unwrap_or_default();
     // What nothing runs with protects nothing.
     rolled.image = rolled.image.filter(|image| !cannot_get(&around.pods, image));
     let built = build(&valid, &rolled, &context.sidecar_image, replicas);
     match apply(worker, &built, around, context).await? {
-        Ok(made) => {
+        Ok(Applied { made, budget }) => {
+            if let Some(live) = foreign {
+                let note = format!(
+                    "someone else set {live} replicas on the Deployment; spec.replicas puts back {replicas}. An autoscaler is to name the Worker in its scaleTargetRef (apiVersion warren.dev/v1alpha1, kind Worker)"
+                );
+                context.event(
+                    &worker.object_ref(&()),
+                    EventType::Warning,
+                    SCALE_REVERTED,
+                    &note,
+                    "Reconcile",
+                );
+            }
             let made_before = worker.status.as_ref().is_some_and(|status| status.sidecar_version.is_some());
             if made && made_before {
                 let note = "the Deployment was gone, and is made again: to stop, set consumer.paused or delete the Worker";
                 let object = worker.object_ref(&());
                 context.event(&object, EventType::Warning, "DeploymentRecreated", note, "Reconcile");
             }
-            Ok((valid.hold, Some(built.image)))
+            // What holds consuming comes first: the other is told when that is over.
+            Ok((valid.hold.or(budget), Some(built.image)))
         }
         Err(problem) => Ok((Some(problem), None)),
     }
+}
+
+/// What somebody else has written to the Deployment of a Worker whose pods others decide, after its own number was carried out.
+async fn foreign(worker: &Worker, around: &Surroundings, replicas: u32, context: &Context) -> Option<u32> {
+    let carried_out = worker.status.as_ref()?.desired_replicas;
+    let live = live(around)?.unsigned_abs();
+    let others = worker.spec.scaling.mode != ScalingMode::Builtin;
+    if !others || live == replicas || carried_out.unsigned_abs() != replicas {
+        return None;
+    }
+    // A cache that lags behind accuses nobody.
+    act::replicas(context, &Key::of(worker)).await.filter(|now| *now == live)
 }
 
 /// What the API server answers again and again, which is not about what was sent.

@@ -447,6 +447,39 @@ async fn a_webhook_that_is_down_is_told_and_the_replicas_of_mode_manual_count_al
 }
 
 #[tokio::test]
+async fn a_deployment_that_somebody_scales_is_put_back_and_told_where_others_decide_too() -> Result<()> {
+    let room = Room::new("reverted").await?;
+    let _operator = room.operator("one").await?;
+    room.queue("orders", json!({})).await?;
+    room.worker("invoices", "orders", json!({"scaling": {"mode": "External"}, "replicas": 2})).await?;
+    room.replicas("invoices", 2).await?;
+    // What is wanted is no news, whatever the caches know of it by then.
+    room.kubectl(&["scale", "wk/invoices", "--replicas=3"]).await?;
+    room.replicas("invoices", 3).await?;
+    room.eventually("the status says so", async || {
+        let desired = ["get", "wk", "invoices", "-o", "jsonpath={.status.desiredReplicas}"];
+        ensure!(room.kubectl(&desired).await? == "3");
+        Ok(())
+    })
+    .await?;
+    let told = [
+        "get",
+        "events",
+        "-o",
+        "jsonpath={.items[?(@.reason=='ScaleReverted')].note}{.items[?(@.reason=='ScaleReverted')].message}",
+    ];
+    assert_eq!(room.kubectl(&told).await?, "");
+    room.kubectl(&["scale", "deployment/invoices", "--replicas=5"]).await?;
+    room.eventually("it is told", async || {
+        let told = room.kubectl(&told).await?;
+        ensure!(told.contains("set 5 replicas") && told.contains("puts back 3"), "{told}");
+        Ok(())
+    })
+    .await?;
+    room.replicas("invoices", 3).await
+}
+
+#[tokio::test]
 async fn in_mode_manual_the_replicas_count_also_while_the_queue_is_gone() -> Result<()> {
     let room = Room::new("obeyed").await?;
     let _operator = room.operator("one").await?;

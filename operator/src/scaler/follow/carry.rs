@@ -13,7 +13,7 @@ use warren_api::Worker;
 use warren_api::worker::ScalingMode;
 
 use super::Follower;
-use crate::scaler::act;
+use crate::scaler::act::{self, SCALE_REVERTED};
 use crate::scaler::board::View;
 use crate::scaler::decide::Decision;
 use crate::scaler::reason::Reason;
@@ -21,8 +21,6 @@ use crate::scaler::tell;
 
 /// What the API server has refused is tried again after so long.
 const REFUSED_AGAIN: Duration = Duration::from_secs(10);
-/// Why a number that somebody else has written is put back.
-const SCALE_REVERTED: &str = "ScaleReverted";
 /// Every reason for which replicas are patched.
 pub(super) const PATCHED_FOR: [&str; 3] =
     [Reason::ScaledOut.as_str(), Reason::ScaledIn.as_str(), SCALE_REVERTED];
