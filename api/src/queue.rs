@@ -461,6 +461,10 @@ pub struct QueueStatus {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Declared {
+    /// Whether the main queue was there: if it is not any more, it is lost with its messages.
+    #[serde(default)]
+    pub main_queue: bool,
+
     /// Delays of the retry queues that exist, in seconds.
     #[serde(default)]
     pub retry_delays_seconds: Vec<i32>,

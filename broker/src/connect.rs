@@ -25,7 +25,8 @@ pub struct ConnectOptions {
     pub name: String,
     /// Seconds between heartbeats: a silent peer is given up after two.
     pub heartbeat_seconds: u16,
-    /// The largest frame to ask for, in bytes. The library allocates 64 frames, and takes no more than was asked for.
+    /// The largest frame to ask for, in bytes. The library keeps 64 of them, all of which are in memory after some hours, and takes no
+    /// more than was asked for.
     pub frame_max: u32,
     /// What may be asked for at most, once a frame was too large.
     pub frame_limit: u32,
@@ -34,6 +35,8 @@ pub struct ConnectOptions {
 }
 
 impl ConnectOptions {
+    /// What RabbitMQ asks for at least, since 4.1. What declares fits 4096 bytes.
+    const LEAST_FRAME: u32 = 8 * 1024;
     /// A frame size that keeps a connection at 2 MiB instead of 8.
     pub const SMALL_FRAME: u32 = 32 * 1024;
     /// Just above the default of RabbitMQ, so that it shows whether the limit is the broker's own.
@@ -50,6 +53,19 @@ impl ConnectOptions {
             frame_limit: Self::SMALL_FRAME,
             timeout: Duration::from_secs(10),
         }
+    }
+
+    /// The same for who declares queues and carries no messages, on a connection for each user of each virtual host.
+    #[must_use]
+    pub fn with_least_frames(self) -> Self {
+        Self { frame_max: Self::LEAST_FRAME, frame_limit: Self::LEAST_FRAME, ..self }
+    }
+
+    /// The same for who may get a message, whatever its headers are.
+    pub(crate) fn with_frames_for_messages(&self) -> Self {
+        let [frame_max, frame_limit] =
+            [self.frame_max, self.frame_limit].map(|frame| frame.max(Self::SMALL_FRAME));
+        Self { frame_max, frame_limit, ..self.clone() }
     }
 
     /// The same for who has messages to carry, whose headers may need a larger frame.

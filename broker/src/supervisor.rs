@@ -92,7 +92,8 @@ impl Link {
     pub async fn another(&self) -> Result<Another, BrokerError> {
         let Origin { access, endpoint, options } = &*self.origin;
         // What connects is large, and whoever may need it need not carry it along.
-        let (connection, socket) = Box::pin(open(access, *endpoint, options)).await?;
+        let options = options.with_frames_for_messages();
+        let (connection, socket) = Box::pin(open(access, *endpoint, &options)).await?;
         let connection = Arc::new(connection);
         // Nobody replaces it.
         let (lost, _) = mpsc::unbounded_channel();
@@ -357,11 +358,12 @@ mod tests {
     async fn after_a_frame_that_was_too_large_a_broker_without_a_limit_is_asked_for_a_bounded_one() {
         let small = ConnectOptions::SMALL_FRAME;
         let check = async |offered| {
-            let (operator, sidecar) = tokio::join!(
+            let (operator, plain, sidecar) = tokio::join!(
+                frames_asked::<1>(ConnectOptions::named("test").with_least_frames(), offered),
                 frames_asked::<2>(ConnectOptions::named("test"), offered),
                 frames_asked::<4>(ConnectOptions::named("test").with_large_frames(), offered)
             );
-            assert_eq!(operator, [small; 2]);
+            assert_eq!((operator, plain), ([8192], [small; 2]));
             assert_eq!(sidecar, [small, 131_073, 1_048_576, 1_048_576]);
         };
         tokio::join!(check(0), check(u32::MAX));

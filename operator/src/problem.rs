@@ -69,15 +69,18 @@ pub fn refused(error: &DeclareError) -> Problem {
                 format!("the broker does not take {object}: {detail}. {}", way_out_of_refusal(object)),
             ),
         },
-        BrokerError::NotFound { detail } => match object.exchange() {
-            Some(name) => (
-                "ExchangeNotFound",
-                format!(
-                    "exchange \"{name}\" does not exist: create it, or let Warren do so with bindings[].declare: {{type: ...}}"
+        // A queue that went away between its declaration and a binding is named there.
+        BrokerError::NotFound { detail } => {
+            match object.exchange().filter(|_| !detail.contains("no queue '")) {
+                Some(name) => (
+                    "ExchangeNotFound",
+                    format!(
+                        "exchange \"{name}\" does not exist: create it, or let Warren do so with bindings[].declare: {{type: ...}}"
+                    ),
                 ),
-            ),
-            None => ("QueueNotFound", format!("{object}: {detail}")),
-        },
+                None => ("QueueNotFound", format!("{object}: {detail}")),
+            }
+        }
         BrokerError::AccessRefused { detail } => (
             "AccessRefused",
             format!(
@@ -252,6 +255,15 @@ mod tests {
             let message = refused(&DeclareError { object, error }).message;
             assert!(message.contains(&format!("the right to {right} is missing")), "{message}");
         }
+    }
+
+    #[test]
+    fn a_queue_that_went_away_while_it_was_bound_is_no_missing_exchange() {
+        let problem = refused(&DeclareError {
+            object: Object::Exchange("shop".to_owned()),
+            error: BrokerError::NotFound { detail: "NOT_FOUND - no queue 'orders' in vhost '/'".to_owned() },
+        });
+        assert_eq!(problem.reason, "QueueNotFound");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The Queues of a lane: what each wants, what was last seen of it, and when it is due.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use warren_broker::declare::DeclareError;
 use warren_broker::{BrokerError, Category};
 
+use super::dates::{Date, Dates, Turn};
 use super::host::Host;
 use super::loss::{self, Back, Loss};
 use super::rest::Rest;
@@ -28,7 +29,7 @@ const OTHER_WORDS: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub(super) struct Entries {
     entries: HashMap<Key, Entry>,
-    due: BTreeSet<(Instant, Key)>,
+    due: Dates,
     /// Queues whose order is being carried out, those that were forgotten meanwhile included: the next order waits for its
     /// end, as what the older one still does would undo it.
     running: HashSet<Key>,
@@ -61,7 +62,7 @@ struct Entry {
     /// When it was told last that the broker is down.
     down_told: Option<Instant>,
     /// When it is due; none while it is being carried out, and once everything is removed.
-    due: Option<Instant>,
+    due: Option<Date>,
     /// Looked at again as soon as what runs has ended.
     again: bool,
 }
@@ -128,24 +129,20 @@ impl Entries {
             entry.again = true;
             return entry.observation.clone();
         }
-        if let Some(at) = entry.due {
-            self.due.remove(&(at, key.clone()));
-        }
-        entry.due = Some(now);
-        self.due.insert((now, key.clone()));
+        self.due.set(key, &mut entry.due, (Turn::Asked, now));
         entry.observation.clone()
     }
 
     /// Takes in whether the main queue of a Queue was declared before, where it is to be.
     pub(super) fn expect(&mut self, key: &Key, there: bool) {
         if let Some(entry) = self.entries.get_mut(key) {
-            entry.loss.expect(there);
+            entry.loss.expect(entry.order.declares(), there);
         }
     }
 
     pub(super) fn forget(&mut self, key: &Key) {
-        if let Some(Entry { due: Some(at), .. }) = self.entries.remove(key) {
-            self.due.remove(&(at, key.clone()));
+        if let Some(mut entry) = self.entries.remove(key) {
+            self.due.clear(key, &mut entry.due);
         }
     }
 
@@ -156,16 +153,14 @@ impl Entries {
 
     /// When the first is due.
     pub(super) fn first_due(&self) -> Option<Instant> {
-        self.due.first().map(|(at, _)| *at)
+        self.due.first()
     }
 
-    /// The Queue that is due first, if it is now.
+    /// The Queue whose turn it is.
     pub(super) fn take_due(&mut self, now: Instant) -> Option<Due> {
-        let first = self.due.first().filter(|(at, _)| *at <= now)?.clone();
-        self.due.remove(&first);
-        let key = first.1;
+        let key = self.due.next(now)?;
         let entry = self.entries.get_mut(&key)?;
-        entry.due = None;
+        self.due.clear(&key, &mut entry.due);
         entry.again = false;
         self.running.insert(key.clone());
         let age = entry.declared.map_or(Duration::ZERO, |declared| now.duration_since(declared));
@@ -196,10 +191,15 @@ impl Entries {
         };
         let found = self.entries.iter().find(|(_, entry)| entry.order.main == main && declared(entry));
         if let Some(key) = found.map(|(key, _)| key.clone()) {
-            self.due_by(&key, now + CONSUMERS_TOLD);
-            if let Some(entry) = self.entries.get_mut(&key)
-                && entry.loss.missed(now)
-            {
+            let Some(entry) = self.entries.get_mut(&key) else { return };
+            match entry.due {
+                Some((Turn::Asked, _)) => {}
+                Some((Turn::Check, _)) => {
+                    self.due.set(&key, &mut entry.due, (Turn::Asked, now + CONSUMERS_TOLD));
+                }
+                None => entry.again = !entry.removed(),
+            }
+            if entry.loss.missed(now) {
                 entry.observe_problem(&key, loss::gone(main), &self.scopes);
             }
         }
@@ -233,12 +233,7 @@ impl Entries {
     fn due_by(&mut self, key: &Key, at: Instant) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         match entry.due {
-            Some(before) => {
-                let at = at.min(before);
-                self.due.remove(&(before, key.clone()));
-                entry.due = Some(at);
-                self.due.insert((at, key.clone()));
-            }
+            Some((turn, before)) => self.due.set(key, &mut entry.due, (turn, at.min(before))),
             None => entry.again = !entry.removed(),
         }
     }
@@ -319,15 +314,13 @@ impl Entries {
                 }
             }
         };
-        let wait = match std::mem::take(&mut entry.again) {
-            true => Duration::ZERO,
-            false => next_check(last, drift_check, self.host.queues(), rand::random()),
+        let (turn, wait) = match std::mem::take(&mut entry.again) {
+            true => (Turn::Asked, Duration::ZERO),
+            false => (Turn::Check, next_check(last, drift_check, self.host.queues(), rand::random())),
         };
         // What is removed is not looked for again.
         if !entry.removed() {
-            let at = tick::after(now + wait);
-            entry.due = Some(at);
-            self.due.insert((at, key.clone()));
+            self.due.set(key, &mut entry.due, (turn, tick::after(now + wait)));
         }
     }
 }
@@ -566,6 +559,25 @@ mod tests {
     fn failed() -> Result<Outcome, DeclareError> {
         let object = warren_broker::declare::Object::Queue("orders".to_owned());
         Err(DeclareError { object, error: warren_broker::BrokerError::Closed { detail: "x".to_owned() } })
+    }
+
+    #[test]
+    fn what_somebody_waits_for_comes_before_checks_that_are_late() {
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        let of = |name: &str| Order { main: name.to_owned(), ..keep(&[]) };
+        for name in ["a", "b", "c"] {
+            entries.order(&named(name), of(name), None, now);
+            let due = entries.take_due(now).unwrap();
+            entries.done(&due, declared(), DRIFT, now);
+        }
+        entries.all_due(now);
+        let late = now + DRIFT;
+        entries.order(&named("new"), of("new"), None, late);
+        entries.missing("b", late);
+        let mut turn = |at| entries.take_due(at).map(|due| due.key.name);
+        assert_eq!(turn(late).unwrap(), "new");
+        assert_eq!(turn(late + CONSUMERS_TOLD).unwrap(), "b");
+        assert_eq!((turn(late).is_some(), turn(late).is_some(), turn(late)), (true, true, None));
     }
 
     #[test]

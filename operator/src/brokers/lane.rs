@@ -73,7 +73,8 @@ impl Lane {
     ) -> Self {
         // Another access is another lane: this one never changes.
         let (_, fixed) = watch::channel(Arc::new(access.clone()));
-        let supervisor = Supervisor::spawn(fixed, ConnectOptions::named(&options.connection_name));
+        let connect = ConnectOptions::named(&options.connection_name).with_least_frames();
+        let supervisor = Supervisor::spawn(fixed, connect);
         let shared = Arc::new(Shared {
             link: supervisor.state(),
             supervisor,

@@ -21,6 +21,8 @@ pub(super) const MOMENT: Duration = Duration::from_secs(3);
 pub(super) struct Loss {
     /// Whether it was declared before, where it is to be.
     there: bool,
+    /// Whether an attempt of this process has made it, or found it there.
+    made: bool,
     /// Whether nobody has looked since the connection was made.
     unseen: bool,
     /// Since when probes have missed it.
@@ -32,10 +34,11 @@ pub(super) struct Loss {
 }
 
 impl Loss {
-    /// Takes in whether it was there before. One that was not, or that is somebody else's to declare, cannot be gone.
-    pub(super) fn expect(&mut self, there: bool) {
-        self.there = there;
-        if !there {
+    /// Takes in whether it is Warren's to declare, and was there before. One that is not, or was not, cannot be gone.
+    pub(super) fn expect(&mut self, declares: bool, there: bool) {
+        self.made &= declares;
+        self.there = declares && (there || self.made);
+        if !self.there {
             (self.missed, self.gone, self.recreated) = (None, false, false);
         }
     }
@@ -79,6 +82,7 @@ impl Loss {
             return false;
         }
         self.missed = None;
+        self.made = true;
         let news = std::mem::take(&mut self.gone);
         self.recreated |= news;
         news
@@ -183,6 +187,16 @@ mod tests {
     }
 
     #[test]
+    fn a_queue_that_was_made_is_looked_for_though_its_exchange_has_been_missing_all_along() {
+        let mut loss = Loss::default();
+        loss.expect(true, false);
+        assert!(!loss.is_expected());
+        loss.ended(&failed(Object::Exchange("shop".to_owned())));
+        loss.expect(true, false);
+        assert!(loss.is_expected());
+    }
+
+    #[test]
     fn a_queue_that_only_a_probe_has_missed_is_not_told() {
         let mut loss = expected();
         loss.missed(Instant::now());
@@ -195,8 +209,10 @@ mod tests {
         let mut loss = expected();
         loss.looked(true);
         loss.ended(&declared());
-        loss.expect(false);
+        loss.expect(false, true);
         assert_eq!((loss.is_expected(), loss.take_recreated()), (false, false));
+        loss.expect(true, false);
+        assert!(!loss.is_expected(), "it was somebody else's meanwhile");
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod aside;
 mod channels;
 mod claims;
 mod counted;
+mod dates;
 mod entries;
 mod host;
 mod lane;

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use kube::ResourceExt;
 use serde_json::{Value, json};
-use warren_api::conditions::queue::DECLARED;
 use warren_api::conditions::worker::{QUEUE_READY, TEMPLATE_VALID};
 use warren_api::queue::{AdoptionPolicy, Declared, DeclaredBinding, DeletionPolicy};
 use warren_api::{Queue, Worker};
@@ -103,13 +102,11 @@ fn claim(queue: &Queue) -> Claim {
     }
 }
 
-/// Whether the status says that everything was on the broker at `address`, for the spec as it is.
+/// Whether the status says that the main queue was on the broker at `address`, whatever has become of it and of the spec since.
 pub fn was_declared(queue: &Queue, address: &str) -> bool {
     let Some(status) = &queue.status else { return false };
-    let declared = find(&status.conditions, DECLARED).is_some_and(|condition| {
-        condition.status == "True" && condition.observed_generation == queue.metadata.generation
-    });
-    declared && status.broker_address.as_deref() == Some(address)
+    let there = status.declared.as_ref().is_some_and(|declared| declared.main_queue);
+    there && status.broker_address.as_deref() == Some(address)
 }
 
 /// Whether `status.created` is about another broker or vhost than the one at `address`: what is there may be somebody's.
@@ -149,6 +146,7 @@ pub fn declared(queue: &Queue, leftover: &[u32]) -> Declared {
     let rungs = &queue.spec.retry.delays_seconds;
     let leftover = leftover.iter().filter_map(|delay| i32::try_from(*delay).ok());
     Declared {
+        main_queue: true,
         retry_delays_seconds: rungs.iter().copied().chain(leftover).collect(),
         bindings: queue.spec.bindings.iter().map(DeclaredBinding::from).collect(),
         ..Declared::default()
@@ -168,6 +166,7 @@ pub fn begun(queue: &Queue, address: &str) -> Option<Declared> {
         None if !binds || queue.spec.bindings.is_empty() => return None,
         None => Declared { retry_delays_seconds: rungs.clone(), ..Declared::default() },
     };
+    declared.main_queue = was_declared(queue, address);
     if binds {
         let wanted = queue.spec.bindings.iter().map(DeclaredBinding::from);
         let new: Vec<_> = wanted.filter(|one| !declared.bindings.contains(one)).collect();
@@ -404,21 +403,22 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_queue_was_declared_where_its_status_says_so_of_the_spec_as_it_is() {
+    fn a_queue_was_declared_where_its_status_says_so_whatever_came_since() {
         let mut queue = queue(QueueSpec::default(), QueueStatus::default());
         assert!(!was_declared(&queue, ADDRESS), "it is new");
-        let mut said = |status: &str, address: &str, generation| {
-            let declared = json!({"type": "Declared", "status": status, "reason": "R", "message": "m",
-                "observedGeneration": 1, "lastTransitionTime": "2026-01-01T00:00:00Z"});
-            let status = json!({"brokerAddress": address, "conditions": [declared]});
-            queue.status = Some(serde_json::from_value(status).unwrap());
-            queue.metadata.generation = Some(generation);
-            was_declared(&queue, ADDRESS)
-        };
-        assert!(said("True", ADDRESS, 1));
-        assert!(!said("Unknown", ADDRESS, 1), "it may never have been");
-        assert!(!said("True", "amqp://a:5672/other", 1), "it has moved");
-        assert!(!said("True", ADDRESS, 2), "it is being changed");
+        let broker_address = Some(ADDRESS.to_owned());
+        let declared = Some(declared(&queue, &[]));
+        queue.status = Some(QueueStatus { broker_address, declared, ..QueueStatus::default() });
+        let elsewhere = "amqp://a:5672/other";
+        assert!(was_declared(&queue, ADDRESS) && !was_declared(&queue, elsewhere));
+        // The broker is down, or refuses: the status keeps it, also over a changed spec and another process.
+        queue.spec.bindings.push(binding("b"));
+        assert!(begun(&queue, ADDRESS).unwrap().main_queue);
+        assert!(!begun(&queue, elsewhere).unwrap().main_queue, "it has moved");
+        // What may have been bound before the first declaration says nothing of the queue.
+        queue.status =
+            Some(QueueStatus { broker_address: Some(ADDRESS.to_owned()), ..QueueStatus::default() });
+        assert!(!begun(&queue, ADDRESS).unwrap().main_queue, "it may never have been");
     }
 
     #[test]

@@ -22,6 +22,8 @@ warren_tests::on_each_release!(
     another_address_of_the_list_is_used_when_one_goes,
     queues_of_one_broker_share_one_connection,
     a_queue_over_which_the_broker_ends_the_connection_does_so_once_to_the_others,
+    a_loss_is_told_though_another_operator_comes_after_the_outage_began,
+    a_loss_is_told_though_an_exchange_has_been_missing_all_along,
     a_queue_survives_alarm_silence_crash_and_a_broker_that_comes_back_empty,
 );
 
@@ -150,6 +152,44 @@ async fn a_queue_over_which_the_broker_ends_the_connection_does_so_once_to_the_o
     broken.ready().await
 }
 
+/// Waits until it is told that the main queue was lost.
+async fn told_as_lost(keeper: &Keeper, queue: &mut Kept<'_>) -> Result<()> {
+    eventually(PATIENCE, "the loss is told", async || {
+        queue.turn();
+        let told = keeper.brokers.take_recreated(&Key::of(&queue.queue));
+        ensure!(told, "not yet: {:?}", queue.status());
+        Ok(())
+    })
+    .await
+}
+
+async fn a_loss_is_told_though_another_operator_comes_after_the_outage_began(options: Options) -> Result<()> {
+    let broker = Broker::start(options).await?;
+    let keeper = Keeper::new();
+    let mut queue = keeper.queue(&broker.uri("/"), json!({}))?;
+    queue.ready().await?;
+    broker.kill9().await?;
+    queue.until("BrokerReachable", ("False", "BrokerUnreachable"), &[]).await?;
+    let as_it_is = queue.queue.clone();
+    drop(queue);
+    drop(keeper);
+    broker.wipe().await?;
+    let next = Keeper::new();
+    let mut queue = next.queue(&broker.uri("/"), json!({}))?;
+    queue.queue = as_it_is;
+    told_as_lost(&next, &mut queue).await
+}
+
+async fn a_loss_is_told_though_an_exchange_has_been_missing_all_along(vhost: Vhost) -> Result<()> {
+    let keeper = Keeper::new();
+    let mut queue = keeper.queue(&vhost.uri(), json!({"bindings": [{"exchange": "not-there"}]}))?;
+    queue.until("Declared", ("False", "ExchangeNotFound"), &[]).await?;
+    // By now it is known that the queue itself is there.
+    queue.turn();
+    Client::connect(&vhost.uri()).await?.delete("orders").await?;
+    told_as_lost(&keeper, &mut queue).await
+}
+
 /// A memory alarm, a silence, a crash without and with the data.
 async fn a_queue_survives_alarm_silence_crash_and_a_broker_that_comes_back_empty(
     options: Options,
@@ -188,11 +228,6 @@ async fn a_queue_survives_alarm_silence_crash_and_a_broker_that_comes_back_empty
     comes_back(&client, "orders").await?;
     comes_back(&client, "in-alarm").await?;
     // Nothing else is due for an hour, so the loss is told by the attempt that made it good, or never.
-    eventually(PATIENCE, "the loss is told", async || {
-        queue.turn();
-        ensure!(told(&queue), "not yet: {:?}", queue.status());
-        Ok(())
-    })
-    .await?;
+    told_as_lost(&keeper, &mut queue).await?;
     queue.ready().await
 }
