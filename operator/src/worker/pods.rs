@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
-use k8s_openapi::jiff::SignedDuration;
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use warren_api::names::SIDECAR_CONTAINER;
 
@@ -20,8 +20,13 @@ pub(crate) const POD_TEMPLATE_HASH: &str = "pod-template-hash";
 const STUCK: [&str; 4] = [CRASH, "CreateContainerConfigError", "CreateContainerError", "RunContainerError"];
 
 /// What keeps pods from working: a reason and a sentence.
-pub fn trouble(pods: &[Arc<Pod>]) -> Option<(String, String)> {
-    staying(pods).find_map(|pod| stuck(pod).or_else(|| unschedulable(pod)))
+pub fn trouble(pods: &[Arc<Pod>], now: Timestamp) -> Option<(String, String)> {
+    staying(pods).find_map(|pod| stuck(pod).or_else(|| on_trial(pod, now)).or_else(|| unschedulable(pod)))
+}
+
+/// Whether a pod runs that may end soon again, which nobody tells of if it does not.
+pub fn is_any_on_trial(pods: &[Arc<Pod>], now: Timestamp) -> bool {
+    staying(pods).any(|pod| on_trial(pod, now).is_some())
 }
 
 /// Whether pods are not to be expected: one that waits for a node or for its image may still come.
@@ -57,17 +62,11 @@ fn stuck(pod: &Pod) -> Option<(String, String)> {
                 (reason, container.last_state.as_ref().and_then(|state| state.terminated.as_ref()))
             }
         };
-        let detail = match (last, waiting.and_then(|waiting| waiting.message.clone())) {
-            (Some(last), _) if reason == CRASH => {
-                format!(
-                    "it ended with exit code {} ({})",
-                    last.exit_code,
-                    last.reason.as_deref().unwrap_or("Error")
-                )
-            }
-            (_, Some(message)) => message,
-            (_, None) => "no detail".to_owned(),
-        };
+        if let Some(last) = last.filter(|_| reason == CRASH) {
+            return Some(crashed(pod, container, last));
+        }
+        let detail = waiting.and_then(|waiting| waiting.message.clone());
+        let detail = detail.unwrap_or_else(|| "no detail".to_owned());
         let (name, pod_name) = (&container.name, pod.name_any());
         let look = match reason {
             CRASH => format!("see kubectl logs {pod_name} -c {name} --previous"),
@@ -82,16 +81,41 @@ fn stuck(pod: &Pod) -> Option<(String, String)> {
     })
 }
 
+/// A container that has ended soon, and not for the first time, and does not run for much longer by now than it did then: between
+/// two ends nothing is mended.
+fn on_trial(pod: &Pod, now: Timestamp) -> Option<(String, String)> {
+    container_statuses(pod).find_map(|container| {
+        let since = container.state.as_ref()?.running.as_ref()?.started_at.as_ref()?;
+        let last = container.last_state.as_ref()?.terminated.as_ref()?;
+        let ran = last.finished_at.as_ref()?.0.duration_since(last.started_at.as_ref()?.0);
+        let soon = ran < LONG_RUN && now.duration_since(since.0) < ran * 2;
+        let ends = last.exit_code != 0 || !is_init(pod, &container.name);
+        (container.restart_count > 1 && soon && ends).then(|| crashed(pod, container, last))
+    })
+}
+
+fn crashed(pod: &Pod, container: &ContainerStatus, last: &ContainerStateTerminated) -> (String, String) {
+    let (name, pod, code) = (&container.name, pod.name_any(), last.exit_code);
+    let why = last.reason.as_deref().unwrap_or("Error");
+    let message = format!(
+        "pod {pod}, container {name}: it ended with exit code {code} ({why}); see kubectl logs {pod} -c {name} --previous"
+    );
+    (CRASH.to_owned(), message)
+}
+
+fn is_init(pod: &Pod, container: &str) -> bool {
+    let mut inits = pod.status.iter().flat_map(|status| status.init_container_statuses.iter().flatten());
+    inits.any(|init| init.name == container)
+}
+
 /// Whether a container has ended, soon after its start and not for the first time. An init container ends by itself once it has
 /// succeeded.
 fn ends_again(pod: &Pod, container: &ContainerStatus) -> bool {
-    let mut inits = pod.status.iter().flat_map(|status| status.init_container_statuses.iter().flatten());
-    let is_init = inits.any(|init| init.name == container.name);
     let ended = container.state.as_ref().and_then(|state| state.terminated.as_ref());
     ended.is_some_and(|ended| {
         let ran = ended.started_at.as_ref().zip(ended.finished_at.as_ref());
         let soon = ran.is_none_or(|(from, to)| to.0.duration_since(from.0) < LONG_RUN);
-        soon && container.restart_count > 0 && (ended.exit_code != 0 || !is_init)
+        soon && container.restart_count > 0 && (ended.exit_code != 0 || !is_init(pod, &container.name))
     })
 }
 
@@ -170,6 +194,8 @@ mod tests {
 
     use super::*;
 
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
     fn pod(status: Value) -> Arc<Pod> {
         Arc::new(serde_json::from_value(json!({"metadata": {"name": "p-1"}, "status": status})).unwrap())
     }
@@ -194,7 +220,7 @@ mod tests {
             "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 40s"}},
             "lastState": {"terminated": {"exitCode": 2, "reason": "Error"}},
         }]}));
-        let (reason, message) = trouble(std::slice::from_ref(&pod)).unwrap();
+        let (reason, message) = trouble(std::slice::from_ref(&pod), NOW).unwrap();
         assert_eq!(reason, "CrashLoopBackOff");
         assert!(crashes(&pod));
         assert!(message.contains("p-1, container app") && message.contains("exit code 2"), "{message}");
@@ -211,12 +237,31 @@ mod tests {
         };
         let soon = "2026-01-01T00:00:02Z";
         let app = "containerStatuses";
-        let (reason, message) = trouble(&[ended(app, 5, 3, soon)]).unwrap();
+        let (reason, message) = trouble(&[ended(app, 5, 3, soon)], NOW).unwrap();
         assert!(reason == CRASH && message.contains("exit code 3"), "{message}");
         assert!(crashes(&ended(app, 1, 0, soon)));
         assert!(!crashes(&ended(app, 0, 3, soon)), "it is started again at once");
         assert!(!crashes(&ended(app, 1, 3, "2026-01-01T01:00:00Z")), "so is one that ran for long");
         assert!(!crashes(&ended("initContainerStatuses", 1, 0, soon)), "its work is done");
+    }
+
+    #[test]
+    fn a_container_that_runs_between_two_ends_is_in_trouble_until_it_has_run_for_longer() {
+        let runs = |restarts: u32, code: u32, since: &str| {
+            let last = json!({"exitCode": code, "startedAt": "2026-01-01T00:00:00Z", "finishedAt": "2026-01-01T00:00:20Z"});
+            let pods = [pod(json!({"containerStatuses": [{
+                "name": "app", "image": "", "imageID": "", "ready": true, "restartCount": restarts,
+                "state": {"running": {"startedAt": since}}, "lastState": {"terminated": last},
+            }]}))];
+            let now = "2026-01-01T00:05:39Z".parse().unwrap();
+            assert_eq!(is_any_on_trial(&pods, now), trouble(&pods, now).is_some());
+            trouble(&pods, now)
+        };
+        let (reason, message) = runs(7, 1, "2026-01-01T00:05:00Z").unwrap();
+        assert!(reason == CRASH && message.contains("ended with exit code 1"), "{message}");
+        assert!(runs(2, 0, "2026-01-01T00:05:00Z").is_some());
+        assert_eq!(runs(7, 1, "2026-01-01T00:04:59Z"), None, "it lives longer now");
+        assert_eq!(runs(1, 1, "2026-01-01T00:05:00Z"), None, "that happens");
     }
 
     #[test]
@@ -234,7 +279,7 @@ mod tests {
                 "name": "app", "image": "", "imageID": "", "ready": false, "restartCount": 0,
                 "state": {"waiting": {"reason": reason, "message": "what the kubelet says"}},
             }]}));
-            let (said, message) = trouble(&[pod]).unwrap();
+            let (said, message) = trouble(&[pod], NOW).unwrap();
             assert_eq!(said, reason);
             assert!(message.contains("what the kubelet says") && message.contains(hint), "{message}");
             assert_eq!(message.contains("image's"), NO_IMAGE.contains(&reason), "{message}");
@@ -264,7 +309,7 @@ mod tests {
         let pod = pod(json!({"conditions": [
             {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available"}
         ]}));
-        assert_eq!(trouble(std::slice::from_ref(&pod)).unwrap().0, "Unschedulable");
+        assert_eq!(trouble(std::slice::from_ref(&pod), NOW).unwrap().0, "Unschedulable");
         assert!(!crashes(&pod));
     }
 
@@ -274,6 +319,6 @@ mod tests {
             "name": "app", "image": "", "imageID": "", "ready": false, "restartCount": 0,
             "state": {"waiting": {"reason": "ContainerCreating"}},
         }]}));
-        assert_eq!(trouble(&[pod]), None);
+        assert_eq!(trouble(&[pod], NOW), None);
     }
 }

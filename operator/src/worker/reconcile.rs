@@ -21,7 +21,7 @@ use super::build::build;
 use super::dereference::{Surroundings, dereference, told_by};
 use super::live::LiveDeployment;
 use super::owed::owed;
-use super::pods::cannot_get;
+use super::pods::{cannot_get, is_any_on_trial};
 use super::status::status;
 use super::validate::{DISORDER, validate};
 use crate::brokers::Key;
@@ -38,7 +38,7 @@ use crate::watch::Complaints;
 const CONCURRENCY: u16 = 16;
 /// Everything else brings a Worker here by itself; this is a net.
 const RESYNC: Duration = Duration::from_secs(600);
-/// Nobody tells of the end of another Worker's pods.
+/// Nobody tells of the end of another Worker's pods, nor of what goes on.
 const OTHERS_PODS: Duration = Duration::from_secs(5);
 /// What the API server refused may pass later, such as a quota, and nobody tells of the end of what is not Warren's.
 const REFUSED_RETRY: Duration = Duration::from_secs(20);
@@ -111,7 +111,9 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     if problem.as_ref().is_none_or(|problem| problem.reason != NOT_APPLIED) {
         context.retries.succeeded(&reference);
     }
-    Ok(Action::requeue(pause(problem.as_ref()).mul_f64(rand::random_range(0.7..1.0))))
+    let on_trial = is_any_on_trial(&around.pods, Timestamp::now());
+    let again = if on_trial { OTHERS_PODS } else { pause(problem.as_ref()) };
+    Ok(Action::requeue(again.mul_f64(rand::random_range(0.7..1.0))))
 }
 
 /// Notes what a Worker's sidecars go on with, where their configuration could not be written, or nobody has looked at it yet.

@@ -62,7 +62,7 @@ pub fn status(
     let mut all = vec![
         template_valid(problem),
         queue_ready(worker, problem, around),
-        available(worker, problem, desired, around, told, view),
+        available(worker, problem, desired, around, told, view, now),
     ];
     // The cause comes before what the scaler makes of it.
     all.extend(handler_healthy(worker, desired, view, &former));
@@ -180,8 +180,9 @@ fn available(
     around: &Surroundings,
     told: bool,
     view: &View,
+    now: &Time,
 ) -> Statement {
-    if let Some((reason, message)) = trouble(&around.pods) {
+    if let Some((reason, message)) = trouble(&around.pods, now.0) {
         return Statement::new(AVAILABLE, false, reason, message);
     }
     let Some(deployment) = around.deployment.as_deref() else {
