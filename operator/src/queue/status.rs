@@ -56,6 +56,10 @@ pub fn status(queue: &Queue, progress: Progress, durability: Durability, now: &T
         },
         conditions: Vec::new(),
     };
+    if let (Progress::Invalid(problem), Some(declared)) = (&progress, &mut next.declared) {
+        // What becomes of a queue that is another one's is no loss of this one.
+        declared.main_queue &= problem.reason != CONFLICT;
+    }
     let seen = match &progress {
         Progress::Observed { outcome: Outcome::Declared(seen), .. } => Some(seen.clone()),
         Progress::Invalid(_)
@@ -383,6 +387,19 @@ mod tests {
             full
         );
         assert_eq!(told(declared(Some(false))), Some(("True".to_owned(), "Available".to_owned())));
+    }
+
+    #[test]
+    fn what_becomes_of_a_queue_that_was_another_one_s_is_no_loss_of_this_one() {
+        let mut queue = Queue::new("orders", QueueSpec::default());
+        let mut there = |progress| {
+            queue.status = Some(status(&queue, progress, Durability::default(), &now()));
+            queue.status.as_ref().unwrap().declared.as_ref().unwrap().main_queue
+        };
+        let outcome = Outcome::Declared(Seen::default());
+        assert!(there(Progress::Observed { address: "amqp://h".to_owned(), outcome }));
+        let wrong = |reason| Progress::Invalid(Problem::new(DECLARED, reason, "m"));
+        assert_eq!((there(wrong("SecretNotFound")), there(wrong(CONFLICT))), (true, false));
     }
 
     #[test]
