@@ -559,4 +559,51 @@ mod tests {
             assert!(error.contains(&expected), "{error}");
         }
     }
+
+    #[test]
+    fn the_parts_of_a_secret_and_what_stands_beside_an_address_count() {
+        let parts = [("host", "h"), ("username", "u"), ("password", "p")];
+        let with = |more: &[(&str, &str)]| {
+            let all = [&parts[..], more].concat();
+            parse(&all).map(|access| access.address()).map_err(|error| error.to_string())
+        };
+        assert_eq!(with(&[]).as_deref(), Ok("amqp://h:5672/%2F"));
+        assert_eq!(with(&[("port", "1234"), ("vhost", "v")]).as_deref(), Ok("amqp://h:1234/v"));
+        assert_eq!(with(&[("ca.crt", PEM)]).as_deref(), Ok("amqps://h:5671/%2F"));
+        let identity = [("tls.crt", PEM), ("tls.key", PEM)];
+        assert_eq!(
+            with(&identity).as_deref(),
+            Ok("amqps://h:5671/%2F"),
+            "for mutual TLS with a public authority"
+        );
+        for (key, lacks) in [("tls.crt", "tls.key"), ("tls.key", "tls.crt")] {
+            assert!(with(&[(key, PEM)]).unwrap_err().contains(lacks));
+        }
+        assert!(with(&[("port", "0")]).unwrap_err().contains("1 to 65535"));
+        // The password of a file that was written on Windows.
+        let access = parse(&[("host", "h"), ("username", "u"), ("password", "p\r\n")]).unwrap();
+        assert_eq!(access.password, "p");
+
+        let uri = |more: &[(&str, &str)]| parse(more).unwrap().address();
+        assert_eq!(uri(&[("uri", "amqp://u:p@h/a"), ("vhost", "b")]), "amqp://h:5672/b");
+        assert_eq!(uri(&[("uri", "amqps://u:p@h/a")]), "amqps://h:5671/a");
+        let all =
+            [("uris", "amqp://u:p@a/v"), ("uri", "amqp://u:p@b/v"), ("connection_string", "amqp://u:p@c/v")];
+        assert_eq!(
+            [&all[..], &all[1..], &all[2..]].map(uri),
+            ["a", "b", "c"].map(|host| format!("amqp://{host}:5672/v"))
+        );
+        let query = AMQPQueryString::default;
+        let scheme = |uri| parse(&[("uri", uri)]).unwrap().uri(0, query()).scheme;
+        assert_eq!(scheme("amqps://u:p@h/v"), AMQPScheme::AMQPS);
+        assert_eq!(scheme("amqp://u:p@h/v"), AMQPScheme::AMQP);
+    }
+
+    #[test]
+    fn addresses_of_several_brokers_are_not_taken_for_one() {
+        for other in ["amqp://u:p@b/w", "amqp://v:p@b/v", "amqp://u:q@b/v", "amqps://u:p@b/v"] {
+            let error = parse(&[("uris", &format!("amqp://u:p@a/v\n{other}"))]).unwrap_err();
+            assert!(error.to_string().contains("must share"), "{other}: {error}");
+        }
+    }
 }

@@ -292,4 +292,99 @@ mod tests {
         );
         assert_eq!(topology.bindings.len(), 2);
     }
+
+    #[test]
+    fn each_queue_has_all_the_arguments_that_its_spec_asks_for_and_no_other() {
+        let text = |value: &str| Argument::from(value);
+        let told = |spec: QueueSpec, name: &str| queue(&plan("orders", &spec), name).arguments.clone();
+        let retry = || Retry { delays_seconds: vec![5], max_attempts: 3 };
+        let quorum = || QueueSpec {
+            limits: Limits {
+                max_length: Some(10),
+                max_length_bytes: Some(500),
+                message_ttl_seconds: Some(60),
+                ..Limits::default()
+            },
+            dead_letter: DeadLetter { message_ttl_seconds: Some(600), max_length: Some(3) },
+            retry: retry(),
+            delivery_limit: Some(7),
+            single_active_consumer: true,
+            consumer_timeout_seconds: Some(120),
+            ..QueueSpec::default()
+        };
+        assert_eq!(
+            told(quorum(), "orders"),
+            Arguments::from([
+                ("x-queue-type", text("quorum")),
+                ("x-dead-letter-exchange", text("")),
+                ("x-dead-letter-routing-key", text("orders.dlq")),
+                ("x-dead-letter-strategy", text("at-least-once")),
+                ("x-overflow", text("reject-publish")),
+                ("x-max-length", Argument::Number(10)),
+                ("x-max-length-bytes", Argument::Number(500)),
+                ("x-message-ttl", Argument::Number(60_000)),
+                ("x-delivery-limit", Argument::Number(7)),
+                ("x-single-active-consumer", Argument::Flag(true)),
+                ("x-consumer-timeout", Argument::Number(120_000)),
+            ])
+        );
+        assert_eq!(
+            told(quorum(), "orders.retry.5s"),
+            Arguments::from([
+                ("x-queue-type", text("quorum")),
+                ("x-dead-letter-exchange", text("")),
+                ("x-dead-letter-routing-key", text("orders")),
+                ("x-dead-letter-strategy", text("at-least-once")),
+                ("x-overflow", text("reject-publish")),
+                ("x-message-ttl", Argument::Number(5000)),
+            ])
+        );
+        assert_eq!(
+            told(quorum(), "orders.dlq"),
+            Arguments::from([
+                ("x-queue-type", text("quorum")),
+                ("x-delivery-limit", Argument::Number(DEAD_LETTER_DELIVERY_LIMIT)),
+                ("x-message-ttl", Argument::Number(600_000)),
+                ("x-max-length", Argument::Number(3)),
+                ("x-overflow", text("reject-publish")),
+            ])
+        );
+        let classic = |limits| QueueSpec {
+            queue_type: QueueType::Classic,
+            limits,
+            retry: retry(),
+            max_priority: Some(5),
+            ..QueueSpec::default()
+        };
+        let of_classic = |more: &[(&'static str, Argument)]| {
+            let mut all = Arguments::from([
+                ("x-queue-type", text("classic")),
+                ("x-dead-letter-exchange", text("")),
+                ("x-dead-letter-routing-key", text("orders.dlq")),
+                ("x-max-priority", Argument::Number(5)),
+            ]);
+            all.extend(more.iter().cloned());
+            all
+        };
+        let bytes = Limits { max_length_bytes: Some(500), ..Limits::default() };
+        let limited = [("x-max-length-bytes", Argument::Number(500)), ("x-overflow", text("reject-publish"))];
+        assert_eq!(told(classic(bytes), "orders"), of_classic(&limited));
+        assert_eq!(told(classic(Limits::default()), "orders"), of_classic(&[]));
+        let unlimited = Limits { overflow: Overflow::DropHead, ..Limits::default() };
+        assert_eq!(told(classic(unlimited), "orders"), of_classic(&[]));
+    }
+
+    #[test]
+    fn an_exchange_is_declared_whichever_of_its_bindings_says_so() {
+        let declare = Some(DeclareExchange { exchange_type: ExchangeType::Topic });
+        let binding = |declare| Binding {
+            exchange: "shop".to_owned(),
+            routing_key: String::new(),
+            arguments: BTreeMap::new(),
+            declare,
+        };
+        let bindings = vec![binding(declare), binding(None)];
+        let topology = plan("orders", &QueueSpec { bindings, ..QueueSpec::default() });
+        assert_eq!(topology.exchanges[0].declare, Some(ExchangeType::Topic));
+    }
 }

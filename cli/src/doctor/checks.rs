@@ -501,4 +501,58 @@ pub(super) mod tests {
         assert_eq!(none[1].verdict, Verdict::Unknown);
         assert!(none[1].detail.as_ref().unwrap().contains("no NetworkPolicy"), "{none:?}");
     }
+
+    #[test]
+    fn what_cannot_be_read_or_is_of_others_is_never_told_as_good() {
+        let one = |change: fn(&mut Facts)| {
+            let mut facts = facts();
+            change(&mut facts);
+            wrong(&facts)
+        };
+        let why = || "forbidden".to_owned();
+        for change in [
+            (|f| f.queues = Err("forbidden".to_owned())) as fn(&mut Facts),
+            |f| f.workers = Err("forbidden".to_owned()),
+            |f| f.rights = Err("forbidden".to_owned()),
+            |f| f.operator = Err("forbidden".to_owned()),
+            |f| f.definitions = Err("forbidden".to_owned()),
+            |f| drop(f.secrets.insert("rabbitmq".to_owned(), Err("forbidden".to_owned()))),
+        ] {
+            let wrong = one(change);
+            assert!(wrong.len() == 1 && wrong[0].contains(&why()), "{wrong:?}");
+        }
+        assert!(one(|f| f.secrets.clear())[0].contains("it was not read"));
+        assert!(one(|f| f.workers.as_mut().unwrap()[0].status = None)[0].contains("no operator has looked"));
+        let conditions = |f: &mut Facts, kind: &str, status: &str| {
+            let said = serde_json::from_value(condition(kind, status)).unwrap();
+            f.queues.as_mut().unwrap()[0].status.as_mut().unwrap().conditions = vec![said];
+        };
+        let mut facts = facts();
+        conditions(&mut facts, "DeletionBlocked", "True");
+        assert_eq!(wrong(&facts), ["Queue orders: DeletionBlocked: Why: do this"]);
+        conditions(&mut facts, "Declared", "Unknown");
+        assert_eq!(checks(&facts).iter().filter(|check| check.verdict == Verdict::Unknown).count(), 1);
+    }
+
+    #[test]
+    fn a_virtual_host_of_the_spec_counts_and_pods_that_end_or_are_of_others_do_not() {
+        let mut facts = facts();
+        facts.queues.as_mut().unwrap()[0].spec.broker.vhost = Some("x".repeat(256));
+        assert!(wrong(&facts)[0].contains("virtual host has 256 bytes"), "{:?}", wrong(&facts));
+        let mut facts = Facts { sidecars: sidecars(&[Ok(true), Ok(false)]), ..super::tests::facts() };
+        assert_eq!(wrong(&facts).len(), 1);
+        let ends = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+        facts.sidecars.as_mut().unwrap()[1].pod.metadata.deletion_timestamp = Some(ends);
+        assert_eq!(wrong(&facts), Vec::<String>::new());
+        let of_another = sidecar("other", "b", Instant::now(), Ok(Sample::default()));
+        facts.sidecars.as_mut().unwrap()[1] = of_another;
+        assert_eq!(wrong(&facts), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_policy_that_names_no_type_is_about_what_comes_in() {
+        let policy = json!({"metadata": {"name": "plain"}, "spec": {"podSelector": {}}});
+        let checks = out_of_reach("MetricsUnreachable", &[policy]);
+        assert!(checks[1].detail.as_ref().unwrap().contains("NetworkPolicy plain"), "{checks:?}");
+    }
 }

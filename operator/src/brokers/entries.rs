@@ -631,4 +631,113 @@ mod tests {
         entries.missing("orders", now + loss::MOMENT);
         assert_eq!(wrong(&mut entries, "a"), Some("QueueNotFound"));
     }
+
+    #[test]
+    fn another_order_has_its_own_time_and_nothing_that_was_seen_under_the_one_before_counts_for_it() {
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        let at = |minutes: u64| now + Duration::from_secs(minutes * 60);
+        let mut rested = Rest::default();
+        rested.seen("orders.retry.5s", true, now);
+        let look = |entries: &mut Entries, minute, other: Option<Order>| {
+            let mut due = entries.take_due(at(minute)).unwrap();
+            let before = (due.age, std::mem::replace(&mut due.rest, rested.clone()));
+            if let Some(other) = other {
+                entries.order(&key(), other, None, at(minute));
+                assert!(due.stands.upgrade().is_none());
+            }
+            entries.done(&due, declared(), DRIFT, at(minute));
+            before
+        };
+        entries.order(&key(), keep(&[5]), None, now);
+        look(&mut entries, 0, None);
+        assert_eq!(look(&mut entries, 10, None), (Duration::from_secs(600), rested.clone()));
+        // The rung was wanted again, and is to go again: sidecars know of that from now on.
+        entries.order(&key(), keep(&[]), None, at(11));
+        assert_eq!(look(&mut entries, 11, None), (Duration::ZERO, Rest::default()));
+        // What ends after the next order has come says nothing of that one.
+        look(&mut entries, 21, Some(keep(&[5])));
+        assert_eq!(look(&mut entries, 31, None), (Duration::ZERO, Rest::default()));
+    }
+
+    #[test]
+    fn a_queue_that_has_failed_and_is_well_again_is_as_any_other_and_one_that_fails_keeps_its_date() {
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        let at = |minutes: u64| now + Duration::from_secs(minutes * 60);
+        entries.order(&key(), keep(&[]), None, now);
+        for minute in 0..8 {
+            let due = entries.take_due(at(minute)).unwrap();
+            assert_eq!(due.apart, minute > 0);
+            entries.done(&due, failed(), DRIFT, at(minute));
+        }
+        assert!(wrong(&mut entries, "orders").is_some(), "it is told in the end");
+        let date = entries.first_due();
+        entries.all_due(at(7));
+        assert_eq!(entries.first_due(), date);
+        let due = entries.take_due(at(8)).unwrap();
+        entries.done(&due, declared(), DRIFT, at(8));
+        entries.all_due(at(8));
+        assert_eq!(entries.first_due(), Some(at(8)));
+        assert!(!entries.take_due(at(8)).unwrap().apart);
+    }
+
+    #[test]
+    fn a_queue_that_is_removed_stays_so_when_the_broker_goes_down_and_another_order_is_carried_out() {
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        let remove = || order(Goal::Remove { only_if_empty: false, unbind: vec![] });
+        entries.order(&key(), remove(), None, now);
+        let due = entries.take_due(now).unwrap();
+        entries.done(&due, Ok(Outcome::Removed), DRIFT, now);
+        entries.broker_is_down(&Problem::new("BrokerReachable", "BrokerUnreachable", "refused"), now);
+        let seen = entries.order(&key(), remove(), None, now).unwrap();
+        assert_eq!(seen.outcome, Outcome::Removed);
+        // A Queue of the name comes while the broker is away, and its first attempt fails.
+        entries.order(&key(), keep(&[]), None, now);
+        let due = entries.take_due(now).unwrap();
+        entries.done(&due, failed(), DRIFT, now);
+        assert!(entries.first_due().is_some());
+    }
+
+    #[test]
+    fn what_the_broker_refuses_is_asked_for_more_rarely_after_two_minutes_until_the_spec_is_another() {
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        let refused = || {
+            let object = warren_broker::declare::Object::Queue("orders".to_owned());
+            Err(DeclareError { object, error: BrokerError::AuthRefused { user: "u".to_owned() } })
+        };
+        let look = |entries: &mut Entries| {
+            let at = entries.first_due().unwrap();
+            let due = entries.take_due(at).unwrap();
+            entries.done(&due, refused(), DRIFT, at);
+            entries.first_due().unwrap() - at
+        };
+        entries.order(&key(), keep(&[]), None, now);
+        let waits: Vec<_> = (0..20).map(|_| look(&mut entries)).collect();
+        let soon = Duration::from_secs(12);
+        assert!(waits[0] < soon && waits[19] > Duration::from_secs(30), "{waits:?}");
+        entries.order(&key(), keep(&[5]), None, now);
+        assert!(look(&mut entries) < soon, "a person is at it");
+        // A queue that others are to make.
+        let at = entries.first_due().unwrap();
+        let due = entries.take_due(at).unwrap();
+        let missing = Outcome::Refused(Problem::new("Declared", "QueueNotFound", "create it"));
+        entries.done(&due, Ok(missing), DRIFT, at);
+        assert!(entries.first_due().unwrap() - at < soon);
+    }
+
+    #[test]
+    fn a_queue_of_which_something_else_is_wrong_goes_on_saying_that_and_has_its_own_date() {
+        let now = Instant::now();
+        let mut entries = come_back(&["a"], now);
+        let due = entries.take_due(now).unwrap();
+        entries.looked(&due.key, true, now);
+        let error = BrokerError::AuthRefused { user: "u".to_owned() };
+        let object = warren_broker::declare::Object::Queue("orders".to_owned());
+        entries.done(&due, Err(DeclareError { object, error }), DRIFT, now);
+        let said = wrong(&mut entries, "a");
+        assert!(said.is_some_and(|reason| reason != "QueueNotFound"), "{said:?}");
+        let date = entries.first_due();
+        entries.missing("orders", now);
+        entries.still_gone(&named("a"));
+        assert_eq!((wrong(&mut entries, "a"), entries.first_due()), (said, date));
+    }
 }

@@ -237,4 +237,20 @@ mod tests {
         assert_eq!((looks(false), looks(true)), ([false, true, false], [false, false, false]));
         assert!(!Back::default().looked(true, later));
     }
+
+    #[test]
+    fn what_is_new_or_was_seen_to_since_the_connection_was_made_is_not_presumed_gone() {
+        let may_be_gone = |mut loss: Loss, result: Option<Result<Outcome, DeclareError>>| {
+            loss.connected();
+            if let Some(result) = result {
+                loss.ended(&result);
+            }
+            loss.may_be_gone()
+        };
+        assert!(may_be_gone(expected(), None));
+        assert!(!may_be_gone(Loss::default(), None), "it was never there");
+        for result in [declared(), failed(Object::Exchange("shop".to_owned()))] {
+            assert!(!may_be_gone(expected(), Some(result)));
+        }
+    }
 }

@@ -112,4 +112,13 @@ mod tests {
         misses.answered("orders2", &missing("another"), now);
         assert!(misses.of("orders2", now).is_none());
     }
+
+    #[test]
+    fn what_one_connection_s_broker_did_not_have_is_asked_of_the_next_at_once() {
+        let (now, mut misses) = (Instant::now(), Misses::default());
+        misses.answered("orders", &missing("orders"), now);
+        assert!(misses.of("orders", now).is_some());
+        misses.connected();
+        assert!(misses.of("orders", now).is_none());
+    }
 }

@@ -76,4 +76,9 @@ mod tests {
             (1..8).map(|n| next_check(Last::Failed { in_a_row: n }, DRIFT, 10, 1.0).as_secs()).collect();
         assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
     }
+
+    #[test]
+    fn a_fleet_that_is_refused_keeps_to_the_ceiling_too() {
+        assert_eq!(next_check(Last::Refused { in_a_row: 1 }, DRIFT, 10_000, 1.0), Duration::from_secs(100));
+    }
 }

@@ -288,4 +288,49 @@ mod tests {
         assert_eq!((holds("other", 59), holds("other", 61), holds("orders", 59)), (unseen, None, known));
         assert!(!consumers.holds(&worker(), "other", at(59)), "as far as is known");
     }
+
+    #[test]
+    fn a_drain_that_pods_may_have_begun_counts_however_often_the_worker_is_seen_or_changed_after_it() {
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let (hour, minute) = (Duration::from_secs(3600), Duration::from_secs(60));
+        let turns = |seen: &[(&str, Duration, u64)]| {
+            let mut consumers = Consumers::default();
+            for (queue, lasting, seconds) in seen {
+                consumers.on(&worker(), queue, *lasting, false, at(*seconds));
+            }
+            [3609, 3631].map(|seconds| consumers.holds(&worker(), "orders", at(seconds)))
+        };
+        let orders = |lasting, seconds| ("orders", lasting, seconds);
+        // Its drain is shorter, and then it is only looked at again, or its drain is shorter still.
+        assert_eq!(
+            turns(&[orders(hour, 0), orders(minute, 10), orders(minute, 15), ("other", minute, 20)]),
+            [true, false]
+        );
+        assert_eq!(
+            turns(&[orders(hour, 0), orders(minute * 2, 10), orders(minute, 15), ("other", minute, 20)]),
+            [true, false]
+        );
+        // It turns away, comes back, and turns away again.
+        assert_eq!(
+            turns(&[orders(hour, 0), ("other", minute, 10), orders(minute, 15), ("other", minute, 20)]),
+            [true, false]
+        );
+        // Its drain is longer as it turns away.
+        assert_eq!(turns(&[orders(minute, 0), ("other", hour, 20)]), [true, false]);
+    }
+
+    #[test]
+    fn a_worker_whose_sidecars_learn_late_of_another_queue_holds_messages_for_the_drain_that_they_have_then()
+    {
+        let (mut consumers, now) = (Consumers::default(), Instant::now());
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let (hour, minute) = (Duration::from_secs(3600), Duration::from_secs(60));
+        consumers.on(&worker(), "orders", minute, false, now);
+        consumers.on(&worker(), "other", minute, false, at(10));
+        consumers.told(&worker(), BTreeSet::from(["orders".to_owned()]), minute, at(10));
+        consumers.told(&worker(), BTreeSet::new(), hour, at(500));
+        let holds = |seconds| consumers.holds(&worker(), "orders", at(seconds));
+        assert_eq!((holds(4099), holds(4101)), (true, false));
+    }
 }

@@ -425,4 +425,42 @@ pub(super) mod tests {
     fn a_retained_queue_is_never_removed() {
         assert_eq!(remove(&queue(QueueSpec::default(), QueueStatus::default())), None);
     }
+
+    #[test]
+    fn what_others_made_is_neither_unbound_nor_deleted() {
+        let declared = Declared { bindings: vec![(&binding("shop")).into()], ..Declared::default() };
+        let status = QueueStatus { declared: Some(declared), created: Some(true), ..QueueStatus::default() };
+        let spec = |adoption_policy| QueueSpec {
+            adoption_policy,
+            deletion_policy: DeletionPolicy::Delete,
+            ..QueueSpec::default()
+        };
+        let unbound =
+            |adoption_policy| match keep(&queue(spec(adoption_policy), status.clone()), ADDRESS).goal {
+                Goal::Keep { unbind, .. } => unbind.len(),
+                Goal::Remove { .. } => panic!(),
+            };
+        assert_eq!((unbound(AdoptionPolicy::Adopt), unbound(AdoptionPolicy::AsIs)), (1, 0));
+        assert_eq!(remove(&queue(spec(AdoptionPolicy::AsIs), status.clone())), None);
+        let Goal::Remove { unbind, .. } =
+            remove(&queue(spec(AdoptionPolicy::FailIfExists), status.clone())).unwrap().goal
+        else {
+            panic!()
+        };
+        assert_eq!(unbind[0].exchange, "shop");
+    }
+
+    #[test]
+    fn a_rung_that_an_order_beside_a_queue_of_others_may_have_made_is_taken_back() {
+        let spec = |delays: &[i32]| QueueSpec {
+            adoption_policy: AdoptionPolicy::AsIs,
+            retry: Retry { delays_seconds: delays.to_vec(), max_attempts: 3 },
+            ..QueueSpec::default()
+        };
+        let status = QueueStatus { declared: Some(Declared::default()), ..QueueStatus::default() };
+        let declared = begun(&queue(spec(&[5]), status), ADDRESS);
+        let later = queue(spec(&[]), QueueStatus { declared, ..QueueStatus::default() });
+        let Goal::Keep { retire, .. } = keep(&later, ADDRESS).goal else { panic!() };
+        assert_eq!(retire, [5]);
+    }
 }

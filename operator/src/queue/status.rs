@@ -431,4 +431,22 @@ mod tests {
         assert_eq!(find(&down.conditions, BROKER_REACHABLE).unwrap().reason, "AuthRefused");
         assert_eq!(find(&down.conditions, DECLARED).unwrap().status, "Unknown");
     }
+
+    #[test]
+    fn what_is_on_the_broker_is_remembered_while_the_secret_is_away() {
+        let mut queue = Queue::new("orders", QueueSpec::default());
+        let mut after = |progress| {
+            let next = status(&queue, progress, Durability::default(), &now());
+            queue.status = Some(next.clone());
+            next
+        };
+        let declared = Outcome::Declared(Seen { release: Release::parse("3.11.28"), ..Seen::default() });
+        let there = after(Progress::Observed { address: "amqp://h:1/v".to_owned(), outcome: declared });
+        let away = after(Progress::Invalid(Problem::new(BROKER_REACHABLE, "SecretNotFound", "m")));
+        assert!(away.declared.is_some());
+        assert_eq!(away.declared, there.declared, "its rungs and bindings are still there");
+        let timeout = |status: &QueueStatus| find(&status.conditions, CONSUMER_TIMEOUT_EFFECTIVE).cloned();
+        assert!(timeout(&there).is_some());
+        assert_eq!(timeout(&away), timeout(&there), "the broker is no other one");
+    }
 }

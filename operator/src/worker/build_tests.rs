@@ -278,3 +278,45 @@ fn where_one_replica_alone_keeps_the_order_the_old_pod_goes_before_the_new_one_c
     let rolling = json!({"type": "RollingUpdate"});
     assert_eq!((strategy(true, ordered), strategy(false, json!({}))), (rolling.clone(), rolling));
 }
+
+#[test]
+fn all_that_a_worker_and_its_queue_say_reaches_the_sidecars() {
+    let mut around = surroundings();
+    let queue = Arc::make_mut(around.queue.as_mut().unwrap());
+    queue.spec = serde_json::from_value(json!({
+        "type": "Classic", "queueName": "shop.orders", "broker": {"vhost": "shop"},
+        "retry": {"delaysSeconds": [7], "maxAttempts": 9}, "consumerTimeoutSeconds": 7200,
+    }))
+    .unwrap();
+    let worker = worker(json!({
+        "scaling": {"maxReplicas": 1},
+        "consumer": {"prefetch": 50, "prefetchMode": "Auto", "orderingKey": "x-customer"},
+        "handler": {"http": {"path": "/x", "timeoutSeconds": 31, "reply": true, "maxBodyBytes": 1024},
+                    "batch": {"maxMessages": 20, "maxWaitMilliseconds": 5}},
+    }));
+    let built = build(&validate(&worker, &around).unwrap(), &Rolled::default(), "sidecar:new", 1);
+    let config: Value = serde_json::from_str(built.config_map["data"][CONFIG_KEY].as_str().unwrap()).unwrap();
+    let expected = json!({
+        "namespace": "shop", "worker": "invoices", "secret": "rabbitmq",
+        "queue": {"name": "shop.orders", "type": "Classic", "vhost": "shop", "retryDelaysSeconds": [7],
+                  "maxAttempts": 9, "consumerTimeoutSeconds": 7200},
+        "handler": {"path": "/x", "timeoutSeconds": 31, "reply": true, "maxBodyBytes": 1024,
+                    "batch": {"maxMessages": 20, "maxWaitMilliseconds": 5}},
+        "consumer": {"prefetch": 50, "concurrency": 50, "paused": false, "prefetchMode": "Auto",
+                     "orderingKey": "x-customer", "onlyPod": ""},
+    });
+    assert_eq!(config, expected, "{config:#}");
+}
+
+#[test]
+fn the_sidecar_has_the_image_the_resources_and_the_log_level_that_the_worker_says() {
+    let sidecar = |said: Value| {
+        let built = fresh(json!({"sidecar": said}));
+        built.deployment["spec"]["template"]["spec"]["initContainers"][0].clone()
+    };
+    let own = sidecar(json!({"resources": {"limits": {"memory": "1Gi"}}, "logLevel": "debug"}));
+    assert_eq!(own["resources"], json!({"limits": {"memory": "1Gi"}}));
+    let level = json!({"name": "WARREN_LOG_LEVEL", "value": "debug"});
+    assert!(own["env"].as_array().unwrap().contains(&level), "{own:#}");
+    assert_eq!(sidecar(json!({"image": ""}))["image"], "sidecar:new");
+}

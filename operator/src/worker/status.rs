@@ -593,4 +593,86 @@ mod tests {
     fn the_scale_subresource_gets_its_selector() {
         assert_eq!(say(None, &View::default()).selector.as_deref(), Some("warren.dev/worker=invoices"));
     }
+
+    #[test]
+    fn an_operator_that_starts_anew_says_of_the_scaling_what_was_said_before_until_it_has_measured() {
+        let mut worker = worker(json!({}));
+        let scaling = |worker: &Worker, view: &View| {
+            let next = status(worker, None, None, &surroundings(), view, &now());
+            (find(&next.conditions, SCALING_ACTIVE).unwrap().reason.clone(), next)
+        };
+        assert_eq!(scaling(&worker, &View::default()).0, UNSEEN);
+        worker.status = Some(scaling(&worker, &decided(Reason::Steady, "fits")).1);
+        assert_eq!(scaling(&worker, &View::default()).0, "Steady");
+    }
+
+    #[test]
+    fn what_a_queue_says_of_itself_is_what_its_worker_says_of_it_and_what_is_not_known_is_not_ready() {
+        for (of_queue, reason) in
+            [("False", "BrokerUnreachable"), ("Unknown", "Connecting"), ("True", "Declared")]
+        {
+            let around =
+                Surroundings { queue: Some(Arc::new(saying(READY, of_queue, reason))), ..around(0, "u-1") };
+            let view = decided(Reason::Steady, "fits");
+            let status = status(&worker(json!({})), None, None, &around, &view, &now());
+            let said = |kind| find(&status.conditions, kind).unwrap().status.clone();
+            assert_eq!((said(QUEUE_READY).as_str(), said(READY).as_str()), (of_queue, of_queue));
+        }
+    }
+
+    #[test]
+    fn pods_that_are_refused_or_not_wanted_are_told_of() {
+        let said = |deployment: serde_json::Value| {
+            let around = Surroundings {
+                deployment: Some(Arc::new(from_value(deployment).unwrap())),
+                ..surroundings()
+            };
+            let status = status(&worker(json!({})), None, None, &around, &View::default(), &now());
+            let available = find(&status.conditions, AVAILABLE).unwrap();
+            (
+                available.reason.clone(),
+                available.message.contains("exceeded quota"),
+                status.replicas,
+                status.desired_replicas,
+            )
+        };
+        let refused = json!({"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota"});
+        let metadata = json!({"name": "invoices", "namespace": "shop"});
+        let deployment = json!({"metadata": metadata, "spec": {"replicas": 3}, "status": {"replicas": 1, "conditions": [refused]}});
+        assert_eq!(said(deployment), ("FailedCreate".to_owned(), true, 1, 3));
+        let none = json!({"metadata": metadata, "spec": {"replicas": 0}});
+        assert_eq!(said(none), ("ScaledToZero".to_owned(), false, 0, 0));
+    }
+
+    #[test]
+    fn pods_of_a_queue_that_is_not_known_to_be_warren_s_are_said_to_hold_and_those_that_cannot_be_told_are_not()
+     {
+        let mut queue = saying(READY, "Unknown", "Connecting");
+        queue.spec.adoption_policy = warren_api::queue::AdoptionPolicy::FailIfExists;
+        let unsure = Surroundings { queue: Some(Arc::new(queue)), ..around(1, "u-1") };
+        let said = |around: &Surroundings, problem: Option<&Problem>, image: Option<&str>| {
+            let image = image.map(str::to_owned);
+            let status = status(&worker(json!({})), problem, image, around, &View::default(), &now());
+            find(&status.conditions, AVAILABLE).unwrap().reason.clone()
+        };
+        assert_eq!(said(&unsure, None, Some("sidecar:1")), "Paused");
+        let pods = vec![Arc::new(Pod::default())];
+        let held = Problem::new(QUEUE_READY, HOLDS[0], "m");
+        let untold = Surroundings { pods, ..around(1, "u-1") };
+        assert_eq!(said(&untold, Some(&held), Some("sidecar:1")), "Paused");
+        assert_eq!(said(&untold, Some(&held), None), "PodsStarting", "they consume on");
+    }
+
+    #[test]
+    fn what_was_said_of_a_handler_stands_while_no_pod_is_scraped_and_as_long_as_one_is_wanted() {
+        let handlers =
+            Handlers { scraped: 1, held: 1, listened: true, misconfigured: Some(404), ..Handlers::default() };
+        let mut worker = worker(json!({}));
+        worker.status = Some(say(None, &View { handlers, ..View::default() }));
+        let said = |replicas| {
+            let status = status(&worker, None, None, &around(replicas, "u-1"), &View::default(), &now());
+            find(&status.conditions, HANDLER_HEALTHY).map(|healthy| healthy.reason.clone())
+        };
+        assert_eq!((said(1).as_deref(), said(0)), (Some("HandlerMisconfigured"), None));
+    }
 }

@@ -556,4 +556,61 @@ pub(crate) mod tests {
             assert!(validate(&worker, &fine).is_ok(), "{:?}", fine.secret);
         }
     }
+
+    #[test]
+    fn a_drain_has_time_for_a_call_and_its_end_however_short_the_user_wants_it() {
+        let drain = |seconds: i32| {
+            let worker = worker(json!({"shutdown": {"drainTimeoutSeconds": seconds}}));
+            let around = surroundings();
+            let valid = validate(&worker, &around).unwrap();
+            (valid.drain_seconds, valid.grace_seconds)
+        };
+        assert_eq!((drain(30), drain(600)), ((45, 60), (600, 615)));
+    }
+
+    #[test]
+    fn a_queue_that_warren_made_on_another_broker_is_not_consumed_and_workers_of_their_own_secret_are_no_move()
+     {
+        let worker = worker(json!({}));
+        let held = |uri: &str, secret: Value| {
+            let mut queue = Queue::new("orders", serde_json::from_value(secret).unwrap());
+            queue.spec.adoption_policy = AdoptionPolicy::FailIfExists;
+            queue.status = Some(QueueStatus {
+                created: Some(true),
+                broker_address: Some("amqp://in:5672/shop".to_owned()),
+                ..QueueStatus::default()
+            });
+            let secret = Some(found(&[("uri", uri)]));
+            let around = Surroundings { queue: Some(Arc::new(queue)), secret, ..Surroundings::default() };
+            validate(&worker, &around).unwrap().held
+        };
+        assert!(!held("amqp://u:p@in/shop", json!({})));
+        assert!(held("amqp://u:p@other/shop", json!({})), "what is there may be somebody's");
+        assert!(!held("amqp://u:p@out/shop", json!({"broker": {"workerSecretRef": {"name": "other"}}})));
+    }
+
+    #[test]
+    fn the_port_of_the_spec_comes_before_that_of_the_container() {
+        let worker = worker(json!({"handler": {"http": {"port": 9000}}}));
+        assert_eq!(validate(&worker, &surroundings()).unwrap().port, 9000);
+    }
+
+    #[test]
+    fn every_name_and_port_of_the_sidecar_s_is_its_own() {
+        let app = |port: i32| json!([{"name": "app", "ports": [{"containerPort": port}]}]);
+        let reason = |pod: Value| problem(json!({"template": {"spec": pod}})).reason;
+        let also = |field: &str, value: Value| {
+            let mut pod = json!({"containers": app(8080)});
+            pod[field] = value;
+            reason(pod)
+        };
+        for port in [SIDECAR_PORT, PUBLISH_PORT] {
+            assert_eq!(reason(json!({"containers": app(port.into())})), "PortTaken", "{port}");
+        }
+        assert_eq!(also("initContainers", json!([{"name": SIDECAR_CONTAINER}])), "NameTaken");
+        for volume in [CONFIG_VOLUME, BROKER_VOLUME, NO_TOKEN_VOLUME] {
+            assert_eq!(also("volumes", json!([{"name": volume, "emptyDir": {}}])), "NameTaken", "{volume}");
+        }
+        assert_eq!(reason(json!({"containers": app(70_000)})), "PortMissing");
+    }
 }

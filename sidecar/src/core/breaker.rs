@@ -246,4 +246,23 @@ mod tests {
         }
         assert!(now > Duration::from_secs(200));
     }
+
+    #[test]
+    fn calls_that_were_on_the_way_when_it_opened_put_the_next_probe_off_by_nothing() {
+        let mut breaker = Breaker::new();
+        for n in 0..20 {
+            fail(&mut breaker, n);
+        }
+        let next = breaker.next_probe();
+        for n in 0..100 {
+            fail(&mut breaker, n);
+        }
+        assert_eq!(breaker.next_probe(), next);
+    }
+
+    #[test]
+    fn a_status_of_the_address_or_its_permissions_is_told_from_one_of_the_work() {
+        let wrong: Vec<u16> = (100..600).filter(|status| is_misconfigured(*status)).collect();
+        assert_eq!(wrong, [401, 403, 404, 405, 431]);
+    }
 }

@@ -125,4 +125,28 @@ mod tests {
         assert_eq!(none.after(1, None), Rung::Exhausted);
         assert_eq!((none.attempts(), ladder().attempts()), (1, 5));
     }
+
+    #[test]
+    fn calls_of_a_drain_start_in_its_first_half_and_only_where_they_end_in_time() {
+        let starts = |drain: u64, call: u64| {
+            let drain_timeout = Duration::from_secs(drain);
+            let late_timeout = Duration::from_secs(call);
+            let ladder = ladder();
+            let settings = Settings {
+                prefetch: 1,
+                auto_prefetch: false,
+                ordered: false,
+                concurrency: 1,
+                paused: false,
+                ladder,
+                batch: None,
+                late_timeout,
+                drain_timeout,
+                grace_period: drain_timeout,
+                consumer_timeout: drain_timeout,
+            };
+            settings.starts_while_draining().as_secs()
+        };
+        assert_eq!([starts(60, 50), starts(600, 30), starts(30, 60)], [10, 300, 0]);
+    }
 }

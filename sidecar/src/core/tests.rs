@@ -10,6 +10,7 @@ use super::event::{LateReply, Seen};
 use super::*;
 
 mod copies;
+mod corners;
 mod order;
 mod outage;
 mod unreadable;
@@ -511,7 +512,7 @@ impl World {
         loop {
             let wake = self.engine.next_wake();
             let next = wake.into_iter().chain(self.probe_at).min();
-            let Some(next) = next.filter(|next| *next <= end) else { break };
+            let Some(next) = next.filter(|next| *next <= end && self.now <= end) else { break };
             self.now = self.now.max(next);
             if wake.is_some_and(|wake| wake <= self.now) {
                 self.step(Event::Tick);

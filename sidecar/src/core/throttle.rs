@@ -167,4 +167,37 @@ mod tests {
         }
         assert!(now <= BURST_PAUSE * 7);
     }
+
+    #[test]
+    fn a_shorter_wish_shortens_no_longer_one_and_a_success_makes_the_next_pause_short_again() {
+        let seconds = Duration::from_secs;
+        let mut throttle = Throttle::new(8, 1);
+        throttle.not_now(2, Some(seconds(60)), Time::ZERO);
+        throttle.not_now(1, Some(seconds(3)), Time::ZERO);
+        assert_eq!(throttle.may_start(0), Some(seconds(60)));
+        let mut throttle = Throttle::new(8, 1);
+        let mut now = Time::ZERO;
+        for _ in 0..8 {
+            throttle.not_now(1, None, now);
+            now = throttle.may_start(0).unwrap();
+        }
+        throttle.succeeded();
+        throttle.not_now(1, None, now);
+        assert!(throttle.may_start(0).unwrap() <= now + seconds(1));
+    }
+
+    #[test]
+    fn after_an_outage_nothing_waits_for_a_pause_that_was_asked_for_during_it() {
+        let (mut throttle, now) = (Throttle::new(8, 1), Duration::from_secs(20));
+        throttle.not_now(1, Some(LONGEST_PAUSE), Time::ZERO);
+        throttle.restart(0, now);
+        assert_eq!(throttle.may_start(0), Some(now));
+    }
+
+    #[test]
+    fn after_an_outage_one_call_more_than_those_that_run_starts() {
+        let mut throttle = Throttle::new(8, 1);
+        throttle.restart(2, Time::ZERO);
+        assert_eq!((throttle.may_start(2), throttle.may_start(3)), (Some(Time::ZERO), Some(ONE_MORE)));
+    }
 }

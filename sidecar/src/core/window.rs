@@ -423,4 +423,18 @@ mod tests {
         assert_eq!((window.open(), window.unsettled()), (1, 2));
         assert!(window.get_mut(id(2)).is_none());
     }
+
+    #[test]
+    fn what_still_waits_for_its_acknowledgement_has_a_time_for_it() {
+        // Enough at the front, and one behind an unfinished one.
+        let mut window = window(100);
+        window.finish(id(1), Time::ZERO);
+        window.finish(id(3), Time::ZERO);
+        assert_eq!(flush(&mut window, Time::ZERO, 8), [(1, false, 1)]);
+        assert_eq!(window.ack_due(), Some(ACK_DELAY));
+        // One that has waited, and one that has not.
+        window.finish(id(5), Time::from_millis(1));
+        assert_eq!(flush(&mut window, ACK_DELAY, 200), [(3, false, 1)]);
+        assert_eq!(window.ack_due(), Some(Time::from_millis(1) + ACK_DELAY));
+    }
 }

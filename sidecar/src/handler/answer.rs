@@ -204,4 +204,27 @@ mod tests {
         let Verdict::Retry(failure) = answer(500, &[("retry-after", "soon")]) else { panic!() };
         assert_eq!(failure.after, None);
     }
+
+    #[test]
+    fn a_date_that_is_past_asks_for_no_pause_and_a_huge_answer_is_kept_in_part() {
+        let past = [("retry-after", "Sun, 06 Nov 1994 08:49:00 GMT")];
+        assert_eq!(answer(503, &past), Verdict::NotNow { after: Some(Duration::ZERO), status: 503 });
+        let Verdict::Retry(failure) =
+            classify(500, &HeaderMap::new(), &[b'x'; EXCERPT * 2], SystemTime::UNIX_EPOCH)
+        else {
+            panic!()
+        };
+        assert!(failure.detail.len() < EXCERPT + 50, "{}", failure.detail.len());
+    }
+
+    #[test]
+    fn an_outcome_that_is_no_text_never_acks_and_one_with_spaces_counts() {
+        let said = |bytes: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(names::OUTCOME, HeaderValue::from_bytes(bytes).unwrap());
+            classify(200, &headers, b"", SystemTime::UNIX_EPOCH)
+        };
+        assert!(is_retry(&said(b"\xff")));
+        assert_eq!(said(b"ack "), Verdict::Ack);
+    }
 }

@@ -312,4 +312,48 @@ mod tests {
             prop_assert_eq!(each(&body, 10).len(), 10);
         }
     }
+
+    #[test]
+    fn a_line_says_all_that_is_known_of_its_message() {
+        let mut table = FieldTable::default();
+        table.insert("traceparent".into(), AMQPValue::LongString("00-a-b-01".into()));
+        table.insert("warren-attempts".into(), AMQPValue::LongInt(1));
+        let properties = BasicProperties::default()
+            .with_headers(table)
+            .with_message_id("m".into())
+            .with_content_type("text/plain".into())
+            .with_content_encoding("identity".into())
+            .with_correlation_id("c".into())
+            .with_reply_to("r".into())
+            .with_priority(3)
+            .with_timestamp(7);
+        let message = Message::new("e".into(), "k".into(), true, properties, Bytes::from_static(b"hi"));
+        let line = serde_json::to_value(Line::new(4, "1-2".into(), 2, &message)).unwrap();
+        let expected = serde_json::json!({
+            "id": 4, "deliveryId": "1-2", "attempt": 2, "exchange": "e", "routingKey": "k", "redelivered": true,
+            "messageId": "m", "contentType": "text/plain", "contentEncoding": "identity", "correlationId": "c",
+            "replyTo": "r", "priority": 3, "timestamp": 7, "traceparent": "00-a-b-01", "text": "hi",
+        });
+        assert_eq!(line, expected);
+        let headers = headers("orders", 5);
+        assert_eq!(
+            (&headers[names::BATCH_SIZE], &headers[names::QUEUE]),
+            (&"5".parse().unwrap(), &"orders".parse().unwrap())
+        );
+    }
+
+    #[test]
+    fn a_kind_in_capitals_is_the_same_kind_and_a_status_that_is_no_success_counts_for_all() {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("Application/X-NDJSON"));
+        let line = br#"{"id":0,"outcome":"ack"}"#;
+        assert!(
+            matches!(verdicts(200, &headers, line, 1), Some(Answers::Each(each)) if each == [Verdict::Ack])
+        );
+        assert!(verdicts(500, &headers, line, 1).is_none() && verdicts(300, &headers, line, 1).is_none());
+        let long =
+            format!("{{\"id\":0,\"outcome\":\"dead-letter\",\"reason\":\"{}\"}}", "x".repeat(EXCERPT + 1));
+        let Verdict::DeadLetter { detail, .. } = &each(&long, 1)[0] else { panic!() };
+        assert_eq!(detail.len(), EXCERPT);
+    }
 }

@@ -1,0 +1,317 @@
+//! What is asked twice, ends late or comes too late, and what of it must not be done again.
+
+use super::*;
+
+#[test]
+fn a_shorter_time_out_of_the_broker_counts_for_what_is_held_already() {
+    let two = Settings { prefetch: 2, ..settings() };
+    let mut world = World::running(two.clone(), 2);
+    world.step(Event::Configured(Box::new(Settings { consumer_timeout: Duration::from_secs(100), ..two })));
+    world.pass(Duration::from_secs(75));
+    assert_eq!(
+        (world.calls.len(), world.given_back),
+        (1, 0),
+        "the one that waits was given back, and has come again"
+    );
+    assert!(world.returned.contains(&1));
+}
+
+#[test]
+fn the_loss_of_an_older_channel_takes_nothing_from_the_present_one() {
+    let mut world = World::running(Settings { prefetch: 3, ..settings() }, 3);
+    world.disconnect();
+    world.connect();
+    world.settle();
+    world.step(Event::Lost { generation: 1 });
+    world.answering(Duration::from_secs(2), |_, _| Verdict::Ack);
+    assert_eq!((world.handled.len(), world.unacked.len(), world.consuming), (3, 0, Some(3)));
+}
+
+#[test]
+fn a_message_that_is_too_large_ends_nothing_of_its_key() {
+    let mut world = World::new(Settings { prefetch: 3, concurrency: 3, ordered: true, ..settings() });
+    world.connect();
+    world.settle();
+    for (tag, oversized) in [(1, None), (2, Some(9)), (3, None)] {
+        let id = DeliveryId { generation: 1, tag };
+        world.unacked.insert(tag, Message { number: tag, attempts: 0, key: Some(1) });
+        world.keys.insert(id, 1);
+        let (attempts, redelivered, counted, identity) = (0, false, false, Some(tag));
+        let incoming = Incoming { id, attempts, redelivered, counted, identity, key: Some(1), oversized };
+        world.step(Event::Delivered(incoming));
+        world.settle();
+    }
+    assert_eq!(world.dead, [(2, DeadReason::TooLarge)]);
+    assert_eq!(world.calls.len(), 1, "the third waits for the first");
+}
+
+#[test]
+fn whose_work_ends_while_there_is_no_channel_is_told_that_it_is_not_waited_for() {
+    let mut world = World::running(settings(), 1);
+    world.answer_all(Verdict::Later);
+    world.disconnect();
+    world.step(Event::LateAnswer { id: DeliveryId { generation: 1, tag: 1 }, verdict: Verdict::Ack });
+    assert_eq!(world.late_replies, [LateReply::Ended]);
+}
+
+#[test]
+fn the_next_of_a_key_is_called_in_time_also_where_very_many_others_end_later() {
+    let mut world = World::new(Settings { prefetch: 2000, concurrency: 2000, ordered: true, ..settings() });
+    world.queue.push_back(Message { number: 0, attempts: 0, key: Some(0) });
+    world.connect();
+    world.settle();
+    world.answer_all(Verdict::Later);
+    world.disconnect();
+    for number in 1..=1100 {
+        world.queue.push_back(Message { number, attempts: 0, key: Some(number) });
+    }
+    world.connect();
+    world.settle();
+    world.pass(Duration::from_secs(1));
+    assert_eq!(
+        world.answer_all(Verdict::Later),
+        1100,
+        "the first waits for what its application goes on with"
+    );
+    world.pass(Duration::from_millis(29_500));
+    assert_eq!(world.calls.len(), 1);
+}
+
+#[test]
+fn a_message_that_has_failed_is_in_no_batch_with_others() {
+    let batch = Some(Batch { max_messages: 3, max_wait: Duration::from_millis(20) });
+    let mut world = World::new(Settings { prefetch: 9, concurrency: 3, batch, ..settings() });
+    for (number, attempts) in [(0, 0), (1, 1), (2, 0), (3, 0)] {
+        world.queue.push_back(Message { number, attempts, key: None });
+    }
+    world.connect();
+    world.settle();
+    world.pass(Duration::from_millis(25));
+    let mut calls: Vec<(CallId, Vec<u64>)> = (world.calls.iter())
+        .map(|(call, called)| (*call, called.iter().map(|one| one.id.tag).collect()))
+        .collect();
+    calls.sort();
+    let calls: Vec<_> = calls.into_iter().map(|(_, tags)| tags).collect();
+    assert_eq!(calls, [vec![1], vec![2], vec![3, 4]]);
+}
+
+#[test]
+fn a_reply_on_its_way_is_not_given_up_for_others_where_an_order_is_kept() {
+    for copies in [None, Some(PublishResult::Failed)] {
+        let settings = Settings { prefetch: 2, ordered: true, ..settings() };
+        let mut world = World::new(settings.clone());
+        world.queue.push_back(Message { number: 0, attempts: 0, key: Some(1) });
+        world.connect();
+        world.settle();
+        world.copies = copies;
+        world.answer_all(Verdict::Reply);
+        world.step(Event::Configured(Box::new(Settings { paused: true, ..settings })));
+        for _ in 0..300 {
+            world.pass(Duration::from_millis(100));
+            let ready = world.publishes.len();
+            for _ in 0..ready {
+                if let Some(result) = copies {
+                    world.publish_done(0, result);
+                }
+            }
+        }
+        assert_eq!((world.unacked.len(), world.queue.len()), (1, 0), "{copies:?}: its work is done");
+        world.copies = Some(PublishResult::Confirmed);
+        world.settle();
+        world.pass(Duration::from_secs(31));
+        assert_eq!((world.handled.as_slice(), world.queue.len()), ([0].as_slice(), 0));
+    }
+}
+
+#[test]
+fn a_drain_where_an_order_is_kept_tries_a_copy_again_for_as_long_as_it_may_take() {
+    let mut world = World::new(Settings { prefetch: 2, ordered: true, ..settings() });
+    world.queue.push_back(Message { number: 0, attempts: 0, key: Some(1) });
+    world.connect();
+    world.settle();
+    world.answer_all(Verdict::DeadLetter { reason: DeadReason::Rejected, detail: String::new() });
+    world.step(Event::Drain);
+    for _ in 0..590 {
+        replying(&mut world, PublishResult::Failed, Duration::from_millis(100));
+    }
+    assert_eq!((world.unacked.len(), world.drained.len()), (1, 0));
+    replying(&mut world, PublishResult::Failed, Duration::from_secs(5));
+    assert_eq!((world.unacked.len(), world.queue.len(), world.drained.len()), (0, 1, 1));
+}
+
+#[test]
+fn whoever_asks_again_for_a_drain_that_has_ended_hears_how_and_what_has_ended_since_is_acknowledged() {
+    let mut world = World::running(Settings { prefetch: 10, concurrency: 3, ..settings() }, 3);
+    world.step(Event::Drain);
+    world.settle();
+    world.pass(Duration::from_secs(61));
+    world.answer(CallId(2), Verdict::Ack);
+    assert_eq!((world.drained.as_slice(), world.acks.len()), ([false].as_slice(), 0));
+    world.step(Event::Drain);
+    assert_eq!((world.drained.as_slice(), world.acks.len()), ([false, false].as_slice(), 1));
+}
+
+#[test]
+fn a_pod_that_ends_consumes_no_more_whatever_its_application_s_port_does() {
+    let mut world = World::running(settings(), 2);
+    world.step(Event::Terminate);
+    world.settle();
+    for open in [false, true] {
+        world.port_open = open;
+        world.pass(Duration::from_secs(6));
+    }
+    assert_eq!((world.consuming, world.saw(&Observation::DrainReversed)), (None, 0));
+    world.answer_all(Verdict::Ack);
+    assert_eq!((world.exits, world.queue.len()), (1, 1));
+}
+
+#[test]
+fn a_reply_that_comes_after_its_drain_is_sent_once_and_its_work_is_not_done_again() {
+    for result in [PublishResult::Confirmed, PublishResult::Failed] {
+        let mut world = World::running(settings(), 1);
+        world.step(Event::Drain);
+        world.settle();
+        world.pass(Duration::from_secs(61));
+        world.answer_all(Verdict::Reply);
+        world.publish_done(0, result);
+        let dropped = world.observed.iter().filter(|seen| matches!(seen, Observation::ReplyDropped { .. }));
+        assert_eq!(dropped.count(), usize::from(result == PublishResult::Failed));
+        assert_eq!((world.handled.as_slice(), world.acks.len()), ([0].as_slice(), 1));
+    }
+}
+
+#[test]
+fn a_drain_waits_for_the_end_of_its_consumer_and_of_calls_whose_channel_is_gone() {
+    let mut world = World::running(settings(), 0);
+    world.step(Event::Drain);
+    assert_eq!(world.drained, [] as [bool; 0], "something may still come");
+    world.settle();
+    assert_eq!(world.drained, [true]);
+
+    let mut world = World::running(settings(), 1);
+    world.disconnect();
+    world.step(Event::Drain);
+    world.pass(Duration::from_secs(5));
+    assert_eq!(world.drained, [] as [bool; 0], "the application would be ended at its work");
+    world.answer_all(Verdict::Ack);
+    assert_eq!(world.drained, [true]);
+}
+
+#[test]
+fn a_message_of_which_an_answer_says_nothing_is_tried_again() {
+    let batch = Some(Batch { max_messages: 2, max_wait: Duration::from_millis(20) });
+    let mut world = World::running(Settings { prefetch: 2, batch, ..settings() }, 2);
+    let (call, deliveries) = world.calls.drain().next().unwrap();
+    world.at_handler.clear();
+    world.finished.insert(deliveries[0].id);
+    world.step(Event::Answered { call, answers: Answers::Each(vec![Verdict::Ack]) });
+    world.settle();
+    assert_eq!((world.retried.as_slice(), world.acks.len()), ([(1, Some(5), 1)].as_slice(), 2));
+}
+
+#[test]
+fn a_batch_that_was_not_taken_keeps_its_order() {
+    let batch = Some(Batch { max_messages: 3, max_wait: Duration::from_millis(20) });
+    let mut world = World::running(Settings { prefetch: 3, batch, ..settings() }, 3);
+    world.port_open = false;
+    world.answer_all(Verdict::Unreached);
+    world.pass(Duration::from_secs(1));
+    world.port_open = true;
+    world.pass(Duration::from_secs(6));
+    let tags: Vec<_> = world.calls.values().flatten().map(|called| called.id.tag).collect();
+    assert_eq!(tags, [1, 2, 3]);
+}
+
+#[test]
+fn very_many_429_open_no_breaker() {
+    let mut world = World::running(Settings { prefetch: 40, concurrency: 40, ..settings() }, 40);
+    let not_now = |status| Verdict::NotNow { after: Some(Duration::from_secs(1)), status };
+    world.answer_all(not_now(429));
+    world.answering(Duration::from_secs(100), |_, _| not_now(429));
+    assert_eq!(world.engine.snapshot().breaker, None);
+    world.answering(Duration::from_secs(600), |_, _| not_now(503));
+    assert_eq!(world.engine.snapshot().breaker, Some(503));
+}
+
+#[test]
+fn a_message_of_a_key_waits_in_place_for_a_minute_at_most() {
+    let ladder = Ladder { delays_seconds: vec![600], max_attempts: 5 };
+    let mut world = World::new(Settings { ordered: true, ladder, ..settings() });
+    world.queue.push_back(Message { number: 0, attempts: 0, key: Some(1) });
+    world.connect();
+    world.settle();
+    world.answer_all(retry(500));
+    world.pass(Duration::from_secs(59));
+    assert_eq!(world.calls.len(), 0);
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.calls.len(), 1);
+}
+
+#[test]
+fn a_reply_that_no_queue_takes_is_dropped_at_once() {
+    let mut world = World::running(settings(), 2);
+    world.answer_all(Verdict::Reply);
+    world.publish_done(0, PublishResult::Unroutable);
+    assert_eq!((world.handled.as_slice(), world.acks.len()), ([0].as_slice(), 1));
+    world.settle();
+    assert_eq!(world.calls.len(), 1);
+}
+
+#[test]
+fn late_work_whose_channel_is_gone_holds_its_key_until_its_extended_time_and_no_longer() {
+    let mut world = World::new(Settings { prefetch: 2, concurrency: 2, ordered: true, ..settings() });
+    world.queue.push_back(Message { number: 0, attempts: 0, key: Some(1) });
+    world.connect();
+    world.settle();
+    world.answer_all(Verdict::Later);
+    world.disconnect();
+    world.connect();
+    world.settle();
+    world.pass(Duration::from_secs(10));
+    world.step(Event::Extended { id: DeliveryId { generation: 1, tag: 1 } });
+    world.pass(Duration::from_secs(29));
+    assert_eq!(world.calls.len(), 0);
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.calls.len(), 1);
+}
+
+#[test]
+fn after_an_outage_the_load_comes_back_call_by_call() {
+    let mut world = World::running(Settings { prefetch: 40, concurrency: 40, ..settings() }, 400);
+    while world.engine.snapshot().breaker.is_none() {
+        world.answer_all(retry(500));
+        world.settle();
+        world.pass(Duration::from_secs(1));
+    }
+    world.answer_all(retry(500));
+    while world.calls.is_empty() {
+        world.pass(Duration::from_millis(100));
+    }
+    world.answer_all(Verdict::Ack);
+    world.settle();
+    assert_eq!(world.engine.snapshot().breaker, None);
+    assert!(world.calls.len() <= 2, "{} calls", world.calls.len());
+}
+
+#[test]
+fn a_drain_in_an_outage_waits_for_no_probe() {
+    let mut world = World::running(Settings { prefetch: 5, ..settings() }, 400);
+    while world.engine.snapshot().breaker.is_none() {
+        world.answer_all(retry(500));
+        world.settle();
+    }
+    world.step(Event::Drain);
+    world.settle();
+    world.pass(Duration::from_secs(5));
+    assert_eq!((world.calls.len(), world.unacked.len(), world.drained.as_slice()), (0, 0, [true].as_slice()));
+}
+
+#[test]
+fn the_end_of_an_older_channel_s_consumer_is_not_that_of_the_present_one() {
+    let mut world = World::running(Settings { prefetch: 5, ..settings() }, 1);
+    world.disconnect();
+    world.connect();
+    world.settle();
+    world.step(Event::Unsubscribed { generation: 1 });
+    assert_eq!((world.consuming, world.subscribed.len()), (Some(5), 2));
+}
