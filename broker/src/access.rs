@@ -102,9 +102,7 @@ impl BrokerAccess {
         let keys = Keys(keys);
         let tls = keys.tls()?;
         let mut access = match keys.uris()? {
-            Some(uris) => {
-                Self::from_uris(&uris, keys.vhost()?.as_deref(), keys.login()?.as_ref(), tls.as_ref())?
-            }
+            Some(uris) => Self::from_uris(&uris, keys.vhost()?.as_deref(), &|| keys.login(), tls.as_ref())?,
             None => Self::from_parts(&keys, tls)?,
         };
         if let Some(vhost) = vhost {
@@ -118,7 +116,7 @@ impl BrokerAccess {
     /// # Errors
     /// What is wrong with the URI.
     pub fn from_uri(uri: &str) -> Result<Self, SecretError> {
-        Self::from_uris(&[("uri", uri.to_owned())], None, None, None)?.sayable()
+        Self::from_uris(&[("uri", uri.to_owned())], None, &|| Ok(None), None)?.sayable()
     }
 
     fn sayable(self) -> Result<Self, SecretError> {
@@ -129,7 +127,7 @@ impl BrokerAccess {
     fn from_uris(
         uris: &[(&'static str, String)],
         vhost: Option<&str>,
-        login: Option<&(String, String)>,
+        login: &dyn Fn() -> Result<Option<(String, String)>, SecretError>,
         tls: Option<&Tls>,
     ) -> Result<Self, SecretError> {
         if uris.len() > MOST_ADDRESSES {
@@ -160,13 +158,12 @@ impl BrokerAccess {
                 }
                 None => return Err(invalid("it names no host")),
             }
-            let (username, password) = match (url.username(), url.password().unwrap_or_default(), login) {
-                ("", "", Some(login)) => login.clone(),
+            let userinfo = parsed.authority.userinfo;
+            let (username, password) = match (url.username(), url.password().unwrap_or_default()) {
+                ("", "") => login()?.unwrap_or((userinfo.username, userinfo.password)),
                 // The library would take a password of its own.
-                (user, "", _) if !["", "guest"].contains(&user) => {
-                    return Err(invalid("it has a user without a password"));
-                }
-                _ => (parsed.authority.userinfo.username, parsed.authority.userinfo.password),
+                (user, "") if user != "guest" => return Err(invalid("it has a user without a password")),
+                _ => (userinfo.username, userinfo.password),
             };
             let tls = match (tls.cloned(), &parsed.scheme) {
                 (None, AMQPScheme::AMQPS) => Some(Tls::default()),
@@ -357,7 +354,11 @@ impl Keys<'_> {
 
     /// The user and the password that go with an address that has none.
     fn login(&self) -> Result<Option<(String, String)>, SecretError> {
-        Ok(self.text("username")?.zip(self.text("password")?))
+        match (self.text("username")?, self.text("password")?) {
+            (Some(_), None) => Err(SecretError::Missing("password")),
+            (None, Some(_)) => Err(SecretError::Missing("username")),
+            (username, password) => Ok(username.zip(password)),
+        }
     }
 
     /// The virtual host, which is shown.
@@ -540,6 +541,7 @@ mod tests {
             (vec![("uri", "amqp://u:p@h/secret#1")], "%23"),
             (vec![("uri", "amqp://u:p@h/secret?x")], "%3F"),
             (vec![("uri", "amqp://secret@h/v")], "without a password"),
+            (vec![("uri", "amqp://h/v"), ("username", "u")], "lacks the key \"password\""),
             (vec![("host", "h"), ("username", "u")], "lacks the key \"password\""),
             (vec![("host", "h"), ("port", "secret"), ("username", "u"), ("password", "p")], "\"port\""),
             (vec![("uri", "amqp://h"), ("ca.crt", "secret")], "expected PEM"),

@@ -61,7 +61,7 @@ impl ConnectOptions {
         Self { frame_max: Self::LEAST_FRAME, frame_limit: Self::LEAST_FRAME, ..self }
     }
 
-    /// The same for who may get a message, whatever its headers are.
+    /// The same for who may get a message, with headers of up to 32 KiB.
     pub(crate) fn with_frames_for_messages(&self) -> Self {
         let [frame_max, frame_limit] =
             [self.frame_max, self.frame_limit].map(|frame| frame.max(Self::SMALL_FRAME));

@@ -44,7 +44,7 @@ pub const FIELD_MANAGER: &str = "warren";
 pub const SIDECARS_LEARN: Duration = Duration::from_secs(150);
 /// What has failed is tried again far sooner, if it is there.
 const GONE: Duration = Duration::from_secs(600);
-/// Reconciles at once of objects whose last one failed.
+/// Reconciles at once of objects whose last two failed.
 const FAILING_AT_ONCE: usize = 4;
 
 /// Caches of a scope, filled by watches.
@@ -296,8 +296,8 @@ impl Default for Retries {
 }
 
 impl Retries {
-    /// A place for one more try of an object that has failed, if one is free: a webhook of its namespace that hangs would take those
-    /// of all others otherwise. One that has not failed needs none.
+    /// A place for one more try of an object that has failed again, if one is free: a webhook of its namespace that hangs would take
+    /// those of all others otherwise. One that has not failed, or once, needs none: it must not wait for those that do.
     ///
     /// # Errors
     /// There is no place.
@@ -305,7 +305,7 @@ impl Retries {
         &self,
         object: &ObjectRef<DynamicObject>,
     ) -> Result<Option<SemaphorePermit<'_>>, TryAcquireError> {
-        if self.in_a_row(object) == 0 { Ok(None) } else { self.places.try_acquire().map(Some) }
+        if self.in_a_row(object) < 2 { Ok(None) } else { self.places.try_acquire().map(Some) }
     }
 
     /// Counts one more; gives the number of those before.
@@ -403,7 +403,11 @@ mod tests {
             queue.metadata.uid = Some(uid.to_string());
             ObjectRef::from_obj(&queue).erase()
         };
-        (0..=FAILING_AT_ONCE).for_each(|uid| _ = retries.failed(&queue(uid), now));
+        for uid in 0..=FAILING_AT_ONCE {
+            retries.failed(&queue(uid), now);
+            assert!(retries.place(&queue(uid)).unwrap().is_none(), "it may have been by chance");
+            retries.failed(&queue(uid), now);
+        }
         let mut places: Vec<_> =
             (0..FAILING_AT_ONCE).map(|uid| retries.place(&queue(uid)).unwrap().unwrap()).collect();
         let last = queue(FAILING_AT_ONCE);

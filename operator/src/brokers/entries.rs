@@ -189,19 +189,20 @@ impl Entries {
         let declared = |entry: &Entry| {
             entry.observation.as_ref().is_some_and(|seen| matches!(seen.outcome, Outcome::Declared(_)))
         };
-        let found = self.entries.iter().find(|(_, entry)| entry.order.main == main && declared(entry));
-        if let Some(key) = found.map(|(key, _)| key.clone()) {
-            let Some(entry) = self.entries.get_mut(&key) else { return };
-            match entry.due {
-                Some((Turn::Asked, _)) => {}
-                Some((Turn::Check, _)) => {
-                    self.due.set(&key, &mut entry.due, (Turn::Asked, now + CONSUMERS_TOLD));
-                }
-                None => entry.again = !entry.removed(),
+        let mut entries = self.entries.iter_mut();
+        let Some((key, entry)) = entries.find(|(_, entry)| entry.order.main == main && declared(entry))
+        else {
+            return;
+        };
+        match entry.due {
+            Some((Turn::Asked, _)) => {}
+            Some((Turn::Check, _)) => {
+                self.due.set(key, &mut entry.due, (Turn::Asked, now + CONSUMERS_TOLD));
             }
-            if entry.loss.missed(now) {
-                entry.observe_problem(&key, loss::gone(main), &self.scopes);
-            }
+            None => entry.again = !entry.removed(),
+        }
+        if entry.loss.missed(now) {
+            entry.observe_problem(key, loss::gone(main), &self.scopes);
         }
     }
 
@@ -274,7 +275,7 @@ impl Entries {
                 entry.declared.get_or_insert(now);
             }
         }
-        if entry.loss.ended(&result) {
+        if entry.loss.ended(order.declares(), &result) {
             self.scopes.tell(key);
         }
         let last = match result {

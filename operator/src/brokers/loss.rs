@@ -75,14 +75,14 @@ impl Loss {
         self.there && self.unseen
     }
 
-    /// An attempt has ended; gives whether there is news.
-    pub(super) fn ended(&mut self, result: &Result<Outcome, DeclareError>) -> bool {
+    /// An attempt has ended, of an order that declares the main queue, or only looks for it; gives whether there is news.
+    pub(super) fn ended(&mut self, declares: bool, result: &Result<Outcome, DeclareError>) -> bool {
         self.unseen = false;
         if !makes_main(result) {
             return false;
         }
         self.missed = None;
-        self.made = true;
+        self.made = declares;
         let news = std::mem::take(&mut self.gone);
         self.recreated |= news;
         news
@@ -170,20 +170,23 @@ mod tests {
         loss.missed(now);
         loss.looked(true);
         let of_dlq = || failed(Object::Queue("orders.dlq".to_owned()));
-        assert_eq!((loss.ended(&of_dlq()), loss.is_gone(), loss.take_recreated()), (false, true, false));
+        assert_eq!(
+            (loss.ended(true, &of_dlq()), loss.is_gone(), loss.take_recreated()),
+            (false, true, false)
+        );
         // The attempt that failed has made it all the same.
         loss.looked(false);
-        assert_eq!((loss.ended(&declared()), loss.is_gone()), (true, false));
+        assert_eq!((loss.ended(true, &declared()), loss.is_gone()), (true, false));
         assert_eq!((loss.take_recreated(), loss.take_recreated()), (true, false));
         loss.looked(false);
-        assert_eq!((loss.ended(&declared()), loss.take_recreated()), (false, false));
+        assert_eq!((loss.ended(true, &declared()), loss.take_recreated()), (false, false));
     }
 
     #[test]
     fn a_queue_is_made_again_also_where_its_exchange_is_gone_too() {
         let mut loss = expected();
         loss.looked(true);
-        assert!(loss.ended(&failed(Object::Exchange("shop".to_owned()))) && loss.take_recreated());
+        assert!(loss.ended(true, &failed(Object::Exchange("shop".to_owned()))) && loss.take_recreated());
     }
 
     #[test]
@@ -191,7 +194,7 @@ mod tests {
         let mut loss = Loss::default();
         loss.expect(true, false);
         assert!(!loss.is_expected());
-        loss.ended(&failed(Object::Exchange("shop".to_owned())));
+        loss.ended(true, &failed(Object::Exchange("shop".to_owned())));
         loss.expect(true, false);
         assert!(loss.is_expected());
     }
@@ -201,25 +204,29 @@ mod tests {
         let mut loss = expected();
         loss.missed(Instant::now());
         loss.looked(false);
-        assert_eq!((loss.ended(&declared()), loss.take_recreated()), (false, false));
+        assert_eq!((loss.ended(true, &declared()), loss.take_recreated()), (false, false));
     }
 
     #[test]
     fn what_was_never_there_or_is_left_to_others_is_not_looked_for_and_not_told() {
         let mut loss = expected();
         loss.looked(true);
-        loss.ended(&declared());
+        loss.ended(true, &declared());
         loss.expect(false, true);
         assert_eq!((loss.is_expected(), loss.take_recreated()), (false, false));
         loss.expect(true, false);
         assert!(!loss.is_expected(), "it was somebody else's meanwhile");
+        // Somebody else's is there as well, and theirs to lose when it is taken over.
+        loss.ended(false, &declared());
+        loss.expect(true, false);
+        assert!(!loss.is_expected());
     }
 
     #[test]
     fn a_queue_is_missing_for_longer_than_a_moment_by_its_probes() {
         let (mut loss, now) = (expected(), Instant::now());
         assert!(!loss.missed(now) && loss.missed(now + MOMENT));
-        loss.ended(&declared());
+        loss.ended(true, &declared());
         assert!(!loss.missed(now + MOMENT * 2), "it was there between");
         let mut new = Loss::default();
         assert!(!new.missed(now) && !new.missed(now + MOMENT));
@@ -243,7 +250,7 @@ mod tests {
         let may_be_gone = |mut loss: Loss, result: Option<Result<Outcome, DeclareError>>| {
             loss.connected();
             if let Some(result) = result {
-                loss.ended(&result);
+                loss.ended(true, &result);
             }
             loss.may_be_gone()
         };

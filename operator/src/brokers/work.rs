@@ -151,6 +151,7 @@ async fn keep(
                 (_, QueueType::Classic) => empty,
             };
         let gone = patience.learned
+            && patience.stands.strong_count() > 0
             && retired(&rung, &mut leaders, &mut may_go).await.map_err(|error| of_main(order, error))?;
         if !gone {
             leftover.push(*delay);

@@ -146,7 +146,8 @@ pub fn declared(queue: &Queue, leftover: &[u32]) -> Declared {
     let rungs = &queue.spec.retry.delays_seconds;
     let leftover = leftover.iter().filter_map(|delay| i32::try_from(*delay).ok());
     Declared {
-        main_queue: true,
+        // What others have made is theirs to lose.
+        main_queue: claim(queue) == Claim::Declare,
         retry_delays_seconds: rungs.iter().copied().chain(leftover).collect(),
         bindings: queue.spec.bindings.iter().map(DeclaredBinding::from).collect(),
         ..Declared::default()
@@ -415,6 +416,9 @@ pub(super) mod tests {
         queue.spec.bindings.push(binding("b"));
         assert!(begun(&queue, ADDRESS).unwrap().main_queue);
         assert!(!begun(&queue, elsewhere).unwrap().main_queue, "it has moved");
+        let others = QueueSpec { adoption_policy: AdoptionPolicy::AsIs, ..queue.spec.clone() };
+        let seen = super::declared(&super::tests::queue(others, QueueStatus::default()), &[]);
+        assert!(!seen.main_queue, "it is theirs to lose");
         // What may have been bound before the first declaration says nothing of the queue.
         queue.status =
             Some(QueueStatus { broker_address: Some(ADDRESS.to_owned()), ..QueueStatus::default() });

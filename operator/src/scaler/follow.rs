@@ -73,7 +73,7 @@ struct Follower {
 }
 
 /// Follows a Worker until it is gone.
-pub(super) async fn follow(key: Key, context: Arc<Context>) {
+pub(super) async fn follow(key: Key, uid: Option<String>, context: Arc<Context>) {
     let entry = context.board.entry(&key);
     let mut follower = Follower {
         key,
@@ -98,7 +98,9 @@ pub(super) async fn follow(key: Key, context: Arc<Context>) {
     // A fleet that starts together does not probe together.
     tokio::time::sleep_until(tick::after(Instant::now() + AT_ZERO.mul_f64(rand::random()))).await;
     loop {
-        let Some(worker) = follower.context.stores.workers.get(&reference) else { return };
+        // One that has its place has a loop of its own.
+        let worker = follower.context.stores.workers.get(&reference).filter(|worker| worker.uid() == uid);
+        let Some(worker) = worker else { return };
         // What a look needs is there while it looks: nearly all of these loops sleep.
         let pause = Box::pin(follower.round(&worker)).await;
         drop(worker);

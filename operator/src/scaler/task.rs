@@ -41,7 +41,7 @@ pub async fn run(context: Arc<Context>) {
         }
         context.board.retain(|key| living.contains_key(key));
         for (key, uid) in living {
-            let spawn = || (uid, tokio::spawn(follow(key.clone(), context.clone())));
+            let spawn = || (uid.clone(), tokio::spawn(follow(key.clone(), uid, context.clone())));
             loops.entry(key.clone()).or_insert_with(spawn);
         }
         let most = context.brokers.most_probers();

@@ -88,7 +88,7 @@ fn on_trial(pod: &Pod, now: Timestamp) -> Option<(String, String)> {
         let since = container.state.as_ref()?.running.as_ref()?.started_at.as_ref()?;
         let last = container.last_state.as_ref()?.terminated.as_ref()?;
         let ran = last.finished_at.as_ref()?.0.duration_since(last.started_at.as_ref()?.0);
-        let soon = ran < LONG_RUN && now.duration_since(since.0) < ran * 2;
+        let soon = ran < LONG_RUN && now.duration_since(since.0) < (ran * 2).min(LONG_RUN);
         let ends = last.exit_code != 0 || !is_init(pod, &container.name);
         (container.restart_count > 1 && soon && ends).then(|| crashed(pod, container, last))
     })

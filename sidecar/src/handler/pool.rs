@@ -175,7 +175,8 @@ impl Live {
     /// Whether another request may be sent, or may be soon.
     async fn is_ready(&mut self) -> bool {
         let ready = Self::drive(&mut self.driver, self.sender.ready());
-        matches!(tokio::time::timeout(READY, ready).await, Ok(Ok(()))) && self.driver.is_some()
+        let ready = matches!(tokio::time::timeout(READY, ready).await, Ok(Ok(())));
+        ready && self.driver.is_some() && !self.unheard.is_so()
     }
 
     /// Ends when the application closes an idle connection.
@@ -262,7 +263,7 @@ async fn exchange(
         match tokio::time::timeout(timeout, asking).await {
             Err(_) => return Err(CallError::TimedOut(timeout)),
             Ok(Asked::Answered(answer, whole)) => {
-                if whole && connection.driver.is_some() && !connection.unheard.is_so() {
+                if whole && connection.driver.is_some() {
                     *live = Some(connection);
                 }
                 return Ok(answer);

@@ -73,7 +73,7 @@ impl Local {
         };
         let (head, body) = request.into_parts();
         // The room is kept until the engine has taken the body.
-        let (_room, body) = match self.publish.upload(body).await {
+        let (_room, body) = match self.publish.upload(&head.headers, body).await {
             Ok(uploaded) => uploaded,
             Err(ended) => return ended.reply(),
         };
@@ -184,15 +184,22 @@ mod tests {
         let closing = Closing::default();
         let handle = move |request| local.clone().handle(request);
         tokio::spawn(serve(listener, Bounds::APPLICATION, closing.subscribe(), handle));
-        let answer = tokio::task::spawn_blocking(move || {
-            let mut stream = std::net::TcpStream::connect(address).unwrap();
-            let (length, mut answer) = (40 << 20, [0; 12]);
-            write!(stream, "POST /publish HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n").unwrap();
-            stream.write_all(&vec![b'x'; length]).unwrap();
-            stream.read_exact(&mut answer).unwrap();
-            answer
-        });
-        assert_eq!(&answer.await.unwrap(), b"HTTP/1.1 413");
+        // Who waits to be asked for it is not asked.
+        for (expects, sends) in [("", true), ("expect: 100-continue\r\n", false)] {
+            let answer = tokio::task::spawn_blocking(move || {
+                let mut stream = std::net::TcpStream::connect(address).unwrap();
+                let (length, mut answer) = (17 << 20, [0; 12]);
+                let head =
+                    format!("POST /publish HTTP/1.1\r\nhost: x\r\n{expects}content-length: {length}\r\n\r\n");
+                stream.write_all(head.as_bytes()).unwrap();
+                if sends {
+                    stream.write_all(&vec![b'x'; length]).unwrap();
+                }
+                stream.read_exact(&mut answer).unwrap();
+                answer
+            });
+            assert_eq!(&answer.await.unwrap(), b"HTTP/1.1 413", "{expects}");
+        }
     }
 
     #[test]

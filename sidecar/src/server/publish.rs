@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use futures::stream::FuturesOrdered;
 use futures::{FutureExt, StreamExt};
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue, RETRY_AFTER};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
@@ -87,7 +87,7 @@ impl Publish {
     /// One message.
     pub async fn single(&self, request: Request<Incoming>) -> Reply {
         let (head, body) = request.into_parts();
-        let (mut permit, body) = match self.read(body, UPLOAD).await {
+        let (mut permit, body) = match self.read(&head.headers, body, UPLOAD).await {
             Ok(read) => read,
             Err(refusal) => return self.answer(refusal, None),
         };
@@ -108,7 +108,8 @@ impl Publish {
 
     /// A batch: each line is published by itself, in the order of the lines, and has its own result in the same order.
     pub async fn batch(&self, request: Request<Incoming>) -> Reply {
-        let (mut permit, body) = match self.read(request.into_body(), UPLOAD).await {
+        let (head, body) = request.into_parts();
+        let (mut permit, body) = match self.read(&head.headers, body, UPLOAD).await {
             Ok(read) => read,
             Err(refusal) => return self.answer(refusal, None),
         };
@@ -158,16 +159,22 @@ impl Publish {
     /// Reads the body of another request, in the room of those that are published; one that has none needs no room.
     pub(super) async fn upload(
         &self,
+        headers: &HeaderMap,
         body: Incoming,
     ) -> Result<(Option<OwnedSemaphorePermit>, Bytes), Ended> {
         if body.is_end_stream() {
             return Ok((None, Bytes::new()));
         }
-        self.read(body, UPLOAD).await.map(|(room, body)| (Some(room), body))
+        self.read(headers, body, UPLOAD).await.map(|(room, body)| (Some(room), body))
     }
 
     /// Reads a body, if there is room for it and it comes in time.
-    async fn read<B>(&self, mut body: B, within: Duration) -> Result<(OwnedSemaphorePermit, Bytes), Ended>
+    async fn read<B>(
+        &self,
+        headers: &HeaderMap,
+        mut body: B,
+        within: Duration,
+    ) -> Result<(OwnedSemaphorePermit, Bytes), Ended>
     where
         B: Body<Data = Bytes, Error: Display> + Unpin,
     {
@@ -175,7 +182,8 @@ impl Publish {
         let refused = |ended: &Ended| {
             [StatusCode::PAYLOAD_TOO_LARGE, StatusCode::TOO_MANY_REQUESTS].contains(&ended.status)
         };
-        if read.as_ref().is_err_and(refused) {
+        // One that waits to be asked for it sends nothing now.
+        if read.as_ref().is_err_and(refused) && !headers.contains_key(EXPECT) {
             // Many a client that cannot write all of it never reads why.
             let rest = async { while let Some(Ok(_)) = body.frame().await {} };
             // What takes longer is cut off.
@@ -536,11 +544,11 @@ pub(super) mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn uploads_that_stall_are_given_up_and_leave_their_room_to_others() {
         let publish = unconnected();
-        let size = LARGEST as u64 - 1;
-        let stalled = || publish.read(Stalled(size), Duration::from_millis(20));
+        let (size, headers) = (LARGEST as u64 - 1, HeaderMap::new());
+        let stalled = || publish.read(&headers, Stalled(size), Duration::from_millis(20));
         let (first, second, third) = tokio::join!(stalled(), stalled(), stalled());
         let statuses = [first, second, third].map(|read| read.unwrap_err().status);
         assert_eq!(

@@ -186,8 +186,15 @@ async fn a_loss_is_told_though_an_exchange_has_been_missing_all_along(vhost: Vho
     queue.until("Declared", ("False", "ExchangeNotFound"), &[]).await?;
     // By now it is known that the queue itself is there.
     queue.turn();
-    Client::connect(&vhost.uri()).await?.delete("orders").await?;
-    told_as_lost(&keeper, &mut queue).await
+    let client = Client::connect(&vhost.uri()).await?;
+    eventually(PATIENCE, "the loss is told", async || {
+        // Again, where an attempt has just looked for it, and makes it without knowing.
+        client.delete("orders").await?;
+        queue.turn();
+        ensure!(keeper.brokers.take_recreated(&Key::of(&queue.queue)), "not yet: {:?}", queue.status());
+        Ok(())
+    })
+    .await
 }
 
 /// A memory alarm, a silence, a crash without and with the data.
