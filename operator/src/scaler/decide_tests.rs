@@ -437,6 +437,13 @@ fn after_the_burst_replicas_go_back_to_zero_in_steps() {
 }
 
 #[test]
+fn each_of_a_few_long_calls_gets_a_pod_of_its_own() {
+    // A part of a second call, which a pod would have time for, begins no message.
+    let (decision, _) = decide(History::with_service_seconds(10.0), &waiting(16), &spec(), 100.0);
+    assert_eq!(decision.replicas, 16, "{}", decision.message);
+}
+
+#[test]
 fn bursts_that_come_often_get_fewer_pods_and_rare_ones_do_not() {
     let peaks = |period: u32| {
         let mut world = World::new(spec(), 0.5);
@@ -450,8 +457,8 @@ fn bursts_that_come_often_get_fewer_pods_and_rare_ones_do_not() {
         }
         peaks
     };
-    // The first is asked for on an assumption; then 200 messages x 0.5 s / 0.95 in 2 s or 3 s, less what pods that are there do.
-    assert_eq!(peaks(60)[1..], [47, 36, 36, 36]);
+    // The first is asked for on an assumption; then for 200 messages, of which a further pod begins 3 in time, or 5.
+    assert_eq!(peaks(60)[1..], [50, 40, 40, 40]);
     assert_eq!(peaks(200)[1..], [50, 50, 50, 50]);
 }
 

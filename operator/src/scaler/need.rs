@@ -271,9 +271,10 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     let left = (backlog - begun * pace).max(0.0);
     // How long the last message waits: more pods do not start sooner than those that are on their way.
     let wait = if waited.is_some() { left } else { backlog } / (current * pace);
-    // The last calls need only begin by then: a further pod begins some at once. One that is busy does not.
+    // The last calls need only begin by then: a further pod begins some at once, and as many each time that these have ended. Those
+    // of a busy one end at any time.
     let at_once = f64::from(load.spec.concurrency.max(1));
-    let each = (at_once + clearing * pace) * UTILISATION;
+    let each = at_once * (1.0 + (clearing * UTILISATION / load.service).floor());
     let idle = (able * at_once - in_flight as f64).max(0.0);
     let missed = left - able * clearing * pace - idle - (current - able) * each;
     let by_backlog = (current + missed / each).min(load.useful);
@@ -287,7 +288,7 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
         let rate = history.rate();
         let pods = load.sane(by_backlog.max((rate * load.per_rate).min(load.useful)));
         let text = format!(
-            "the larger of {} arriving {}, and {current} pods + {missed:.0} messages that they do not begin within {:.1} s / {each:.2} that each further pod does; {backlog:.0} waiting, {in_flight} running",
+            "the larger of {} arriving {}, and {current} pods + {missed:.0} messages that they do not begin within {:.1} s / {each:.0} that each further pod does; {backlog:.0} waiting, {in_flight} running",
             per_second(rate),
             load.per_message(),
             startup + clearing,
