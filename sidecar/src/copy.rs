@@ -82,19 +82,20 @@ pub fn properties(
 /// The properties, if they fit a frame of so many bytes; else without what can be done without: the detail of a death first,
 /// then the longest headers, which are named in [`headers::HEADERS_DROPPED`]. A message that came in one frame is too large for
 /// one only by what Warren adds, and would otherwise never leave the queue.
-pub fn fitting(mut properties: BasicProperties, frame: usize) -> BasicProperties {
+pub fn fitting(properties: BasicProperties, frame: usize) -> BasicProperties {
     let Some(table) = properties.headers().clone().filter(|_| !fits(&properties, frame)) else {
         return properties;
     };
     let mut left: BTreeMap<ShortString, AMQPValue> = table.inner().clone();
-    if left.remove(headers::DEAD_DETAIL).is_some() {
-        properties = properties.with_headers(FieldTable::from(left.clone()));
+    let mut size = size(&properties);
+    if let Some(detail) = left.remove(headers::DEAD_DETAIL) {
+        size -= 1 + headers::DEAD_DETAIL.len() + value_size(&detail);
     }
     let foreign = left.iter().filter(|(name, _)| !name.as_str().starts_with("warren-"));
     let mut foreign: Vec<_> = foreign.map(|(name, value)| (value_size(value), name.clone())).collect();
     // Once, and not for each that is dropped: a frame holds tens of thousands.
     foreign.sort();
-    let (mut size, mut dropped) = (size(&properties), String::new());
+    let mut dropped = String::new();
     while size + named(&dropped) + FRAME_OVERHEAD > frame {
         let Some((value, name)) = foreign.pop() else { break };
         left.remove(&name);

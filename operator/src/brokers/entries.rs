@@ -259,14 +259,14 @@ impl Entries {
     /// Takes the result of an order in, and sets when the Queue is due again. A look that failed has not seen anything rest.
     pub(super) fn done(
         &mut self,
-        Due { key, order, rest, .. }: &Due,
+        Due { key, order, stands, rest, .. }: &Due,
         result: Result<Outcome, DeclareError>,
         drift_check: Duration,
         now: Instant,
     ) {
         self.running.remove(key);
         let Some(entry) = self.entries.get_mut(key) else { return };
-        let stands = Arc::ptr_eq(order, &entry.order);
+        let stands = stands.strong_count() > 0;
         if stands {
             if result.is_ok() {
                 entry.rest = rest.clone();

@@ -151,19 +151,26 @@ async fn ask(
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
+    use std::net::SocketAddr;
 
     use super::*;
     use crate::server::publish::tests::unconnected;
     use crate::server::{Bounds, Closing, listen, serve};
 
-    #[tokio::test]
-    async fn a_foreign_page_that_publishes_is_refused() {
+    /// A local API, where it is, and what ends it.
+    async fn served() -> (SocketAddr, Closing) {
         let local = Local { engine: None, publish: unconnected() };
         let listener = listen(([127, 0, 0, 1], 0).into()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let closing = Closing::default();
         let handle = move |request| local.clone().handle(request);
         tokio::spawn(serve(listener, Bounds::APPLICATION, closing.subscribe(), handle));
+        (address, closing)
+    }
+
+    #[tokio::test]
+    async fn a_foreign_page_that_publishes_is_refused() {
+        let (address, _closing) = served().await;
         let answer = tokio::task::spawn_blocking(move || {
             let mut stream = std::net::TcpStream::connect(address).unwrap();
             // An application's would be asked for a better priority.
@@ -178,12 +185,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_sends_too_much_can_send_it_and_learns_why_it_is_refused() {
-        let local = Local { engine: None, publish: unconnected() };
-        let listener = listen(([127, 0, 0, 1], 0).into()).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let closing = Closing::default();
-        let handle = move |request| local.clone().handle(request);
-        tokio::spawn(serve(listener, Bounds::APPLICATION, closing.subscribe(), handle));
+        let (address, _closing) = served().await;
         // Who waits to be asked for it is not asked.
         for (expects, sends) in [("", true), ("expect: 100-continue\r\n", false)] {
             let answer = tokio::task::spawn_blocking(move || {

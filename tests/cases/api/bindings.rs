@@ -4,7 +4,6 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use warren_broker::lapin::types::FieldTable;
 use warren_tests::amqp::Client;
-use warren_tests::way::Way;
 
 use crate::operator::Room;
 
@@ -70,9 +69,7 @@ async fn a_binding_that_the_spec_drops_goes_while_another_exchange_is_missing() 
 #[tokio::test]
 async fn a_binding_is_recorded_before_it_is_made_so_that_another_change_takes_it_back() -> Result<()> {
     let room = Room::new("recorded").await?;
-    let port = room.vhost.broker.ports().amqp;
-    let way = Way::to(([127, 0, 0, 1], port).into()).await?;
-    let uri = room.vhost.uri().replace(&format!(":{port}/"), &format!(":{}/", way.address().port()));
+    let (way, uri) = room.vhost.by_a_way().await?;
     room.secret("rabbitmq", &uri).await?;
     let _operator = room.operator("one").await?;
     room.queue("orders", bound_to("a", "Retain")).await?;

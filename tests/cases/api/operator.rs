@@ -462,16 +462,10 @@ async fn a_deployment_that_somebody_scales_is_put_back_and_told_where_others_dec
         Ok(())
     })
     .await?;
-    let told = [
-        "get",
-        "events",
-        "-o",
-        "jsonpath={.items[?(@.reason=='ScaleReverted')].note}{.items[?(@.reason=='ScaleReverted')].message}",
-    ];
-    assert_eq!(room.kubectl(&told).await?, "");
+    assert_eq!(room.events("ScaleReverted").await?, "");
     room.kubectl(&["scale", "deployment/invoices", "--replicas=5"]).await?;
     room.eventually("it is told", async || {
-        let told = room.kubectl(&told).await?;
+        let told = room.events("ScaleReverted").await?;
         ensure!(told.contains("set 5 replicas") && told.contains("puts back 3"), "{told}");
         Ok(())
     })

@@ -10,6 +10,7 @@ use tokio::sync::Mutex;
 use super::config::{USER, binary};
 use super::{Broker, Version};
 use crate::command::{run, run_with_input};
+use crate::way::Way;
 
 /// How often a call to the node is tried again that could not connect.
 const CONNECT_TRIES: u32 = 10;
@@ -49,6 +50,14 @@ impl Vhost {
     /// The URI for programs on this machine.
     pub fn uri(&self) -> String {
         self.broker.uri(&self.name)
+    }
+
+    /// A way to the broker, and the URI that takes it.
+    pub async fn by_a_way(&self) -> Result<(Way, String)> {
+        let port = self.broker.ports().amqp;
+        let way = Way::to(([127, 0, 0, 1], port).into()).await?;
+        let uri = self.uri().replace(&format!(":{port}/"), &format!(":{}/", way.address().port()));
+        Ok((way, uri))
     }
 }
 

@@ -12,7 +12,6 @@ use warren_operator::queue::plan;
 use warren_tests::amqp::{Client, queue_type_argument};
 use warren_tests::broker::Vhost;
 use warren_tests::wait::eventually;
-use warren_tests::way::Way;
 
 use super::kept::{Keeper, PATIENCE};
 use super::look;
@@ -208,9 +207,8 @@ async fn a_deletion_leaves_a_queue_that_was_never_warren_s(vhost: Vhost) -> Resu
 
 /// As a user has it who sets `Retain` while the broker does not answer.
 async fn a_deletion_that_is_taken_back_deletes_nothing_more(vhost: Vhost) -> Result<()> {
-    let (client, port) = (Client::connect(&vhost.uri()).await?, vhost.broker.ports().amqp);
-    let way = Way::to(([127, 0, 0, 1], port).into()).await?;
-    let uri = vhost.uri().replace(&format!(":{port}/"), &format!(":{}/", way.address().port()));
+    let client = Client::connect(&vhost.uri()).await?;
+    let (way, uri) = vhost.by_a_way().await?;
     let keeper = Keeper::checking(Duration::from_secs(3600));
     let mut queue = keeper.queue(&uri, spec("Delete", "Quorum"))?;
     queue.ready().await?;

@@ -11,7 +11,6 @@ use warren_operator::brokers::Key;
 use warren_tests::amqp::Client;
 use warren_tests::broker::{Alarm, Broker, Options, Vhost};
 use warren_tests::wait::eventually;
-use warren_tests::way::Way;
 
 use super::kept::{CONNECTION, Keeper, Kept, PATIENCE};
 use super::look::connected_at;
@@ -66,11 +65,8 @@ async fn a_broker_that_never_answers_is_told_and_delays_nobody(vhost: Vhost) -> 
 }
 
 async fn another_address_of_the_list_is_used_when_one_goes(vhost: Vhost) -> Result<()> {
-    let port = vhost.broker.ports().amqp;
-    let target = ([127, 0, 0, 1], port).into();
-    let mut ways = vec![Way::to(target).await?, Way::to(target).await?];
-    let uri = |way: &Way| vhost.uri().replace(&format!(":{port}/"), &format!(":{}/", way.address().port()));
-    let uris: Vec<String> = ways.iter().map(uri).collect();
+    let ways = [vhost.by_a_way().await?, vhost.by_a_way().await?];
+    let (mut ways, uris): (Vec<_>, Vec<_>) = ways.into_iter().unzip();
     let keys = BTreeMap::from([("uris".to_owned(), uris.join("\n").into_bytes())]);
     // Only a new connection finds what is missing.
     let keeper = Keeper::checking(Duration::from_secs(3600));
