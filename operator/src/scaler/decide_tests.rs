@@ -128,8 +128,8 @@ fn a_burst_at_zero_goes_to_the_wanted_number_in_one_step() {
 #[test]
 fn a_measured_service_time_replaces_the_assumption_and_pods_get_time_to_start() {
     let (decision, _) = decide(History::with_service_seconds(0.1), &waiting(200), &spec(), 100.0);
-    // 200 messages / (0.15 x 10 s, since pods take 5 s to start, + 0.1 s for the last) x 0.1 s / 0.95
-    assert_eq!(decision.replicas, 14);
+    // 200 messages, of which a pod begins one at once and 9 more in 0.1 x 10 s x 0.95, since pods take 5 s to start.
+    assert_eq!(decision.replicas, 20);
     assert!(decision.message.contains("measured"), "{}", decision.message);
 }
 
@@ -368,8 +368,8 @@ fn work_that_may_still_ask_for_more_time_keeps_its_pods_where_nothing_has_ended_
         }
         inputs.workload.replicas
     };
-    // Five are asked for; a call that ends by itself ends within the drain.
-    assert_eq!((run(true), run(false)), (5, 1));
+    // Ten are asked for; a call that ends by itself ends within the drain.
+    assert_eq!((run(true), run(false)), (10, 1));
 }
 
 #[test]
@@ -446,7 +446,7 @@ fn each_of_a_few_long_calls_gets_a_pod_of_its_own() {
 #[test]
 fn bursts_that_come_often_get_fewer_pods_and_rare_ones_do_not() {
     let peaks = |period: u32| {
-        let mut world = World::new(spec(), 0.5);
+        let mut world = World::new(Spec { max: 200, ..spec() }, 0.5);
         let mut peaks = vec![];
         for _ in 0..5 {
             let pods = (0..period).map(|second| {
@@ -457,9 +457,24 @@ fn bursts_that_come_often_get_fewer_pods_and_rare_ones_do_not() {
         }
         peaks
     };
-    // The first is asked for on an assumption; then for 200 messages, of which a further pod begins 3 in time, or 5.
-    assert_eq!(peaks(60)[1..], [50, 40, 40, 40]);
-    assert_eq!(peaks(200)[1..], [50, 50, 50, 50]);
+    // The first is asked for on an assumption; then a further pod begins 2 in time, or 4 or 6: the more often they come, the less
+    // may the pods cost that start for each.
+    assert_eq!(peaks(200)[1..], [100, 100, 100, 100]);
+    assert_eq!(peaks(60)[1..], [88, 50, 50, 50]);
+    assert_eq!(peaks(40)[1..], [88, 34, 34, 34]);
+}
+
+#[test]
+fn pods_that_come_for_single_messages_between_rare_bursts_make_no_row_of_these() {
+    let mut history = History::default();
+    for burst in 0..5 {
+        let began = f64::from(burst) * 300.0;
+        for (after, pods, waiting) in [(0.0, 20, 100.0), (60.0, 1, 1.0), (120.0, 1, 1.0), (180.0, 1, 1.0)] {
+            history.scaled_out(pods, waiting, None, began + after);
+            assert_eq!(history.bursts_often(began + after + 1.0), None, "{burst} {after}");
+            history.scaled_in(began + after + 20.0);
+        }
+    }
 }
 
 #[test]
@@ -524,17 +539,17 @@ fn bursts_that_came_often_an_hour_ago_say_nothing_of_a_load_that_grows() {
         history.scaled_out(20, 100.0, None, f64::from(burst) * 60.0);
         history.scaled_in(f64::from(burst) * 60.0 + 20.0);
     }
-    assert!(history.bursts_often(300.0));
+    assert!(history.bursts_often(300.0).is_some());
     // A load that the last of them has turned into has no pods to spare.
     let mut lasting = history.clone();
     lasting.scaled_out(20, 100.0, None, 300.0);
-    assert!(lasting.bursts_often(301.0) && !lasting.bursts_often(3600.0));
+    assert!(lasting.bursts_often(301.0).is_some() && lasting.bursts_often(3600.0).is_none());
     // Growth is no burst, nor does it end a row of them while they come.
     history.scaled_out(2, 100.0, Some(TooMuch { calls: 1.0, pods: 1 }), 300.0);
-    assert!(history.bursts_often(301.0));
+    assert!(history.bursts_often(301.0).is_some());
     history.scaled_in(320.0);
     history.scaled_out(2, 100.0, Some(TooMuch { calls: 1.0, pods: 1 }), 3600.0);
-    assert!(!history.bursts_often(3601.0));
+    assert!(history.bursts_often(3601.0).is_none());
 }
 
 #[test]
@@ -772,7 +787,7 @@ fn pods_that_suffice_are_kept_where_nothing_is_to_spare() {
 fn a_burst_over_a_load_is_not_what_pods_proved_too_few_for() {
     let (mut world, mut most) = (World::new(spec(), 0.5), 0);
     for second in 0..900 {
-        world.second(if second == 600 { 200.0 } else { 3.6 });
+        world.second(if second == 600 { 200.0 } else { 3.2 });
         most = most.max(world.replicas);
     }
     assert!(most > 20 && world.replicas == 2, "{most} {}", world.replicas);

@@ -4,6 +4,7 @@
 
 use super::arrivals::{Arrivals, Sample};
 use super::beyond::Beyond;
+use super::bursts::Bursts;
 use super::failures::{Calls, Failures, Took};
 use super::inputs::{Inputs, Sidecars};
 use super::piles::Piles;
@@ -22,10 +23,6 @@ const TOLD_SECONDS: f64 = 60.0;
 const LOWER_LOAD: f64 = 0.7;
 /// The same where few messages come, of which still fewer come by chance.
 const LOWER_BY_CHANCE: f64 = 0.5;
-/// Seconds within which pods that went are wanted again, when bursts come often.
-const OFTEN_SECONDS: f64 = 150.0;
-/// So many times in a row, which is often.
-const OFTEN: u32 = 2;
 /// Seconds from which on what runs tells the load better than what arrives.
 const LONG_CALL_SECONDS: f64 = 20.0;
 /// So many standard deviations more than before come by chance.
@@ -85,10 +82,7 @@ pub struct History {
 struct Scaled {
     last_in: Option<f64>,
     last_out: Option<f64>,
-    /// How many times in a row pods were wanted again soon after others had gone.
-    again: u32,
-    /// The same if what pods were asked for last becomes a burst.
-    next: u32,
+    bursts: Bursts,
     too_few: Option<TooFew>,
     /// Whether pods were asked for last for a load that lasts.
     grew: bool,
@@ -471,13 +465,9 @@ impl History {
         if let Some(load) = too_much {
             self.proved_too_few(load.pods.min(pods - 1), load.calls, now);
         }
-        if self.is_first_since_scale_in(now) {
-            self.scaled.next = self.again(now);
-            self.scaled.again = self.scaled.next.min(self.scaled.again);
-        }
-        // A load that grows, or comes together by chance, is no further burst, and ends a row of them as any other does.
+        // A load that grows, or comes together by chance, is no further burst, and ends no row of them.
         if too_much.is_none() && backlog >= LEAST_BURST {
-            self.scaled.again = self.scaled.next;
+            self.scaled.bursts.came(self.scaled.last_in, now);
         }
         self.scaled.last_out = Some(now);
     }
@@ -487,24 +477,9 @@ impl History {
         self.scaled = self.scaled_before;
     }
 
-    /// Whether bursts come so often that the pods for each of them go and come again.
-    pub(super) fn bursts_often(&self, now: f64) -> bool {
-        self.again(now) >= OFTEN
-    }
-
-    /// The times in a row, this one included if pods were asked for now.
-    fn again(&self, now: f64) -> u32 {
-        match self.is_first_since_scale_in(now) {
-            _ if self.seconds_since_scale_out(now) >= OFTEN_SECONDS => 0,
-            true => self.scaled.again.saturating_add(1),
-            // Still for the same burst.
-            false => self.scaled.again,
-        }
-    }
-
-    /// Whether pods that are asked for now are the first since some were let go.
-    fn is_first_since_scale_in(&self, now: f64) -> bool {
-        self.seconds_since_scale_in(now) < self.seconds_since_scale_out(now)
+    /// Seconds from one burst to the next, where they come so often that the pods for each of them go and come again.
+    pub(super) fn bursts_often(&self, now: f64) -> Option<f64> {
+        self.scaled.bursts.often(self.scaled.last_in, now)
     }
 
     /// A burst is there that even all pods that are allowed would let wait for too long; a message takes `seconds` of a pod.

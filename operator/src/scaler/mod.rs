@@ -1,6 +1,6 @@
 //! The scaler: `signals -> decide -> act`.
 //!
-//! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `failures`, `piles`, `beyond`, `startup`, `sample`, `durability`, `schedule`, `asked`, `own`, `share`,
+//! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `failures`, `bursts`, `piles`, `beyond`, `startup`, `sample`, `durability`, `schedule`, `asked`, `own`, `share`,
 //! `side`, `look` and `cadence` are values and pure functions; `scrape`, `follow`, `task`, `act` and `tell` perform the effects. `board` is
 //! what the Worker's reconcile reads of them, and `record` what `kubectl warren explain` does.
 
@@ -9,6 +9,7 @@ mod arrivals;
 pub mod asked;
 mod beyond;
 pub mod board;
+mod bursts;
 pub mod cadence;
 pub mod decide;
 mod durability;

@@ -40,9 +40,15 @@ const SUDDEN_SHARE: f64 = 0.5;
 /// A burst that asks for more than so many times the pods says nothing of the load that lasts.
 const LARGE_BURST: f64 = 1.5;
 /// Share of the target wait that is left for clearing a burst, however long pods take to start.
-const LEAST_CLEARING_SHARE: f64 = 0.15;
-/// The same where bursts come often: those pods' start-up is then a large part of what they cost.
-const OFTEN_CLEARING_SHARE: f64 = 0.25;
+const LEAST_CLEARING_SHARE: f64 = 0.1;
+/// The same for what the pods that are there, or on their way, would begin within so large a share of it.
+const SMALL_BURST_SHARE: f64 = 0.7;
+/// Share of the target wait that is left for clearing that.
+const SMALL_CLEARING_SHARE: f64 = 0.15;
+/// Most that is left where bursts come often.
+const MOST_CLEARING_SHARE: f64 = 0.5;
+/// Seconds that pods of a burst stay for when its last message has begun.
+const LETTING_GO_SECONDS: f64 = 3.0;
 /// Share of what arrives on average that pods are kept for between such bursts: they bring most of it, and get pods of their own.
 const BETWEEN_BURSTS: f64 = 0.5;
 /// So many times the largest of a row of bursts is still one of them.
@@ -128,6 +134,13 @@ impl Load<'_> {
     fn clearing(&self, share: f64, least: f64) -> f64 {
         let target = self.spec.target_wait;
         (target * share - self.startup).max(target * least)
+    }
+
+    /// The least share of the target wait that is left for clearing bursts which come each `gap` seconds: so much that the pods
+    /// that start, clear their part and are let go cost no more than pods that are kept and clear it within the target wait.
+    fn clearing_share_where_often(&self, gap: f64) -> f64 {
+        let beyond = (gap - self.spec.target_wait).max(f64::MIN_POSITIVE);
+        ((self.startup + LETTING_GO_SECONDS) / beyond).clamp(LEAST_CLEARING_SHARE, MOST_CLEARING_SHARE)
     }
 
     /// Share of their capacity at which pods are kept at most: as hot as a queue takes ten minutes to grow to its share of the
@@ -254,15 +267,6 @@ fn assumed(load: &Load<'_>) -> Option<More> {
 fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, now: f64) -> Option<More> {
     let Load { backlog, current, in_flight, startup, waited, .. } = *load;
     let target = load.spec.target_wait;
-    let least_share = if history.bursts_often(now) { OFTEN_CLEARING_SHARE } else { LEAST_CLEARING_SHARE };
-    // One of a row of bursts for which pods are kept may take the whole target wait.
-    let in_a_row =
-        history.piles.in_a_row(now).is_some_and(|largest| backlog * load.seconds() <= largest * AS_BEFORE);
-    let clearing = if in_a_row {
-        load.clearing(1.0, OFTEN_CLEARING_SHARE)
-    } else {
-        load.clearing(BURST_SHARE, least_share)
-    };
     // Messages a second that a pod begins.
     let pace = 1.0 / (load.per_rate * UTILISATION);
     let able = f64::from(inputs.sidecars.able).min(current);
@@ -271,6 +275,19 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     let left = (backlog - begun * pace).max(0.0);
     // How long the last message waits: more pods do not start sooner than those that are on their way.
     let wait = if waited.is_some() { left } else { backlog } / (current * pace);
+    // One of a row of bursts for which pods are kept may take the whole target wait.
+    let in_a_row =
+        history.piles.in_a_row(now).is_some_and(|largest| backlog * load.seconds() <= largest * AS_BEFORE);
+    let clearing = if in_a_row {
+        load.clearing(1.0, MOST_CLEARING_SHARE)
+    } else {
+        let least = match history.bursts_often(now) {
+            Some(gap) => load.clearing_share_where_often(gap),
+            None if backlog > target * SMALL_BURST_SHARE * current * pace => LEAST_CLEARING_SHARE,
+            None => SMALL_CLEARING_SHARE,
+        };
+        load.clearing(BURST_SHARE, least)
+    };
     // The last calls need only begin by then: a further pod begins some at once, and as many each time that these have ended. Those
     // of a busy one end at any time.
     let at_once = f64::from(load.spec.concurrency.max(1));
@@ -358,7 +375,7 @@ fn lasting(
         by_rate = by_rate.max(load.kept_for(history.running()).round());
         text.push_str(&format!("; {:.1} ran on average", history.running()));
     }
-    if history.bursts_often(now) {
+    if history.bursts_often(now).is_some() {
         // What arrives beside them is served.
         let lately = load.kept(history.recent_rate());
         by_rate = (by_rate * BETWEEN_BURSTS).floor().max(lately).max(load.least).min(by_rate);

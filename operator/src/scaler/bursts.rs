@@ -1,0 +1,48 @@
+//! Bursts that pods were started for, one after the other. Pure.
+
+/// Seconds from one to the next within which they come often: pods' start-up is a large part of what they cost then.
+const OFTEN_SECONDS: f64 = 150.0;
+/// So many of them in a row after the first, which is often.
+const OFTEN: u32 = 2;
+
+/// The last one; none where none came.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Bursts(Option<Burst>);
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Burst {
+    /// When pods were asked for it first.
+    began: f64,
+    /// The same, last.
+    asked: f64,
+    /// Seconds from the one before to it; infinite for the first.
+    gap: f64,
+    /// How many came before it in a row.
+    before: u32,
+}
+
+impl Bursts {
+    /// Pods are asked for one. Pods were let go last at `last_in`.
+    pub(super) fn came(&mut self, last_in: Option<f64>, now: f64) {
+        self.0 = Some(self.with(last_in, now));
+    }
+
+    /// Seconds from one to the next where they come often, counting one that comes now.
+    pub(super) fn often(self, last_in: Option<f64>, now: f64) -> Option<f64> {
+        let burst = self.with(last_in, now);
+        (burst.before >= OFTEN).then_some(burst.gap)
+    }
+
+    /// One for which pods are asked for now.
+    fn with(self, last_in: Option<f64>, now: f64) -> Burst {
+        let first = Burst { began: now, asked: now, gap: f64::INFINITY, before: 0 };
+        match self.0.filter(|last| now - last.asked < OFTEN_SECONDS) {
+            None => first,
+            Some(last) if last_in.is_some_and(|went| went > last.asked) => {
+                Burst { gap: now - last.began, before: last.before.saturating_add(1), ..first }
+            }
+            // Before any of its pods has gone it is the same one still.
+            Some(last) => Burst { asked: now, ..last },
+        }
+    }
+}
