@@ -2,6 +2,7 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use futures::StreamExt;
 use futures::future::{join_all, ready};
+use hyper_util::client::proxy::matcher::Matcher;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -88,7 +90,8 @@ fn named(list: &OsStr) -> anyhow::Result<Option<Kubeconfig>> {
     let listed: Vec<PathBuf> = env::split_paths(list).filter(|path| path != Path::new("")).collect();
     let mut all: Option<Kubeconfig> = None;
     for path in listed.iter().filter(|path| path.exists()) {
-        let read = Kubeconfig::read_from(path).with_context(|| format!("read {}", path.display()))?;
+        let read =
+            Kubeconfig::read_from(path).map(tidy).with_context(|| format!("read {}", path.display()))?;
         all = Some(match all {
             Some(all) => all.merge(read).context("merge the files of KUBECONFIG")?,
             None => read,
@@ -100,6 +103,46 @@ fn named(list: &OsStr) -> anyhow::Result<Option<Kubeconfig>> {
     Ok(all)
 }
 
+/// What is empty says nothing, as kubectl reads it.
+fn tidy(mut read: Kubeconfig) -> Kubeconfig {
+    read.current_context.take_if(|name| name.is_empty());
+    for context in read.contexts.iter_mut().filter_map(|named| named.context.as_mut()) {
+        context.namespace.take_if(|name| name.is_empty());
+    }
+    read
+}
+
+/// The proxy that a kubeconfig names for the cluster of a context, or of the current one.
+fn proxy_of(read: &Kubeconfig, context: Option<&str>) -> Option<String> {
+    let name = context.or(read.current_context.as_deref())?;
+    let context = read.contexts.iter().find(|context| context.name == name)?.context.as_ref()?;
+    let cluster = read.clusters.iter().find(|cluster| cluster.name == context.cluster)?.cluster.as_ref()?;
+    cluster.proxy_url.clone().filter(|url| !url.is_empty())
+}
+
+/// The proxy to an API server: the cluster's own, else that of the environment, unless it excepts the server or that is on this
+/// machine, see <https://pkg.go.dev/net/http#ProxyFromEnvironment>. The library compares the exceptions with the proxy.
+fn proxy(
+    own: Option<String>,
+    environment: impl Fn(&str) -> Option<String>,
+    server: &http::Uri,
+) -> anyhow::Result<Option<http::Uri>> {
+    let said =
+        |names: [&str; 2]| names.iter().filter_map(|name| environment(name)).find(|said| !said.is_empty());
+    let excepted = || {
+        let except = said(["NO_PROXY", "no_proxy"]).unwrap_or_default();
+        let host = server.host().unwrap_or_default().trim_matches(['[', ']']);
+        let is_here = host == "localhost" || host.parse().is_ok_and(|host: IpAddr| host.is_loopback());
+        let all = except.split(',').any(|one| one.trim() == "*");
+        let matcher = Matcher::builder().all("http://proxy").no(except).build();
+        is_here || all || matcher.intercept(server).is_none()
+    };
+    let of_environment = || said(["HTTPS_PROXY", "https_proxy"]).filter(|_| !excepted());
+    let Some(url) = own.or_else(of_environment) else { return Ok(None) };
+    let url = if url.contains("://") { url } else { format!("http://{url}") };
+    url.parse().map(Some).context("read the address of the proxy to the API server")
+}
+
 impl Cluster {
     /// Reads the kubeconfig as kubectl does.
     ///
@@ -108,22 +151,38 @@ impl Cluster {
     pub async fn connect(target: &Target) -> anyhow::Result<Self> {
         let options = KubeConfigOptions { context: target.context.clone(), ..KubeConfigOptions::default() };
         let read = match &target.kubeconfig {
-            Some(file) => Some(Kubeconfig::read_from(file).context("read the kubeconfig")?),
+            Some(file) => Some(Kubeconfig::read_from(file).map(tidy).context("read the kubeconfig")?),
             None => named(env::var_os("KUBECONFIG").unwrap_or_default().as_os_str())?,
         };
-        let mut config = match (read, &target.context) {
-            (Some(read), _) => {
+        let read = match read.map_or_else(|| Kubeconfig::read().map(tidy), Ok) {
+            Ok(read) => Some(read),
+            Err(error) if target.context.is_some() => return Err(error).context("read the kubeconfig"),
+            Err(_) => None,
+        };
+        let own_proxy = read.as_ref().and_then(|read| proxy_of(read, target.context.as_deref()));
+        let mut config = match read {
+            Some(read) => {
                 Config::from_custom_kubeconfig(read, &options).await.context("use the kubeconfig")?
             }
-            (None, Some(_)) => Config::from_kubeconfig(&options).await.context("read the kubeconfig")?,
-            (None, None) => Config::infer()
+            None => Config::infer()
                 .await
                 .context("find a kubeconfig (--kubeconfig, KUBECONFIG or ~/.kube/config)")?,
         };
+        let server = &config.cluster_url;
+        if server.scheme().is_none() {
+            bail!(
+                "the kubeconfig's server \"{server}\" does not say how to reach it: write https://{server}"
+            );
+        }
+        config.proxy_url = proxy(own_proxy, |name| env::var(name).ok(), server)?;
+        // What a pod does not answer is to be told, and not to be asked for again until the time is up.
+        config.default_retry = false;
         // From the request on, however long the connection was idle before.
         (config.read_timeout, config.reset_reader_on_write) = (Some(ANSWER), true);
-        let namespace = target.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-        let operator_namespace = target.operator_namespace.clone();
+        // A script's `--namespace "$NS"` without an NS asks for the context's, as with kubectl.
+        let given = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
+        let namespace = given(&target.namespace).unwrap_or_else(|| config.default_namespace.clone());
+        let operator_namespace = given(&target.operator_namespace);
         Ok(Self { client: Client::try_from(config)?, namespace, operator_namespace })
     }
 
@@ -307,6 +366,51 @@ pub(crate) mod tests {
         assert_eq!(contexts(&[&none, &one]).unwrap().unwrap(), ["one"]);
         assert_eq!(contexts(&[&one, &none, &two]).unwrap().unwrap(), ["one", "two"]);
         assert!(contexts(&[&none]).unwrap_err().to_string().contains("none of the files"));
+    }
+
+    #[test]
+    fn what_a_kubeconfig_leaves_empty_the_next_one_or_the_default_says() {
+        let read = |text: &str| tidy(serde_yaml::from_str(text).unwrap());
+        let blank = "{current-context: '', contexts: [{name: a, context: {cluster: c, namespace: ''}}]}";
+        let all = read(blank).merge(read("current-context: a")).unwrap();
+        assert_eq!(all.current_context.as_deref(), Some("a"));
+        assert_eq!(all.contexts[0].context.as_ref().unwrap().namespace, None);
+    }
+
+    #[test]
+    fn the_proxy_is_the_clusters_own_or_that_of_the_environment_where_it_excepts_no_such_server() {
+        let read: Kubeconfig = serde_yaml::from_str(
+            "{current-context: a, contexts: [{name: a, context: {cluster: c}}, {name: b, context: {cluster: d}}],
+              clusters: [{name: c, cluster: {proxy-url: 'http://own:1'}}, {name: d, cluster: {proxy-url: ''}}]}",
+        )
+        .unwrap();
+        assert_eq!(
+            (proxy_of(&read, None).as_deref(), proxy_of(&read, Some("b"))),
+            (Some("http://own:1"), None)
+        );
+
+        let found = |own: Option<&str>, variables: &[(&str, &str)], server: &str| {
+            let environment = |name: &str| {
+                variables.iter().find(|(of, _)| *of == name).map(|(_, value)| (*value).to_owned())
+            };
+            let proxy = proxy(own.map(str::to_owned), environment, &server.parse().unwrap());
+            proxy.unwrap().map(|url| url.to_string())
+        };
+        let server = "https://10.1.2.3:6443";
+        let through = |variables: &[(&str, &str)]| found(None, variables, server);
+        assert_eq!(through(&[]), None);
+        assert_eq!(
+            through(&[("HTTPS_PROXY", ""), ("https_proxy", "proxy:3128")]).unwrap(),
+            "http://proxy:3128/"
+        );
+        let but = |except| through(&[("HTTPS_PROXY", "socks5://proxy:3"), ("no_proxy", except)]);
+        assert_eq!((but("10.0.0.0/8"), but("shop, 10.1.2.3"), but("*")), (None, None, None));
+        assert_eq!([but("proxy"), but("192.168.0.0/16")].map(Option::unwrap), ["socks5://proxy:3/"; 2]);
+        for here in ["https://127.0.0.1:6443", "https://localhost", "https://[::1]:6443"] {
+            assert_eq!(found(None, &[("HTTPS_PROXY", "http://proxy")], here), None);
+        }
+        let own = found(Some("http://own:1"), &[("HTTPS_PROXY", "http://proxy"), ("NO_PROXY", "*")], server);
+        assert_eq!(own.unwrap(), "http://own:1/");
     }
 
     fn leader(leads: u32) -> Exposition {

@@ -132,16 +132,21 @@ async fn rights(
 ) -> Read<Vec<Right>> {
     let reviews: Api<SubjectAccessReview> = Api::all(cluster.client.clone());
     let user = format!("system:serviceaccount:{home}:{account}");
+    // Rights may be given to these, too, and the API server adds none: <https://kubernetes.io/docs/reference/access-authn-authz/rbac/#referring-to-subjects>.
+    let groups =
+        ["system:serviceaccounts", &format!("system:serviceaccounts:{home}"), "system:authenticated"]
+            .map(str::to_owned);
     let rules = needed(secrets);
     let here = rules.iter().flat_map(|rule| questions(&cluster.namespace, rule));
     let election = rbac::election();
     let election = election.iter().flat_map(|rule| questions(home, rule));
     let election = election.map(|(what, asked)| (format!("{what} in namespace {home}"), asked));
     let asked = here.chain(election).map(|(what, attributes)| {
-        let (reviews, user) = (&reviews, user.clone());
+        let (reviews, user, groups) = (&reviews, user.clone(), groups.to_vec());
         async move {
             let spec = SubjectAccessReviewSpec {
                 user: Some(user),
+                groups: Some(groups),
                 resource_attributes: Some(attributes),
                 ..SubjectAccessReviewSpec::default()
             };

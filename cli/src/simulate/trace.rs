@@ -69,7 +69,7 @@ impl Trace {
                 continue;
             }
             let cells: Vec<&str> = line.split(',').map(|cell| unquoted(cell.trim())).collect();
-            if rows.is_empty() && cells.first().is_some_and(|cell| is_name(cell.trim_start_matches('"'))) {
+            if rows.is_empty() && is_header(&cells) {
                 continue;
             }
             if cells.iter().any(|cell| cell.contains('"')) {
@@ -150,6 +150,13 @@ fn unquoted(cell: &str) -> &str {
     cell.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(cell).trim()
 }
 
+/// Whether the cells name columns, of which the first may have no name.
+fn is_header(cells: &[&str]) -> bool {
+    let named = |cell: &&str| is_name(cell.trim_start_matches(['"', '_']));
+    let numbers = cells.iter().any(|cell| cell.contains('"') || cell.parse::<f64>().is_ok());
+    cells.first().is_some_and(named) || !numbers && cells.iter().any(named)
+}
+
 /// Whether a cell is a column's name. "NaN" and "inf" are numbers, if useless ones.
 fn is_name(cell: &str) -> bool {
     cell.starts_with(|c: char| c.is_ascii_alphabetic()) && cell.parse::<f64>().is_err()
@@ -219,6 +226,13 @@ mod tests {
             plain
         );
         assert_eq!(Trace::parse("\"time, s\",arrivals\n0,2\n10,3").unwrap(), plain);
+        for header in [",arrivals", "_time,_value", "\"\",\"arrivals\""] {
+            assert_eq!(
+                Trace::parse(&format!("{header}\n0,5\n")).map(|trace| trace.arrivals()).ok(),
+                Some(5),
+                "{header}"
+            );
+        }
     }
 
     #[test]
