@@ -362,4 +362,26 @@ mod tests {
         assert_eq!(get(&copy, headers::ORIGIN_QUEUE).as_deref(), Some("orders"));
         assert_eq!(get(&copy, headers::DEAD_DETAIL).unwrap().len(), LONGEST_DETAIL);
     }
+
+    #[test]
+    fn a_message_of_an_empty_id_gets_one_and_an_expiration_of_before_is_kept_over_a_later_one() {
+        let copy = retry(BasicProperties::default().with_message_id("".into()).with_expiration("100".into()));
+        assert_eq!(copy.message_id().as_ref().unwrap().as_str(), "fresh");
+        let again = retry(copy.with_expiration("200".into()));
+        assert_eq!(get(&again, headers::ORIGINAL_EXPIRATION).as_deref(), Some("100"));
+    }
+
+    #[test]
+    fn the_longest_headers_are_dropped_whatever_their_names_and_those_of_warren_never() {
+        let original = headers(&[("a-longer", long(&"x".repeat(300))), ("b-long", long(&"x".repeat(200)))]);
+        let origin = "k".repeat(255);
+        let message = Message::new("shop".into(), origin.clone(), false, original, Bytes::new());
+        let copy = Copy::Dead { reason: DeadReason::Exhausted, detail: String::new(), attempts: 3 };
+        let whole = super::properties(&message, &copy, "orders", || "fresh".to_owned());
+        for (less, dropped) in [(150, "a-longer"), (400, "a-longer,b-long")] {
+            let fitted = fitting(whole.clone(), size(&whole) + FRAME_OVERHEAD - less);
+            assert_eq!(get(&fitted, headers::HEADERS_DROPPED).as_deref(), Some(dropped));
+            assert_eq!(get(&fitted, headers::ORIGIN_ROUTING_KEY).as_deref(), Some(origin.as_str()));
+        }
+    }
 }

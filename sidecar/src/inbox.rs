@@ -42,6 +42,8 @@ pub enum Inbox {
         id: DeliveryId,
         /// What became of it.
         result: PublishResult,
+        /// What the broker said where it does not take it.
+        refusal: Option<String>,
     },
     /// The handler's port was tried.
     Port {

@@ -24,5 +24,6 @@ pub mod logging;
 pub mod message;
 pub mod metrics;
 pub mod otlp;
+pub mod repeats;
 pub mod runtime;
 pub mod server;

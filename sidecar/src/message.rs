@@ -279,4 +279,14 @@ mod tests {
     fn key_of(text: &str) -> Option<u64> {
         with(&[("key", long(text))]).ordering_key("key")
     }
+
+    #[test]
+    fn a_message_without_a_delivery_mode_may_be_lost_as_one_that_says_so() {
+        let transient = |mode: Option<u8>| {
+            let properties = BasicProperties::default();
+            let properties = mode.map_or(properties.clone(), |mode| properties.with_delivery_mode(mode));
+            Message::new(String::new(), String::new(), false, properties, Bytes::new()).is_transient()
+        };
+        assert_eq!([None, Some(1), Some(2)].map(transient), [true, true, false]);
+    }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use http::Uri;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
@@ -22,7 +23,7 @@ use crate::metrics::Metrics;
 /// The semantic conventions that the names below are from.
 const SCHEMA: &str = "https://opentelemetry.io/schemas/1.30.0";
 /// Where collectors take gRPC, as an address has it.
-const GRPC_PORT: &str = ":4317";
+const GRPC_PORT: u16 = 4317;
 /// Spans that wait for export at most.
 const QUEUE: usize = 2048;
 /// Spans in one export at most.
@@ -84,7 +85,8 @@ impl Config {
     pub fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, BadConfig> {
         let get = |name: &str| get(name).filter(|value| !value.is_empty());
         let off = get("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
-            || get("OTEL_TRACES_EXPORTER").is_some_and(|value| value != "otlp");
+            || get("OTEL_TRACES_EXPORTER")
+                .is_some_and(|list| list.split(',').all(|one| one.trim() != "otlp"));
         let url = get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").or_else(|| {
             let base = get("OTEL_EXPORTER_OTLP_ENDPOINT")?;
             Some(format!("{}/v1/traces", base.trim_end_matches('/')))
@@ -92,7 +94,8 @@ impl Config {
         let (false, Some(url)) = (off, url) else { return Ok(None) };
         let protocol =
             get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL").or_else(|| get("OTEL_EXPORTER_OTLP_PROTOCOL"));
-        if protocol.as_deref().map_or(url.contains(GRPC_PORT), |protocol| protocol == "grpc") {
+        let of_grpc = || url.parse::<Uri>().is_ok_and(|url| url.port_u16() == Some(GRPC_PORT));
+        if protocol.as_deref().map_or_else(of_grpc, |protocol| protocol == "grpc") {
             return Err(BadConfig::Grpc(without_login(&url)));
         }
         let endpoint = Endpoint::parse(&url).map_err(|_| BadConfig::Endpoint(without_login(&url)))?;
@@ -325,6 +328,7 @@ mod tests {
         assert!(config(&[]).unwrap().is_none());
         assert!(config(&[ENDPOINT, ("OTEL_SDK_DISABLED", "true")]).unwrap().is_none());
         assert!(config(&[ENDPOINT, ("OTEL_TRACES_EXPORTER", "none")]).unwrap().is_none());
+        assert!(config(&[ENDPOINT, ("OTEL_TRACES_EXPORTER", "console, otlp")]).unwrap().is_some());
     }
 
     #[test]

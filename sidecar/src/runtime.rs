@@ -31,6 +31,7 @@ use crate::inbox::{Inbox, ReplyBody};
 use crate::message::Message;
 use crate::metrics::Metrics;
 use crate::otlp::Spans;
+use crate::repeats::Repeats;
 
 /// How often gauges, the channel and the loop itself are looked at though nothing happens.
 const PULSE: Duration = Duration::from_secs(1);
@@ -99,6 +100,7 @@ struct Runtime {
     /// Answers to drains on their way.
     drained: JoinSet<()>,
     late_reply: Option<LateReply>,
+    repeats: Repeats,
     exit: bool,
 }
 
@@ -140,6 +142,7 @@ pub async fn run(parts: Parts) {
         drains: Vec::new(),
         drained: JoinSet::new(),
         late_reply: None,
+        repeats: Repeats::default(),
         exit: false,
     };
     runtime.step(Event::Tick);

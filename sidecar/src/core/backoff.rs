@@ -55,4 +55,15 @@ mod tests {
         backoff.reset();
         assert!(backoff.pause() <= Duration::from_secs(1));
     }
+
+    #[test]
+    fn each_pause_is_shortened_by_another_part() {
+        let mut backoff = Backoff::new(Duration::from_secs(8), Duration::from_secs(8), 42);
+        let mut pauses: Vec<Duration> = (0..20).map(|_| backoff.pause()).collect();
+        pauses.sort();
+        pauses.dedup();
+        assert!(pauses.len() > 15, "{pauses:?}");
+        let spread = pauses[pauses.len() - 1] - pauses[0];
+        assert!(spread > Duration::from_secs(2), "{spread:?}");
+    }
 }

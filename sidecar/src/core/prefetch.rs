@@ -89,7 +89,7 @@ fn whole(number: f64) -> u16 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::settings::Ladder;
+    use super::super::settings::{Batch, Ladder};
     use super::*;
 
     fn settings(prefetch: u16, concurrency: u16) -> Settings {
@@ -184,5 +184,28 @@ mod tests {
             auto.called(Duration::from_micros(1), 1);
         }
         assert_eq!(auto.target(&settings, INTERVAL), 4);
+    }
+
+    #[test]
+    fn one_message_too_many_is_given_up_though_the_change_is_a_small_one() {
+        let mut auto = AutoPrefetch::default();
+        let settings = settings(500, 8);
+        auto.target(&settings, Time::ZERO);
+        assert_eq!(after(&mut auto, &settings, Duration::from_millis(500), 1), 9);
+        assert_eq!(after(&mut auto, &settings, Duration::from_secs(30), 2), 8);
+    }
+
+    #[test]
+    fn a_call_of_many_messages_uses_up_as_many() {
+        let mut auto = AutoPrefetch::default();
+        auto.round_trip(Duration::from_millis(10));
+        let batch = Some(Batch { max_messages: 100, max_wait: Duration::ZERO });
+        let settings = Settings { batch, ..settings(1000, 1) };
+        assert_eq!(auto.target(&settings, Time::ZERO), 200);
+        for _ in 0..100 {
+            auto.called(Duration::from_millis(10), 100);
+        }
+        // A hundred in ten milliseconds, and two hundred in two round trips.
+        assert_eq!(auto.target(&settings, INTERVAL), 300);
     }
 }

@@ -124,4 +124,15 @@ mod tests {
         ready.release(Some(7));
         assert_eq!(ready.pop(), Some(DeliveryId { generation: 2, tag: 1 }));
     }
+
+    #[test]
+    fn the_next_of_a_key_comes_after_those_that_could_be_called_before_it() {
+        let mut ready = Ready::default();
+        for (tag, key) in [(1, Some(7)), (2, Some(7)), (3, Some(8)), (4, None)] {
+            ready.push(id(tag), key);
+        }
+        assert_eq!(ready.pop(), Some(id(1)));
+        ready.release(Some(7));
+        assert_eq!([ready.pop(), ready.pop(), ready.pop()], [Some(id(3)), Some(id(4)), Some(id(2))]);
+    }
 }

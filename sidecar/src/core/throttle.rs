@@ -200,4 +200,24 @@ mod tests {
         throttle.restart(2, Time::ZERO);
         assert_eq!((throttle.may_start(2), throttle.may_start(3)), (Some(Time::ZERO), Some(ONE_MORE)));
     }
+
+    #[test]
+    fn not_now_halves_the_calls_that_run_where_fewer_do_than_may() {
+        let mut throttle = Throttle::new(100, 1);
+        throttle.not_now(6, Some(Duration::from_secs(3)), Time::ZERO);
+        assert_eq!(throttle.may_start(2), Some(Duration::from_secs(3)));
+        assert!(throttle.may_start(3) > Some(Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn after_an_outage_the_first_pause_is_a_short_one_again() {
+        let (mut throttle, mut now) = (Throttle::new(8, 1), Time::ZERO);
+        for _ in 0..8 {
+            throttle.not_now(1, None, now);
+            now = throttle.may_start(0).unwrap();
+        }
+        throttle.restart(0, now);
+        throttle.not_now(1, None, now);
+        assert!(throttle.may_start(0).unwrap() <= now + Duration::from_secs(1), "{throttle:?}");
+    }
 }

@@ -437,4 +437,14 @@ mod tests {
         assert_eq!(flush(&mut window, ACK_DELAY, 200), [(3, false, 1)]);
         assert_eq!(window.ack_due(), Some(Time::from_millis(1) + ACK_DELAY));
     }
+
+    #[test]
+    fn nothing_is_due_once_all_that_has_finished_is_acknowledged() {
+        let mut window = window(100);
+        for tag in 1..=50 {
+            let _ = window.finish(id(tag), Time::ZERO);
+        }
+        assert_eq!(flush(&mut window, Time::ZERO, 200), [(50, true, 50)]);
+        assert_eq!(window.ack_due(), None, "a time that is past would be waited for again and again");
+    }
 }

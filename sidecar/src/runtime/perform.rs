@@ -1,7 +1,7 @@
 //! Performing effects, and what comes of them.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use warren_api::names;
 use warren_broker::BrokerError;
@@ -58,7 +58,14 @@ impl Runtime {
     pub(super) fn receive(&mut self, message: Inbox) {
         match message {
             Inbox::Called(done) => self.called(done),
-            Inbox::Published { id, result } => self.step(Event::Published { id, result }),
+            Inbox::Published { id, result, refusal } => {
+                if let Some(error) = refusal
+                    && let Some(times) = self.repeats.news(&error, Instant::now())
+                {
+                    tracing::warn!(%error, times, "the broker does not take a copy");
+                }
+                self.step(Event::Published { id, result });
+            }
             Inbox::Port { seen } => self.step(Event::HandlerPort { seen }),
             Inbox::Opened { link, result } => self.opened(&link, result),
             Inbox::HandedBack { link, silent } => self.handed_back(&link, silent),
@@ -165,9 +172,9 @@ impl Runtime {
             } else {
                 publisher.publish_once(letter).await
             };
-            let result = result_of(outcome, &target);
+            let (result, refusal) = result_of(outcome, &target);
             // Without a loop there is nobody to tell.
-            let _ = sender.send(Inbox::Published { id, result });
+            let _ = sender.send(Inbox::Published { id, result, refusal });
         });
     }
 
@@ -205,7 +212,7 @@ impl Runtime {
         });
     }
 
-    fn log(&self, observation: &Observation) {
+    fn log(&mut self, observation: &Observation) {
         // Most observations are of a settled message, and log nothing.
         let url = || self.pool.endpoint().url();
         match observation {
@@ -219,11 +226,15 @@ impl Runtime {
                     Target::DeadLetter => names::dead_letter_queue(&self.config.queue.name),
                     Target::Reply => "reply_to".to_owned(),
                 };
-                tracing::warn!(
-                    queue,
-                    ?result,
-                    "a copy was not taken: the message stays unacknowledged and is tried again"
-                );
+                // Each message that a full queue keeps waiting comes again and again.
+                if let Some(times) = self.repeats.news(&format!("{queue} {result:?}"), Instant::now()) {
+                    tracing::warn!(
+                        queue,
+                        ?result,
+                        times,
+                        "a copy was not taken: the message stays unacknowledged and is tried again"
+                    );
+                }
             }
             Observation::ReplyDropped { id: _, result } => tracing::warn!(
                 ?result,
@@ -273,14 +284,13 @@ impl Runtime {
     }
 }
 
-fn result_of(outcome: Outcome, queue: &str) -> PublishResult {
-    let Err(error) = outcome else { return PublishResult::Confirmed };
-    if matches!(error, PublishError::Broker(_) | PublishError::OfAnother(_)) {
-        tracing::warn!(%queue, %error, "the broker does not take a copy");
-    } else {
-        tracing::debug!(%queue, %error, "a copy was not published");
-    }
-    match error {
+/// What became of a copy, and what the broker said where it does not take it.
+fn result_of(outcome: Outcome, queue: &str) -> (PublishResult, Option<String>) {
+    let Err(error) = outcome else { return (PublishResult::Confirmed, None) };
+    tracing::debug!(%queue, %error, "a copy was not published");
+    let refused = matches!(error, PublishError::Broker(_) | PublishError::OfAnother(_));
+    let refusal = refused.then(|| format!("queue \"{queue}\": {error}"));
+    let result = match error {
         PublishError::Unroutable => PublishResult::Unroutable,
         PublishError::Refused
         | PublishError::TooLarge { .. }
@@ -292,7 +302,8 @@ fn result_of(outcome: Outcome, queue: &str) -> PublishResult {
         | PublishError::TimedOut
         | PublishError::Broker(_)
         | PublishError::OfAnother(_) => PublishResult::Failed,
-    }
+    };
+    (result, refusal)
 }
 
 #[cfg(test)]
@@ -302,7 +313,7 @@ mod tests {
     #[test]
     fn what_the_broker_may_have_closed_the_channel_over_is_not_refused_until_it_was_alone() {
         let error = || BrokerError::Precondition { detail: "message size 2 is larger than 1".to_owned() };
-        assert_eq!(result_of(Err(PublishError::OfAnother(error())), "answers"), PublishResult::Failed);
-        assert_eq!(result_of(Err(PublishError::Broker(error())), "answers"), PublishResult::Refused);
+        assert_eq!(result_of(Err(PublishError::OfAnother(error())), "answers").0, PublishResult::Failed);
+        assert_eq!(result_of(Err(PublishError::Broker(error())), "answers").0, PublishResult::Refused);
     }
 }

@@ -73,3 +73,17 @@ fn a_copy_that_counts_no_attempt_is_not_dead_where_no_rung_is_left() {
     outage_and_another_ladder(&mut world, &[]);
     assert_eq!((&world.retried[0].1, &world.dead[..]), (&None, &[][..]));
 }
+
+#[test]
+fn a_copy_that_its_rung_refuses_or_that_is_not_confirmed_waits_for_that_rung_however_long_it_takes() {
+    for result in [PublishResult::Refused, PublishResult::Failed] {
+        let mut world = World::running(with_ladder(&[5, 60, 600]), 1);
+        world.copies = Some(result);
+        world.answer_all(retry(500));
+        world.settle();
+        world.pass(SECOND * 600);
+        world.copies = Some(PublishResult::Confirmed);
+        world.pass(SECOND * 60);
+        assert_eq!(world.retried, [(0, Some(5), 1)], "{result:?}");
+    }
+}

@@ -315,3 +315,99 @@ fn the_end_of_an_older_channel_s_consumer_is_not_that_of_the_present_one() {
     world.step(Event::Unsubscribed { generation: 1 });
     assert_eq!((world.consuming, world.subscribed.len()), (Some(5), 2));
 }
+
+#[test]
+fn fewer_calls_at_once_are_half_of_those_that_ran() {
+    let mut world = World::running(Settings { prefetch: 8, concurrency: 4, ..settings() }, 8);
+    world.answer_all(Verdict::NotNow { after: Some(Duration::from_secs(3)), status: 429 });
+    world.pass(Duration::from_millis(3100));
+    assert_eq!(world.calls.len(), 2);
+}
+
+#[test]
+fn a_message_held_from_the_moment_when_a_call_could_begin_no_more_is_warned_of_in_time() {
+    let consumer_timeout = Duration::from_secs(1000);
+    let late_timeout = Duration::from_secs(300);
+    let mut world = World::running(Settings { consumer_timeout, late_timeout, ..settings() }, 1);
+    // It is looked at after 700 s, from which on no call of 300 s would end in time.
+    world.pass(Duration::from_secs(799));
+    assert_eq!(world.held_long(), 0);
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.held_long(), 1);
+}
+
+#[test]
+fn a_message_s_third_failed_probe_is_its_own_fault_if_others_have_succeeded_since_its_first() {
+    let not_now = || Verdict::NotNow { after: None, status: 503 };
+    for (successes_before, verdict, attempts) in [(0, retry(500), 1), (1, retry(500), 0), (0, not_now(), 0)] {
+        let mut world = World::running(Settings { prefetch: 40, ..settings() }, 41);
+        world.answer_all(Verdict::Ack);
+        while world.engine.snapshot().breaker.is_none() {
+            world.answer_all(retry(500));
+            world.settle();
+        }
+        world.answer_all(retry(500));
+        while world.calls.is_empty() {
+            world.pass(Duration::from_millis(100));
+        }
+        world.retried.clear();
+        let probed = world.calls.values().next().unwrap()[0].id;
+        let slot = world.engine.window.get_mut(probed).unwrap();
+        slot.probe_failures = breaker::PROBES - 1;
+        slot.successes_then = successes_before;
+        assert_eq!(slot.incoming.attempts, 0);
+        world.answer_all(verdict);
+        world.settle();
+        let number = world.unacked.get(&probed.tag).map(|message| message.number);
+        let retried: Vec<_> = world.retried.iter().map(|(_, delay, attempts)| (*delay, *attempts)).collect();
+        assert_eq!(
+            retried,
+            [(Some(5), attempts)],
+            "{number:?} makes room, {successes_before} successes before"
+        );
+    }
+}
+
+#[test]
+fn a_handler_that_went_away_is_told_of_once_and_one_that_is_silent_is_not_back() {
+    for silent in [false, true] {
+        let mut world = World::running(Settings { prefetch: 4, ..settings() }, 4);
+        world.pass(Duration::from_secs(1));
+        world.port_open = false;
+        world.port_silent = silent;
+        world.answer_all(Verdict::Unreached);
+        world.settle();
+        world.pass(Duration::from_secs(60));
+        let told = (world.saw(&Observation::HandlerDown), world.saw(&Observation::HandlerUp));
+        assert_eq!((told, world.engine.snapshot().handler_accepts), ((1, 1), false), "silent: {silent}");
+        world.port_open = true;
+        world.pass(Duration::from_secs(10));
+        assert_eq!(world.saw(&Observation::HandlerUp), 2);
+    }
+}
+
+#[test]
+fn attempts_made_in_place_count_for_the_message_that_comes_again_and_not_for_a_new_one_of_its_id() {
+    for redelivered in [true, false] {
+        let mut world = World::new(settings());
+        world.queue.push_back(Message { number: 0, attempts: 0, key: Some(1) });
+        world.connect();
+        world.settle();
+        world.answer_all(retry(500));
+        world.disconnect();
+        if !redelivered {
+            world.returned.clear();
+        }
+        world.connect();
+        world.settle();
+        let attempt = world.calls.values().next().unwrap()[0].attempt;
+        assert_eq!(attempt, 1 + u32::from(redelivered));
+    }
+}
+
+#[test]
+fn a_batch_to_which_the_window_lets_no_further_message_come_does_not_wait_for_one() {
+    let batch = Some(Batch { max_messages: 10, max_wait: Duration::from_secs(1) });
+    let world = World::running(Settings { prefetch: 3, batch, ..settings() }, 6);
+    assert_eq!(world.calls.values().map(Vec::len).collect::<Vec<_>>(), [3]);
+}

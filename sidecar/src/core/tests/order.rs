@@ -192,3 +192,18 @@ fn what_takes_an_hour_keeps_others_from_nothing_for_long_and_the_other_window_co
         assert_eq!(world.consuming, Some(9), "later: {later}");
     }
 }
+
+#[test]
+fn a_copy_that_the_broker_does_not_take_keeps_an_outage_from_being_probed_for_a_moment_only() {
+    let (_, mut world) = keyed(MINUTE);
+    world.copies = Some(PublishResult::Refused);
+    world.answer(CallId(1), Verdict::DeadLetter { reason: DeadReason::Rejected, detail: String::new() });
+    while world.engine.snapshot().breaker.is_none() {
+        world.answer_all(retry(500));
+        world.settle();
+        world.pass(Duration::from_secs(1));
+    }
+    assert_eq!(world.subscribed.len(), 1);
+    world.answering(MINUTE, |_, _| retry(500));
+    assert!(world.subscribed.len() > 1, "others were to get what is held here");
+}
