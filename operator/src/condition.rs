@@ -168,4 +168,13 @@ mod tests {
         let patch = status_patch(Some(&status), &QueueStatus::default()).unwrap().unwrap();
         assert_eq!(patch["status"]["brokerAddress"], Value::Null);
     }
+
+    #[test]
+    fn what_is_not_known_is_not_true() {
+        let said = [Status::True, Status::False, Status::Unknown].map(|status| {
+            let all = conditions(&[], vec![Statement::new("Ready", status, "R", "m")], None, &at(1));
+            (is_true(&all, "Ready"), is_true(&all, "Declared"))
+        });
+        assert_eq!(said, [(true, false), (false, false), (false, false)]);
+    }
 }

@@ -263,9 +263,9 @@ fn turned_before(worker: &Worker, since: Timestamp) -> bool {
         && worker.metadata.generation.is_none_or(|generation| generation > 1)
 }
 
-/// An event's note holds 1 kB.
+/// An event's note holds 1024 bytes.
 fn shortened(text: &str) -> String {
-    text.chars().take(1000).collect()
+    text[..text.floor_char_boundary(1000)].to_owned()
 }
 
 /// When each Queue, by uid, was first seen with its present generation.
@@ -365,6 +365,15 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn an_events_note_holds_what_the_api_server_takes_whatever_its_letters() {
+        assert_eq!(shortened("gewählt"), "gewählt");
+        for letter in ["a", "ü", "載"] {
+            let note = shortened(&letter.repeat(2000));
+            assert!((997..=1000).contains(&note.len()), "{}", note.len());
+        }
+    }
 
     #[test]
     fn what_a_queue_waits_for_is_counted_from_the_change_that_it_waits_for() {

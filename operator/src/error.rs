@@ -43,4 +43,21 @@ mod tests {
         assert_eq!(retry_delay(30, 1.0), Duration::from_secs(60));
         assert!(retry_delay(30, 0.0) >= Duration::from_secs(30));
     }
+
+    #[test]
+    fn retries_of_many_do_not_come_at_one_moment() {
+        assert_eq!(retry_delay(30, 0.0), Duration::from_secs(30));
+        assert!(retry_delay(0, 0.0) < retry_delay(0, 0.5) && retry_delay(0, 0.5) < retry_delay(0, 1.0));
+    }
+
+    #[test]
+    fn an_answer_of_the_api_server_is_counted_by_what_it_means() {
+        let answered = |code| {
+            let status =
+                serde_json::json!({"status": "Failure", "reason": "R", "message": "m", "code": code});
+            Error::from(kube::Error::Api(serde_json::from_value(status).unwrap())).category()
+        };
+        assert_eq!([409, 404, 403, 422].map(answered), ["conflict", "gone", "forbidden", "refused"]);
+        assert_eq!(Error::from(kube::Error::Service("timed out".into())).category(), "unreachable");
+    }
 }

@@ -319,27 +319,35 @@ mod tests {
 
     /// An API server that keeps one Lease, or none.
     fn one_lease(kept: &Arc<Mutex<Option<Lease>>>) -> Client {
+        slow_lease(kept, Duration::ZERO)
+    }
+
+    /// The same, which says so late what it did at once.
+    fn slow_lease(kept: &Arc<Mutex<Option<Lease>>>, late: Duration) -> Client {
         let kept = kept.clone();
         let server = tower::util::service_fn(move |request: http::Request<Body>| {
             let kept = kept.clone();
             async move {
                 let reads = request.method() == http::Method::GET;
                 let sent = request.into_body().collect_bytes().await.unwrap();
-                let mut kept = kept.lock().unwrap();
-                let status = |code: u16, reason| (code, json!({"code": code, "reason": reason}));
-                let (code, answer) = if reads {
-                    kept.as_ref().map_or(status(404, "NotFound"), |lease| (200, json!(lease)))
-                } else {
-                    let mut sent: Lease = serde_json::from_slice(&sent).unwrap();
-                    let current = kept.as_ref().and_then(ResourceExt::resource_version);
-                    if sent.resource_version() == current {
-                        sent.metadata.resource_version = Some(rand::random::<u64>().to_string());
-                        *kept = Some(sent.clone());
-                        (200, json!(sent))
+                let (code, answer) = {
+                    let mut kept = kept.lock().unwrap();
+                    let status = |code: u16, reason| (code, json!({"code": code, "reason": reason}));
+                    if reads {
+                        kept.as_ref().map_or(status(404, "NotFound"), |lease| (200, json!(lease)))
                     } else {
-                        status(409, "Conflict")
+                        let mut sent: Lease = serde_json::from_slice(&sent).unwrap();
+                        let current = kept.as_ref().and_then(ResourceExt::resource_version);
+                        if sent.resource_version() == current {
+                            sent.metadata.resource_version = Some(rand::random::<u64>().to_string());
+                            *kept = Some(sent.clone());
+                            (200, json!(sent))
+                        } else {
+                            status(409, "Conflict")
+                        }
                     }
                 };
+                tokio::time::sleep(late).await;
                 let answer =
                     http::Response::builder().status(code).body(Body::from(answer.to_string().into_bytes()));
                 Ok::<_, std::convert::Infallible>(answer.unwrap())
@@ -462,5 +470,77 @@ mod tests {
         assert!(leadership.may_write());
         tokio::time::advance(DEADLINE).await;
         assert!(!leadership.may_write());
+    }
+
+    #[test]
+    fn a_renewal_says_since_when_the_holder_leads() {
+        let renewed = taken(&held("a"), "a", Timestamp::MAX);
+        assert_eq!(renewed.acquire_time, Some(MicroTime(Timestamp::UNIX_EPOCH)));
+        assert_eq!(renewed.renew_time, Some(MicroTime(Timestamp::MAX)));
+        assert_eq!(taken(&renewed, "b", Timestamp::MAX).acquire_time, Some(MicroTime(Timestamp::MAX)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_counts_its_time_from_before_it_asked_and_a_standby_from_the_answer() {
+        let (kept, late) = (Arc::default(), Duration::from_secs(4));
+        let leader = Elector::new(slow_lease(&kept, late), "warren", "a".to_owned(), Leadership::none());
+        let (begun, lease) = (Instant::now(), leader.try_acquire(&mut None).await.unwrap().unwrap());
+        // It was asked whether there is a Lease, and then made one.
+        assert_eq!((begun.elapsed(), leader.leadership.left()), (late * 2, DEADLINE - late * 2));
+
+        let mut seen = None;
+        let standby = Elector::new(slow_lease(&kept, late), "warren", "b".to_owned(), Leadership::none());
+        assert_eq!(standby.try_acquire(&mut seen).await.unwrap(), None);
+        tokio::time::advance(DURATION - late - Duration::from_millis(1)).await;
+        // The holder may have renewed it while the first answer was on its way.
+        assert_eq!(standby.try_acquire(&mut seen).await.unwrap(), None);
+        assert!(standby.try_acquire(&mut seen).await.unwrap().is_some());
+
+        leader.leadership.extend(Instant::now());
+        *kept.lock().unwrap() = Some(lease.clone());
+        let renewed = Instant::now() + RENEW;
+        assert!(
+            Box::pin(within(RENEW + late + Duration::from_millis(1), async {
+                leader.keep(lease).await;
+                Ok(())
+            }))
+            .await
+            .is_err()
+        );
+        assert_eq!(leader.leadership.left(), DEADLINE - renewed.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_gives_its_own_lease_back_and_leaves_that_of_another_alone() {
+        let kept = Arc::default();
+        let elector = |who: &str| {
+            let leadership = Leadership::none();
+            leadership.permanent();
+            Elector::new(one_lease(&kept), "warren", who.to_owned(), leadership)
+        };
+        let (holder, other) = (elector("a"), elector("b"));
+        holder.try_acquire(&mut None).await.unwrap().unwrap();
+        let held = kept.lock().unwrap().clone();
+        other.release().await;
+        assert_eq!(*kept.lock().unwrap(), held);
+        holder.release().await;
+        assert!(!holder.leadership.may_write());
+        assert!(other.try_acquire(&mut None).await.unwrap().is_some(), "nobody is to be waited for");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_is_given_back_also_where_a_renewal_comes_between() {
+        let (kept, leadership) = (Arc::default(), Leadership::none());
+        leadership.permanent();
+        let server = slow_lease(&kept, Duration::from_secs(1));
+        let holder = Elector::new(server, "warren", "a".to_owned(), leadership);
+        holder.try_acquire(&mut None).await.unwrap().unwrap();
+        let renewal = async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            kept.lock().unwrap().as_mut().unwrap().metadata.resource_version = Some("renewed".to_owned());
+        };
+        tokio::join!(holder.release(), renewal);
+        let spec = kept.lock().unwrap().clone().unwrap().spec.unwrap();
+        assert_eq!(spec.holder_identity, None);
     }
 }

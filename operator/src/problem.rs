@@ -275,4 +275,13 @@ mod tests {
         assert_eq!(problem.reason, "ExchangeNotFound");
         assert!(problem.message.contains("declare:"));
     }
+
+    #[test]
+    fn an_argument_that_is_asked_for_as_empty_is_shown_as_that() {
+        let problem = refusal(
+            "PRECONDITION_FAILED - inequivalent arg 'x-dead-letter-exchange' for queue 'orders' in vhost '/': received the value '' of type 'longstr' but current is none",
+        );
+        let words = "x-dead-letter-exchange = none, and the spec asks for \"\".";
+        assert!(problem.message.contains(words), "{}", problem.message);
+    }
 }

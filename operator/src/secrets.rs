@@ -300,4 +300,42 @@ mod tests {
         assert!(since.elapsed() <= ANSWER + Duration::from_secs(1), "{:?}", since.elapsed());
         assert!(secrets.in_use().iter().all(|(_, tried)| tried.is_some()));
     }
+
+    #[test]
+    fn of_the_secrets_of_a_namespace_those_that_were_read_longest_ago_come_first() {
+        let now = Instant::now();
+        let read = |name: &str, second| {
+            let at = now + Duration::from_secs(second);
+            (("shop".to_owned(), name.to_owned()), Some(at))
+        };
+        let names = |most| -> Vec<String> {
+            let in_use = vec![read("a", 9), read("b", 3), read("c", 5), read("d", 1)];
+            round(in_use, most).into_iter().map(|(_, name)| name).collect()
+        };
+        assert_eq!(
+            (names(2), names(9)),
+            (vec!["d".into(), "b".into()], ["d", "b", "c", "a"].map(String::from).into())
+        );
+    }
+
+    #[tokio::test]
+    async fn who_uses_a_secret_is_told_of_it_when_it_has_changed_and_not_each_time_that_it_is_read() {
+        let uri = Arc::new(Mutex::new("YQ=="));
+        let served = uri.clone();
+        let server = tower::util::service_fn(move |_: http::Request<kube::client::Body>| {
+            let secret = serde_json::json!({"data": {"uri": *served.lock().unwrap()}}).to_string();
+            let answer = http::Response::new(kube::client::Body::from(secret.into_bytes()));
+            std::future::ready(Ok::<_, std::convert::Infallible>(answer))
+        });
+        let secrets = Secrets::new(Client::new(server, "shop"));
+        let (sender, mut told) = futures::channel::mpsc::unbounded();
+        let user = User::Queue(ObjectRef::new("orders").within("shop"), sender);
+        secrets.get("shop", "rabbitmq", user).await.unwrap();
+        let key = ("shop".to_owned(), "rabbitmq".to_owned());
+        secrets.read(&key).await.unwrap();
+        assert!(told.try_recv().is_err(), "it is as it was");
+        *uri.lock().unwrap() = "Yg==";
+        secrets.read(&key).await.unwrap();
+        assert_eq!(told.try_recv().unwrap().name, "orders");
+    }
 }

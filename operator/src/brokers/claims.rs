@@ -220,6 +220,8 @@ mod tests {
         assert!(has(&mut claims, alone).is_some());
         assert_eq!(claims.release(&key("old")), [key("young")]);
         assert_eq!(has(&mut claims, alone), None);
+        claims.release(&key("young"));
+        assert!(claims.names.is_empty() && claims.listed_by.is_empty(), "{claims:?}");
     }
 
     #[test]
@@ -284,6 +286,8 @@ mod tests {
         assert_eq!(to_come(&claims, 2, &["q.dlq", "q.dlq.dlq"]), Some(key("old")), "a derived name too");
         assert_eq!(to_come(&claims, 2, &["other"]), None);
         assert_eq!(to_come(&claims, 0, &["q"]), None, "it is the younger one");
+        assert_eq!(to_come(&claims, 1, &["q"]), Some(key("old")), "of the same second the first by name");
+        assert_eq!(claims.older_to_come(&key("even"), 1, &names(&["q"])), None);
         assert_eq!(claims.known().collect::<Vec<_>>(), [&key("old")]);
         claims.claim(&key("old"), 1, "b", names(&["q"]));
         assert_eq!(to_come(&claims, 2, &["q"]), None);

@@ -741,4 +741,54 @@ mod tests {
         entries.still_gone(&named("a"));
         assert_eq!((wrong(&mut entries, "a"), entries.first_due()), (said, date));
     }
+
+    #[test]
+    fn a_deletion_that_messages_keep_is_looked_at_as_often_however_long_that_takes() {
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        entries.order(&key(), order(Goal::Remove { only_if_empty: true, unbind: vec![] }), None, now);
+        for _ in 0..20 {
+            let at = entries.first_due().unwrap();
+            let due = entries.take_due(at).unwrap();
+            let kept = Outcome::Refused(Problem::new("DeletionBlocked", "NotEmpty", "consume them"));
+            entries.done(&due, Ok(kept), DRIFT, at);
+            let wait = entries.first_due().unwrap() - at;
+            assert!(wait < Duration::from_secs(12), "{wait:?}");
+        }
+    }
+
+    #[test]
+    fn an_exchange_that_is_missing_is_told_at_the_first_attempt_and_a_lost_channel_at_the_third() {
+        let told_after = |error: &BrokerError| {
+            let (mut entries, now) = (Entries::default(), Instant::now());
+            entries.order(&key(), keep(&[]), None, now);
+            let attempts = (1..10_u32).find(|_| {
+                let at = entries.first_due().unwrap();
+                let due = entries.take_due(at).unwrap();
+                let object = warren_broker::declare::Object::Exchange("shop".to_owned());
+                entries.done(&due, Err(DeclareError { object, error: error.clone() }), DRIFT, at);
+                wrong(&mut entries, "orders").is_some()
+            });
+            attempts.unwrap()
+        };
+        let missing =
+            BrokerError::NotFound { detail: "NOT_FOUND - no exchange 'shop' in vhost '/'".to_owned() };
+        let closed = BrokerError::Closed { detail: "x".to_owned() };
+        assert_eq!((told_after(&missing), told_after(&closed)), (1, 3));
+    }
+
+    #[test]
+    fn an_order_that_was_apart_and_is_refused_goes_back_to_the_connection_of_the_others() {
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        entries.order(&key(), keep(&[]), None, now);
+        let mut attempt = |error| {
+            let at = entries.first_due().unwrap();
+            let due = entries.take_due(at).unwrap();
+            let object = warren_broker::declare::Object::Queue("orders".to_owned());
+            entries.done(&due, Err(DeclareError { object, error }), DRIFT, at);
+            due.apart
+        };
+        let closed = || BrokerError::Closed { detail: "x".to_owned() };
+        let refused = || BrokerError::AccessRefused { detail: "x".to_owned() };
+        assert_eq!([attempt(closed()), attempt(refused()), attempt(refused())], [false, true, false]);
+    }
 }

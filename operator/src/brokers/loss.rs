@@ -260,4 +260,14 @@ mod tests {
             assert!(!may_be_gone(expected(), Some(result)));
         }
     }
+
+    #[test]
+    fn that_a_queue_was_made_again_is_told_however_often_it_is_looked_at_before_somebody_asks() {
+        let mut loss = expected();
+        loss.looked(true);
+        assert!(loss.ended(true, &declared()));
+        loss.looked(false);
+        assert!(!loss.ended(true, &declared()));
+        assert!(loss.take_recreated());
+    }
 }

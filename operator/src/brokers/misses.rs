@@ -121,4 +121,24 @@ mod tests {
         misses.connected();
         assert!(misses.of("orders", now).is_none());
     }
+
+    #[test]
+    fn of_several_queues_that_stay_missing_each_is_asked_for_ever_more_rarely_and_then_forgotten() {
+        let (start, mut misses) = (Instant::now(), Misses::default());
+        let queues = ["orders", "bills", "letters"];
+        let mut asked = [0; 3];
+        for tenth in 0..36_000_u32 {
+            let now = start + Duration::from_millis(100) * tenth;
+            for (queue, asked) in queues.iter().zip(&mut asked) {
+                if misses.of(queue, now).is_none() {
+                    *asked += 1;
+                    misses.answered(queue, &missing(queue), now);
+                }
+            }
+        }
+        assert!(asked.iter().all(|asked| (60..=70).contains(asked)), "{asked:?} in an hour");
+        let later = start + Duration::from_secs(7200);
+        misses.answered("new", &missing("new"), later);
+        assert_eq!(misses.0.keys().collect::<Vec<_>>(), ["new"], "nobody asks for the others any more");
+    }
 }

@@ -357,6 +357,7 @@ pub(super) mod tests {
         assert!(!untold(&[]) && !untold(&[sound(), worker("Available", "False")]));
         assert!(untold(&[sound(), worker("TemplateValid", "False")]));
         assert!(untold(&[worker("QueueReady", "False")]));
+        assert!(!untold(&[worker("QueueReady", "Unknown")]), "its broker has yet to answer");
         let settled = Queue { status: None, ..queue.clone() };
         let order = keep_under(&settled, ADDRESS, &[worker("QueueReady", "False")]);
         assert_eq!(order, keep(&settled, ADDRESS), "nothing is to go");
@@ -466,5 +467,22 @@ pub(super) mod tests {
         let later = queue(spec(&[]), QueueStatus { declared, ..QueueStatus::default() });
         let Goal::Keep { retire, .. } = keep(&later, ADDRESS).goal else { panic!() };
         assert_eq!(retire, [5]);
+    }
+
+    #[test]
+    fn what_must_be_new_on_another_broker_is_not_said_to_be_bound_there_before_it_is_made() {
+        let spec = |exchange| QueueSpec {
+            adoption_policy: AdoptionPolicy::FailIfExists,
+            bindings: vec![binding(exchange)],
+            ..QueueSpec::default()
+        };
+        let made = QueueStatus {
+            created: Some(true),
+            broker_address: Some(ADDRESS.to_owned()),
+            declared: Some(declared(&queue(spec("a"), QueueStatus::default()), &[])),
+            ..QueueStatus::default()
+        };
+        let bound = |address| begun(&queue(spec("b"), made.clone()), address).unwrap().bindings.len();
+        assert_eq!((bound(ADDRESS), bound("amqp://other:5672/shop")), (2, 1));
     }
 }

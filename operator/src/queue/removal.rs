@@ -131,11 +131,7 @@ async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> R
     }
     let access = match access {
         Ok(access) => access,
-        Err(wrong) => {
-            let message =
-                format!("{}. To let go without the broker, set deletionPolicy: Retain", wrong.message);
-            return Ok(blocked(wrong.reason, message));
-        }
+        Err(wrong) => return Ok(away(&wrong)),
     };
     if let Some(older) = older_to_come(queue, key, &order, context) {
         // After a start each of them claims its names at once.
@@ -147,10 +143,7 @@ async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> R
     match outcome(queue, key, &access, &order, context) {
         Some(Outcome::Removed) => Ok(End::Gone),
         Some(Outcome::Refused(refused)) => Ok(blocked(refused.reason, refused.message)),
-        Some(Outcome::Unreachable(down)) => Ok(blocked(
-            down.reason,
-            format!("{}. To let go without the broker, set deletionPolicy: Retain", down.message),
-        )),
+        Some(Outcome::Unreachable(down)) => Ok(away(&down)),
         Some(Outcome::Declared(_) | Outcome::Absent) | None => {
             if waited(queue, context) < patience(key, context) {
                 return Ok(End::Underway);
@@ -162,6 +155,12 @@ async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> R
 
 fn blocked(reason: &'static str, message: String) -> End {
     End::Blocked(Problem::new(DELETION_BLOCKED, reason, message))
+}
+
+/// The broker cannot be asked.
+fn away(why: &Problem) -> End {
+    let message = format!("{}. To let go without the broker, set deletionPolicy: Retain", why.message);
+    End::Blocked(Problem::new(why.condition, why.reason, message))
 }
 
 /// Whose pods may hold messages of a Queue, and what ends that. A Worker that is deleted goes before its pods do.

@@ -72,18 +72,7 @@ pub fn status(queue: &Queue, progress: Progress, durability: Durability, now: &T
         Progress::Invalid(problem) => not_asked(&problem),
         Progress::Pending { .. } => pending(),
         Progress::Observed { outcome, .. } => observed(queue, &mut next, outcome),
-        Progress::Blocked(problem) => {
-            // What Warren has let go is not kept as it is declared.
-            let let_go = problem.reason == OTHER_FINALIZER;
-            let mut kept: Vec<Statement> = [BROKER_REACHABLE, DECLARED]
-                .iter()
-                .filter(|kind| !(let_go && **kind == DECLARED))
-                .filter_map(|kind| find(&former.conditions, kind).map(|before| Statement::of(kind, before)))
-                .collect();
-            kept.insert(0, Statement::new(READY, false, "Deleting", problem.message.clone()));
-            kept.push(Statement::new(DELETION_BLOCKED, true, problem.reason, problem.message));
-            kept
-        }
+        Progress::Blocked(problem) => blocked(problem, &former),
     };
     if let Some(still) = still {
         statements.retain(|statement| statement.kind != DECLARED);
@@ -94,6 +83,26 @@ pub fn status(queue: &Queue, progress: Progress, durability: Durability, now: &T
     statements.extend(consumer_timeout_effective(queue, seen.as_ref(), &former));
     next.conditions = conditions(&former.conditions, statements, queue.metadata.generation, now);
     next
+}
+
+/// A deletion that waits. Its reason stands in the way; what was wrong with the broker when it was asked last may be mended since.
+fn blocked(problem: Problem, former: &QueueStatus) -> Vec<Statement> {
+    let asked = problem.condition != BROKER_REACHABLE;
+    let stands = |kind: &str, status: &str| match kind {
+        BROKER_REACHABLE => asked && status == "True",
+        // What Warren has let go is not kept as it is declared.
+        _ => problem.reason != OTHER_FINALIZER && (status == "False" || asked && status == "True"),
+    };
+    let before = |kind: &'static str| {
+        let before = find(&former.conditions, kind).filter(|before| stands(kind, &before.status));
+        before.map(|before| Statement::of(kind, before))
+    };
+    let now = not_asked(&problem).into_iter().filter(|said| !asked && said.kind != READY);
+    let now = now.filter(|said| before(said.kind).is_none()).collect::<Vec<_>>();
+    let mut all = vec![Statement::new(READY, false, "Deleting", problem.message.clone())];
+    all.extend([BROKER_REACHABLE, DECLARED].into_iter().filter_map(before).chain(now));
+    all.push(Statement::new(DELETION_BLOCKED, true, problem.reason, problem.message));
+    all
 }
 
 fn observed(queue: &Queue, next: &mut QueueStatus, outcome: Outcome) -> Vec<Statement> {
@@ -430,6 +439,31 @@ mod tests {
         let down = observed(Outcome::Unreachable(Problem::new(BROKER_REACHABLE, "AuthRefused", "m")));
         assert_eq!(find(&down.conditions, BROKER_REACHABLE).unwrap().reason, "AuthRefused");
         assert_eq!(find(&down.conditions, DECLARED).unwrap().status, "Unknown");
+    }
+
+    #[test]
+    fn a_deletion_that_waits_says_of_the_broker_what_is_known_now() {
+        let told = |before: Outcome, condition, reason| {
+            let mut queue = Queue::new("orders", QueueSpec::default());
+            queue.status = Some(observed(before));
+            let why = Problem::new(condition, reason, "m");
+            let next = status(&queue, Progress::Blocked(why), Durability::default(), &now());
+            let of =
+                |kind| find(&next.conditions, kind).map(|said| format!("{} {}", said.status, said.reason));
+            assert_eq!(of(READY).unwrap(), "False Deleting");
+            assert_eq!(of(DELETION_BLOCKED).unwrap(), format!("True {reason}"));
+            [of(BROKER_REACHABLE), of(DECLARED)].map(Option::unwrap_or_default)
+        };
+        let declared = || Outcome::Declared(Seen::default());
+        let away = || Outcome::Unreachable(Problem::new(BROKER_REACHABLE, "BrokerUnreachable", "m"));
+        let taken = || Outcome::Refused(Problem::new(DECLARED, CONFLICT, "m"));
+        let down = ["False BrokerUnreachable", "Unknown BrokerUnreachable"];
+        assert_eq!(told(declared(), BROKER_REACHABLE, "BrokerUnreachable"), down);
+        assert_eq!(told(away(), BROKER_REACHABLE, "BrokerUnreachable"), down);
+        assert_eq!(told(taken(), BROKER_REACHABLE, "BrokerUnreachable"), [down[0], "False Conflict"]);
+        assert_eq!(told(declared(), DELETION_BLOCKED, "WorkersRunning"), ["True Connected", "True Declared"]);
+        assert_eq!(told(away(), DELETION_BLOCKED, "WorkersRunning"), ["", ""], "it may be back");
+        assert_eq!(told(declared(), DELETION_BLOCKED, OTHER_FINALIZER), ["True Connected", ""]);
     }
 
     #[test]

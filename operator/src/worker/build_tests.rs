@@ -5,7 +5,7 @@ use warren_api::QueueStatus;
 use warren_api::queue::Declared;
 
 use super::super::dereference::Surroundings;
-use super::super::validate::tests::{saying, surroundings, worker};
+use super::super::validate::tests::{declared, saying, surroundings, worker};
 use super::super::validate::validate;
 use super::*;
 
@@ -319,4 +319,53 @@ fn the_sidecar_has_the_image_the_resources_and_the_log_level_that_the_worker_say
     let level = json!({"name": "WARREN_LOG_LEVEL", "value": "debug"});
     assert!(own["env"].as_array().unwrap().contains(&level), "{own:#}");
     assert_eq!(sidecar(json!({"image": ""}))["image"], "sidecar:new");
+}
+
+#[test]
+fn what_has_consuming_held_is_in_the_sidecars_configuration() {
+    let paused = |around: &Surroundings, spec: Value| {
+        let worker = worker(spec);
+        let built = build(&validate(&worker, around).unwrap(), &Rolled::default(), "sidecar:new", 1);
+        let text = built.config_map["data"][CONFIG_KEY].as_str().unwrap();
+        serde_json::from_str::<SidecarConfig>(text).unwrap().consumer.paused
+    };
+    let several = json!({"consumer": {"orderingKey": "x-customer"}, "scaling": {"maxReplicas": 2}});
+    assert!(!paused(&surroundings(), json!({})) && paused(&surroundings(), several));
+    let queue = Some(Arc::new(declared("False", "Conflict")));
+    assert!(paused(&Surroundings { queue, ..surroundings() }, json!({})));
+}
+
+#[test]
+fn a_volume_without_a_source_is_the_empty_folder_that_kubernetes_makes_of_it() {
+    let volumes =
+        json!([{"name": "cache"}, {"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]);
+    let containers = json!([{"name": "app", "ports": [{"containerPort": 8080}]}]);
+    let template = json!({"spec": {"containers": containers, "volumes": volumes}});
+    let pod = fresh(json!({"template": template})).deployment["spec"]["template"]["spec"].clone();
+    assert_eq!(pod["volumes"][0], json!({"name": "cache", "emptyDir": {}}));
+    assert_eq!(pod["volumes"][1], volumes[1]);
+}
+
+#[test]
+fn an_annotation_of_ports_that_is_empty_names_the_sidecar_s_alone() {
+    let annotations = json!({"traffic.sidecar.istio.io/excludeInboundPorts": ""});
+    let containers = json!([{"name": "app", "ports": [{"containerPort": 8080}]}]);
+    let template = json!({"metadata": {"annotations": annotations}, "spec": {"containers": containers}});
+    let metadata = fresh(json!({"template": template})).deployment["spec"]["template"]["metadata"].clone();
+    assert_eq!(metadata["annotations"]["traffic.sidecar.istio.io/excludeInboundPorts"], "9400");
+}
+
+#[test]
+fn a_sidecar_of_which_no_resources_are_said_asks_for_the_little_that_it_takes_and_can_add_any_grace_period() {
+    let template = json!({"spec": {
+        "terminationGracePeriodSeconds": i64::MAX,
+        "containers": [{"name": "app", "ports": [{"containerPort": 8080}]}],
+    }});
+    let built = fresh(json!({"sidecar": {"resources": {}}, "template": template}));
+    let pod = &built.deployment["spec"]["template"]["spec"];
+    let sidecar = &pod["initContainers"][0];
+    assert_eq!(sidecar["resources"], json!({"requests": {"cpu": "10m", "memory": "32Mi"}}));
+    assert_eq!(pod["terminationGracePeriodSeconds"], i64::MAX);
+    let grace = json!({"name": "WARREN_GRACE_PERIOD_SECONDS", "value": u32::MAX.to_string()});
+    assert!(sidecar["env"].as_array().unwrap().contains(&grace), "{sidecar:#}");
 }

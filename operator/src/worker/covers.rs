@@ -150,4 +150,24 @@ mod tests {
         assert!(covers(&volume("1Gi"), &volume("1024Mi")));
         assert!(!covers(&volume("1Gi"), &volume("1Mi")));
     }
+
+    #[test]
+    fn what_is_empty_however_deep_is_no_difference_where_the_api_server_has_nothing() {
+        let live = json!({"name": "app"});
+        let desired =
+            json!({"name": "app", "workingDir": "", "lifecycle": {"preStop": {}}, "env": [], "tty": null});
+        assert!(covers(&live, &desired));
+        for more in
+            [json!({"name": "app", "env": [""]}), json!({"name": "app", "lifecycle": {"preStop": {"x": 1}}})]
+        {
+            assert!(!covers(&live, &more), "{more}");
+        }
+    }
+
+    #[test]
+    fn a_quantity_that_no_float_has_is_the_same_in_another_unit() {
+        let limits = |cpu: &str| json!({"limits": {"cpu": cpu}});
+        assert!(covers(&limits("700m"), &limits("0.7")) && covers(&limits("0.7"), &limits("700m")));
+        assert!(!covers(&limits("700m"), &limits("0.7001")));
+    }
 }

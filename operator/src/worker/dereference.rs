@@ -139,7 +139,9 @@ mod tests {
         let of_a = queue("of-a", json!({"secretRef": {"name": "a"}}));
         let of_b = queue("of-b", json!({"secretRef": {"name": "b"}}));
         let of_b_too = queue("of-b-too", json!({"secretRef": {"name": "b"}, "vhost": "too"}));
-        let queues = [of_a, of_b, of_b_too];
+        let mut elsewhere = Arc::unwrap_or_clone(queue("elsewhere", json!({"secretRef": {"name": "a"}})));
+        elsewhere.metadata.namespace = Some("mail".to_owned());
+        let queues = [of_a, of_b, of_b_too, Arc::new(elsewhere)];
         let told_with = |secret: &str| {
             let config = json!({"namespace": "shop", "worker": "biller", "secret": secret,
                 "queue": {"name": "orders", "type": "Quorum", "maxAttempts": 3},

@@ -316,6 +316,12 @@ mod tests {
         };
         let rolls = |progressing| (scale(both(progressing)).rolling, scale(both(progressing)).half_rolled);
         assert_eq!((rolls("True"), rolls("False")), ((true, false), (false, true)));
+        let mut unseen = both("False");
+        unseen["observedGeneration"] = json!(2);
+        assert!(!scale(unseen).half_rolled, "that was said of the template before");
+        let mut rolled = both("False");
+        rolled["updatedReplicas"] = json!(2);
+        assert!(!scale(rolled.clone()).half_rolled && !scale(rolled).rolling, "no other pod is there");
     }
 
     #[test]

@@ -184,5 +184,10 @@ mod tests {
         assert_eq!(pods.stranger("a", &consumers), None);
         consumers.retain(|_| false);
         assert_eq!(pods.stranger("a", &consumers), Some(key));
+        let mut ended = pod("a", "w-1", "w");
+        ended.status = serde_json::from_value(json!({"phase": "Succeeded"})).unwrap();
+        writer.apply_watcher_event(&Event::Apply(ended));
+        pods.changed();
+        assert_eq!(pods.stranger("a", &consumers), None, "it holds nothing any more");
     }
 }

@@ -265,6 +265,55 @@ mod tests {
     }
 
     #[test]
+    fn a_container_that_ran_for_long_or_has_run_for_ten_minutes_since_is_in_no_trouble_any_more() {
+        let runs = |last_end: &str, since: &str, now: &str| {
+            let last = json!({"exitCode": 1, "startedAt": "2026-01-01T00:00:00Z", "finishedAt": last_end});
+            let pods = [pod(json!({"containerStatuses": [{
+                "name": "app", "image": "", "imageID": "", "ready": true, "restartCount": 7,
+                "state": {"running": {"startedAt": since}}, "lastState": {"terminated": last},
+            }]}))];
+            is_any_on_trial(&pods, now.parse().unwrap())
+        };
+        let eight_minutes = "2026-01-01T00:08:00Z";
+        let begun = "2026-01-01T00:08:10Z";
+        assert!(runs(eight_minutes, begun, "2026-01-01T00:18:09Z"));
+        assert!(!runs(eight_minutes, begun, "2026-01-01T00:18:10Z"), "twice as long is too long to be told");
+        assert!(!runs("2026-01-01T00:10:00Z", "2026-01-01T00:10:10Z", "2026-01-01T00:10:20Z"));
+    }
+
+    #[test]
+    fn pods_that_end_or_have_ended_are_in_no_trouble() {
+        let waits = |ends: Option<&str>, phase: &str| {
+            let status = json!({"phase": phase, "containerStatuses": [{
+                "name": "app", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"waiting": {"reason": "CreateContainerError"}},
+            }]});
+            let pod = json!({"metadata": {"name": "p-1", "deletionTimestamp": ends}, "status": status});
+            Arc::new(serde_json::from_value::<Pod>(pod).unwrap())
+        };
+        let pods = [waits(Some("2026-01-01T00:00:00Z"), "Pending"), waits(None, "Failed")];
+        assert!(trouble(&pods, NOW).is_none() && !cannot_start(&pods));
+        assert!(trouble(&[waits(None, "Pending")], NOW).is_some() && cannot_start(&[waits(None, "Pending")]));
+    }
+
+    #[test]
+    fn a_pod_that_waits_for_its_image_or_a_node_may_still_come() {
+        let waits = |reason: &str| {
+            [pod(json!({"containerStatuses": [{
+                "name": "app", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"waiting": {"reason": reason}},
+            }]}))]
+        };
+        assert!(cannot_start(&waits("CrashLoopBackOff")) && !cannot_start(&waits("ImagePullBackOff")));
+        let scheduled = |reason: &str| {
+            let condition = json!({"type": "PodScheduled", "status": "False", "reason": reason});
+            [pod(json!({"conditions": [condition]}))]
+        };
+        assert!(!cannot_start(&scheduled("Unschedulable")));
+        assert_eq!(trouble(&scheduled("SchedulingGated"), NOW), None, "somebody holds it back");
+    }
+
+    #[test]
     fn a_container_that_cannot_be_created_or_started_is_told_of_with_what_to_look_at() {
         for (reason, hint) in [
             ("ErrImagePull", "check the image's name"),

@@ -67,7 +67,8 @@ pub fn status(
     // The cause comes before what the scaler makes of it.
     all.extend(handler_healthy(worker, desired, view, &former));
     all.push(scaling_active);
-    let mut all: Vec<Statement> = all.into_iter().map(|statement| kept(statement, &former)).collect();
+    let mut all: Vec<Statement> =
+        all.into_iter().map(|statement| kept(statement, worker, &former, view)).collect();
     all.insert(0, summary(worker, &all));
     WorkerStatus {
         observed_generation: worker.metadata.generation,
@@ -80,20 +81,30 @@ pub fn status(
     }
 }
 
-/// Numbers in a message change all the time; it is written anew only when the reason changes, or what it says of the spec. A
-/// scaler that has not looked yet, such as after the operator's restart, takes back nothing.
-fn kept(statement: Statement, former: &WorkerStatus) -> Statement {
+/// Numbers in a message change all the time; it is written anew only when the reason changes, or the spec, of which it may say
+/// something, or the decided replicas. A scaler that has not looked yet, such as after the operator's restart, takes back nothing.
+fn kept(statement: Statement, worker: &Worker, former: &WorkerStatus, view: &View) -> Statement {
     let Some(before) = find(&former.conditions, statement.kind).filter(|_| statement.kind == SCALING_ACTIVE)
     else {
         return statement;
     };
     let ignored = |message: &str| message.ends_with(REPLICAS_IGNORED);
+    let decided = view.decision.as_ref().map(|decision| signed(decision.replicas));
     let same = before.status == statement.status.as_str()
         && before.reason == statement.reason
         && ![SCHEDULE_INVALID, SCALE_REFUSED].contains(&statement.reason.as_ref())
+        && former.observed_generation == worker.metadata.generation
+        && (decided.is_none() || decided == former.scaling.as_ref().map(|scaling| scaling.replicas))
+        && cause(&before.reason, &before.message) == cause(&statement.reason, &statement.message)
         && ignored(&before.message) == ignored(&statement.message);
     let unseen = statement.reason == UNSEEN && former.scaling.is_some();
     if same || unseen { Statement::of(statement.kind, before) } else { statement }
+}
+
+/// Why a handler is said to fail, which has more than one cause, without the numbers.
+fn cause(reason: &str, message: &str) -> Option<String> {
+    let why = message.split(": ").next().filter(|_| reason == Reason::HandlerFailing.as_str())?;
+    Some(why.chars().filter(|letter| !letter.is_ascii_digit()).collect())
 }
 
 /// What was decided before. How long messages of a Worker took that was changed meanwhile, which no operator has seen, is not known.
@@ -108,6 +119,9 @@ fn former_scaling(worker: &Worker) -> Option<ScalingStatus> {
 fn scaling(worker: &Worker, view: &View) -> Option<ScalingStatus> {
     let former = former_scaling(worker);
     let Some(decision) = &view.decision else { return former };
+    // What it says may be of the spec.
+    let seen =
+        worker.status.as_ref().is_some_and(|status| status.observed_generation == worker.metadata.generation);
     let same_queue = view.queue.as_ref().is_some_and(|queue| queue.name == worker.spec.queue_ref.name);
     let next = ScalingStatus {
         replicas: signed(decision.replicas),
@@ -117,7 +131,7 @@ fn scaling(worker: &Worker, view: &View) -> Option<ScalingStatus> {
         seconds_per_message: view.service_seconds.filter(|_| same_queue).and_then(three_digits),
     };
     match former {
-        Some(former) if (former.replicas, &former.reason) == (next.replicas, &next.reason) => {
+        Some(former) if seen && (former.replicas, &former.reason) == (next.replicas, &next.reason) => {
             // What the scaler goes by outlasts a change that it has seen.
             let known = former.seconds_per_message.or(next.seconds_per_message);
             Some(ScalingStatus { seconds_per_message: known, ..former })
@@ -467,6 +481,29 @@ mod tests {
     }
 
     #[test]
+    fn what_a_decision_says_is_written_anew_with_the_spec_the_replicas_and_the_cause() {
+        let mut worker = worker(json!({}));
+        worker.metadata.generation = Some(1);
+        let mut said = |generation, replicas, reason, message: &str| {
+            worker.metadata.generation = Some(generation);
+            let mut view = decided(reason, message);
+            view.decision.as_mut().unwrap().replicas = replicas;
+            let next = status(&worker, None, None, &surroundings(), &view, &now());
+            worker.status = Some(next.clone());
+            let condition = find(&next.conditions, SCALING_ACTIVE).unwrap().message.clone();
+            [condition, next.scaling.unwrap().message]
+        };
+        assert_eq!(said(1, 2, Reason::Scheduled, "by 8:00"), ["by 8:00"; 2]);
+        assert_eq!(said(2, 2, Reason::Scheduled, "by 9:00"), ["by 9:00"; 2]);
+        assert_eq!(said(2, 1, Reason::ScaledOut, "0 to 1"), ["0 to 1"; 2]);
+        assert_eq!(said(2, 40, Reason::ScaledOut, "1 to 40"), ["1 to 40"; 2]);
+        let mut failing = |message| said(2, 40, Reason::HandlerFailing, message)[0].clone();
+        let messages =
+            ["it is away: 1 waits", "it is away: 2 wait", "5 calls failed: 3 wait", "6 calls failed: 4"];
+        assert_eq!(messages.map(&mut failing), [messages[0], messages[0], messages[2], messages[2]]);
+    }
+
+    #[test]
     fn replicas_that_somebody_wrote_are_said_to_be_ignored_at_once_and_no_longer_than_they_are() {
         let ignored = |worker: &Worker, former: &WorkerStatus| {
             let worker = Worker { status: Some(former.clone()), ..worker.clone() };
@@ -674,5 +711,74 @@ mod tests {
             find(&status.conditions, HANDLER_HEALTHY).map(|healthy| healthy.reason.clone())
         };
         assert_eq!((said(1).as_deref(), said(0)), (Some("HandlerMisconfigured"), None));
+    }
+
+    #[test]
+    fn replicas_that_somebody_has_scaled_to_zero_are_said_to_be_ignored_too() {
+        let scaled = worker(json!({"replicas": 0}));
+        let status = status(&scaled, None, None, &surroundings(), &decided(Reason::Steady, "fits"), &now());
+        let active = find(&status.conditions, SCALING_ACTIVE).unwrap();
+        assert!(active.message.contains("spec.replicas is ignored"), "{}", active.message);
+    }
+
+    #[test]
+    fn what_is_wrong_with_another_pod_or_another_schedule_is_said_anew() {
+        let after = |former: Option<WorkerStatus>, pod: &str, view: &View| {
+            let mut worker = worker(json!({}));
+            worker.status = former;
+            let waiting = json!({"waiting": {"reason": "ErrImagePull"}});
+            let container = json!({"name": "app", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": waiting});
+            let pod = json!({"metadata": {"name": pod}, "status": {"containerStatuses": [container]}});
+            let around = Surroundings { pods: vec![Arc::new(from_value(pod).unwrap())], ..around(1, "u-1") };
+            status(&worker, None, None, &around, view, &now())
+        };
+        let said = |status: &WorkerStatus, kind| find(&status.conditions, kind).unwrap().message.clone();
+        let first = after(None, "p-1", &misread(decided(Reason::Steady, "fits")));
+        assert!(said(&first, AVAILABLE).contains("pod p-1"), "{}", said(&first, AVAILABLE));
+        let mut other = misread(decided(Reason::Steady, "fits"));
+        other.misread.as_mut().unwrap().message = "another entry".to_owned();
+        let second = after(Some(first), "p-2", &other);
+        assert!(said(&second, AVAILABLE).contains("pod p-2"), "{}", said(&second, AVAILABLE));
+        assert_eq!(said(&second, SCALING_ACTIVE), "another entry");
+        let refused = |why: &str| View { refused: Some(why.to_owned()), ..View::default() };
+        let third = after(Some(second), "p-2", &refused("a quota"));
+        let fourth = after(Some(third), "p-2", &refused("a webhook"));
+        assert!(said(&fourth, SCALING_ACTIVE).contains("a webhook"), "{}", said(&fourth, SCALING_ACTIVE));
+    }
+
+    #[test]
+    fn a_worker_that_turns_to_another_mode_says_nothing_of_what_was_decided_in_the_one_before() {
+        let after = |former: Option<WorkerStatus>, mode: &str, view: &View| {
+            let mut worker = worker(json!({"scaling": {"mode": mode}}));
+            worker.status = former;
+            status(&worker, None, None, &surroundings(), view, &now())
+        };
+        let reason = |status: &WorkerStatus| find(&status.conditions, SCALING_ACTIVE).unwrap().reason.clone();
+        let builtin = after(None, "Builtin", &decided(Reason::Steady, "fits"));
+        assert!(builtin.scaling.is_some());
+        let manual = after(Some(builtin), "Manual", &View::default());
+        assert_eq!((reason(&manual).as_str(), manual.scaling.is_none()), ("Manual", true));
+        assert_eq!(reason(&after(Some(manual), "Builtin", &View::default())), UNSEEN);
+    }
+
+    #[test]
+    fn the_sidecar_s_version_stands_while_nothing_can_be_built() {
+        let mut worker = worker(json!({}));
+        let version = |worker: &Worker, image: Option<&str>| {
+            let image = image.map(str::to_owned);
+            status(worker, None, image, &surroundings(), &View::default(), &now()).sidecar_version
+        };
+        worker.status =
+            Some(WorkerStatus { sidecar_version: Some("sidecar:1".to_owned()), ..WorkerStatus::default() });
+        assert_eq!(version(&worker, None).as_deref(), Some("sidecar:1"));
+        assert_eq!(version(&worker, Some("sidecar:2")).as_deref(), Some("sidecar:2"));
+    }
+
+    #[test]
+    fn what_holds_no_consuming_is_not_said_to_hold_it() {
+        let problem = Problem::new(TEMPLATE_VALID, "PortMissing", "name a port");
+        let around = around(1, "u-1");
+        let status = status(&worker(json!({})), Some(&problem), None, &around, &View::default(), &now());
+        assert_eq!(find(&status.conditions, AVAILABLE).unwrap().reason, "PodsStarting");
     }
 }

@@ -417,6 +417,13 @@ pub(crate) mod tests {
         assert_eq!(only(&[("a", "Failed"), ("b", "Pending")]).as_deref(), Some("b"));
         Arc::make_mut(around.queue.as_mut().unwrap()).spec.single_active_consumer = true;
         assert_eq!(validate(&one, &around).unwrap().only_pod, None, "the broker chooses");
+        let mut other = declared("False", "ArgumentsDiffer");
+        other.spec.single_active_consumer = true;
+        let conditions = &mut other.status.as_mut().unwrap().conditions;
+        conditions[0].message = "queue \"orders\" exists with another type".to_owned();
+        around.queue = Some(Arc::new(other));
+        let only_pod = validate(&one, &around).unwrap().only_pod;
+        assert_eq!(only_pod.as_deref(), Some("b"), "the broker's queue may not choose");
         assert_eq!(validate(&worker(json!({})), &surroundings()).unwrap().only_pod, None);
     }
 
@@ -611,6 +618,8 @@ pub(crate) mod tests {
         for volume in [CONFIG_VOLUME, BROKER_VOLUME, NO_TOKEN_VOLUME] {
             assert_eq!(also("volumes", json!([{"name": volume, "emptyDir": {}}])), "NameTaken", "{volume}");
         }
-        assert_eq!(reason(json!({"containers": app(70_000)})), "PortMissing");
+        for port in [0, 70_000] {
+            assert_eq!(reason(json!({"containers": app(port)})), "PortMissing", "{port}");
+        }
     }
 }
