@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use futures::StreamExt;
 use futures::future::{join_all, ready};
@@ -33,6 +33,8 @@ const AT_ONCE: usize = 16;
 const ANSWER: Duration = Duration::from_secs(30);
 /// How long a pod may take to answer: the API server waits for it without an end.
 const PAGE: Duration = Duration::from_secs(5);
+/// How long all pods of a namespace may take, of which many may be out of reach.
+const ALL_PAGES: Duration = Duration::from_secs(20);
 
 /// Which cluster and namespace.
 #[derive(Clone, Debug, Default, Args)]
@@ -229,9 +231,14 @@ impl Cluster {
     pub async fn sidecars(&self) -> anyhow::Result<Vec<Sidecar>> {
         let of_workers = ListParams::default().labels(WORKER_LABEL);
         let pods = self.api::<Pod>().list(&of_workers).await.context("list pods")?.items;
+        let until = tokio::time::Instant::now() + ALL_PAGES;
         let reads = pods.into_iter().filter(sidecar_runs).map(|pod| async move {
+            let page = self.page(&pod, SIDECAR_PORT, "metrics");
+            let text = tokio::time::timeout_at(until, page).await.unwrap_or_else(|_| {
+                Err(anyhow!("pod {}: the {} s for all pods were over", pod.name_any(), ALL_PAGES.as_secs()))
+            });
             // Who has gone since the list was made is none.
-            let text = self.page(&pod, SIDECAR_PORT, "metrics").await.transpose()?;
+            let text = text.transpose()?;
             let said = text.map_err(said).and_then(|text| {
                 sample::parse(&text)
                     .ok_or_else(|| format!("pod {}: these are no sidecar's metrics", pod.name_any()))
@@ -276,7 +283,7 @@ impl Cluster {
         let answer = match tokio::time::timeout(PAGE, self.client.request_text(request)).await {
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => return Ok(None),
             Ok(answer) => answer.map(Some).map_err(anyhow::Error::new),
-            Err(_) => Err(anyhow::anyhow!("there was no answer within {} s", PAGE.as_secs())),
+            Err(_) => Err(anyhow!("there was no answer within {} s", PAGE.as_secs())),
         };
         answer.with_context(|| format!("read /{page} of pod {name} through the API server"))
     }
@@ -337,6 +344,7 @@ pub(crate) mod tests {
 
     use kube::client::Body;
     use serde_json::json;
+    use warren_api::names::SIDECAR_CONTAINER;
 
     use super::*;
 
@@ -451,6 +459,30 @@ pub(crate) mod tests {
             error,
             "read /metrics of pod invoices-1 through the API server: there was no answer within 5 s"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn hundreds_of_pods_that_are_out_of_reach_take_no_minutes() {
+        let server = |request: http::Request<Body>| async move {
+            if request.uri().path().ends_with("/proxy/metrics") {
+                std::future::pending::<()>().await;
+            }
+            let running = json!([{"name": SIDECAR_CONTAINER, "state": {"running": {}}}]);
+            let pod = |number| {
+                json!({"metadata": {"name": format!("invoices-{number}"), "namespace": "shop"},
+                    "status": {"initContainerStatuses": running}})
+            };
+            let list = json!({"metadata": {}, "items": (0..300).map(pod).collect::<Vec<_>>()});
+            Ok::<_, Infallible>(http::Response::new(Body::from(list.to_string().into_bytes())))
+        };
+        let client = Client::new(tower::service_fn(server), "shop");
+        let cluster = Cluster { client, namespace: "shop".to_owned(), operator_namespace: None };
+        let begun = tokio::time::Instant::now();
+        let read = cluster.sidecars().await.unwrap();
+        assert!(begun.elapsed() <= ALL_PAGES, "{:?}", begun.elapsed());
+        let unread = read.iter().filter_map(|sidecar| sidecar.said.as_ref().err()).collect::<Vec<_>>();
+        assert_eq!(unread.len(), 300);
+        assert!(unread[299].contains("the 20 s for all pods were over"), "{}", unread[299]);
     }
 
     #[tokio::test]
