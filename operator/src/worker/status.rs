@@ -233,6 +233,10 @@ fn available(
         // On the way from zero nothing is wrong; what is, has been named above.
         return Statement::new(AVAILABLE, Status::Unknown, "PodsStarting", "no pod is ready yet");
     }
+    if deployment.facts.half_rolled {
+        let message = "pods of the changed template have run for the Deployment's progressDeadlineSeconds (600) and are not ready, so that those of the former one go on: see `kubectl describe pod` and the application's readiness probe, or change spec.template back";
+        return Statement::new(AVAILABLE, false, "RolloutStalled", message);
+    }
     Statement::new(AVAILABLE, true, "PodsReady", "pods are ready")
 }
 
@@ -433,13 +437,14 @@ mod tests {
         assert_eq!(told(&say(None, &view(None)).scaling), None);
     }
 
+    fn pod(ends: Option<&str>, ready: &str) -> Arc<Pod> {
+        let status = json!({"conditions": [{"type": "Ready", "status": ready}]});
+        let pod = json!({"metadata": {"deletionTimestamp": ends}, "status": status});
+        Arc::new(from_value::<Pod>(pod).unwrap())
+    }
+
     #[test]
     fn pods_on_their_way_are_no_failure_and_pods_that_end_are_not_counted() {
-        let pod = |ends: Option<&str>, ready: &str| {
-            let status = json!({"conditions": [{"type": "Ready", "status": ready}]});
-            let pod = json!({"metadata": {"deletionTimestamp": ends}, "status": status});
-            Arc::new(from_value::<Pod>(pod).unwrap())
-        };
         let said = |pods: Vec<Arc<Pod>>| {
             let around = Surroundings { pods, ..around(1, "u-1") };
             let view = decided(Reason::ScaledOut, "one waits");
@@ -655,6 +660,25 @@ mod tests {
             let said = |kind| find(&status.conditions, kind).unwrap().status.clone();
             assert_eq!((said(QUEUE_READY).as_str(), said(READY).as_str()), (of_queue, of_queue));
         }
+    }
+
+    #[test]
+    fn a_change_whose_pods_never_become_ready_is_told_although_others_go_on() {
+        let said = |progressing: &str| {
+            let conditions = json!([{"type": "Progressing", "status": progressing}]);
+            let deployment = json!({"metadata": {"name": "invoices", "namespace": "shop", "generation": 2}, "spec": {"replicas": 1},
+                "status": {"observedGeneration": 2, "replicas": 2, "updatedReplicas": 1, "conditions": conditions}});
+            let around = Surroundings {
+                deployment: Some(Arc::new(from_value(deployment).unwrap())),
+                pods: vec![pod(None, "True")],
+                ..surroundings()
+            };
+            let status = status(&worker(json!({})), None, None, &around, &View::default(), &now());
+            let available = find(&status.conditions, AVAILABLE).unwrap();
+            (available.status.clone(), available.reason.clone())
+        };
+        assert_eq!(said("True"), ("True".to_owned(), "PodsReady".to_owned()));
+        assert_eq!(said("False"), ("False".to_owned(), "RolloutStalled".to_owned()));
     }
 
     #[test]
