@@ -62,6 +62,8 @@ pub struct Target {
 pub struct Cluster {
     /// The API server.
     pub client: Client,
+    /// The way through it to pods.
+    pages: Client,
     /// The namespace that is asked about.
     pub namespace: String,
     /// The operator's; none: it is looked for in all.
@@ -122,6 +124,16 @@ fn proxy_of(read: &Kubeconfig, context: Option<&str>) -> Option<String> {
     cluster.proxy_url.clone().filter(|url| !url.is_empty())
 }
 
+/// An exception as the library reads it: `*.domain` is `.domain`, and one of another port excepts nothing.
+fn exception<'a>(one: &'a str, server: &http::Uri) -> Option<&'a str> {
+    let one = one.strip_prefix('*').filter(|rest| rest.starts_with('.')).unwrap_or(one);
+    let port = |port: &str| port.parse::<u16>().ok();
+    match one.rsplit_once(':').and_then(|(host, number)| Some((host, port(number)?))) {
+        Some((host, number)) if !host.contains(':') => (server.port_u16() == Some(number)).then_some(host),
+        _ => Some(one),
+    }
+}
+
 /// The proxy to an API server: the cluster's own, else that of the environment, unless it excepts the server or that is on this
 /// machine, see <https://pkg.go.dev/net/http#ProxyFromEnvironment>. The library compares the exceptions with the proxy.
 fn proxy(
@@ -135,9 +147,9 @@ fn proxy(
         let except = said(["NO_PROXY", "no_proxy"]).unwrap_or_default();
         let host = server.host().unwrap_or_default().trim_matches(['[', ']']);
         let is_here = host == "localhost" || host.parse().is_ok_and(|host: IpAddr| host.is_loopback());
-        let all = except.split(',').any(|one| one.trim() == "*");
-        let matcher = Matcher::builder().all("http://proxy").no(except).build();
-        is_here || all || matcher.intercept(server).is_none()
+        let except: Vec<_> = except.split(',').filter_map(|one| exception(one.trim(), server)).collect();
+        let matcher = Matcher::builder().all("http://proxy").no(except.join(",")).build();
+        is_here || except.contains(&"*") || matcher.intercept(server).is_none()
     };
     let of_environment = || said(["HTTPS_PROXY", "https_proxy"]).filter(|_| !excepted());
     let Some(url) = own.or_else(of_environment) else { return Ok(None) };
@@ -151,17 +163,25 @@ impl Cluster {
     /// # Errors
     /// There is none, or it names no such context.
     pub async fn connect(target: &Target) -> anyhow::Result<Self> {
-        let options = KubeConfigOptions { context: target.context.clone(), ..KubeConfigOptions::default() };
+        // A script's `--namespace "$NS"` without an NS asks for the context's, as with kubectl.
+        let given = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
+        let context = given(&target.context);
+        let options = KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
         let read = match &target.kubeconfig {
             Some(file) => Some(Kubeconfig::read_from(file).map(tidy).context("read the kubeconfig")?),
             None => named(env::var_os("KUBECONFIG").unwrap_or_default().as_os_str())?,
         };
         let read = match read.map_or_else(|| Kubeconfig::read().map(tidy), Ok) {
-            Ok(read) => Some(read),
-            Err(error) if target.context.is_some() => return Err(error).context("read the kubeconfig"),
-            Err(_) => None,
+            // In a pod a file without a context is none, as no file is.
+            Ok(read)
+                if read.current_context.is_some() || context.is_some() || target.kubeconfig.is_some() =>
+            {
+                Some(read)
+            }
+            Err(error) if context.is_some() => return Err(error).context("read the kubeconfig"),
+            Ok(_) | Err(_) => None,
         };
-        let own_proxy = read.as_ref().and_then(|read| proxy_of(read, target.context.as_deref()));
+        let own_proxy = read.as_ref().and_then(|read| proxy_of(read, context.as_deref()));
         let mut config = match read {
             Some(read) => {
                 Config::from_custom_kubeconfig(read, &options).await.context("use the kubeconfig")?
@@ -177,15 +197,15 @@ impl Cluster {
             );
         }
         config.proxy_url = proxy(own_proxy, |name| env::var(name).ok(), server)?;
-        // What a pod does not answer is to be told, and not to be asked for again until the time is up.
-        config.default_retry = false;
         // From the request on, however long the connection was idle before.
         (config.read_timeout, config.reset_reader_on_write) = (Some(ANSWER), true);
-        // A script's `--namespace "$NS"` without an NS asks for the context's, as with kubectl.
-        let given = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
         let namespace = given(&target.namespace).unwrap_or_else(|| config.default_namespace.clone());
         let operator_namespace = given(&target.operator_namespace);
-        Ok(Self { client: Client::try_from(config)?, namespace, operator_namespace })
+        let client = Client::try_from(config.clone())?;
+        // What a pod does not answer is to be told, and not to be asked for again until the time is up.
+        config.default_retry = false;
+        let pages = Client::try_from(config)?;
+        Ok(Self { client, pages, namespace, operator_namespace })
     }
 
     /// Something of the namespace.
@@ -280,7 +300,7 @@ impl Cluster {
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
         let path = format!("/api/v1/namespaces/{namespace}/pods/{name}:{port}/proxy/{page}");
         let request = http::Request::get(path).body(Vec::new())?;
-        let answer = match tokio::time::timeout(PAGE, self.client.request_text(request)).await {
+        let answer = match tokio::time::timeout(PAGE, self.pages.request_text(request)).await {
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => return Ok(None),
             Ok(answer) => answer.map(Some).map_err(anyhow::Error::new),
             Err(_) => Err(anyhow!("there was no answer within {} s", PAGE.as_secs())),
@@ -413,6 +433,14 @@ pub(crate) mod tests {
         );
         let but = |except| through(&[("HTTPS_PROXY", "socks5://proxy:3"), ("no_proxy", except)]);
         assert_eq!((but("10.0.0.0/8"), but("shop, 10.1.2.3"), but("*")), (None, None, None));
+        assert_eq!(
+            (
+                but("10.1.2.3:6443"),
+                found(None, &[("HTTPS_PROXY", "p"), ("NO_PROXY", "*.corp")], "https://a.corp")
+            ),
+            (None, None)
+        );
+        assert_eq!([but("10.1.2.3:443"), but("*.corp")].map(Option::unwrap), ["socks5://proxy:3/"; 2]);
         assert_eq!([but("proxy"), but("192.168.0.0/16")].map(Option::unwrap), ["socks5://proxy:3/"; 2]);
         for here in ["https://127.0.0.1:6443", "https://localhost", "https://[::1]:6443"] {
             assert_eq!(found(None, &[("HTTPS_PROXY", "http://proxy")], here), None);
@@ -447,7 +475,12 @@ pub(crate) mod tests {
             );
         let pod = json!({"metadata": {"name": "invoices-1", "namespace": "shop"}});
         let client = Client::new(service, "shop");
-        let cluster = Cluster { client, namespace: "shop".to_owned(), operator_namespace: None };
+        let cluster = Cluster {
+            client: client.clone(),
+            pages: client,
+            namespace: "shop".to_owned(),
+            operator_namespace: None,
+        };
         (cluster, serde_json::from_value(pod).unwrap())
     }
 
@@ -476,7 +509,12 @@ pub(crate) mod tests {
             Ok::<_, Infallible>(http::Response::new(Body::from(list.to_string().into_bytes())))
         };
         let client = Client::new(tower::service_fn(server), "shop");
-        let cluster = Cluster { client, namespace: "shop".to_owned(), operator_namespace: None };
+        let cluster = Cluster {
+            client: client.clone(),
+            pages: client,
+            namespace: "shop".to_owned(),
+            operator_namespace: None,
+        };
         let begun = tokio::time::Instant::now();
         let read = cluster.sidecars().await.unwrap();
         assert!(begun.elapsed() <= ALL_PAGES, "{:?}", begun.elapsed());

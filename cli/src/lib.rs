@@ -111,7 +111,9 @@ impl Cli {
             Command::Top(command) => command.run(&cluster.await?).await,
             Command::Explain(command) => command.run(&cluster.await?).await,
             Command::Doctor(command) => command.run(&cluster.await?).await,
-            Command::Simulate(command) => command.run(self.target.namespace.as_deref()),
+            Command::Simulate(command) => {
+                command.run(self.target.namespace.as_deref().filter(|name| !name.is_empty()))
+            }
         }
     }
 }

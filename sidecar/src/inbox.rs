@@ -8,6 +8,7 @@ use warren_broker::BrokerError;
 use warren_broker::lapin::{Channel, Consumer};
 use warren_broker::supervisor::Link;
 
+use crate::amqp::publisher::PublishError;
 use crate::core::{DeliveryId, LateReply, PublishResult, Seen, Snapshot, Verdict};
 use crate::handler::pool::Done;
 
@@ -42,8 +43,8 @@ pub enum Inbox {
         id: DeliveryId,
         /// What became of it.
         result: PublishResult,
-        /// What the broker said where it does not take it.
-        refusal: Option<String>,
+        /// Where the broker does not take it: the queue, and what it said.
+        refusal: Option<(String, PublishError)>,
     },
     /// The handler's port was tried.
     Port {

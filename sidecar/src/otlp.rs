@@ -94,7 +94,9 @@ impl Config {
         let (false, Some(url)) = (off, url) else { return Ok(None) };
         let protocol =
             get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL").or_else(|| get("OTEL_EXPORTER_OTLP_PROTOCOL"));
-        let of_grpc = || url.parse::<Uri>().is_ok_and(|url| url.port_u16() == Some(GRPC_PORT));
+        let place = url.split_once("://").map_or(&*url, |(_, place)| place);
+        let of_grpc =
+            || format!("http://{place}").parse::<Uri>().is_ok_and(|url| url.port_u16() == Some(GRPC_PORT));
         if protocol.as_deref().map_or_else(of_grpc, |protocol| protocol == "grpc") {
             return Err(BadConfig::Grpc(without_login(&url)));
         }

@@ -11,7 +11,7 @@ const QUIET: Duration = Duration::from_secs(60);
 pub struct Repeats(HashMap<String, (Instant, u64)>);
 
 impl Repeats {
-    /// How often something came since it was logged last, if it is to be logged now.
+    /// How often something came since it was logged last, if it is to be logged now. What did not come for two minutes is forgotten.
     pub fn news(&mut self, what: &str, now: Instant) -> Option<u64> {
         self.0.retain(|_, (logged, _)| now - *logged < QUIET * 2);
         match self.0.get_mut(what) {

@@ -85,7 +85,8 @@ pub fn status(queue: &Queue, progress: Progress, durability: Durability, now: &T
     next
 }
 
-/// A deletion that waits. Its reason stands in the way; what was wrong with the broker when it was asked last may be mended since.
+/// A deletion that waits. What was right when the broker was asked last is kept, and that a queue is somebody else's; that the broker was
+/// away is not, unless it still is: it may be back since.
 fn blocked(problem: Problem, former: &QueueStatus) -> Vec<Statement> {
     let asked = problem.condition != BROKER_REACHABLE;
     let stands = |kind: &str, status: &str| match kind {

@@ -46,3 +46,40 @@ impl Bursts {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// After bursts so far apart, for each of which pods are asked for twice and then let go.
+    fn after(gaps: &[f64]) -> Option<f64> {
+        let (mut bursts, mut now, mut last_in) = (Bursts::default(), 0.0, None);
+        for gap in [&[0.0], gaps].concat() {
+            now += gap;
+            bursts.came(last_in, now);
+            bursts.came(last_in, now + 10.0);
+            last_in = Some(now + 20.0);
+        }
+        bursts.often(last_in, now + 50.0)
+    }
+
+    #[test]
+    fn two_that_soon_follow_another_are_often_from_beginning_to_beginning() {
+        assert_eq!((after(&[]), after(&[100.0])), (None, Some(50.0)));
+        assert_eq!(after(&[400.0]), None, "the second of a new row");
+        // From the last pods that were asked for on, ten seconds after it began.
+        assert_eq!((after(&[100.0, 159.0]), after(&[100.0, 161.0])), (Some(50.0), None));
+    }
+
+    #[test]
+    fn a_burst_is_the_same_one_until_a_pod_of_its_has_gone() {
+        let mut bursts = Bursts::default();
+        for second in [0.0, 100.0, 200.0, 300.0] {
+            bursts.came(Some(0.0), second);
+            assert_eq!(bursts.often(Some(0.0), second + 1.0), None);
+        }
+        bursts.came(Some(310.0), 330.0);
+        assert_eq!(bursts.often(Some(340.0), 380.0), Some(50.0), "from 330 on");
+        assert_eq!(bursts.often(Some(0.0), 380.0), None, "nothing has gone since");
+    }
+}

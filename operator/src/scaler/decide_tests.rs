@@ -550,6 +550,12 @@ fn bursts_that_came_often_an_hour_ago_say_nothing_of_a_load_that_grows() {
     history.scaled_in(320.0);
     history.scaled_out(2, 100.0, Some(TooMuch { calls: 1.0, pods: 1 }), 3600.0);
     assert!(history.bursts_often(3601.0).is_none());
+    let mut growing = History::default();
+    for step in 0..5 {
+        growing.scaled_out(2, 100.0, Some(TooMuch { calls: 1.0, pods: 1 }), f64::from(step) * 60.0);
+        growing.scaled_in(f64::from(step) * 60.0 + 20.0);
+    }
+    assert_eq!(growing.bursts_often(300.0), None);
 }
 
 #[test]
@@ -785,12 +791,15 @@ fn pods_that_suffice_are_kept_where_nothing_is_to_spare() {
 
 #[test]
 fn a_burst_over_a_load_is_not_what_pods_proved_too_few_for() {
-    let (mut world, mut most) = (World::new(spec(), 0.5), 0);
-    for second in 0..900 {
-        world.second(if second == 600 { 200.0 } else { 3.2 });
-        most = most.max(world.replicas);
+    // Three fit the second load with what may come by chance: two served it before without a message that waited for long.
+    for (load, pods) in [(3.2, 2), (3.6, 3)] {
+        let (mut world, mut most) = (World::new(spec(), 0.5), 0);
+        for second in 0..900 {
+            world.second(if second == 600 { 200.0 } else { load });
+            most = most.max(world.replicas);
+        }
+        assert!(most > 20 && world.replicas == pods, "{most} {}", world.replicas);
     }
-    assert!(most > 20 && world.replicas == 2, "{most} {}", world.replicas);
 }
 
 #[test]

@@ -45,7 +45,7 @@ const LEAST_CLEARING_SHARE: f64 = 0.1;
 const SMALL_BURST_SHARE: f64 = 0.7;
 /// Share of the target wait that is left for clearing that.
 const SMALL_CLEARING_SHARE: f64 = 0.15;
-/// Most that is left where bursts come often.
+/// Most that is left where bursts come often, and least for one of a row for which pods are kept.
 const MOST_CLEARING_SHARE: f64 = 0.5;
 /// Seconds that pods of a burst stay for when its last message has begun.
 const LETTING_GO_SECONDS: f64 = 3.0;

@@ -430,6 +430,25 @@ impl World {
         self.step(Event::Answered { call, answers: Answers::All(verdict) });
     }
 
+    /// Goes on until that is so.
+    fn until(&mut self, so: fn(&Self) -> bool, mut turn: impl FnMut(&mut Self)) {
+        for _ in 0..10_000 {
+            if so(self) {
+                return;
+            }
+            turn(self);
+        }
+        panic!("it never is");
+    }
+
+    fn is_broken(&self) -> bool {
+        self.engine.snapshot().breaker.is_some()
+    }
+
+    fn calls_something(&self) -> bool {
+        !self.calls.is_empty()
+    }
+
     fn answer_all(&mut self, verdict: impl Into<Verdict>) -> usize {
         let verdict = verdict.into();
         let mut calls: Vec<CallId> = self.calls.keys().copied().collect();

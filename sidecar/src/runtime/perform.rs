@@ -59,10 +59,10 @@ impl Runtime {
         match message {
             Inbox::Called(done) => self.called(done),
             Inbox::Published { id, result, refusal } => {
-                if let Some(error) = refusal
-                    && let Some(times) = self.repeats.news(&error, Instant::now())
+                if let Some((queue, error)) = refusal
+                    && let Some(times) = self.repeats.news(&format!("{queue} {error}"), Instant::now())
                 {
-                    tracing::warn!(%error, times, "the broker does not take a copy");
+                    tracing::warn!(queue, %error, times, "the broker does not take a copy");
                 }
                 self.step(Event::Published { id, result });
             }
@@ -172,7 +172,7 @@ impl Runtime {
             } else {
                 publisher.publish_once(letter).await
             };
-            let (result, refusal) = result_of(outcome, &target);
+            let (result, refusal) = result_of(outcome, target);
             // Without a loop there is nobody to tell.
             let _ = sender.send(Inbox::Published { id, result, refusal });
         });
@@ -284,13 +284,11 @@ impl Runtime {
     }
 }
 
-/// What became of a copy, and what the broker said where it does not take it.
-fn result_of(outcome: Outcome, queue: &str) -> (PublishResult, Option<String>) {
+/// What became of a copy to a queue, and this and what the broker said where it does not take it.
+fn result_of(outcome: Outcome, queue: String) -> (PublishResult, Option<(String, PublishError)>) {
     let Err(error) = outcome else { return (PublishResult::Confirmed, None) };
     tracing::debug!(%queue, %error, "a copy was not published");
-    let refused = matches!(error, PublishError::Broker(_) | PublishError::OfAnother(_));
-    let refusal = refused.then(|| format!("queue \"{queue}\": {error}"));
-    let result = match error {
+    let result = match &error {
         PublishError::Unroutable => PublishResult::Unroutable,
         PublishError::Refused
         | PublishError::TooLarge { .. }
@@ -303,7 +301,8 @@ fn result_of(outcome: Outcome, queue: &str) -> (PublishResult, Option<String>) {
         | PublishError::Broker(_)
         | PublishError::OfAnother(_) => PublishResult::Failed,
     };
-    (result, refusal)
+    let refused = matches!(error, PublishError::Broker(_) | PublishError::OfAnother(_));
+    (result, refused.then_some((queue, error)))
 }
 
 #[cfg(test)]
@@ -313,7 +312,13 @@ mod tests {
     #[test]
     fn what_the_broker_may_have_closed_the_channel_over_is_not_refused_until_it_was_alone() {
         let error = || BrokerError::Precondition { detail: "message size 2 is larger than 1".to_owned() };
-        assert_eq!(result_of(Err(PublishError::OfAnother(error())), "answers").0, PublishResult::Failed);
-        assert_eq!(result_of(Err(PublishError::Broker(error())), "answers").0, PublishResult::Refused);
+        assert_eq!(
+            result_of(Err(PublishError::OfAnother(error())), "answers".to_owned()).0,
+            PublishResult::Failed
+        );
+        assert_eq!(
+            result_of(Err(PublishError::Broker(error())), "answers".to_owned()).0,
+            PublishResult::Refused
+        );
     }
 }

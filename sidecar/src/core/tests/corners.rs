@@ -278,15 +278,15 @@ fn late_work_whose_channel_is_gone_holds_its_key_until_its_extended_time_and_no_
 #[test]
 fn after_an_outage_the_load_comes_back_call_by_call() {
     let mut world = World::running(Settings { prefetch: 40, concurrency: 40, ..settings() }, 400);
-    while world.engine.snapshot().breaker.is_none() {
+    world.until(World::is_broken, |world| {
         world.answer_all(retry(500));
         world.settle();
         world.pass(Duration::from_secs(1));
-    }
+    });
     world.answer_all(retry(500));
-    while world.calls.is_empty() {
+    world.until(World::calls_something, |world| {
         world.pass(Duration::from_millis(100));
-    }
+    });
     world.answer_all(Verdict::Ack);
     world.settle();
     assert_eq!(world.engine.snapshot().breaker, None);
@@ -296,10 +296,10 @@ fn after_an_outage_the_load_comes_back_call_by_call() {
 #[test]
 fn a_drain_in_an_outage_waits_for_no_probe() {
     let mut world = World::running(Settings { prefetch: 5, ..settings() }, 400);
-    while world.engine.snapshot().breaker.is_none() {
+    world.until(World::is_broken, |world| {
         world.answer_all(retry(500));
         world.settle();
-    }
+    });
     world.step(Event::Drain);
     world.settle();
     world.pass(Duration::from_secs(5));
@@ -342,14 +342,14 @@ fn a_message_s_third_failed_probe_is_its_own_fault_if_others_have_succeeded_sinc
     for (successes_before, verdict, attempts) in [(0, retry(500), 1), (1, retry(500), 0), (0, not_now(), 0)] {
         let mut world = World::running(Settings { prefetch: 40, ..settings() }, 41);
         world.answer_all(Verdict::Ack);
-        while world.engine.snapshot().breaker.is_none() {
+        world.until(World::is_broken, |world| {
             world.answer_all(retry(500));
             world.settle();
-        }
+        });
         world.answer_all(retry(500));
-        while world.calls.is_empty() {
+        world.until(World::calls_something, |world| {
             world.pass(Duration::from_millis(100));
-        }
+        });
         world.retried.clear();
         let probed = world.calls.values().next().unwrap()[0].id;
         let slot = world.engine.window.get_mut(probed).unwrap();

@@ -85,11 +85,11 @@ fn a_long_call_from_before_an_outage_keeps_an_order_from_no_probe() {
         if later {
             world.answer(long, Verdict::Later);
         }
-        while world.engine.snapshot().breaker.is_none() {
+        world.until(World::is_broken, |world| {
             world.fail_all_but(long);
             world.settle();
             world.pass(Duration::from_secs(1));
-        }
+        });
         for _ in 0..MINUTE.as_secs() {
             world.fail_all_but(long);
             world.pass(Duration::from_secs(1));
@@ -198,11 +198,11 @@ fn a_copy_that_the_broker_does_not_take_keeps_an_outage_from_being_probed_for_a_
     let (_, mut world) = keyed(MINUTE);
     world.copies = Some(PublishResult::Refused);
     world.answer(CallId(1), Verdict::DeadLetter { reason: DeadReason::Rejected, detail: String::new() });
-    while world.engine.snapshot().breaker.is_none() {
+    world.until(World::is_broken, |world| {
         world.answer_all(retry(500));
         world.settle();
         world.pass(Duration::from_secs(1));
-    }
+    });
     assert_eq!(world.subscribed.len(), 1);
     world.answering(MINUTE, |_, _| retry(500));
     assert!(world.subscribed.len() > 1, "others were to get what is held here");
