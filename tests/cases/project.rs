@@ -190,6 +190,26 @@ fn blank(schema: &serde_yaml::Value, values: &serde_yaml::Value) -> Vec<String> 
     values.as_mapping().into_iter().flatten().flat_map(of).collect()
 }
 
+#[test]
+fn kubectl_get_shows_what_scripts_and_people_know_by_name() {
+    let shown = warren_api::crd::all().map(|(_, crd)| {
+        let list = |of: &serde_json::Value| of.as_array().cloned().unwrap_or_default();
+        let columns = list(&crd["spec"]["versions"][0]["additionalPrinterColumns"]).into_iter();
+        let columns = columns.filter(|column| column["priority"].as_i64().unwrap_or(0) == 0);
+        let columns = columns.map(|column| column["name"].as_str().unwrap_or_default().to_owned());
+        let names = &crd["spec"]["names"];
+        let called = [list(&names["shortNames"]), list(&names["categories"])].concat();
+        format!("{}: {}", serde_json::json!(called), columns.collect::<Vec<_>>().join(", "))
+    });
+    assert_eq!(
+        shown,
+        [
+            r#"["wq","warren"]: Ready, Queue, Type, Reason, Age"#,
+            r#"["wk","warren"]: Ready, Replicas, Desired, Queue, Reason, Age"#
+        ]
+    );
+}
+
 /// A namespace may be named 123, and a release, too.
 #[test]
 fn templates_of_the_chart_quote_what_may_look_like_a_number() {

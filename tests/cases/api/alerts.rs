@@ -1,11 +1,44 @@
 //! The chart's alerts, as Helm renders them and Prometheus evaluates them.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
+use serde::Deserialize as _;
 use serde_yaml::Value;
 use warren_tests::command::run_program;
 use warren_tests::site;
 
 use crate::cluster;
+
+#[tokio::test]
+async fn all_parts_of_the_chart_render_at_once() -> Result<()> {
+    let chart = site::workspace().join("charts/warren");
+    let chart = chart.to_string_lossy();
+    let mut render = vec!["template", "warren", &chart, "--namespace", "warren-system"];
+    let values = [
+        "replicas=2",
+        "metrics.serviceMonitor.enabled=true",
+        "metrics.podMonitor.enabled=true",
+        "metrics.rules.enabled=true",
+        "metrics.dashboard.enabled=true",
+        "networkPolicy.enabled=true",
+        "watchNamespaces={shop,mail}",
+        // What is left blank is none.
+        "podLabels=null",
+        "metrics.rules.labels=null",
+    ];
+    for value in values {
+        render.extend(["--set", value]);
+    }
+    let rendered = cluster().await.helm(&render).await?;
+    let kinds = serde_yaml::Deserializer::from_str(&rendered)
+        .map(|document| Ok(Value::deserialize(document)?["kind"].as_str().unwrap_or_default().to_owned()))
+        .collect::<Result<BTreeSet<_>>>()?;
+    for kind in ["NetworkPolicy", "ServiceMonitor", "PodMonitor", "PrometheusRule", "Role", "Deployment"] {
+        assert!(kinds.contains(kind), "{kind}: {kinds:?}");
+    }
+    Ok(())
+}
 
 #[tokio::test]
 async fn each_alert_fires_for_what_it_tells_of_and_for_nothing_else() -> Result<()> {

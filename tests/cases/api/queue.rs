@@ -71,6 +71,24 @@ async fn more_than_ten_retry_delays_are_refused() {
 }
 
 #[tokio::test]
+async fn what_warren_never_does_to_a_queue_of_others_is_refused() {
+    refused(&queue("{adoptionPolicy: AsIs, bindings: [{exchange: shop}]}"), "AsIs binds nothing").await;
+    for policy in ["Delete", "DeleteIfEmpty"] {
+        let spec = format!("{{adoptionPolicy: AsIs, deletionPolicy: {policy}}}");
+        refused(&queue(&spec), "AsIs deletes nothing").await;
+    }
+    assert!(send(&queue("{adoptionPolicy: AsIs}")).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_limit_of_nothing_and_a_consumer_timeout_that_the_broker_does_not_take_are_refused() {
+    for field in ["limits: {maxLength: 0}", "limits: {maxLengthBytes: 0}", "deadLetter: {maxLength: 0}"] {
+        refused(&queue(&format!("{{{field}}}")), "greater than or equal to 1").await;
+    }
+    refused(&queue("{consumerTimeoutSeconds: 59}"), "greater than or equal to 60").await;
+}
+
+#[tokio::test]
 async fn fields_of_the_other_queue_type_are_refused() {
     refused(&queue("{type: Classic, deliveryLimit: 5}"), "deliveryLimit works on quorum queues only").await;
     refused(&queue("{maxPriority: 5}"), "maxPriority works on classic queues only").await;
@@ -162,13 +180,15 @@ async fn what_the_broker_cannot_change_is_immutable_and_points_to_the_way_around
         r#"{"singleActiveConsumer":true}"#,
         r#"{"consumerTimeoutSeconds":700}"#,
         r#"{"deadLetter":{"maxLength":7}}"#,
+        r#"{"maxPriority":7}"#,
     ]
     .iter()
     .enumerate()
     {
         let name = format!("immutable-{index}");
         let change = format!("{{\"spec\":{patch}}}");
-        let refusal = patched("wq", &name, &named(&name, "{}"), &change).await.unwrap_err();
+        let spec = if patch.contains("maxPriority") { "{type: Classic, maxPriority: 5}" } else { "{}" };
+        let refusal = patched("wq", &name, &named(&name, spec), &change).await.unwrap_err();
         assert!(
             refusal.contains("is immutable") && refusal.contains("docs/changing-a-queue.md"),
             "{refusal}"

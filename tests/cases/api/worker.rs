@@ -33,6 +33,18 @@ async fn more_concurrency_than_prefetch_is_refused() {
 }
 
 #[tokio::test]
+async fn a_batch_larger_than_the_prefetch_or_with_a_reply_is_refused() {
+    let batch = |http: &str, most: u32| {
+        worker(&format!(
+            "consumer: {{prefetch: 5}}, handler: {{http: {http}, batch: {{maxMessages: {most}}}}},"
+        ))
+    };
+    refused(&batch("{}", 6), "cannot exceed consumer.prefetch").await;
+    refused(&batch("{reply: true}", 5), "cannot be combined with handler.batch").await;
+    assert!(send(&batch("{}", 5)).await.is_ok());
+}
+
+#[tokio::test]
 async fn an_ordering_key_that_means_the_routing_key_in_other_words_is_refused() {
     for meant in ["routingKey", "routing_key", "warren-routing-key"] {
         let ordered = format!("scaling: {{maxReplicas: 1}}, consumer: {{orderingKey: {meant}}},");

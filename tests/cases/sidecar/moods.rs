@@ -233,6 +233,10 @@ async fn a_broker_that_falls_silent_is_found_by_heartbeat(options: Options) -> R
     sidecar.until("warren_sidecar_connected", "", 1.0).await?;
     place.broker.freeze().await?;
     sidecar.until("warren_sidecar_connected", "", 0.0).await?;
+    // Its application may serve others, and a restart mends no broker.
+    for probe in ["/livez", "/readyz"] {
+        ensure!(request(sidecar.admin, "GET", probe, &[], b"").await?.status == 200, "{probe} in an outage");
+    }
     place.broker.thaw().await?;
     place.client().await?.publish(QUEUE, b"x").await?;
     sidecar.settled("ack", 1).await
