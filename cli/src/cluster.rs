@@ -57,6 +57,15 @@ pub struct Target {
     pub operator_namespace: Option<String>,
 }
 
+impl Target {
+    /// What is empty says nothing, as with kubectl: a script's `--namespace "$NS"` without an NS asks for the context's.
+    pub fn tidy(&mut self) {
+        for name in [&mut self.namespace, &mut self.context, &mut self.operator_namespace] {
+            name.take_if(|name| name.is_empty());
+        }
+    }
+}
+
 /// A cluster, seen as one user.
 #[derive(Clone)]
 pub struct Cluster {
@@ -163,10 +172,8 @@ impl Cluster {
     /// # Errors
     /// There is none, or it names no such context.
     pub async fn connect(target: &Target) -> anyhow::Result<Self> {
-        // A script's `--namespace "$NS"` without an NS asks for the context's, as with kubectl.
-        let given = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
-        let context = given(&target.context);
-        let options = KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
+        let context = target.context.as_deref();
+        let options = KubeConfigOptions { context: target.context.clone(), ..KubeConfigOptions::default() };
         let read = match &target.kubeconfig {
             Some(file) => Some(Kubeconfig::read_from(file).map(tidy).context("read the kubeconfig")?),
             None => named(env::var_os("KUBECONFIG").unwrap_or_default().as_os_str())?,
@@ -181,7 +188,7 @@ impl Cluster {
             Err(error) if context.is_some() => return Err(error).context("read the kubeconfig"),
             Ok(_) | Err(_) => None,
         };
-        let own_proxy = read.as_ref().and_then(|read| proxy_of(read, context.as_deref()));
+        let own_proxy = read.as_ref().and_then(|read| proxy_of(read, context));
         let mut config = match read {
             Some(read) => {
                 Config::from_custom_kubeconfig(read, &options).await.context("use the kubeconfig")?
@@ -199,8 +206,8 @@ impl Cluster {
         config.proxy_url = proxy(own_proxy, |name| env::var(name).ok(), server)?;
         // From the request on, however long the connection was idle before.
         (config.read_timeout, config.reset_reader_on_write) = (Some(ANSWER), true);
-        let namespace = given(&target.namespace).unwrap_or_else(|| config.default_namespace.clone());
-        let operator_namespace = given(&target.operator_namespace);
+        let namespace = target.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+        let operator_namespace = target.operator_namespace.clone();
         let client = Client::try_from(config.clone())?;
         // What a pod does not answer is to be told, and not to be asked for again until the time is up.
         config.default_retry = false;
@@ -465,6 +472,11 @@ pub(crate) mod tests {
         }
     }
 
+    fn through(client: Client) -> Cluster {
+        let pages = client.clone();
+        Cluster { client, pages, namespace: "shop".to_owned(), operator_namespace: None }
+    }
+
     fn asked<F>(answer: fn() -> F) -> (Cluster, Pod)
     where
         F: Future<Output = http::Response<Body>> + Send + 'static,
@@ -474,13 +486,7 @@ pub(crate) mod tests {
                 move |_: http::Request<Body>| async move { Ok::<_, Infallible>(answer().await) },
             );
         let pod = json!({"metadata": {"name": "invoices-1", "namespace": "shop"}});
-        let client = Client::new(service, "shop");
-        let cluster = Cluster {
-            client: client.clone(),
-            pages: client,
-            namespace: "shop".to_owned(),
-            operator_namespace: None,
-        };
+        let cluster = through(Client::new(service, "shop"));
         (cluster, serde_json::from_value(pod).unwrap())
     }
 
@@ -508,13 +514,7 @@ pub(crate) mod tests {
             let list = json!({"metadata": {}, "items": (0..300).map(pod).collect::<Vec<_>>()});
             Ok::<_, Infallible>(http::Response::new(Body::from(list.to_string().into_bytes())))
         };
-        let client = Client::new(tower::service_fn(server), "shop");
-        let cluster = Cluster {
-            client: client.clone(),
-            pages: client,
-            namespace: "shop".to_owned(),
-            operator_namespace: None,
-        };
+        let cluster = through(Client::new(tower::service_fn(server), "shop"));
         let begun = tokio::time::Instant::now();
         let read = cluster.sidecars().await.unwrap();
         assert!(begun.elapsed() <= ALL_PAGES, "{:?}", begun.elapsed());

@@ -105,15 +105,14 @@ impl Cli {
     ///
     /// # Errors
     /// What cannot be read, as a sentence.
-    pub async fn run(self) -> anyhow::Result<Answer> {
+    pub async fn run(mut self) -> anyhow::Result<Answer> {
+        self.target.tidy();
         let cluster = Cluster::connect(&self.target);
         match self.command {
             Command::Top(command) => command.run(&cluster.await?).await,
             Command::Explain(command) => command.run(&cluster.await?).await,
             Command::Doctor(command) => command.run(&cluster.await?).await,
-            Command::Simulate(command) => {
-                command.run(self.target.namespace.as_deref().filter(|name| !name.is_empty()))
-            }
+            Command::Simulate(command) => command.run(self.target.namespace.as_deref()),
         }
     }
 }

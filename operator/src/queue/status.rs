@@ -94,14 +94,13 @@ fn blocked(problem: Problem, former: &QueueStatus) -> Vec<Statement> {
         // What Warren has let go is not kept as it is declared.
         _ => problem.reason != OTHER_FINALIZER && (status == "False" || asked && status == "True"),
     };
-    let before = |kind: &'static str| {
-        let before = find(&former.conditions, kind).filter(|before| stands(kind, &before.status));
-        before.map(|before| Statement::of(kind, before))
-    };
-    let now = not_asked(&problem).into_iter().filter(|said| !asked && said.kind != READY);
-    let now = now.filter(|said| before(said.kind).is_none()).collect::<Vec<_>>();
+    let known = if asked { Vec::new() } else { not_asked(&problem) };
     let mut all = vec![Statement::new(READY, false, "Deleting", problem.message.clone())];
-    all.extend([BROKER_REACHABLE, DECLARED].into_iter().filter_map(before).chain(now));
+    for kind in [BROKER_REACHABLE, DECLARED] {
+        let before = find(&former.conditions, kind).filter(|before| stands(kind, &before.status));
+        let before = before.map(|before| Statement::of(kind, before));
+        all.extend(before.or_else(|| known.iter().find(|said| said.kind == kind).cloned()));
+    }
     all.push(Statement::new(DELETION_BLOCKED, true, problem.reason, problem.message));
     all
 }

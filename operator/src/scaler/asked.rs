@@ -28,11 +28,14 @@ pub fn spec(worker: &Worker, queue: Option<&Queue>, beside: Option<&str>) -> Spe
     }
 }
 
+/// Whether the Worker is as its status was written for.
+pub fn unchanged(worker: &Worker) -> bool {
+    worker.status.as_ref().is_some_and(|status| status.observed_generation == worker.metadata.generation)
+}
+
 /// Seconds per message that were measured by the last decision that is written down, unless the Worker was changed since.
 pub fn measured_before(worker: &Worker) -> Option<f64> {
-    let status = worker.status.as_ref()?;
-    let same = status.observed_generation == worker.metadata.generation;
-    status.scaling.as_ref().filter(|_| same)?.seconds_per_message
+    worker.status.as_ref().filter(|_| unchanged(worker))?.scaling.as_ref()?.seconds_per_message
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use super::pods::{ended, ending, ready, trouble};
 use super::validate::{HOLDS, is_unsure, port};
 use crate::condition::{Statement, Status, conditions, find};
 use crate::problem::Problem;
-use crate::scaler::asked::measured_before;
+use crate::scaler::asked::{measured_before, unchanged};
 use crate::scaler::board::View;
 use crate::scaler::decide::Decision;
 use crate::scaler::reason::Reason;
@@ -93,7 +93,7 @@ fn kept(statement: Statement, worker: &Worker, former: &WorkerStatus, view: &Vie
     let same = before.status == statement.status.as_str()
         && before.reason == statement.reason
         && ![SCHEDULE_INVALID, SCALE_REFUSED].contains(&statement.reason.as_ref())
-        && former.observed_generation == worker.metadata.generation
+        && unchanged(worker)
         && (decided.is_none() || decided == former.scaling.as_ref().map(|scaling| scaling.replicas))
         && cause(&before.reason, &before.message) == cause(&statement.reason, &statement.message)
         && ignored(&before.message) == ignored(&statement.message);
@@ -119,9 +119,6 @@ fn former_scaling(worker: &Worker) -> Option<ScalingStatus> {
 fn scaling(worker: &Worker, view: &View) -> Option<ScalingStatus> {
     let former = former_scaling(worker);
     let Some(decision) = &view.decision else { return former };
-    // What it says may be of the spec.
-    let seen =
-        worker.status.as_ref().is_some_and(|status| status.observed_generation == worker.metadata.generation);
     let same_queue = view.queue.as_ref().is_some_and(|queue| queue.name == worker.spec.queue_ref.name);
     let next = ScalingStatus {
         replicas: signed(decision.replicas),
@@ -131,7 +128,10 @@ fn scaling(worker: &Worker, view: &View) -> Option<ScalingStatus> {
         seconds_per_message: view.service_seconds.filter(|_| same_queue).and_then(three_digits),
     };
     match former {
-        Some(former) if seen && (former.replicas, &former.reason) == (next.replicas, &next.reason) => {
+        // What it says may be of the spec.
+        Some(former)
+            if unchanged(worker) && (former.replicas, &former.reason) == (next.replicas, &next.reason) =>
+        {
             // What the scaler goes by outlasts a change that it has seen.
             let known = former.seconds_per_message.or(next.seconds_per_message);
             Some(ScalingStatus { seconds_per_message: known, ..former })
