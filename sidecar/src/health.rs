@@ -2,7 +2,9 @@
 //! did would restart pods for an outage that a restart does not mend.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// A loop that has not turned for so long hangs.
 const HANGS: Duration = Duration::from_secs(30);
@@ -43,5 +45,23 @@ impl Health {
     /// Whether the broker was reached once since the start.
     pub fn is_ready(&self) -> bool {
         self.connected.load(Ordering::Relaxed) && self.is_live()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_loop_that_hangs_is_not_live_and_one_that_turns_again_is() {
+        let health = Health::default();
+        assert_eq!((health.is_live(), health.is_ready()), (true, false), "not connected yet");
+        health.connected();
+        tokio::time::advance(HANGS - Duration::from_millis(1)).await;
+        assert_eq!((health.is_live(), health.is_ready()), (true, true));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!((health.is_live(), health.is_ready()), (false, false));
+        health.beat();
+        assert_eq!((health.is_live(), health.is_ready()), (true, true));
     }
 }

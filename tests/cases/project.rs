@@ -179,7 +179,14 @@ fn the_chart_s_schema_knows_exactly_its_values_and_what_helm_hands_to_a_dependen
 fn blank(schema: &serde_yaml::Value, values: &serde_yaml::Value) -> Vec<String> {
     let required = schema["required"].as_sequence().cloned().unwrap_or_default();
     let of = |(name, value): (&serde_yaml::Value, &serde_yaml::Value)| match value.as_mapping() {
-        Some(_) => blank(&schema["properties"][name], value),
+        // A section that is left blank has none of what it must have.
+        Some(_) => {
+            let section = &schema["properties"][name];
+            let lax = section.get("required").is_some() && !required.contains(name);
+            let mut inside = blank(section, value);
+            inside.extend(lax.then(|| format!("{name:?}")));
+            inside
+        }
         None => {
             let has_default =
                 value.is_bool() || value.is_number() || value.as_str().is_some_and(|text| !text.is_empty());

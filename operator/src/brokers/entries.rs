@@ -51,6 +51,8 @@ struct Entry {
     declared: Option<Instant>,
     /// How long its queues that are to go have read empty.
     rest: Rest,
+    /// Whether its dead-letter queue was full when it was last looked at.
+    full: bool,
     loss: Loss,
     observation: Option<Observation>,
     /// Failures in a row.
@@ -77,6 +79,8 @@ pub(super) struct Due {
     pub(super) age: Duration,
     /// How long its queues that are to go have read empty.
     pub(super) rest: Rest,
+    /// Whether its dead-letter queue was full at the last look.
+    pub(super) full: bool,
     /// Whether the main queue was there before.
     pub(super) there: bool,
     /// Whether it is kept away from the connection of the others, which may have ended over it.
@@ -113,6 +117,7 @@ impl Entries {
                 stands: Arc::default(),
                 declared: None,
                 rest: Rest::default(),
+                full: false,
                 loss: Loss::default(),
                 observation: None,
                 failures: 0,
@@ -165,9 +170,9 @@ impl Entries {
         self.running.insert(key.clone());
         let age = entry.declared.map_or(Duration::ZERO, |declared| now.duration_since(declared));
         let (rest, there) = (std::mem::take(&mut entry.rest), entry.loss.is_expected());
-        let apart = entry.suspect;
+        let (full, apart) = (entry.full, entry.suspect);
         let (order, stands) = (entry.order.clone(), Arc::downgrade(&entry.stands));
-        Some(Due { order, stands, key, age, rest, there, apart })
+        Some(Due { order, stands, key, age, rest, full, there, apart })
     }
 
     /// Everything is looked at again, but what failed keeps its date: it may be what ended the connection. While there was
@@ -271,8 +276,9 @@ impl Entries {
             if result.is_ok() {
                 entry.rest = rest.clone();
             }
-            if matches!(result, Ok(Outcome::Declared(_))) {
+            if let Ok(Outcome::Declared(seen)) = &result {
                 entry.declared.get_or_insert(now);
+                entry.full = seen.dead_letter_full == Some(true);
             }
         }
         if entry.loss.ended(order.declares(), &result) {
@@ -445,6 +451,26 @@ mod tests {
         assert_eq!(second.age, Duration::from_secs(120));
         entries.done(&second, declared(), DRIFT, at(12));
         assert_eq!(entries.take_due(at(14)).unwrap().age, Duration::from_secs(240));
+    }
+
+    #[test]
+    fn that_a_dead_letter_queue_was_full_is_known_until_a_look_says_otherwise() {
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        let at = |minutes: u64| now + Duration::from_secs(minutes * 60);
+        entries.order(&key(), keep(&[5]), None, now);
+        let mut look = |minute, result| {
+            let due = entries.take_due(at(minute)).unwrap();
+            entries.done(&due, result, DRIFT, at(minute));
+            entries.all_due(at(minute));
+            due.full
+        };
+        let seen = |full| Ok(Outcome::Declared(Seen { dead_letter_full: Some(full), ..Seen::default() }));
+        let closed = warren_broker::BrokerError::Closed { detail: "x".to_owned() };
+        let object = warren_broker::declare::Object::Queue("orders".to_owned());
+        assert!(!look(0, seen(true)), "nothing was seen before");
+        assert!(look(2, Err(DeclareError { object, error: closed })));
+        assert!(look(4, seen(false)));
+        assert!(!look(6, seen(false)));
     }
 
     #[test]

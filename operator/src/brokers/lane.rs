@@ -253,13 +253,13 @@ impl Shared {
 
     /// Does what an order asks for, for as long as this process may write.
     async fn work(&self, link: &Link, channels: &Pool, due: &mut Due) -> Result<Outcome, DeclareError> {
-        let Due { order, stands, age, rest, .. } = due;
+        let Due { order, stands, age, rest, full, .. } = due;
         let patience = Patience {
             learned: *age >= self.options.sidecars_learn,
             held_back: self.options.held_back,
             stands,
         };
-        let work = carry_out(link, channels, order, patience, rest);
+        let work = carry_out(link, channels, order, patience, (rest, *full));
         let mut outcome =
             self.options.leadership.fenced(work).await.unwrap_or_else(|lost| {
                 Err(of_main(order, BrokerError::Closed { detail: lost.to_string() }))

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use warren_api::QueueType;
 use warren_api::conditions::queue::DECLARED;
+use warren_api::names::dead_letter_queue;
 use warren_api::queue::DeclaredBinding;
 use warren_broker::channel::open;
 use warren_broker::declare::{self, DeclareError, Object, QueueDepth};
@@ -15,7 +16,7 @@ use warren_broker::topology::{Argument, QueuePlan, Role, Topology, retry_queue};
 use warren_broker::{BrokerError, Category};
 
 use super::channels::Channels;
-use super::counted::depth_of;
+use super::counted::{count, depth_of, leaders};
 use super::link::{close, on_own_channel, put_back, take};
 use super::remove::{bind_again, remove};
 use super::rest::Rest;
@@ -40,15 +41,18 @@ pub(super) struct Patience<'a> {
     pub(super) stands: &'a Weak<()>,
 }
 
+/// What earlier looks at the order have seen: how long what is to go has read empty, and whether the dead-letter queue was full.
+type Before<'a> = (&'a mut Rest, bool);
+
 /// Carries an order out, on a channel of its own that is used again when nothing was refused.
 pub(super) async fn carry_out(
     link: &Link,
     channels: &Mutex<Channels<Channel>>,
     order: &Arc<Order>,
     patience: Patience<'_>,
-    rest: &mut Rest,
+    before: Before<'_>,
 ) -> Result<Outcome, DeclareError> {
-    let outcome = in_time(order, attempt(link, channels, order, patience, rest)).await;
+    let outcome = in_time(order, attempt(link, channels, order, patience, before)).await;
     if let (Goal::Remove { only_if_empty: true, .. }, Ok(Outcome::Refused(_)) | Err(_)) =
         (&order.goal, &outcome)
     {
@@ -74,16 +78,16 @@ async fn attempt(
     channels: &Mutex<Channels<Channel>>,
     order: &Order,
     patience: Patience<'_>,
-    rest: &mut Rest,
+    before: Before<'_>,
 ) -> Result<Outcome, DeclareError> {
     let mut pooled = take(link, channels).await.map_err(|error| of_main(order, error))?;
     let outcome = match &order.goal {
         Goal::Keep { claim, unbind, retire, untold } => {
             let patience = Patience { learned: patience.learned && !untold, ..patience };
-            keep(link, &pooled.channel, order, (*claim, unbind, retire), patience, rest).await
+            keep(link, &pooled.channel, order, (*claim, unbind, retire), patience, before).await
         }
         Goal::Remove { only_if_empty, unbind } => {
-            remove(link, &mut pooled.channel, order, (*only_if_empty, unbind), patience, rest).await
+            remove(link, &mut pooled.channel, order, (*only_if_empty, unbind), patience, before.0).await
         }
     }?;
     put_back(link, channels, pooled);
@@ -100,10 +104,10 @@ async fn keep(
     order: &Order,
     (claim, unbind, retire): (Claim, &[DeclaredBinding], &[u32]),
     patience: Patience<'_>,
-    rest: &mut Rest,
+    (rest, was_full): Before<'_>,
 ) -> Result<Outcome, DeclareError> {
     let main = &order.main;
-    let (dead_letter_full, depth, room) = match claim {
+    let (dead_letters, depth, room) = match claim {
         Claim::Declare => {
             let declared = declare_all(link, channel, &order.topology).await;
             if let Err(refused) = &declared
@@ -115,7 +119,7 @@ async fn keep(
             }
             let depths = declared?;
             let depth = depths.last().copied().unwrap_or_default();
-            (full(&order.topology, &depths), depth, has_room(order.topology.main(), depth.ready))
+            (dead_letters(&order.topology, &depths), depth, has_room(order.topology.main(), depth.ready))
         }
         Claim::MustExist => {
             let Some(depth) = depth_of(link, main).await.map_err(|error| of_main(order, error))? else {
@@ -125,8 +129,8 @@ async fn keep(
                 return Ok(Outcome::Refused(Problem::new(DECLARED, "QueueNotFound", message)));
             };
             let beside = beside(&order.topology);
-            let full = full(&beside, &declare_all(link, channel, &beside).await?);
-            (full, depth, has_room(None, depth.ready))
+            let dead_letters = dead_letters(&beside, &declare_all(link, channel, &beside).await?);
+            (dead_letters, depth, has_room(None, depth.ready))
         }
         Claim::MustBeAbsent => {
             if depth_of(link, main).await.map_err(|error| of_main(order, error))?.is_some() {
@@ -137,6 +141,10 @@ async fn keep(
             }
             return Ok(Outcome::Absent);
         }
+    };
+    let dead_letter_full = match dead_letters {
+        Some((0, _)) if was_full => Some(!has_emptied(link, order).await),
+        counted => counted.map(|(ready, limit)| i64::from(ready) >= limit),
     };
     take_all_back(link, order, unbind).await?;
     let mut leaders = Leaders::of(link, channel, order, (room, depth));
@@ -250,13 +258,30 @@ async fn take_back(link: &Link, main: &str, binding: &DeclaredBinding) -> Result
     }
 }
 
-/// Whether the dead-letter queue holds as many messages as it may; none where it has no limit.
-fn full(topology: &Topology, depths: &[QueueDepth]) -> Option<bool> {
+/// How many messages the dead-letter queue holds, and how many it may; none where it has no limit.
+fn dead_letters(topology: &Topology, depths: &[QueueDepth]) -> Option<(u32, i64)> {
     let (queue, depth) =
         topology.queues.iter().zip(depths).find(|(queue, _)| queue.role == Role::DeadLetter)?;
     match queue.arguments.get("x-max-length")? {
-        Argument::Number(limit) => Some(i64::from(depth.ready) >= *limit),
+        Argument::Number(limit) => Some((depth.ready, *limit)),
         Argument::Text(_) | Argument::Flag(_) => None,
+    }
+}
+
+/// Whether a dead-letter queue that was full, and reads empty, has indeed emptied: a quorum queue without a leader reads so too.
+/// What the broker does not say is not so: the next look asks again.
+async fn has_emptied(link: &Link, order: &Order) -> bool {
+    let name = dead_letter_queue(&order.main);
+    let counted = async {
+        let leaders = leaders(link, order.queue_type).await?;
+        on_own_channel(link, async |channel| count(link, channel, &[&name], leaders.as_ref()).await).await
+    };
+    match counted.await {
+        Ok(depths) => depths.iter().all(|depth| depth.ready == 0),
+        Err(error) => {
+            tracing::debug!(queue = name, %error, "whether the dead-letter queue has emptied");
+            false
+        }
     }
 }
 

@@ -150,8 +150,8 @@ impl Follower {
             self.scrape(&pods, if at_zero { AT_ZERO / 2 } else { SCRAPING })
         );
         self.depth = depth.or(self.depth);
-        if let (Some(name), Some((depth, _))) = (side, side_depth) {
-            self.side.note(name, u64::from(depth.ready));
+        if let Some(name) = side {
+            self.side.note(name, side_depth.map(|(depth, _)| u64::from(depth.ready)));
         }
         let beside = queue.as_deref().and_then(|queue| beside(worker, queue, &context));
         let spec = spec(worker, queue.as_deref(), beside.as_deref());

@@ -7,17 +7,25 @@ use warren_api::names::{dead_letter_queue, retry_queue};
 
 /// Looks at a Queue for each look at one of the queues beside it.
 pub const LOOKS: u32 = 5;
+/// Zeros in a row after which a queue that held messages is believed to be empty: without a leader a quorum queue says zero too.
+const AGREEING_ZEROS: u32 = 3;
 
 /// What was last read of each.
 #[derive(Debug, Default)]
 pub struct Side {
     looks: u32,
     read: BTreeMap<String, u64>,
+    /// The one that held messages and says zero now, and how often it has said so.
+    doubted: Option<(String, u32)>,
 }
 
 impl Side {
-    /// The queue to read at this look; none at most looks, where these are `frequent`.
+    /// The queue to read at this look; none at most looks, where these are `frequent`. One whose zero is in doubt is read again at
+    /// once.
     pub fn next(&mut self, queue: &Queue, frequent: bool) -> Option<String> {
+        if let Some((name, _)) = &self.doubted {
+            return Some(name.clone());
+        }
         self.looks = self.looks.wrapping_add(if frequent { 1 } else { LOOKS });
         if !self.looks.is_multiple_of(LOOKS) {
             return None;
@@ -29,9 +37,15 @@ impl Side {
         names.into_iter().nth(turn)
     }
 
-    /// Takes in how many messages wait in one.
-    pub fn note(&mut self, name: String, ready: u64) {
-        self.read.insert(name, ready);
+    /// Takes in how many messages wait in one; none where it could not be read.
+    pub fn note(&mut self, name: String, ready: Option<u64>) {
+        let zeros = self.doubted.take().filter(|(doubted, _)| *doubted == name).map_or(0, |(_, zeros)| zeros);
+        let held = self.read.get(&name).is_some_and(|&held| held > 0);
+        match ready {
+            Some(0) if held && zeros + 1 < AGREEING_ZEROS => self.doubted = Some((name, zeros + 1)),
+            Some(ready) => _ = self.read.insert(name, ready),
+            None => {}
+        }
     }
 
     /// Messages that wait to be tried again; none before every retry queue was read.
@@ -73,9 +87,29 @@ mod tests {
         read.sort();
         assert_eq!(read, ["orders.dlq", "orders.retry.5s", "orders.retry.600s", "orders.retry.60s"]);
         for (name, ready) in read.into_iter().zip(1..) {
-            side.note(name, ready);
+            side.note(name, Some(ready));
         }
         assert_eq!((side.retrying(&queue), side.dead(&queue)), (Some(9), Some(1)));
+    }
+
+    #[test]
+    fn a_queue_that_held_messages_is_empty_once_three_reads_agree() {
+        let mut queue = Queue::new("orders", QueueSpec::default());
+        queue.spec.retry.delays_seconds = vec![];
+        let (mut side, dead) = (Side::default(), "orders.dlq".to_owned());
+        let told = |side: &mut Side, ready| {
+            side.note(dead.clone(), ready);
+            side.dead(&queue)
+        };
+        assert_eq!(told(&mut side, Some(0)), Some(0), "nothing says otherwise");
+        assert_eq!(told(&mut side, Some(4)), Some(4));
+        // Its leader is away for two looks.
+        for ready in [Some(0), Some(0), Some(4), Some(0), None, Some(0), Some(0)] {
+            assert_eq!(told(&mut side, ready), Some(4), "{ready:?}");
+        }
+        assert_eq!(side.next(&queue, true), Some(dead.clone()), "read again at once");
+        assert_eq!(told(&mut side, Some(0)), Some(0));
+        assert_eq!(side.next(&queue, true), None, "in its turn again");
     }
 
     #[test]
@@ -83,7 +117,7 @@ mod tests {
         let mut queue = Queue::new("orders", QueueSpec::default());
         let mut side = Side::default();
         for delay in [5, 60, 600] {
-            side.note(retry_queue("orders", delay), 7);
+            side.note(retry_queue("orders", delay), Some(7));
         }
         queue.spec.retry.delays_seconds = vec![];
         let left = Declared { retry_delays_seconds: vec![60], ..Declared::default() };

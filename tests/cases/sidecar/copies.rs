@@ -6,12 +6,13 @@ use anyhow::{Result, ensure};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use warren_api::QueueType;
+use warren_broker::BrokerAccess;
 use warren_broker::lapin::BasicProperties;
 use warren_broker::lapin::types::{AMQPValue, FieldArray, FieldTable};
 use warren_tests::amqp::persistent;
 use warren_tests::app::App;
 
-use crate::harness::{Place, QUEUE, config, headers_of, message_of};
+use crate::harness::{Place, QUEUE, Running, config, headers_of, message_of};
 
 warren_tests::on_each_release!(
     a_copy_keeps_properties_and_headers_but_not_what_would_lose_or_multiply_it,
@@ -19,6 +20,7 @@ warren_tests::on_each_release!(
     sixty_kilobytes_of_headers_pass_and_can_be_dead_lettered,
     headers_that_leave_no_room_in_the_largest_frame_are_dead_lettered_all_the_same,
     a_copy_that_is_slow_to_be_confirmed_is_published_once,
+    the_rights_of_the_guide_suffice_for_a_worker_s_whole_ladder,
 );
 
 fn failing() -> impl Fn(&warren_tests::app::Call) -> axum::response::Response {
@@ -131,4 +133,17 @@ async fn a_copy_that_is_slow_to_be_confirmed_is_published_once(place: Place) -> 
     sidecar.settled("dead_letter", 1).await?;
     ensure!(client.ready("orders.dlq").await? == Some(1), "one dead message");
     Ok(())
+}
+
+/// `docs/guide.md`, Rights on the broker.
+async fn the_rights_of_the_guide_suffice_for_a_worker_s_whole_ladder(place: Place) -> Result<()> {
+    let app = App::answering(failing()).await?;
+    place.declare(&config()).await?;
+    let narrow = place.user("narrow", r"^amq\.default$", "^orders$").await?;
+    let sidecar = Running::start(config(), BrokerAccess::from_uri(&narrow)?, app.port()).await?;
+    let client = place.client().await?;
+    client.publish(QUEUE, b"x").await?;
+    let (_, dead) = message_of(&client, "orders.dlq").await?;
+    ensure!(headers_of(&dead)["warren-attempts"] == "2");
+    sidecar.settled("dead_letter", 1).await
 }

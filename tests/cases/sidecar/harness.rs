@@ -72,11 +72,11 @@ impl Place {
         Ok(())
     }
 
-    /// A user of this vhost that reads everything, and writes to the exchanges and queues of a pattern; its URI.
-    pub async fn user(&self, name: &str, write: &str) -> Result<String> {
+    /// A user of this vhost that configures nothing, and may write to and read what these patterns match; its URI.
+    pub async fn user(&self, name: &str, write: &str, read: &str) -> Result<String> {
         let name = format!("{name}-{}", self.vhost);
         self.broker.user(&name, "secret").await?;
-        self.broker.permissions(&name, &self.vhost, "^$", write, ".*").await?;
+        self.broker.permissions(&name, &self.vhost, "^$", write, read).await?;
         let uri = self.uri();
         let (_, rest) = uri.split_once('@').unwrap();
         Ok(format!("amqp://{name}:secret@{rest}"))

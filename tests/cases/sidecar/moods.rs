@@ -59,7 +59,7 @@ async fn rotated_credentials_are_taken_over_once_what_runs_has_ended(place: Plac
     let client = place.client().await?;
     client.publish_all(QUEUE, [b"runs".to_vec(), b"waits".to_vec()]).await?;
     sidecar.one_runs_and_one_waits(&app).await?;
-    sidecar.access.send(Arc::new(BrokerAccess::from_uri(&place.user("rotated", ".*").await?)?))?;
+    sidecar.access.send(Arc::new(BrokerAccess::from_uri(&place.user("rotated", ".*", ".*").await?)?))?;
     sidecar.until("warren_sidecar_reconnects_total", "", 1.0).await?;
     sidecar.settled("ack", 2).await?;
     let bodies: Vec<String> = app.calls().iter().map(|call| call.text()).collect();
@@ -120,13 +120,13 @@ async fn credentials_rotated_in_the_mounted_secret_are_taken_over_without_a_rest
         ..Files::default()
     };
     mount(&pod.path().join("config"), "1", &[("config.json", &serde_json::to_string(&config())?)])?;
-    mount(&files.broker, "1", &[("uri", &place.user("first", ".*").await?)])?;
+    mount(&files.broker, "1", &[("uri", &place.user("first", ".*", ".*").await?)])?;
     let app = App::start().await?;
     let sidecar = Running::reading(files.clone(), app.port()).await?;
     let client = place.client().await?;
     client.publish(QUEUE, b"x").await?;
     sidecar.settled("ack", 1).await?;
-    mount(&files.broker, "2", &[("uri", &place.user("second", ".*").await?)])?;
+    mount(&files.broker, "2", &[("uri", &place.user("second", ".*", ".*").await?)])?;
     sidecar.until("warren_sidecar_reconnects_total", "", 1.0).await?;
     // With its user a connection that still used it would go, and not come back.
     place.broker.delete_user(&format!("first-{}", place.vhost)).await?;
@@ -151,7 +151,7 @@ async fn a_raised_time_out_lasts_no_longer_than_the_pods_own_drain(place: Place)
         ..Files::default()
     };
     std::fs::write(&files.config, serde_json::to_string(&config)?)?;
-    mount(&files.broker, "1", &[("uri", &place.user("first", ".*").await?)])?;
+    mount(&files.broker, "1", &[("uri", &place.user("first", ".*", ".*").await?)])?;
     let app = App::working(Duration::from_secs(600)).await?;
     let sidecar = Running::reading(files, app.port()).await?;
     place.client().await?.publish(QUEUE, b"x").await?;

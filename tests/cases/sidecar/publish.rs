@@ -97,7 +97,7 @@ async fn what_may_not_is_403_and_what_cannot_is_400_413_or_431(place: Place) -> 
     let many = request(sidecar.local, "POST", "/publish/batch", &[], lines.as_bytes()).await?;
     ensure!(many.status == 413, "a line takes room beside its bytes: {}", many.head);
     ensure!(request(sidecar.local, "GET", "/publish", &[], b"").await?.status == 405);
-    let access = BrokerAccess::from_uri(&place.user("reader", "^$").await?)?;
+    let access = BrokerAccess::from_uri(&place.user("reader", "^$", ".*").await?)?;
     let app = App::start().await?;
     let mut config = config();
     config.consumer.paused = true;
@@ -213,7 +213,7 @@ async fn each_of_many_callers_at_once_learns_what_became_of_its_own_message(plac
 async fn a_forbidden_exchange_is_403_for_its_callers_and_harms_no_other_at_the_same_time(
     place: Place,
 ) -> Result<()> {
-    let access = BrokerAccess::from_uri(&place.user("writer", "^amq\\.default$").await?)?;
+    let access = BrokerAccess::from_uri(&place.user("writer", "^amq\\.default$", ".*").await?)?;
     let app = App::start().await?;
     let mut config = config();
     config.consumer.paused = true;

@@ -388,7 +388,24 @@ async fn a_full_dead_letter_queue_is_told_until_there_is_room(vhost: Vhost) -> R
         Ok(())
     });
     refused.await?;
-    client.purge("orders.dlq").await?;
+    look::replica(&vhost, "orders.dlq", false).await?;
+    eventually(PATIENCE, "without a leader it reads empty", async || {
+        ensure!(client.ready("orders.dlq").await? == Some(0), "not yet");
+        Ok(())
+    })
+    .await?;
+    for rung in ["orders.retry.5s", "orders.retry.60s", "orders.retry.600s"] {
+        client.delete(rung).await?;
+        eventually(PATIENCE, "there was another look", async || {
+            ensure!(client.ready(rung).await?.is_some(), "not yet");
+            Ok(())
+        })
+        .await?;
+    }
+    queue.until("DeadLetterAvailable", ("False", "Full"), &[]).await?;
+    look::replica(&vhost, "orders.dlq", true).await?;
+    eventually(PATIENCE, "it is purged once it has a leader", async || client.purge("orders.dlq").await)
+        .await?;
     queue.until("DeadLetterAvailable", ("True", "Available"), &[]).await?;
     queue.ready().await
 }
