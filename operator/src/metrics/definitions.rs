@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use prometheus::{IntCounterVec, IntGaugeVec, Opts};
 
+use crate::brokers::Key;
+
 /// The definition of a metric, for the registry and for the reference page alike.
 #[derive(Debug)]
 pub(super) struct Definition {
@@ -36,6 +38,24 @@ pub(super) const WORKERS: Definition = Definition {
     kind: "gauge",
     labels: &["ready"],
     help: "Workers, by whether they are Ready; one whose pods are on their way counts as Ready.",
+};
+pub(super) const QUEUE_NOT_READY: Definition = Definition {
+    name: "warren_operator_queue_not_ready",
+    kind: "gauge",
+    labels: &["namespace", "queue", "cause"],
+    help: "1 for each Queue that is not Ready, by cause: broker (it cannot be used) or other; not there for those that are.",
+};
+pub(super) const WORKER_NOT_READY: Definition = Definition {
+    name: "warren_operator_worker_not_ready",
+    kind: "gauge",
+    labels: &["namespace", "worker", "cause"],
+    help: "1 for each Worker that is not Ready, by cause: queue (its Queue is not) or other; not there for those that are, or whose pods are on their way.",
+};
+pub(super) const QUEUE_RECREATED: Definition = Definition {
+    name: "warren_operator_queue_recreated_timestamp_seconds",
+    kind: "gauge",
+    labels: &["namespace", "queue"],
+    help: "When the queue of a Queue was gone last, with its messages, and was declared again, in seconds since 1970; not there where this operator has not seen that.",
 };
 pub(super) const BROKERS: Definition = Definition {
     name: "warren_operator_brokers",
@@ -109,11 +129,14 @@ pub(super) const API_WRITES: Definition = Definition {
     labels: &[],
     help: "Requests to the API server that change something, the Lease's renewals apart.",
 };
-pub(super) const DEFINITIONS: [&Definition; 16] = [
+pub(super) const DEFINITIONS: [&Definition; 19] = [
     &RECONCILE_SECONDS,
     &RECONCILE_ERRORS,
     &QUEUES,
     &WORKERS,
+    &QUEUE_NOT_READY,
+    &WORKER_NOT_READY,
+    &QUEUE_RECREATED,
     &BROKERS,
     &READY_MESSAGES,
     &RETRYING_MESSAGES,
@@ -147,6 +170,26 @@ impl Definition {
 
     pub(super) fn int_gauges(&self) -> prometheus::Result<IntGaugeVec> {
         IntGaugeVec::new(self.opts(), self.labels)
+    }
+
+    /// Appends what comes before its lines in the Prometheus text format.
+    pub(super) fn write_head(&self, text: &mut String) {
+        let Self { name, kind, help, .. } = self;
+        // Writing to a String cannot fail.
+        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+    }
+
+    /// Appends a number of one resource, whose namespace and name are the first labels; `label` is the third, where there is one.
+    pub(super) fn write_line(&self, text: &mut String, key: &Key, label: &str, value: f64) {
+        let of = |place: usize| match place {
+            0 => key.namespace.as_str(),
+            1 => key.name.as_str(),
+            _ => label,
+        };
+        // Names of resources and words of ours: nothing in them is to be escaped.
+        let pairs = self.labels.iter().enumerate().map(|(place, label)| format!("{label}=\"{}\"", of(place)));
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{}{{{}}} {value}", self.name, pairs.collect::<Vec<_>>().join(","));
     }
 
     pub(super) fn counters(&self) -> prometheus::Result<IntCounterVec> {

@@ -7,6 +7,7 @@ mod series;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use k8s_openapi::jiff::Timestamp;
 use prometheus::core::Collector;
 use prometheus::{
     Gauge, HistogramOpts, HistogramTimer, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
@@ -15,9 +16,9 @@ use prometheus::{
 
 pub use definitions::reference;
 use definitions::{
-    API_WRITES, BROKERS, DEAD_MESSAGES, DECISIONS, DRIFT_INTERVAL, LEADER, PROBE_INTERVAL, QUEUES,
-    READY_MESSAGES, RECONCILE_ERRORS, RECONCILE_SECONDS, RETRYING_MESSAGES, SCALINGS, SERVICE_SECONDS,
-    WORKER_REPLICAS, WORKERS,
+    API_WRITES, BROKERS, DEAD_MESSAGES, DECISIONS, DRIFT_INTERVAL, LEADER, PROBE_INTERVAL, QUEUE_NOT_READY,
+    QUEUE_RECREATED, QUEUES, READY_MESSAGES, RECONCILE_ERRORS, RECONCILE_SECONDS, RETRYING_MESSAGES,
+    SCALINGS, SERVICE_SECONDS, WORKER_NOT_READY, WORKER_REPLICAS, WORKERS,
 };
 use readiness::Readiness;
 use series::Series;
@@ -34,6 +35,7 @@ pub struct Metrics {
     queues: Readiness,
     workers: Readiness,
     brokers: IntGaugeVec,
+    losses: Series,
     of_queues: Series,
     of_workers: Series,
     probe_interval: Gauge,
@@ -56,9 +58,10 @@ impl Metrics {
                 RECONCILE_SECONDS.labels,
             )?,
             reconcile_errors: RECONCILE_ERRORS.counters()?,
-            queues: Readiness::new(&QUEUES)?,
-            workers: Readiness::new(&WORKERS)?,
+            queues: Readiness::new(&QUEUES, &QUEUE_NOT_READY)?,
+            workers: Readiness::new(&WORKERS, &WORKER_NOT_READY)?,
             brokers: BROKERS.int_gauges()?,
+            losses: Series::new(&[&QUEUE_RECREATED]),
             of_queues: Series::new(&[&READY_MESSAGES, &RETRYING_MESSAGES, &DEAD_MESSAGES]),
             of_workers: Series::new(&[&WORKER_REPLICAS, &DECISIONS, &SCALINGS, &SERVICE_SECONDS]),
             probe_interval: Gauge::with_opts(PROBE_INTERVAL.opts())?,
@@ -78,6 +81,7 @@ impl Metrics {
             queues,
             workers,
             brokers,
+            losses: _,
             of_queues: _,
             of_workers: _,
             probe_interval,
@@ -108,6 +112,9 @@ impl Metrics {
         self.queues.count();
         self.workers.count();
         let mut text = TextEncoder::new().encode_to_string(&self.registry.gather())?;
+        self.queues.write(&mut text);
+        self.workers.write(&mut text);
+        self.losses.write(&mut text);
         self.of_queues.write(&mut text);
         self.of_workers.write(&mut text);
         Ok(text)
@@ -123,14 +130,20 @@ impl Metrics {
         self.reconcile_errors.with_label_values(&[kind, category]).inc();
     }
 
-    /// Says whether a Queue is Ready.
-    pub fn queue_ready(&self, queue: &Key, ready: bool) {
-        self.queues.set(queue, ready);
+    /// Says why a Queue is not Ready, or that it is.
+    pub fn queue_ready(&self, queue: &Key, not_ready: Option<&'static str>) {
+        self.queues.set(queue, not_ready);
+    }
+
+    /// The queue of a Queue was gone, and is declared again.
+    pub fn queue_recreated(&self, queue: &Key, now: Timestamp) {
+        self.losses.set(queue, &QUEUE_RECREATED, "", now.as_second() as f64);
     }
 
     /// A Queue is gone.
     pub fn forget_queue(&self, queue: &Key) {
         self.queues.forget(queue);
+        self.losses.forget(queue);
         self.of_queues.forget(queue);
     }
 
@@ -138,6 +151,7 @@ impl Metrics {
     pub fn retain_queues(&self, namespace: Option<&str>, living: &BTreeSet<Key>, watched: &BTreeSet<Key>) {
         let elsewhere = |queue: &Key| namespace.is_some_and(|namespace| namespace != queue.namespace);
         self.queues.retain(|queue| elsewhere(queue) || living.contains(queue));
+        self.losses.retain(|queue| elsewhere(queue) || living.contains(queue));
         self.of_queues.retain(|queue| elsewhere(queue) || watched.contains(queue));
     }
 
@@ -160,9 +174,9 @@ impl Metrics {
         }
     }
 
-    /// Says whether a Worker is Ready, or on its way there.
-    pub fn worker_ready(&self, worker: &Key, ready: bool) {
-        self.workers.set(worker, ready);
+    /// Says why a Worker is not Ready, or that it is, or on its way there.
+    pub fn worker_ready(&self, worker: &Key, not_ready: Option<&'static str>) {
+        self.workers.set(worker, not_ready);
     }
 
     /// Says how many pods a Worker has.
@@ -249,7 +263,8 @@ mod tests {
         let key = Key { namespace: "n".to_owned(), name: "a".to_owned() };
         metrics.worker_replicas(&key, 3, 2, 1);
         metrics.worker_replicas(&key, 4, 2, 1);
-        metrics.worker_ready(&key, false);
+        metrics.worker_ready(&key, Some("queue"));
+        metrics.queue_recreated(&key, Timestamp::UNIX_EPOCH);
         metrics.decided(&key, Reason::Idle);
         metrics.decided(&key, Reason::Idle);
         metrics.scaled(&key, "ScaledOut");
@@ -260,6 +275,8 @@ mod tests {
         for line in [
             "# TYPE warren_operator_worker_replicas gauge",
             "warren_operator_workers{ready=\"false\"} 1",
+            "warren_operator_worker_not_ready{namespace=\"n\",worker=\"a\",cause=\"queue\"} 1",
+            "warren_operator_queue_recreated_timestamp_seconds{namespace=\"n\",queue=\"a\"} 0",
             "warren_operator_worker_replicas{namespace=\"n\",worker=\"a\",state=\"desired\"} 4",
             "# TYPE warren_operator_scale_decisions_total counter",
             "warren_operator_scale_decisions_total{namespace=\"n\",worker=\"a\",reason=\"Idle\"} 2",
@@ -287,9 +304,13 @@ mod tests {
     fn a_queue_is_counted_once_and_forgotten() {
         let metrics = Metrics::new().unwrap();
         let queue = Key { namespace: "n".to_owned(), name: "q".to_owned() };
-        metrics.queue_ready(&queue, false);
-        metrics.queue_ready(&queue, true);
+        metrics.queue_ready(&queue, Some("broker"));
         let text = metrics.text().unwrap();
+        let line = "warren_operator_queue_not_ready{namespace=\"n\",queue=\"q\",cause=\"broker\"} 1";
+        assert!(text.contains(line), "{text}");
+        metrics.queue_ready(&queue, None);
+        let text = metrics.text().unwrap();
+        assert!(!text.contains("queue_not_ready{"), "{text}");
         assert!(text.contains("warren_operator_queues{ready=\"true\"} 1"), "{text}");
         assert!(text.contains("warren_operator_queues{ready=\"false\"} 0"), "{text}");
         metrics.forget_queue(&queue);
@@ -304,14 +325,19 @@ mod tests {
         let [gone, alone, consumed] = ["gone", "alone", "consumed"].map(|name| key("n", name));
         let elsewhere = key("other", "elsewhere");
         for queue in [&gone, &alone, &consumed, &elsewhere] {
-            metrics.queue_ready(queue, true);
+            metrics.queue_ready(queue, None);
+            metrics.queue_recreated(queue, Timestamp::UNIX_EPOCH);
             metrics.queue_messages(queue, Some(1), None, None);
         }
         let (living, watched) = (BTreeSet::from([alone, consumed.clone()]), BTreeSet::from([consumed]));
         metrics.retain_queues(Some("n"), &living, &watched);
         let text = metrics.text().unwrap();
         assert!(text.contains("warren_operator_queues{ready=\"true\"} 3"), "{text}");
-        assert!(!text.contains("queue=\"gone\"") && !text.contains("queue=\"alone\""), "{text}");
+        assert!(
+            !text.contains("queue=\"gone\"") && !text.contains("messages{namespace=\"n\",queue=\"alone\""),
+            "{text}"
+        );
+        assert!(text.contains("recreated_timestamp_seconds{namespace=\"n\",queue=\"alone\"} 0"), "{text}");
         assert!(text.contains("queue=\"consumed\"") && text.contains("queue=\"elsewhere\""), "{text}");
         metrics.retain_queues(None, &living, &watched);
         let text = metrics.text().unwrap();

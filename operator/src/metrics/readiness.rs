@@ -1,4 +1,4 @@
-//! How many resources of a kind are Ready, and how many are not.
+//! How many resources of a kind are Ready, and which are not.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -14,19 +14,21 @@ use crate::locked::locked;
 pub(super) struct Readiness {
     /// By whether they are Ready, as of the last [`Self::count`].
     pub gauges: IntGaugeVec,
-    known: Mutex<HashMap<Key, bool>>,
+    not_ready: &'static Definition,
+    /// Why each is not Ready; none for those that are.
+    known: Mutex<HashMap<Key, Option<&'static str>>>,
 }
 
 impl Readiness {
-    pub fn new(definition: &Definition) -> prometheus::Result<Self> {
-        Ok(Self { gauges: definition.int_gauges()?, known: Mutex::default() })
+    pub fn new(number: &Definition, not_ready: &'static Definition) -> prometheus::Result<Self> {
+        Ok(Self { gauges: number.int_gauges()?, not_ready, known: Mutex::default() })
     }
 
-    pub fn set(&self, resource: &Key, ready: bool) {
+    pub fn set(&self, resource: &Key, not_ready: Option<&'static str>) {
         let mut known = locked(&self.known);
         match known.get_mut(resource) {
-            Some(before) => *before = ready,
-            None => drop(known.insert(resource.clone(), ready)),
+            Some(before) => *before = not_ready,
+            None => drop(known.insert(resource.clone(), not_ready)),
         }
     }
 
@@ -40,9 +42,19 @@ impl Readiness {
 
     pub fn count(&self) {
         let known = locked(&self.known);
-        let ready = known.values().filter(|ready| **ready).count();
+        let ready = known.values().filter(|not_ready| not_ready.is_none()).count();
         for (label, number) in [("true", ready), ("false", known.len() - ready)] {
             self.gauges.with_label_values(&[label]).set(super::gauge(number));
+        }
+    }
+
+    /// Appends those that are not Ready.
+    pub fn write(&self, text: &mut String) {
+        self.not_ready.write_head(text);
+        for (resource, not_ready) in &*locked(&self.known) {
+            if let Some(cause) = not_ready {
+                self.not_ready.write_line(text, resource, cause, 1.0);
+            }
         }
     }
 }

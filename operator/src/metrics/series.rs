@@ -4,7 +4,6 @@
 //! has eight.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::{Mutex, MutexGuard};
 
 use super::definitions::Definition;
@@ -85,20 +84,11 @@ impl Series {
     /// Appends the Prometheus text format.
     pub(super) fn write(&self, text: &mut String) {
         let rows = self.rows();
-        for Definition { name, kind, labels, help } in self.families {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        for family in self.families {
+            family.write_head(text);
             for (key, points) in &*rows {
-                for Point { label, value, .. } in points.iter().filter(|point| point.family == *name) {
-                    let of = |place: usize| match place {
-                        0 => key.namespace.as_str(),
-                        1 => key.name.as_str(),
-                        _ => label,
-                    };
-                    // Names of resources and words of ours: nothing in them is to be escaped.
-                    let pairs =
-                        labels.iter().enumerate().map(|(place, label)| format!("{label}=\"{}\"", of(place)));
-                    let _ = writeln!(text, "{name}{{{}}} {value}", pairs.collect::<Vec<_>>().join(","));
+                for Point { label, value, .. } in points.iter().filter(|point| point.family == family.name) {
+                    family.write_line(text, key, label, *value);
                 }
             }
         }

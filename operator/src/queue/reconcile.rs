@@ -12,7 +12,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, controller, watcher};
 use kube::{Resource, ResourceExt};
 use warren_api::conditions::READY;
-use warren_api::conditions::queue::{DEAD_LETTER_AVAILABLE, DECLARED, DELETION_BLOCKED};
+use warren_api::conditions::queue::{BROKER_REACHABLE, DEAD_LETTER_AVAILABLE, DECLARED, DELETION_BLOCKED};
 use warren_api::{Queue, Worker};
 
 use super::place::{FIRST_ANSWER, conflict, older_to_come, outcome, patience, waits_for};
@@ -178,7 +178,7 @@ fn first_answer_is_due(queue: &Queue, context: &Context) -> bool {
 /// Writes the status that follows from how far the Queue has come, and tells what is new in it.
 async fn say(queue: &Queue, progress: Progress, context: &Context) -> Result<(), Error> {
     let status = status(queue, progress, durability(queue, context), &Time(Timestamp::now()));
-    context.metrics.queue_ready(&Key::of(queue), is_true(&status.conditions, READY));
+    context.metrics.queue_ready(&Key::of(queue), not_ready(&status.conditions));
     if !context.write_status(queue, queue.status.as_ref(), &status).await? {
         return Ok(());
     }
@@ -189,6 +189,15 @@ async fn say(queue: &Queue, progress: Progress, context: &Context) -> Result<(),
         tell_left_behind(queue, now, context);
     }
     Ok(())
+}
+
+/// Why a Queue is not Ready, in a word, for its metric; none where it is.
+fn not_ready(conditions: &[Condition]) -> Option<&'static str> {
+    if is_true(conditions, READY) {
+        return None;
+    }
+    let unreachable = find(conditions, BROKER_REACHABLE).is_some_and(|reachable| reachable.status == "False");
+    Some(if unreachable { "broker" } else { "other" })
 }
 
 /// Logs and publishes a condition that changed.
@@ -216,11 +225,12 @@ fn tell_left_behind(queue: &Queue, now: &str, context: &Context) {
     context.event(&queue.object_ref(&()), EventType::Warning, "BrokerChanged", &note, "Declare");
 }
 
-/// Logs and publishes that messages are lost: `Ready` may say so for a moment only, or not at all.
+/// Logs, counts and publishes that messages are lost: `Ready` may say so for a moment only, or not at all.
 fn tell_recreated(queue: &Queue, address: &str, context: &Context) {
     let name = queue.broker_name();
     let note = format!("queue \"{name}\" was gone, with its messages, and is declared again");
     tracing::warn!(namespace = queue.namespace(), queue = %queue.name_any(), broker = address, "{note}");
+    context.metrics.queue_recreated(&Key::of(queue), Timestamp::now());
     context.event(&queue.object_ref(&()), EventType::Warning, "QueueRecreated", &note, "Declare");
 }
 

@@ -12,6 +12,7 @@ use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 use tokio::time::Instant;
 use warren_api::conditions::READY;
+use warren_api::conditions::worker::QUEUE_READY;
 use warren_api::worker::ScalingMode;
 use warren_api::{Queue, Worker};
 use warren_broker::declare::QueueDepth;
@@ -282,8 +283,7 @@ impl Follower {
     }
 
     fn publish_metrics(&self, worker: &Worker, queue: Option<&Queue>, look: &Look<'_>) {
-        let ready = worker.status.as_ref().and_then(|status| find(&status.conditions, READY));
-        self.context.metrics.worker_ready(&self.key, ready.is_none_or(|ready| ready.status != "False"));
+        self.context.metrics.worker_ready(&self.key, not_ready(worker));
         let desired = look.scale.and_then(|scale| scale.desired).unwrap_or_default();
         let living = look.pods.iter().filter(|pod| !pods::ended(pod)).count();
         let ready = look.pods.iter().filter(|pod| pods::ready(pod)).count();
@@ -305,6 +305,14 @@ impl Follower {
         let workers = self.prober.as_ref().map_or(0, Prober::all);
         pause(current, workers).mul_f64(rand::random_range(0.9..1.0))
     }
+}
+
+/// Why a Worker is not Ready, in a word, for its metric; none where it is, or is on its way there.
+fn not_ready(worker: &Worker) -> Option<&'static str> {
+    let conditions = &worker.status.as_ref()?.conditions;
+    find(conditions, READY).filter(|ready| ready.status == "False")?;
+    let of_queue = find(conditions, QUEUE_READY).is_some_and(|queue| queue.status != "True");
+    Some(if of_queue { "queue" } else { "other" })
 }
 
 /// Where a Queue's messages are.

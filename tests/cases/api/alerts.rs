@@ -41,7 +41,8 @@ async fn all_parts_of_the_chart_render_at_once() -> Result<()> {
 }
 
 #[tokio::test]
-async fn each_alert_fires_for_what_it_tells_of_and_for_nothing_else() -> Result<()> {
+async fn each_alert_fires_for_what_it_tells_of_and_for_nothing_else_and_keda_is_not_told_none_for_unknown()
+-> Result<()> {
     let chart = site::workspace().join("charts/warren");
     let chart = chart.to_string_lossy();
     let enable = "metrics.rules.enabled=true";
@@ -52,7 +53,17 @@ async fn each_alert_fires_for_what_it_tells_of_and_for_nothing_else() -> Result<
     let folder = tempfile::tempdir()?;
     let file = |name: &str| folder.path().join(name);
     std::fs::write(file("rules.yaml"), serde_yaml::to_string(&rules["spec"])?)?;
+    std::fs::write(file("keda.yaml"), serde_yaml::to_string(&kedas_query()?)?)?;
     std::fs::write(file("alerts.yaml"), include_str!("alerts.yaml"))?;
     run_program("promtool", ["test", "rules", &file("alerts.yaml").to_string_lossy()]).await?;
     Ok(())
+}
+
+/// What KEDA asks for in the documented example, as a rule of the name `keda`.
+fn kedas_query() -> Result<Value> {
+    let example = site::workspace().join("examples/scaling/keda.yaml");
+    let example: Value = serde_yaml::from_str(&std::fs::read_to_string(example)?)?;
+    let query = example["spec"]["triggers"][0]["metadata"]["query"].as_str().unwrap_or_default();
+    let rule = serde_json::json!({"record": "keda", "expr": query});
+    Ok(serde_yaml::to_value(serde_json::json!({"groups": [{"name": "keda", "rules": [rule]}]}))?)
 }

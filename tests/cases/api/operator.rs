@@ -618,7 +618,7 @@ async fn a_queue_that_went_while_no_operator_ran_is_told_as_lost_and_a_new_one_i
     let client = Client::connect(&room.vhost.uri()).await?;
     client.delete("orders").await?;
     room.queue("new", json!({})).await?;
-    let _second = room.operator("two").await?;
+    let second = room.operator("two").await?;
     room.ready("new").await?;
     room.eventually("the loss is told", async || {
         let events = room.events("QueueRecreated").await?;
@@ -627,7 +627,40 @@ async fn a_queue_that_went_while_no_operator_ran_is_told_as_lost_and_a_new_one_i
         Ok(())
     })
     .await?;
+    let lost = async |queue: &str| {
+        let labels = format!("namespace=\"{}\",queue=\"{queue}\"", room.name);
+        second.metric(&format!("warren_operator_queue_recreated_timestamp_seconds{{{labels}}}")).await
+    };
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs_f64();
+    assert!((since - lost("orders").await?).abs() < 600.0, "seconds since 1970");
+    assert_eq!((lost("sound").await?, lost("new").await?), (0.0, 0.0));
     assert_eq!(client.ready("orders").await?, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_queue_and_worker_that_is_not_ready_has_a_metric_with_the_cause() -> Result<()> {
+    let room = Room::new("causes").await?;
+    let operator = room.operator("one").await?;
+    room.secret("elsewhere", "amqp://u:p@127.0.0.1:1/").await?;
+    room.queue("sound", json!({})).await?;
+    room.queue("away", json!({"broker": {"secretRef": {"name": "elsewhere"}}})).await?;
+    room.queue("clash", json!({"queueName": "sound"})).await?;
+    room.worker("of-away", "away", json!({})).await?;
+    let container =
+        json!({"name": "app", "image": "app", "ports": [{"containerPort": 8080}, {"containerPort": 9400}]});
+    room.worker("refused", "sound", json!({"template": {"spec": {"containers": [container]}}})).await?;
+    for (kind, name, cause) in [
+        ("queue", "away", "broker"),
+        ("queue", "clash", "other"),
+        ("worker", "of-away", "queue"),
+        ("worker", "refused", "other"),
+    ] {
+        let labels = format!("namespace=\"{}\",{kind}=\"{name}\",cause=\"{cause}\"", room.name);
+        operator.until(&format!("warren_operator_{kind}_not_ready{{{labels}}}"), 1.0).await?;
+    }
+    operator.until("warren_operator_queues{ready=\"true\"}", 1.0).await?;
+    assert!((operator.metric("warren_operator_queues{ready=\"false\"}").await? - 2.0).abs() < 0.5);
     Ok(())
 }
 
