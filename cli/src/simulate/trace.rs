@@ -153,8 +153,11 @@ fn unquoted(cell: &str) -> &str {
 /// Whether the cells name columns, of which the first may have no name.
 fn is_header(cells: &[&str]) -> bool {
     let named = |cell: &&str| is_name(cell.trim_start_matches(['"', '_']));
-    let numbers = cells.iter().any(|cell| cell.contains('"') || cell.parse::<f64>().is_ok());
-    cells.first().is_some_and(named) || !numbers && cells.iter().any(named)
+    let number = |cell: &str| cell.parse::<f64>().is_ok();
+    // Among nothing but numbers a word is a slip, and what arrived then must not go unseen.
+    let is_row = cells.len() > 1 && cells.iter().skip(1).all(|cell| number(cell));
+    let numbers = cells.iter().any(|cell| cell.contains('"') || number(cell));
+    cells.first().is_some_and(named) && !is_row || !numbers && cells.iter().any(named)
 }
 
 /// Whether a cell is a column's name. "NaN" and "inf" are numbers, if useless ones.
@@ -226,6 +229,7 @@ mod tests {
             plain
         );
         assert_eq!(Trace::parse("\"time, s\",arrivals\n0,2\n10,3").unwrap(), plain);
+        assert!(refused("O,12\n1,5\n").contains("line 1"));
         for header in [",arrivals", "_time,_value", "\"\",\"arrivals\""] {
             assert_eq!(
                 Trace::parse(&format!("{header}\n0,5\n")).map(|trace| trace.arrivals()).ok(),

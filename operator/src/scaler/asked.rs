@@ -1,5 +1,6 @@
 //! What the resources say, as the decision's values. Pure.
 
+use warren_api::worker::ScalingStatus;
 use warren_api::{Queue, QueueType, Worker};
 
 use super::inputs::Spec;
@@ -33,9 +34,14 @@ pub fn unchanged(worker: &Worker) -> bool {
     worker.status.as_ref().is_some_and(|status| status.observed_generation == worker.metadata.generation)
 }
 
-/// Seconds per message that were measured by the last decision that is written down, unless the Worker was changed since.
+/// The last decision that is written down, unless the Worker was changed since.
+pub fn decided_before(worker: &Worker) -> Option<&ScalingStatus> {
+    worker.status.as_ref().filter(|_| unchanged(worker))?.scaling.as_ref()
+}
+
+/// Seconds per message that were measured by that.
 pub fn measured_before(worker: &Worker) -> Option<f64> {
-    worker.status.as_ref().filter(|_| unchanged(worker))?.scaling.as_ref()?.seconds_per_message
+    decided_before(worker)?.seconds_per_message
 }
 
 #[cfg(test)]

@@ -1083,6 +1083,42 @@ fn a_stalled_consumer_is_not_no_load_and_gets_no_more_pods() {
 }
 
 #[test]
+fn what_another_operator_has_found_to_stall_gets_no_pods_until_something_moves() {
+    let mut inputs = waiting(1000);
+    inputs.workload.replicas = 1;
+    inputs.sidecars = idle(1);
+    let reason = |inputs: &Inputs, history| decide(history, inputs, &spec(), 0.0).0.reason;
+    let after = || History::default().after(Reason::Stalled.as_str());
+    assert_eq!(reason(&inputs, History::default()), Reason::ScaledOut);
+    assert_eq!(reason(&inputs, after()), Reason::Stalled);
+    // The first look may be over before a sidecar has answered.
+    let unseen = Inputs { sidecars: Sidecars { scraped: 0, ..idle(1) }, ..inputs.clone() };
+    let (decision, history) = decide(after(), &unseen, &spec(), 0.0);
+    assert_eq!(decision.replicas, 1, "{}", decision.message);
+    let (decision, history) = decide(history, &inputs, &spec(), 1.0);
+    assert_eq!((decision.replicas, decision.reason), (1, Reason::Stalled));
+    let (decision, history) = decide(history, &inputs, &spec(), 2.0);
+    assert_eq!((decision.replicas, decision.reason), (1, Reason::Stalled));
+    inputs.sidecars.deliveries = 1;
+    assert_eq!(decide(history, &inputs, &spec(), 3.0).0.reason, Reason::ScaledOut);
+}
+
+#[test]
+fn pods_that_another_operator_could_not_scrape_for_long_are_told_at_once() {
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 2;
+    inputs.sidecars = Sidecars { scraped: 0, ..idle(2) };
+    let after = History::default().after(Reason::MetricsUnreachable.as_str());
+    let (decision, history) = decide(after, &inputs, &spec(), 0.0);
+    assert_eq!(decision.reason, Reason::MetricsUnreachable);
+    assert_ne!(decide(History::default(), &inputs, &spec(), 0.0).0.reason, Reason::MetricsUnreachable);
+    // Once they are seen it takes as long as ever.
+    let seen = Inputs { sidecars: idle(2), ..inputs.clone() };
+    let history = decide(history, &seen, &spec(), 1.0).1;
+    assert_ne!(decide(history, &inputs, &spec(), 2.0).0.reason, Reason::MetricsUnreachable);
+}
+
+#[test]
 fn a_pod_that_stands_by_for_another_workers_has_not_stalled() {
     let spec = Spec { single: true, max: 1, ..spec() };
     let reason = |shared: bool| {

@@ -12,12 +12,12 @@ use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 use tokio::time::Instant;
 use warren_api::conditions::READY;
-use warren_api::conditions::worker::QUEUE_READY;
+use warren_api::conditions::worker::{AVAILABLE, QUEUE_READY};
 use warren_api::worker::ScalingMode;
 use warren_api::{Queue, Worker};
 use warren_broker::declare::QueueDepth;
 
-use super::asked::{measured_before, spec};
+use super::asked::{decided_before, measured_before, spec};
 use super::board::{Entry, Handlers, View};
 use super::cadence::{AT_ZERO, pause};
 use super::decide::{Decision, decide, long_work};
@@ -36,6 +36,7 @@ use crate::context::{Context, SIDECARS_LEARN};
 use crate::tick;
 use crate::worker::dereference::beside;
 use crate::worker::pods;
+use crate::worker::status::SIDECARS_DISCONNECTED;
 
 /// How often a Worker is looked at whose replicas are not Warren's business.
 const OBSERVED: Duration = Duration::from_secs(5);
@@ -67,8 +68,8 @@ struct Follower {
     settled: Lately,
     long_work: bool,
     own: Own,
-    /// When the API server has refused a patch, and what it said.
-    refused: Option<(Instant, String)>,
+    /// What the API server has refused last.
+    refused: Option<carry::Refused>,
     since: Instant,
     since_wall: Timestamp,
 }
@@ -130,16 +131,24 @@ impl Follower {
         let now = self.now();
         let at_zero = live.is_some() && self.own.current(live, 0, now) == 0;
         if self.followed != followed {
+            let first = self.followed.is_none();
             // Of pods that are gone, or have yet to start, nobody else knows how long calls take; those that run say it themselves.
             let none_runs = !pods::staying(&pods).any(|pod| pods::sidecar_runs(pod));
-            let measured = measured_before(worker).filter(|_| none_runs && self.followed.is_none());
+            let measured = measured_before(worker).filter(|_| none_runs && first);
             // Until its sidecars have learned of that, a Worker may go on with the queue before, if there was one.
             let before = self.followed.as_ref().is_some_and(|(_, address, _)| address.is_some());
             let learning = if before { SIDECARS_LEARN } else { Duration::ZERO };
             // What is known of another queue's load says nothing of this one's.
             (self.followed, self.depth, self.side) = (followed, None, Side::default());
             self.settled = Lately::default();
-            self.history = measured.map_or_else(History::default, History::with_service_seconds);
+            let history = measured.map_or_else(History::default, History::with_service_seconds);
+            self.history = match decided_before(worker).filter(|_| first) {
+                Some(last) => history.after(&last.reason),
+                None => history,
+            };
+            if first && was_disconnected(worker) {
+                self.unconnected = Some(f64::NEG_INFINITY);
+            }
             self.tracker.turned(now + learning.as_secs_f64());
         }
         let side = queue.as_deref().and_then(|queue| self.side.next(queue, builtin));
@@ -245,8 +254,11 @@ impl Follower {
         let answers = self.context.scraper.scrape(pods, limit).await;
         let answer = |(pod, sample): (Arc<Pod>, _)| {
             let whole = pod.creation_timestamp().is_some_and(|created| created.0 > self.since_wall);
+            // The clocks of nodes differ: they count only where nothing else does.
+            let ran = pods::sidecar_since(&pod).filter(|_| !whole);
+            let ran = ran.map_or(0.0, |since| self.since_wall.duration_since(since).as_secs_f64().max(0.0));
             let (ending, crashes) = (pods::ending(&pod), pods::crashes(&pod));
-            Some(Answer { pod: pod.uid()?, whole, ending, crashes, sample })
+            Some(Answer { pod: pod.uid()?, whole, ran, ending, crashes, sample })
         };
         answers.into_iter().filter_map(answer).collect()
     }
@@ -305,6 +317,12 @@ impl Follower {
         let workers = self.prober.as_ref().map_or(0, Prober::all);
         pause(current, workers).mul_f64(rand::random_range(0.9..1.0))
     }
+}
+
+/// Whether another operator has found all sidecars without a connection last.
+fn was_disconnected(worker: &Worker) -> bool {
+    let available = worker.status.as_ref().and_then(|status| find(&status.conditions, AVAILABLE));
+    available.is_some_and(|available| available.reason == SIDECARS_DISCONNECTED)
 }
 
 /// Why a Worker is not Ready, in a word, for its metric; none where it is, or is on its way there.

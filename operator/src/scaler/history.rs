@@ -8,6 +8,7 @@ use super::bursts::Bursts;
 use super::failures::{Calls, Failures, Took};
 use super::inputs::{Inputs, Sidecars};
 use super::piles::Piles;
+use super::reason::Reason;
 use super::startup::Startup;
 
 /// Seconds over which arrivals are averaged.
@@ -67,6 +68,7 @@ pub struct History {
     pub(super) beyond: Beyond,
     pub(super) piles: Piles,
     took_over: bool,
+    before: Before,
     /// How pods start.
     pub(super) startup: Startup,
     /// Whether fewer pods would do, as it is told, and since when.
@@ -75,6 +77,15 @@ pub struct History {
     at_most: Option<f64>,
     /// Since when the queue has not been empty.
     waiting_since: Option<f64>,
+}
+
+/// What another operator has watched for long enough, until this one sees it change.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Before {
+    /// Nothing moves.
+    stalled: bool,
+    /// No pod can be scraped.
+    unscraped: bool,
 }
 
 /// What is remembered of changes of replicas.
@@ -164,6 +175,14 @@ impl History {
         Self { service, ..Self::default() }
     }
 
+    /// A Worker of which another operator has decided last for this reason. What took it long to find out takes no such time again:
+    /// meanwhile pods would be added that mend nothing.
+    pub(super) fn after(self, reason: &str) -> Self {
+        let stalled = reason == Reason::Stalled.as_str();
+        let unscraped = reason == Reason::MetricsUnreachable.as_str();
+        Self { before: Before { stalled, unscraped }, ..self }
+    }
+
     /// The queue's depth is not known: what arrived meanwhile is not, and the load is watched anew afterwards.
     pub(super) fn interrupted(&mut self, now: f64) {
         self.started_at = None;
@@ -210,9 +229,11 @@ impl History {
         self.observe_service(inputs, now);
         self.observe_progress(ready, sidecars, now);
         if sidecars.started > 0 && sidecars.scraped == 0 {
-            self.unscraped_since.get_or_insert(now);
+            let since = if self.before.unscraped { f64::NEG_INFINITY } else { now };
+            self.unscraped_since.get_or_insert(since);
         } else {
             self.unscraped_since = None;
+            self.before.unscraped = false;
         }
     }
 
@@ -293,6 +314,10 @@ impl History {
         // Before an application listens for the first time, nothing moves.
         if !stands || ready == 0 || sidecars.scraped == 0 || sidecars.able == 0 {
             self.progress = Some(seen);
+        }
+        if sidecars.scraped > 0 && std::mem::take(&mut self.before.stalled) && ready > 0 && sidecars.able > 0
+        {
+            self.progress = Some(Progress { at: f64::NEG_INFINITY, ..seen });
         }
     }
 

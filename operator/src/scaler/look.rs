@@ -216,7 +216,8 @@ mod tests {
             let mut tracker = Tracker::default();
             let uid = BTreeSet::from(["u".to_owned()]);
             let sample = Sample { in_flight, ..Sample::default() };
-            let answer = Answer { pod: "u".to_owned(), whole: true, ending: false, crashes: false, sample };
+            let answer =
+                Answer { pod: "u".to_owned(), whole: true, ran: 0.0, ending: false, crashes: false, sample };
             tracker.observe(vec![answer], &uid, &uid, 0.0);
             let pods = [pod(json!({"conditions": [{"type": "Ready", "status": ready}]}))];
             look(0, 0, |look, _| inputs(&Look { pods: &pods, tracker: &tracker, ..look }, 1).workload.exposed)

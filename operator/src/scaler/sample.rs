@@ -97,6 +97,8 @@ pub struct Answer {
     pub pod: String,
     /// Whether all that it has done counts: the pod is younger than who watches it.
     pub whole: bool,
+    /// Seconds for which its sidecar ran before anybody here watched.
+    pub ran: f64,
     /// Whether the pod has been let go.
     pub ending: bool,
     /// Whether the pod crashes: its calls say nothing of how long a message takes.
@@ -182,7 +184,7 @@ impl Tracker {
         self.pods.retain(|pod, _| living.contains(pod));
         let mut sums = Sidecars { started: count(staying.len()), ..Sidecars::default() };
         let mut seen = Durability::default();
-        for Answer { pod, whole, ending, crashes, sample } in answers {
+        for Answer { pod, whole, ran, ending, crashes, sample } in answers {
             let before = self.pods.get(&pod);
             let base = match before {
                 Some(tracked)
@@ -223,7 +225,7 @@ impl Tracker {
                 sums.in_flight += sample.in_flight;
                 sums.late += sample.late;
             }
-            let since = before.map_or(now, |tracked| tracked.since);
+            let since = before.map_or(now - ran, |tracked| tracked.since);
             // Who has ended a call had a handler, also before anybody watched.
             let was_up =
                 sample.handler_up || sample.calls > 0 || before.is_some_and(|tracked| tracked.was_up);
@@ -333,7 +335,7 @@ something_else NaN
     }
 
     fn answer(pod: &str, whole: bool, sample: Sample) -> Vec<Answer> {
-        vec![Answer { pod: pod.to_owned(), whole, ending: false, crashes: false, sample }]
+        vec![Answer { pod: pod.to_owned(), whole, ran: 0.0, ending: false, crashes: false, sample }]
     }
 
     fn observe(tracker: &mut Tracker, pod: &str, whole: bool, sample: Sample) -> Sidecars {
@@ -398,6 +400,18 @@ something_else NaN
     fn a_pod_whose_handler_is_down_works_in_vain_unless_something_is_to_end_there_later() {
         let in_vain = |handler_up, late| Sample { handler_up, late, ..Sample::default() }.work().in_vain;
         assert_eq!((in_vain(false, 0), in_vain(false, 1), in_vain(true, 0)), (true, false, false));
+    }
+
+    #[test]
+    fn a_handler_that_has_not_listened_for_long_is_away_at_once_for_who_comes_later() {
+        let living = BTreeSet::from(["a".to_owned()]);
+        let seen = |ran: f64, handler_up: bool| {
+            let [answer] = answer("a", false, Sample { handler_up, ..Sample::default() }).try_into().unwrap();
+            let sums = Tracker::default().observe(vec![Answer { ran, ..answer }], &living, &living, 5.0);
+            (sums.held, sums.failing)
+        };
+        assert_eq!((seen(10.0, false), seen(31.0, false), seen(121.0, false)), ((0, 0), (1, 0), (1, 1)));
+        assert_eq!(seen(121.0, true), (0, 0));
     }
 
     #[test]

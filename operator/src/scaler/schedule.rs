@@ -8,7 +8,7 @@ use croner::parser::{CronParser, Seconds, Year};
 use croner::{Cron, YEAR_UPPER_LIMIT};
 use k8s_openapi::jiff::civil::DateTime;
 use k8s_openapi::jiff::tz::{AmbiguousOffset, TimeZone};
-use k8s_openapi::jiff::{Timestamp, Zoned};
+use k8s_openapi::jiff::{SignedDuration, Timestamp, Zoned};
 use warren_api::conditions::worker::SCALING_ACTIVE;
 use warren_api::worker::Schedule;
 
@@ -94,23 +94,25 @@ impl Entry {
 
     /// When it fired last, and for what time of the clock.
     fn fired(&self, now: Timestamp) -> Option<(Timestamp, Clock)> {
-        let now = now.to_zoned(self.zone.clone());
-        let named = self.cron.find_previous_occurrence(&now, true).ok();
-        // croner carries some times over a gap, and forgets which they were.
-        let named = named.filter(|at| self.cron.is_time_matching(at).unwrap_or(true));
-        let named = named.map(|at| (self.first_time(&at), Clock::There));
-        let by_the_clock = self.cron.find_previous_occurrence(&now.datetime(), true).ok();
-        let left_out = by_the_clock.and_then(|at| Some((self.end_of_gap(at)?, Clock::LeftOut(at))));
-        named.max(left_out)
+        let now = self.clock(&now.to_zoned(self.zone.clone()));
+        let at = self.cron.find_previous_occurrence(&now, true).ok()?;
+        if let Some(end) = self.end_of_gap(at) {
+            return Some((end, Clock::LeftOut(at)));
+        }
+        // A time that the clock repeats, and for which lists of hours and minutes fire again, counts when it comes first.
+        let first = self.zone.to_ambiguous_timestamp(at).earlier().ok()?;
+        Some((first, Clock::There))
     }
 
-    /// A time that the clock repeats, and for which lists of hours and minutes fire again, counts when it comes first.
-    fn first_time(&self, at: &Zoned) -> Timestamp {
-        let first = match self.zone.to_ambiguous_timestamp(at.datetime()).offset() {
-            AmbiguousOffset::Fold { before, .. } => before.to_timestamp(at.datetime()).ok(),
-            AmbiguousOffset::Unambiguous { .. } | AmbiguousOffset::Gap { .. } => None,
-        };
-        first.unwrap_or(at.timestamp())
+    /// What the clock says; where it repeats an hour, all of that has fired.
+    fn clock(&self, now: &Zoned) -> DateTime {
+        let offset = self.zone.to_ambiguous_timestamp(now.datetime()).offset();
+        let AmbiguousOffset::Fold { before, after } = offset else { return now.datetime() };
+        let soon = now.timestamp() + SignedDuration::from_secs(1);
+        let set_back = self.zone.preceding(soon).next().filter(|_| now.offset() == after);
+        // The hour ends with the moment at which the clock is set back.
+        let end = set_back.map(|at| before.to_datetime(at.timestamp() - SignedDuration::from_secs(1)));
+        end.unwrap_or(now.datetime())
     }
 
     /// When the clock has left out a time; none where it has not.
@@ -258,6 +260,10 @@ mod tests {
         // The hour that is there twice: what has fired has fired.
         assert_eq!(floor(&from_to("0,30 2 * * *", "45 2 * * *"), "2026-10-25T02:00:00Z"), Some(0));
         assert_eq!(floor(&from_to("30 2 * * *", "0 20 * * *"), "2026-10-25T01:10:00Z"), Some(5));
+        for time in ["2026-10-25T00:45:00Z", "2026-10-25T01:10:00Z", "2026-10-25T01:40:00Z"] {
+            assert_eq!(floor(&from_to("0,45 2 * * *", "30 2 * * *"), time), Some(5), "{time}");
+            assert_eq!(floor(&from_to("5 2 * * *", "*/10 * * * *"), time), Some(0), "{time}");
+        }
     }
 
     #[test]

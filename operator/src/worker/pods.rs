@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStateRunning, ContainerStateTerminated, ContainerStatus, Pod};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use warren_api::names::SIDECAR_CONTAINER;
@@ -154,9 +154,17 @@ fn container_statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
 
 /// Whether the sidecar runs now, so that it can be scraped.
 pub fn sidecar_runs(pod: &Pod) -> bool {
-    container_statuses(pod)
-        .filter(|container| container.name == SIDECAR_CONTAINER)
-        .any(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()))
+    running_sidecar(pod).is_some()
+}
+
+/// Since when the sidecar runs, by the clock of its node.
+pub fn sidecar_since(pod: &Pod) -> Option<Timestamp> {
+    running_sidecar(pod)?.started_at.as_ref().map(|since| since.0)
+}
+
+fn running_sidecar(pod: &Pod) -> Option<&ContainerStateRunning> {
+    let mut sidecars = container_statuses(pod).filter(|container| container.name == SIDECAR_CONTAINER);
+    sidecars.find_map(|sidecar| sidecar.state.as_ref()?.running.as_ref())
 }
 
 /// Whether a pod has ended and will not come back.

@@ -22,6 +22,12 @@ use crate::scaler::decide::Decision;
 use crate::scaler::reason::Reason;
 use crate::scaler::schedule::SCHEDULE_INVALID;
 
+/// Reason of condition `Available` where all sidecars are without a connection.
+pub(crate) const SIDECARS_DISCONNECTED: &str = "SidecarsDisconnected";
+/// Reason of condition `Available` where pods are on their way.
+const PODS_STARTING: &str = "PodsStarting";
+/// Reason of condition `Available` where nothing is wrong.
+const PODS_READY: &str = "PodsReady";
 /// Reason of a scaler that has not looked yet.
 const UNSEEN: &str = "Starting";
 /// Reason of a number that the API server does not take.
@@ -84,10 +90,17 @@ pub fn status(
 /// Numbers in a message change all the time; it is written anew only when the reason changes, or the spec, of which it may say
 /// something, or the decided replicas. A scaler that has not looked yet, such as after the operator's restart, takes back nothing.
 fn kept(statement: Statement, worker: &Worker, former: &WorkerStatus, view: &View) -> Statement {
-    let Some(before) = find(&former.conditions, statement.kind).filter(|_| statement.kind == SCALING_ACTIVE)
-    else {
+    let Some(before) = find(&former.conditions, statement.kind) else { return statement };
+    // Sidecars that have not been looked into are as they were.
+    if view.handlers.scraped == 0
+        && before.reason == SIDECARS_DISCONNECTED
+        && [PODS_STARTING, PODS_READY].contains(&statement.reason.as_str())
+    {
+        return Statement::of(AVAILABLE, before);
+    }
+    if statement.kind != SCALING_ACTIVE {
         return statement;
-    };
+    }
     let ignored = |message: &str| message.ends_with(REPLICAS_IGNORED);
     let decided = view.decision.as_ref().map(|decision| signed(decision.replicas));
     let same = before.status == statement.status.as_str()
@@ -227,17 +240,17 @@ fn available(
     // A pod is not ready before its sidecar was connected once.
     if view.handlers.disconnected {
         let message = "no sidecar is connected to the broker: see the logs of container warren-sidecar, the Secret that the Queue names for Workers and its user's rights, and network policies";
-        return Statement::new(AVAILABLE, false, "SidecarsDisconnected", message);
+        return Statement::new(AVAILABLE, false, SIDECARS_DISCONNECTED, message);
     }
     if !around.pods.iter().any(|pod| ready(pod) && !ending(pod)) {
         // On the way from zero nothing is wrong; what is, has been named above.
-        return Statement::new(AVAILABLE, Status::Unknown, "PodsStarting", "no pod is ready yet");
+        return Statement::new(AVAILABLE, Status::Unknown, PODS_STARTING, "no pod is ready yet");
     }
     if deployment.facts.half_rolled {
         let message = "pods of the changed template have run for the Deployment's progressDeadlineSeconds (600) and are not ready, so that those of the former one go on: see `kubectl describe pod` and the application's readiness probe, or change spec.template back";
         return Statement::new(AVAILABLE, false, "RolloutStalled", message);
     }
-    Statement::new(AVAILABLE, true, "PodsReady", "pods are ready")
+    Statement::new(AVAILABLE, true, PODS_READY, "pods are ready")
 }
 
 fn scaling_active(worker: &Worker, held_back: bool, told: bool, view: &View) -> Statement {
@@ -618,6 +631,15 @@ mod tests {
                 "{said:?}"
             );
         }
+        // An operator that has just come has not looked into them yet.
+        let before = Worker { status: Some(status), ..worker(json!({})) };
+        let said = |scraped| {
+            let handlers = Handlers { scraped, listened: true, ..Handlers::default() };
+            let view = View { handlers, ..View::default() };
+            let status = super::status(&before, None, None, &around, &view, &now());
+            find(&status.conditions, AVAILABLE).unwrap().reason.clone()
+        };
+        assert_eq!((said(0), said(1)), ("SidecarsDisconnected".to_owned(), "PodsStarting".to_owned()));
     }
 
     #[test]

@@ -25,6 +25,21 @@ const REFUSED_AGAIN: Duration = Duration::from_secs(10);
 pub(super) const PATCHED_FOR: [&str; 3] =
     [Reason::ScaledOut.as_str(), Reason::ScaledIn.as_str(), SCALE_REVERTED];
 
+/// A change of replicas that was refused.
+pub(super) struct Refused {
+    at: Instant,
+    /// To more pods, or to fewer: what forbids the one may let the other.
+    way: Ordering,
+    answer: String,
+}
+
+impl Refused {
+    /// Whether a change that way need not be tried yet.
+    fn counts_for(&self, way: Ordering) -> bool {
+        self.way == way && self.at.elapsed() < REFUSED_AGAIN
+    }
+}
+
 impl Follower {
     /// Makes the Deployment's replicas, `live` of which it asks for, what was decided at `current` ones, and `view` known.
     pub(super) async fn carry_out(
@@ -57,19 +72,19 @@ impl Follower {
             return;
         }
         let former = self.entry.view();
-        if let Some((_, answer)) = self.refused.as_ref().filter(|(at, _)| at.elapsed() < REFUSED_AGAIN) {
-            let refused = Some(answer.clone());
+        // A cache that lags behind does not know yet of pods that were asked for.
+        let way = wanted.cmp(&live.max(current));
+        if let Some(refused) = self.refused.as_ref().filter(|refused| refused.counts_for(way)) {
+            let refused = Some(refused.answer.clone());
             self.not_done(worker, foreign, &former, View { refused, ..view });
             return;
         }
-        // A cache that lags behind does not know yet of pods that were asked for.
-        let before = live.max(current);
-        if wanted < before {
+        if way == Ordering::Less {
             let marked = act::mark_costs(&self.context, pods, |pod| self.tracker.work(pod)).await;
             // Such work must not go for want of a mark.
             if !marked && self.long_work {
                 let answer = "the pods that are to go cannot be marked, and work that asks for more time would go with others".to_owned();
-                self.refused = Some((Instant::now(), answer.clone()));
+                self.refused = Some(Refused { at: Instant::now(), way, answer: answer.clone() });
                 self.not_done(worker, foreign, &former, View { refused: Some(answer), ..view });
                 return;
             }
@@ -114,7 +129,7 @@ impl Follower {
                 if refused.is_none() {
                     self.own.lost(self.now());
                 }
-                self.refused = refused.clone().map(|answer| (Instant::now(), answer));
+                self.refused = refused.clone().map(|answer| Refused { at: Instant::now(), way, answer });
                 self.not_done(worker, foreign, &former, View { refused, ..view });
             }
         }
@@ -130,5 +145,18 @@ impl Follower {
         let view = View { decision: former.decision.clone(), ..view };
         self.entry.replace(view.clone());
         tell::if_news(&self.context, worker, former, &view);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_forbids_fewer_pods_does_not_keep_more_from_coming() {
+        let refused = Refused { at: Instant::now(), way: Ordering::Less, answer: "no".to_owned() };
+        assert!(refused.counts_for(Ordering::Less) && !refused.counts_for(Ordering::Greater));
+        let long_ago = Instant::now().checked_sub(REFUSED_AGAIN).unwrap();
+        assert!(!Refused { at: long_ago, ..refused }.counts_for(Ordering::Less), "it is tried again");
     }
 }
