@@ -140,6 +140,12 @@ impl BrokerAccess {
             let mut parsed = AMQPUri::from_str(uri)
                 .map_err(|_| invalid("expected amqp://user:password@host:5672/vhost"))?;
             let url = Url::parse(uri).map_err(|_| invalid("it is no address"))?;
+            let mut asked = url.query_pairs().filter(|(name, _)| name == "auth_mechanism");
+            if asked.any(|(_, how)| !how.eq_ignore_ascii_case("plain")) {
+                return Err(invalid(
+                    "it asks for an auth_mechanism that Warren does not know: leave it out, and give user and password, also beside a client certificate",
+                ));
+            }
             if has_loose_at(uri) || has_loose_end(&url) {
                 return Err(invalid(
                     "a \"/\", \"?\", \"#\" or \"@\" in user, password or vhost is written %2F, %3F, %23, %40",
@@ -161,8 +167,12 @@ impl BrokerAccess {
             let userinfo = parsed.authority.userinfo;
             let (username, password) = match (url.username(), url.password().unwrap_or_default()) {
                 ("", "") => login()?.unwrap_or((userinfo.username, userinfo.password)),
-                // The library would take a password of its own.
-                (user, "") if user != "guest" => return Err(invalid("it has a user without a password")),
+                (user, "") => match login()?.filter(|(name, _)| *name == userinfo.username) {
+                    Some(login) => login,
+                    None if user == "guest" => (userinfo.username, userinfo.password),
+                    // The library would take a password of its own.
+                    None => return Err(invalid("it has a user without a password")),
+                },
                 _ => (userinfo.username, userinfo.password),
             };
             let tls = match (tls.cloned(), &parsed.scheme) {
@@ -470,7 +480,18 @@ mod tests {
         let pair = |user: &str, password: &str| (user.to_owned(), password.to_owned());
         assert_eq!(login("amqp://rabbit/v?heartbeat=10"), pair("bob", "s3cret"));
         assert_eq!(login("amqp://u:p@rabbit/v"), pair("u", "p"));
+        assert_eq!(login("amqp://bob@rabbit/v"), pair("bob", "s3cret"));
+        let guest = parse(&[("uri", "amqp://guest@h"), ("username", "guest"), ("password", "b")]).unwrap();
+        assert_eq!(guest.password, "b");
+        assert!(parse(&[("uri", "amqp://u@h"), ("username", "bob"), ("password", "b")]).is_err());
         assert_eq!(parse(&[("uri", "amqp://rabbit/v")]).unwrap().username, "guest");
+    }
+
+    #[test]
+    fn a_way_to_log_in_that_is_not_known_is_refused_instead_of_passed_over() {
+        let asks = |how: &str| parse(&[("uri", &format!("amqps://u:p@h/v?auth_mechanism={how}"))]);
+        assert!(asks("external").unwrap_err().to_string().contains("auth_mechanism"));
+        assert!(asks("plain").is_ok());
     }
 
     #[test]

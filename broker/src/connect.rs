@@ -206,6 +206,9 @@ impl Drop for Attempt {
     }
 }
 
+/// What is said of a broker whose certificate is an authority's.
+const OF_AUTHORITY: &str = "the broker's certificate is itself an authority (CA:TRUE), which no server's may be: have it sign another one for the broker, or make it anew with basicConstraints=critical,CA:FALSE";
+
 /// While connecting, a 403 is about the user and a 530 about the virtual host.
 fn classify(access: &BrokerAccess, error: &lapin::Error) -> BrokerError {
     let address = access.address();
@@ -237,6 +240,9 @@ fn classify(access: &BrokerAccess, error: &lapin::Error) -> BrokerError {
                     || words.iter().any(|word| lower.contains(word))
             };
             if !broken_off && of_tls() {
+                // An authority's own certificate says what it may be used for, and that is no server.
+                let detail =
+                    if detail.contains("CaUsedAsEndEntity") { OF_AUTHORITY.to_owned() } else { detail };
                 BrokerError::Tls { address, detail }
             } else {
                 BrokerError::Unreachable { address, detail }
@@ -323,6 +329,7 @@ mod tests {
         };
         for text in [
             "NOT_ALLOWED - access to vhost 'v' refused for user 'u': connection limit (2) is reached",
+            "NOT_ALLOWED - access to vhost 'v' refused for user 'u': connection limit cannot be queried, timeout",
             "INTERNAL_ERROR - access to vhost 'v' refused for user 'u': vhost 'v' is down",
         ] {
             assert!(matches!(error(text), BrokerError::Unreachable { .. }), "{text}");

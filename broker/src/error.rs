@@ -16,8 +16,10 @@ pub enum Category {
     Waiting,
 }
 
-/// What the broker says of a number of connections that is reached, of a node, a virtual host or a user.
-pub(crate) const LIMIT: &str = " limit (";
+/// What the broker says of a number of connections that is reached, of a node, a virtual host or a user, or cannot be asked for.
+pub(crate) const LIMIT: &str = "connection limit";
+/// The same of channels, of a node or a user. It ends the connection.
+const CHANNEL_LIMIT: &str = "number of channels opened";
 
 /// A failed exchange with a broker.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -82,6 +84,14 @@ pub enum BrokerError {
         /// What the broker says; names the argument.
         detail: String,
     },
+    /// The broker allows no further channel, and has ended the connection of who has asked for one.
+    #[error(
+        "the broker has ended the connection: {detail}. Raise max-channels of the user (rabbitmqctl set_user_limits) or channel_max_per_node of the brokers, or give Workers a user of their own"
+    )]
+    ChannelLimit {
+        /// What the broker says; names the user or the node.
+        detail: String,
+    },
     /// A message does not fit the negotiated frame size.
     #[error("a frame is larger than the connection's maximum: {detail}")]
     FrameTooLarge {
@@ -119,6 +129,7 @@ impl BrokerError {
             Self::Unreachable { .. }
             | Self::Closed { .. }
             | Self::TimedOut { .. }
+            | Self::ChannelLimit { .. }
             | Self::FrameTooLarge { .. }
             | Self::Unreadable { .. } => Category::Retryable,
             Self::NotFound { .. } => Category::Waiting,
@@ -131,9 +142,13 @@ impl BrokerError {
         }
     }
 
-    /// Whether the broker lets nobody in, or not this user, since a number of connections is reached.
+    /// Whether the broker lets nobody in, or not this user, since a number of connections or channels is reached.
     pub fn is_at_limit(&self) -> bool {
-        matches!(self, Self::Unreachable { detail, .. } if detail.contains(LIMIT))
+        match self {
+            Self::Unreachable { detail, .. } => detail.contains(LIMIT),
+            Self::ChannelLimit { .. } => true,
+            _ => false,
+        }
     }
 
     /// Whether the broker says that there is no queue of this name. One whose node is down is not found either, and may come back.
@@ -162,6 +177,10 @@ impl BrokerError {
             AMQPErrorKind::Soft(AMQPSoftError::RESOURCELOCKED) => Self::Locked { detail },
             AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => Self::Precondition { detail },
             AMQPErrorKind::Hard(AMQPHardError::FRAMEERROR) => Self::FrameTooLarge { detail },
+            // Whatever was asked for meanwhile gets this answer, too.
+            AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) if detail.contains(CHANNEL_LIMIT) => {
+                Self::ChannelLimit { detail }
+            }
             // The broker refuses some arguments for the whole connection.
             AMQPErrorKind::Hard(AMQPHardError::NOTIMPLEMENTED | AMQPHardError::NOTALLOWED) => {
                 Self::Precondition { detail }
@@ -210,6 +229,8 @@ fn plain(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use lapin::protocol::AMQPError;
+
     use super::*;
 
     #[test]
@@ -217,6 +238,23 @@ mod tests {
         let error = lapin::types::parsing::parse_short_string(&[1, 0xE9][..]).unwrap_err();
         let error = BrokerError::from_lapin(&ErrorKind::ParsingError(error).into());
         assert!(matches!(error, BrokerError::Unreadable { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_limit_of_channels_is_no_refusal_of_what_was_asked_for_meanwhile() {
+        let said = |text: &str| {
+            let kind = AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED);
+            BrokerError::from_lapin(&ErrorKind::ProtocolError(AMQPError::new(kind, text.into())).into())
+        };
+        for whose in [
+            "for user 'u' has reached the maximum allowed user",
+            "on node 'n' has reached the maximum allowed",
+        ] {
+            let error = said(&format!("NOT_ALLOWED - number of channels opened {whose} limit of (10)"));
+            assert_eq!((error.category(), error.is_at_limit()), (Category::Retryable, true), "{error}");
+        }
+        let error = said("NOT_ALLOWED - invalid arg 'x-queue-type'");
+        assert!(matches!(error, BrokerError::Precondition { .. }), "{error}");
     }
 
     #[test]

@@ -20,6 +20,10 @@ pub const FRAME_HEADER: usize = 7;
 /// is agreed on.
 pub const LARGEST_METHOD: u32 = 8 * 1024;
 
+/// What TLS answers to who does not speak it begins so.
+const TLS_ALERT: u8 = 0x15;
+/// A broker that speaks another version of AMQP says `AMQP` first.
+const PROTOCOL_HEADER: u8 = b'A';
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 /// Levels of a message's headers that there is stack for, as many as there can be in the largest frame of RabbitMQ's default.
@@ -33,6 +37,12 @@ pub enum Refused {
     /// A frame of a kind that has no use for so much.
     #[error("the peer sends a frame of {0} bytes, where a broker's has {1} at most")]
     TooLarge(u32, u32),
+    /// What answers begins as TLS does.
+    #[error("the port speaks TLS: write amqps:// in the Secret, or give it a ca.crt")]
+    SpeaksTls,
+    /// What answers begins as nothing of AMQP does.
+    #[error("what answers there is no AMQP broker")]
+    NoBroker,
     /// A message's headers.
     #[error("headers that are nested more than {DEEPEST} times")]
     TooDeep,
@@ -42,6 +52,8 @@ pub enum Refused {
 #[derive(Debug)]
 struct Frames {
     largest: u32,
+    /// Whether the first byte of all has come.
+    begun: bool,
     head: [u8; FRAME_HEADER],
     /// How much of the head is here.
     known: usize,
@@ -54,7 +66,7 @@ struct Frames {
 
 impl Frames {
     const fn new(largest: u32) -> Self {
-        Self { largest, head: [0; FRAME_HEADER], known: 0, left: 0, levels: None, last: 0 }
+        Self { largest, begun: false, head: [0; FRAME_HEADER], known: 0, left: 0, levels: None, last: 0 }
     }
 
     /// Takes in what was read.
@@ -69,6 +81,13 @@ impl Frames {
                 self.look(passed)?;
                 bytes = next;
                 continue;
+            }
+            if !std::mem::replace(&mut self.begun, true) {
+                match *byte {
+                    METHOD | PROTOCOL_HEADER => {}
+                    TLS_ALERT => return Err(Refused::SpeaksTls),
+                    _ => return Err(Refused::NoBroker),
+                }
             }
             if let Some(place) = self.head.get_mut(self.known) {
                 *place = *byte;
@@ -233,6 +252,11 @@ mod tests {
         [&[kind, 0, 1][..], &size.to_be_bytes(), &payload].concat()
     }
 
+    /// The frames of a connection whose first has come.
+    fn begun(largest: u32) -> Frames {
+        Frames { begun: true, ..Frames::new(largest) }
+    }
+
     #[test]
     fn frames_pass_however_they_are_cut_and_one_that_is_too_large_is_refused_by_its_head() {
         let good = [frame(1, LARGEST_METHOD), frame(2, 20_000), frame(3, 0), frame(8, 0)].concat();
@@ -257,7 +281,7 @@ mod tests {
         };
         for piece in [1000, 1001, size as usize] {
             let pass = |bytes: Vec<u8>| {
-                let mut frames = Frames::new(size);
+                let mut frames = begun(size);
                 bytes.chunks(piece).try_for_each(|bytes| frames.pass(bytes))
             };
             assert_eq!(pass([nested(DEEPEST), nested(DEEPEST)].concat()), Ok(()));
@@ -266,9 +290,19 @@ mod tests {
     }
 
     #[test]
+    fn who_speaks_tls_or_something_else_is_told_from_a_broker_by_its_first_byte() {
+        let begins = |bytes: &[u8]| Frames::new(20_000).pass(bytes);
+        assert_eq!(begins(b"\x15\x03\x03\x00\x02\x02\x0a"), Err(Refused::SpeaksTls));
+        assert_eq!(begins(b"HTTP/1.1 400 Bad Request"), Err(Refused::NoBroker));
+        assert_eq!((begins(&frame(1, 10)), begins(b"AMQP\0\0")), (Ok(()), Ok(())));
+        // Later frames may be of any kind.
+        assert_eq!(begins(&[frame(1, 10), frame(0x15, 10)].concat()), Ok(()));
+    }
+
+    #[test]
     fn what_a_message_comes_in_has_the_limit_of_its_connection() {
         for kind in [2, 3] {
-            let mut frames = Frames::new(20_000);
+            let mut frames = begun(20_000);
             frames.pass(&frame(kind, 20_000)).unwrap();
             assert_eq!(frames.pass(&frame(kind, 20_001)), Err(Refused::TooLarge(20_001, 20_000)));
         }

@@ -34,3 +34,8 @@ pub fn install_crypto_provider() {
     // An error means that a provider is installed already, which is what is wanted.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
+
+/// Whether what is logged of the AMQP library may go into logs: its traces show frames, and with them the password.
+pub fn may_be_logged(metadata: &tracing::Metadata<'_>) -> bool {
+    *metadata.level() != tracing::Level::TRACE || !metadata.target().starts_with("lapin")
+}

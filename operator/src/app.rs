@@ -14,6 +14,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tower::filter::FilterLayer;
 use tower::timeout::TimeoutLayer;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, fmt};
 
 use crate::args::{Args, LogFormat};
 use crate::brokers::{Brokers, LaneOptions};
@@ -200,13 +204,12 @@ impl Shared {
 }
 
 fn init_logs(format: LogFormat) {
-    let filter =
-        tracing_subscriber::EnvFilter::builder().parse_lossy(log_filter(std::env::var("RUST_LOG").ok()));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter);
+    let filter = EnvFilter::builder().parse_lossy(log_filter(std::env::var("RUST_LOG").ok()));
+    let logs = tracing_subscriber::registry().with(filter).with(filter_fn(warren_broker::may_be_logged));
     // A second initialisation, which only tests do, leaves the first.
     let _ = match format {
-        LogFormat::Json => logs.json().flatten_event(true).try_init(),
-        LogFormat::Text => logs.try_init(),
+        LogFormat::Json => logs.with(fmt::layer().json().flatten_event(true)).try_init(),
+        LogFormat::Text => logs.with(fmt::layer()).try_init(),
     };
 }
 
@@ -261,7 +264,7 @@ mod tests {
         for wanted in [None, Some(""), Some("debug"), Some("kube_client=trace,lapin=info")] {
             let filter = log_filter(wanted.map(str::to_owned));
             assert!(filter.ends_with(",kube_client=error"), "{filter}");
-            let filter = tracing_subscriber::EnvFilter::builder().parse_lossy(filter).to_string();
+            let filter = EnvFilter::builder().parse_lossy(filter).to_string();
             assert_eq!(filter.matches("kube_client").count(), 1, "{filter}");
         }
     }

@@ -44,6 +44,7 @@ pub fn unreachable(error: &BrokerError) -> Problem {
         | BrokerError::NotFound { .. }
         | BrokerError::Locked { .. }
         | BrokerError::Precondition { .. }
+        | BrokerError::ChannelLimit { .. }
         | BrokerError::FrameTooLarge { .. }
         | BrokerError::Unreadable { .. }
         | BrokerError::Closed { .. }
@@ -97,6 +98,7 @@ pub fn refused(error: &DeclareError) -> Problem {
         | BrokerError::Tls { .. }
         | BrokerError::AuthRefused { .. }
         | BrokerError::VhostRefused { .. }
+        | BrokerError::ChannelLimit { .. }
         | BrokerError::FrameTooLarge { .. }
         | BrokerError::Unreadable { .. }
         | BrokerError::Closed { .. } => {

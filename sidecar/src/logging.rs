@@ -2,8 +2,10 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, filter_fn};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, fmt};
 
 /// Starts logging at a level such as `info`, or a filter of `tracing-subscriber`. Without a terminal each line is JSON.
 pub fn start(level: &str) {
@@ -12,13 +14,13 @@ pub fn start(level: &str) {
     // The AMQP library reports as errors what is the everyday life of a connection; Warren says the same in its own words.
     let filter = EnvFilter::try_new(format!("{wanted},lapin=off,async_rs=off,hyper=warn"))
         .unwrap_or_else(|_| EnvFilter::new("info,lapin=off"));
-    let logger =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let logs = tracing_subscriber::registry().with(filter).with(filter_fn(warren_broker::may_be_logged));
+    let lines = fmt::layer().with_writer(std::io::stderr).with_target(false);
     // A second start, such as in a test, changes nothing.
     let _ = if std::io::stderr().is_terminal() {
-        logger.try_init()
+        logs.with(lines).try_init()
     } else {
-        logger.json().flatten_event(true).try_init()
+        logs.with(lines.json().flatten_event(true)).try_init()
     };
     if known.is_none() {
         tracing::warn!(
@@ -51,5 +53,16 @@ mod tests {
         ] {
             assert_eq!(filter_of(level).unwrap_or("info"), expected);
         }
+    }
+
+    #[test]
+    fn frames_which_show_the_password_are_not_logged_whatever_is_asked_for() {
+        use tracing::{Level, enabled};
+        let wanted = EnvFilter::new("lapin=trace");
+        let logs = tracing_subscriber::registry().with(wanted).with(filter_fn(warren_broker::may_be_logged));
+        tracing::subscriber::with_default(logs, || {
+            assert!(enabled!(target: "lapin::io_loop", Level::DEBUG));
+            assert!(!enabled!(target: "lapin::io_loop", Level::TRACE));
+        });
     }
 }

@@ -109,9 +109,51 @@ async fn get(address: IpAddr) -> anyhow::Result<Sample> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+
     use futures::FutureExt;
 
     use super::*;
+
+    const METRICS: &str = "warren_sidecar_unsettled 5\nwarren_sidecar_in_flight 3\n";
+
+    /// A pod at an address of this machine, whose sidecar answers with a page; one without takes connections and says nothing.
+    fn pod(address: &str, page: Option<String>) -> Arc<Pod> {
+        let listener = TcpListener::bind((address, SIDECAR_PORT)).unwrap();
+        std::thread::spawn(move || {
+            while let Some(page) = &page {
+                let (mut stream, _) = listener.accept().unwrap();
+                let _ = stream.read(&mut [0; 1024]);
+                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", page.len());
+                let _ = stream.write_all((head + page).as_bytes());
+            }
+            loop {
+                std::thread::park();
+            }
+        });
+        let sidecar = serde_json::json!({"name": "warren-sidecar", "image": "i", "imageID": "i", "ready": true,
+            "restartCount": 0, "state": {"running": {}}});
+        let status = serde_json::json!({"podIP": address, "initContainerStatuses": [sidecar]});
+        let pod = serde_json::json!({"metadata": {"name": address, "namespace": "n"}, "status": status});
+        Arc::new(serde_json::from_value(pod).unwrap())
+    }
+
+    #[tokio::test]
+    async fn pods_that_say_nothing_or_too_much_hold_up_no_look_at_the_others() {
+        let padded = |bytes: usize| Some(format!("{METRICS}# {}", "x".repeat(bytes - METRICS.len() - 2)));
+        let pods = [
+            pod("127.94.0.1", padded(MOST_BYTES)),
+            pod("127.94.0.2", None),
+            pod("127.94.0.3", padded(MOST_BYTES + 1)),
+            pod("127.94.0.4", Some("it works".to_owned())),
+        ];
+        let scraper = Scraper::default();
+        let scraping = scraper.scrape(&pods, Duration::from_secs(600));
+        let answers = tokio::time::timeout(Duration::from_secs(60), scraping).await.unwrap();
+        let [(pod, sample)] = &answers[..] else { panic!("{answers:?}") };
+        assert_eq!((pod.name_any().as_str(), sample.unsettled), ("127.94.0.1", 5));
+    }
 
     #[test]
     fn a_namespace_whose_pods_do_not_answer_leaves_others_places() {

@@ -98,6 +98,26 @@ async fn a_missing_right_names_the_queue() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_user_with_all_its_channels_open_is_told_to_wait_and_of_the_limit() -> Result<()> {
+    let vhost = Vhost::new("channels").await?;
+    vhost.broker.user("thrifty", "secret").await?;
+    vhost.broker.permissions("thrifty", "channels", ".*", ".*", ".*").await?;
+    vhost.broker.rabbitmqctl(&["set_user_limits", "thrifty", r#"{"max-channels": 1}"#]).await?;
+    let uri = vhost.uri().replace(&format!("warren:{}", vhost.broker.password()), "thrifty:secret");
+    let connection = connection(&uri).await?;
+    let first = connection.create_channel().await?;
+    let error = BrokerError::from(connection.create_channel().await.unwrap_err());
+    assert!(
+        matches!(&error, BrokerError::ChannelLimit { detail } if detail.contains("thrifty")),
+        "{error:?}"
+    );
+    // So is what was asked for on the channel that was there.
+    let error = declare::depth(&first, "work").await.unwrap_err();
+    assert_eq!(error.category(), Category::Retryable, "{error:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_binding_that_amqp_cannot_say_is_refused_and_its_connection_lives_on() -> Result<()> {
     let vhost = Vhost::new("long").await?;
     let connection = connection(&vhost.uri()).await?;
