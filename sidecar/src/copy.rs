@@ -187,11 +187,7 @@ pub fn short(text: &str) -> ShortString {
 
 /// At most so many bytes of a text, never half a character.
 pub fn cut(text: &str, most: usize) -> &str {
-    let mut end = text.len().min(most);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.get(..end).unwrap_or_default()
+    &text[..text.floor_char_boundary(most)]
 }
 
 #[cfg(test)]
