@@ -262,13 +262,13 @@ async fn exchange(
         let asking = ask(&mut connection, request, limit, fresh);
         match tokio::time::timeout(timeout, asking).await {
             Err(_) => return Err(CallError::TimedOut(timeout)),
-            Ok(Asked::Answered(answer, whole)) => {
-                if whole && connection.driver.is_some() {
+            Ok(Asked::Ended(result)) => {
+                // What is left of an answer that was cut stands in the way of the next.
+                if result.as_ref().is_ok_and(|answer| !answer.cut) && connection.driver.is_some() {
                     *live = Some(connection);
                 }
-                return Ok(answer);
+                return result;
             }
-            Ok(Asked::Failed(error)) => return Err(error),
             // It goes on a new connection.
             Ok(Asked::Unsent(unsent)) => request = unsent,
         }
@@ -277,34 +277,29 @@ async fn exchange(
 
 /// What came of a request on a connection.
 enum Asked {
-    /// An answer; whether the connection is at the end of it.
-    Answered(Answer, bool),
+    /// An answer, or why there is none.
+    Ended(Result<Answer, CallError>),
     /// Not a byte of it was sent, since the application had closed the connection.
     Unsent(Request<Full<Bytes>>),
-    /// There is no answer.
-    Failed(CallError),
 }
 
 async fn ask(connection: &mut Live, request: Request<Full<Bytes>>, limit: usize, fresh: bool) -> Asked {
     let sent = Live::drive(&mut connection.driver, connection.sender.try_send_request(request)).await;
     match sent {
-        Ok(response) => match read(connection, response, limit).await {
-            Ok((answer, whole)) => Asked::Answered(answer, whole),
-            Err(error) => Asked::Failed(error),
-        },
+        Ok(response) => Asked::Ended(read(connection, response, limit).await),
         Err(mut error) => match error.take_message() {
             Some(unsent) if !fresh => Asked::Unsent(unsent),
-            Some(_) | None => Asked::Failed(CallError::Broken(error.into_error().to_string())),
+            Some(_) | None => Asked::Ended(Err(CallError::Broken(error.into_error().to_string()))),
         },
     }
 }
 
-/// Reads an answer up to the limit; whether the connection is at the end of it.
+/// Reads an answer up to the limit.
 async fn read(
     connection: &mut Live,
     response: Response<Incoming>,
     limit: usize,
-) -> Result<(Answer, bool), CallError> {
+) -> Result<Answer, CallError> {
     let (head, mut incoming) = response.into_parts();
     let mut body = Bytes::new();
     let mut more: Option<BytesMut> = None;
@@ -325,7 +320,7 @@ async fn read(
         }
     }
     let body = more.map_or(body, BytesMut::freeze);
-    Ok((Answer { status: head.status.as_u16(), headers: head.headers, body, cut }, !cut))
+    Ok(Answer { status: head.status.as_u16(), headers: head.headers, body, cut })
 }
 
 #[cfg(test)]
