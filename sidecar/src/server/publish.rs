@@ -87,7 +87,7 @@ impl Publish {
     /// One message.
     pub async fn single(&self, request: Request<Incoming>) -> Reply {
         let (head, body) = request.into_parts();
-        let (mut permit, body) = match self.read(&head.headers, body, UPLOAD).await {
+        let (mut permit, body) = match self.read(&head.headers, body).await {
             Ok(read) => read,
             Err(refusal) => return self.answer(refusal, None),
         };
@@ -109,7 +109,7 @@ impl Publish {
     /// A batch: each line is published by itself, in the order of the lines, and has its own result in the same order.
     pub async fn batch(&self, request: Request<Incoming>) -> Reply {
         let (head, body) = request.into_parts();
-        let (mut permit, body) = match self.read(&head.headers, body, UPLOAD).await {
+        let (mut permit, body) = match self.read(&head.headers, body).await {
             Ok(read) => read,
             Err(refusal) => return self.answer(refusal, None),
         };
@@ -165,20 +165,15 @@ impl Publish {
         if body.is_end_stream() {
             return Ok((None, Bytes::new()));
         }
-        self.read(headers, body, UPLOAD).await.map(|(room, body)| (Some(room), body))
+        self.read(headers, body).await.map(|(room, body)| (Some(room), body))
     }
 
     /// Reads a body, if there is room for it and it comes in time.
-    async fn read<B>(
-        &self,
-        headers: &HeaderMap,
-        mut body: B,
-        within: Duration,
-    ) -> Result<(OwnedSemaphorePermit, Bytes), Ended>
+    async fn read<B>(&self, headers: &HeaderMap, mut body: B) -> Result<(OwnedSemaphorePermit, Bytes), Ended>
     where
         B: Body<Data = Bytes, Error: Display> + Unpin,
     {
-        let read = self.read_in_room(&mut body, within).await;
+        let read = self.read_in_room(&mut body).await;
         let refused = |ended: &Ended| {
             [StatusCode::PAYLOAD_TOO_LARGE, StatusCode::TOO_MANY_REQUESTS].contains(&ended.status)
         };
@@ -193,11 +188,7 @@ impl Publish {
     }
 
     /// Reads a body. One that says its size is refused before it is read; one that does not takes room as it comes.
-    async fn read_in_room<B>(
-        &self,
-        body: &mut B,
-        within: Duration,
-    ) -> Result<(OwnedSemaphorePermit, Bytes), Ended>
+    async fn read_in_room<B>(&self, body: &mut B) -> Result<(OwnedSemaphorePermit, Bytes), Ended>
     where
         B: Body<Data = Bytes, Error: Display> + Unpin,
     {
@@ -222,7 +213,7 @@ impl Publish {
             }
             Ok(whole.freeze())
         };
-        let whole = tokio::time::timeout(within, reading).await.map_err(|_| Ended::stalled(within))??;
+        let whole = tokio::time::timeout(UPLOAD, reading).await.map_err(|_| Ended::stalled())??;
         Ok((room, whole))
     }
 
@@ -331,9 +322,8 @@ impl Publish {
     fn answer(&self, ended: Ended, id: Option<&str>) -> Reply {
         self.metrics.published(ended.class);
         let mut response = ended.reply();
-        let headers: &mut HeaderMap = response.headers_mut();
         if let Some(id) = id {
-            headers.insert(names::MESSAGE_ID, encoded(id));
+            response.headers_mut().insert(names::MESSAGE_ID, encoded(id));
         }
         response
     }
@@ -363,8 +353,8 @@ impl Ended {
         Self::unusable(StatusCode::BAD_REQUEST, format!("the body did not come whole: {error}"))
     }
 
-    fn stalled(within: Duration) -> Self {
-        let text = format!("the body did not come whole within {} s: send it again", within.as_secs());
+    fn stalled() -> Self {
+        let text = format!("the body did not come whole within {} s: send it again", UPLOAD.as_secs());
         Self::unusable(StatusCode::REQUEST_TIMEOUT, text)
     }
 
@@ -548,7 +538,7 @@ pub(super) mod tests {
     async fn uploads_that_stall_are_given_up_and_leave_their_room_to_others() {
         let publish = unconnected();
         let (size, headers) = (LARGEST as u64 - 1, HeaderMap::new());
-        let stalled = || publish.read(&headers, Stalled(size), Duration::from_millis(20));
+        let stalled = || publish.read(&headers, Stalled(size));
         let (first, second, third) = tokio::join!(stalled(), stalled(), stalled());
         let statuses = [first, second, third].map(|read| read.unwrap_err().status);
         assert_eq!(
