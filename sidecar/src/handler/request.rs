@@ -101,25 +101,24 @@ fn own_headers(message: &Message, headers: &mut HeaderMap) -> usize {
         if name.starts_with("warren-") || matches!(name, trace::TRACEPARENT | DELIVERY_COUNT | DEATHS) {
             continue;
         }
-        if name == trace::TRACESTATE && Context::of(message).is_none() {
-            // It belongs to a trace that is not there: the standard has it discarded.
-            continue;
-        }
-        let target = if name == trace::TRACESTATE {
-            Some(HeaderName::from_static(trace::TRACESTATE))
-        } else if let Some(attribute) = cloud_event(name) {
-            HeaderName::from_bytes(format!("ce-{attribute}").as_bytes()).ok()
-        } else {
-            HeaderName::from_bytes(format!("{}{name}", names::HEADER_PREFIX).as_bytes()).ok()
-        };
-        let value = match value {
-            _ if name == trace::TRACESTATE => message.header(name).map(standard),
-            AMQPValue::Timestamp(seconds) if cloud_event(name).is_some() => {
-                rfc_3339(*seconds).and_then(|time| HeaderValue::try_from(time).ok())
+        let (target, value) = if name == trace::TRACESTATE {
+            if Context::of(message).is_none() {
+                // It belongs to a trace that is not there: the standard has it discarded.
+                continue;
             }
-            value => plain(value),
+            (name.to_owned(), message.header(name).map(standard))
+        } else if let Some(attribute) = cloud_event(name) {
+            let value = match value {
+                AMQPValue::Timestamp(seconds) => {
+                    rfc_3339(*seconds).and_then(|time| HeaderValue::try_from(time).ok())
+                }
+                value => plain(value),
+            };
+            (format!("ce-{attribute}"), value)
+        } else {
+            (format!("{}{name}", names::HEADER_PREFIX), plain(value))
         };
-        match (target, value) {
+        match (HeaderName::try_from(target).ok(), value) {
             (Some(target), Some(value)) if places > 0 && target.as_str().len() + value.len() <= room => {
                 room -= target.as_str().len() + value.len();
                 places -= 1;
