@@ -187,13 +187,8 @@ impl Engine {
         match self.settings.ladder.after(attempts, failure.after) {
             Rung::Exhausted => {
                 let detail = failure.detail.clone();
-                self.publish(
-                    id,
-                    Copy::Dead { reason: DeadReason::Exhausted, detail, attempts },
-                    0,
-                    now,
-                    effects,
-                );
+                let copy = Copy::Dead { reason: DeadReason::Exhausted, detail, attempts };
+                self.publish(id, copy, 0, now, effects);
             }
             Rung::Delay(seconds) => {
                 let Some(slot) = self.window.get_mut(id) else { return };

@@ -108,11 +108,10 @@ impl Breaker {
         self.record(Sample { failed: true, status, identity });
         if let Some(open) = &mut self.open {
             // Calls that were on the way when it opened are no probes.
-            if now < open.next_probe {
-                return Change::None;
+            if now >= open.next_probe {
+                open.next_probe = now + open.backoff.pause();
+                open.status = common_status(&self.recent, LATEST);
             }
-            open.next_probe = now + open.backoff.pause();
-            open.status = common_status(&self.recent, LATEST);
             return Change::None;
         }
         if !self.is_outage() {

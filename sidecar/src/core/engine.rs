@@ -206,10 +206,9 @@ impl Engine {
     }
 
     fn lost(&mut self, generation: u64, effects: &mut Vec<Effect>) {
-        if self.generation != Some(generation) {
-            return;
+        if self.generation == Some(generation) {
+            self.forget_channel(generation, effects);
         }
-        self.forget_channel(generation, effects);
     }
 
     /// Keeps the failed attempts of a message that goes back to the broker: no copy has recorded those that were made in
@@ -265,13 +264,8 @@ impl Engine {
             Some(bytes) => {
                 let detail =
                     format!("the body has {bytes} bytes, which is more than handler.http.maxBodyBytes");
-                self.publish(
-                    id,
-                    Copy::Dead { reason: DeadReason::TooLarge, detail, attempts },
-                    0,
-                    now,
-                    effects,
-                );
+                let copy = Copy::Dead { reason: DeadReason::TooLarge, detail, attempts };
+                self.publish(id, copy, 0, now, effects);
             }
         }
     }

@@ -55,7 +55,7 @@ impl AutoPrefetch {
         let current =
             self.window.unwrap_or_else(|| at_work.saturating_mul(2)).clamp(at_work, settings.prefetch);
         self.window = Some(current);
-        if now < self.looked + INTERVAL {
+        if now < self.next_look() {
             return current;
         }
         self.looked = now;
@@ -63,11 +63,8 @@ impl AutoPrefetch {
             return current;
         }
         let seconds_each = self.busy.as_secs_f64() / f64::from(self.calls);
-        let (calls, messages) = (self.calls, self.messages);
-        self.busy = Duration::ZERO;
-        self.calls = 0;
-        self.messages = 0;
-        let batch = (messages as f64 / f64::from(calls)).max(1.0);
+        let batch = (self.messages as f64 / f64::from(self.calls)).max(1.0);
+        (self.calls, self.messages, self.busy) = (0, 0, Duration::ZERO);
         let rate = f64::from(settings.concurrency) * batch / seconds_each.max(1e-5);
         let ahead = rate * 2.0 * self.round_trip.max(SHORTEST_ROUND_TRIP).as_secs_f64();
         // Whole messages: half a message that could start in time is none.
