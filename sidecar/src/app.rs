@@ -140,8 +140,7 @@ pub async fn publish_only(
     let (admin, local) = (listen(ports.admin).await?, listen_locally(ports.local).await?);
     let (sender, mut inbox) = mpsc::unbounded_channel();
     forward_signals(sender)?;
-    let labels = Labels { namespace: String::new(), worker: String::new(), queue: String::new() };
-    let metrics = Arc::new(Metrics::new(labels).map_err(std::io::Error::other)?);
+    let metrics = Arc::new(Metrics::new(Labels::default()).map_err(std::io::Error::other)?);
     metrics.mark_start();
     let health = Arc::new(Health::default());
     let publisher = Publisher::new(

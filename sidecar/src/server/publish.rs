@@ -439,8 +439,7 @@ pub(super) mod tests {
     pub fn unconnected() -> Publish {
         let access = Arc::new(BrokerAccess::from_uri("amqp://h").unwrap());
         let publisher = Publisher::new(watch::channel(access).1, ConnectOptions::named("test"));
-        let labels = Labels { namespace: String::new(), worker: String::new(), queue: String::new() };
-        Publish::new(&publisher, Arc::new(Metrics::new(labels).unwrap()))
+        Publish::new(&publisher, Arc::new(Metrics::new(Labels::default()).unwrap()))
     }
 
     #[tokio::test]
