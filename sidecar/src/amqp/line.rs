@@ -168,14 +168,12 @@ impl Flight {
     /// Tells everybody whose message's fate is certain.
     fn tell(&mut self) {
         for (number, verdict) in self.ledger.decide() {
-            self.end(
-                number,
-                match verdict {
-                    Verdict::Stored => Ok(()),
-                    Verdict::Unroutable => Err(PublishError::Unroutable),
-                    Verdict::Refused => Err(PublishError::Refused),
-                },
-            );
+            let outcome = match verdict {
+                Verdict::Stored => Ok(()),
+                Verdict::Unroutable => Err(PublishError::Unroutable),
+                Verdict::Refused => Err(PublishError::Refused),
+            };
+            self.end(number, outcome);
         }
     }
 
@@ -240,12 +238,8 @@ async fn work(channel: Channel, mut inbox: mpsc::UnboundedReceiver<Job>) {
                 // twice, because the first time around may stop early to let others run.
                 for _ in 0..2 {
                     while let Some(Some((number, result))) = sending.next().now_or_never() {
-                        let ended = flight.note(number, result);
-                        noted = noted.and(ended);
+                        noted = noted.and(flight.note(number, result));
                     }
-                }
-                if noted.is_ok() {
-                    flight.tell();
                 }
                 if let Err(error) = noted {
                     for (_, waiting) in flight.waiting.drain() {
@@ -255,6 +249,7 @@ async fn work(channel: Channel, mut inbox: mpsc::UnboundedReceiver<Job>) {
                     let _ = channel.close(200, "done".into()).now_or_never();
                     return;
                 }
+                flight.tell();
             }
         }
     }

@@ -147,14 +147,14 @@ impl Runtime {
         }
         let (class, answers) = match result {
             Ok(answer) => (AnswerClass::of(answer.status), self.answers(form, &deliveries, answer)),
-            Err(CallError::Unreached(_)) => (AnswerClass::Unreached, Answers::All(Verdict::Unreached)),
             Err(error) => {
-                let class = match error {
-                    CallError::TimedOut(_) => AnswerClass::TimedOut,
-                    CallError::Broken(_) | CallError::Unreached(_) => AnswerClass::Broken,
+                let retry = Verdict::Retry(Failure { detail: error.to_string(), ..Failure::default() });
+                let (class, verdict) = match error {
+                    CallError::Unreached(_) => (AnswerClass::Unreached, Verdict::Unreached),
+                    CallError::TimedOut(_) => (AnswerClass::TimedOut, retry),
+                    CallError::Broken(_) => (AnswerClass::Broken, retry),
                 };
-                let failure = Failure { detail: error.to_string(), ..Failure::default() };
-                (class, Answers::All(Verdict::Retry(failure)))
+                (class, Answers::All(verdict))
             }
         };
         self.metrics.answered(class, &answers, first, took);

@@ -47,10 +47,7 @@ impl Default for Opening {
 impl Opening {
     /// Ends when a channel should be opened.
     pub(super) async fn due(&self) {
-        match self.due {
-            Some(due) => tokio::time::sleep_until(due).await,
-            None => std::future::pending().await,
-        }
+        super::sleep_until(self.due).await;
     }
 
     /// Whether channels are opened on this connection.

@@ -149,22 +149,20 @@ impl Runtime {
                 message.properties.reply_to().as_ref().map(ToString::to_string).unwrap_or_default()
             }
         };
-        let (properties, body) = match copy {
+        let (publisher, properties, body) = match copy {
             Copy::Reply => {
                 let reply = self.replies.get(&id).cloned().unwrap_or_default();
                 let reply_id = self.ids.entry(id).or_insert_with(fresh_id);
-                (copy::reply_properties(&message, &reply, reply_id), reply.body)
+                (&self.replier, copy::reply_properties(&message, &reply, reply_id), reply.body)
             }
             Copy::Retry { .. } | Copy::Dead { .. } => {
                 let copy_id = || self.ids.entry(id).or_insert_with(fresh_id).clone();
-                (copy::properties(&message, copy, queue, copy_id), message.body.clone())
+                let properties = copy::properties(&message, copy, queue, copy_id);
+                (&self.publisher, properties, message.body.clone())
             }
         };
         let letter = Letter { exchange: "".into(), routing_key: copy::short(&target), properties, body };
-        let publisher = match copy {
-            Copy::Reply => self.replier.clone(),
-            Copy::Retry { .. } | Copy::Dead { .. } => self.publisher.clone(),
-        };
+        let publisher = publisher.clone();
         let sender = self.sender.clone();
         tokio::spawn(async move {
             let outcome = if again {
