@@ -51,19 +51,19 @@ impl<K: Resource<DynamicType = ()>> Resource for Tolerant<K> {
     type Scope = K::Scope;
 
     fn kind((): &()) -> Cow<'_, str> {
-        K::kind(&()).into_owned().into()
+        K::kind(&())
     }
 
     fn group((): &()) -> Cow<'_, str> {
-        K::group(&()).into_owned().into()
+        K::group(&())
     }
 
     fn version((): &()) -> Cow<'_, str> {
-        K::version(&()).into_owned().into()
+        K::version(&())
     }
 
     fn plural((): &()) -> Cow<'_, str> {
-        K::plural(&()).into_owned().into()
+        K::plural(&())
     }
 
     fn meta(&self) -> &ObjectMeta {
