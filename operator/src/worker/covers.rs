@@ -6,11 +6,11 @@ use serde_json::Value;
 pub fn covers(live: &Value, desired: &Value) -> bool {
     match (live, desired) {
         (Value::Object(live), Value::Object(desired)) => {
-            desired.iter().all(|(key, value)| match live.get(key) {
-                Some(found) if is_quantities(key) => quantities_cover(found, value),
-                Some(found) if is_quantity(key) => same_quantity(found, value),
-                Some(found) => covers(found, value),
-                None => is_empty(value) || is_left_out(key, value),
+            desired.iter().all(|(key, value)| match (live.get(key), key.as_str()) {
+                (Some(found), "limits" | "requests") => quantities_cover(found, value),
+                (Some(found), "sizeLimit" | "divisor") => same_quantity(found, value),
+                (Some(found), _) => covers(found, value),
+                (None, key) => is_empty(value) || is_left_out(key, value),
             })
         }
         (Value::Array(live), Value::Array(desired)) => {
@@ -40,14 +40,6 @@ fn is_left_out(key: &str, value: &Value) -> bool {
         "hostPort" | "initialDelaySeconds" => *value == 0,
         _ => false,
     }
-}
-
-fn is_quantities(key: &str) -> bool {
-    matches!(key, "limits" | "requests")
-}
-
-fn is_quantity(key: &str) -> bool {
-    matches!(key, "sizeLimit" | "divisor")
 }
 
 fn quantities_cover(live: &Value, desired: &Value) -> bool {
