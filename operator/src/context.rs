@@ -125,7 +125,12 @@ impl Context {
 
     /// A Worker that is there.
     pub fn worker(&self, key: &Key) -> Option<Arc<Worker>> {
-        self.stores.workers.get(&ObjectRef::new(&key.name).within(&key.namespace))
+        self.stores.workers.get(&ObjectRef::from(key))
+    }
+
+    /// The Queue that a Worker names, if it is there.
+    pub fn queue_of(&self, worker: &Worker) -> Option<Arc<Queue>> {
+        self.stores.queues.get(&ObjectRef::from(&Key::named_by(worker)))
     }
 
     /// Another Worker than `own` whose pods may consume a Queue, as far as is known: one that names it, or one that is gone or
@@ -151,14 +156,11 @@ impl Context {
     /// Notes that a Worker's sidecars could not be told what it names, and what they go on with; none where they could. Gives
     /// whether that is new.
     pub fn note_told(&self, worker: &Worker, told: Option<&SidecarConfig>) -> bool {
-        let key = Key::of(worker);
-        let named = &worker.spec.queue_ref.name;
-        let named_queue = self.stores.queues.get(&ObjectRef::new(named).within(&key.namespace));
         // Nearly all of them: no look at every Queue is needed for these.
-        let told = told.filter(|told| !named_queue.is_some_and(|queue| consumes(told, &queue)));
+        let told = told.filter(|told| !self.queue_of(worker).is_some_and(|queue| consumes(told, &queue)));
         let mut queues = told.map(|told| consumed_by(told, &self.stores.queues.state())).unwrap_or_default();
-        queues.remove(named);
-        locked(&self.consumers).told(&key, queues, lasting(worker), Instant::now())
+        queues.remove(&worker.spec.queue_ref.name);
+        locked(&self.consumers).told(&Key::of(worker), queues, lasting(worker), Instant::now())
     }
 
     /// The one of `workers` of whose pods it is best known that they may hold messages of a Queue of their namespace.

@@ -208,9 +208,7 @@ fn listed_again(context: &Context) {
 fn worker_event(event: &watcher::Event<Worker>, context: &Context) {
     match event {
         watcher::Event::Apply(worker) | watcher::Event::InitApply(worker) => {
-            let key = Key::of(worker);
-            let queue = Key { name: worker.spec.queue_ref.name.clone(), ..key.clone() };
-            locked(&context.naming).names(key, queue);
+            locked(&context.naming).names(Key::of(worker), Key::named_by(worker));
             if context.note_consumer(worker) {
                 tell_ordered(worker, context);
             }
@@ -290,10 +288,7 @@ async fn sweep(context: Arc<Context>) {
         context.forget_seen(&queues.iter().filter_map(|queue| queue.uid()).collect());
         let living: BTreeSet<Key> = queues.iter().map(|queue| Key::of(queue.as_ref())).collect();
         let workers = context.stores.workers.state();
-        let watched = workers.iter().map(|worker| Key {
-            namespace: worker.namespace().unwrap_or_default(),
-            name: worker.spec.queue_ref.name.clone(),
-        });
+        let watched = workers.iter().map(|worker| Key::named_by(worker));
         let mut known: HashSet<Key> = workers.iter().map(|worker| Key::of(worker.as_ref())).collect();
         known.extend(context.pods.all_workers());
         context.forget_consumers(&known);

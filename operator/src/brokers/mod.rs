@@ -27,11 +27,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
+use kube::{Resource, ResourceExt};
 use warren_api::names::retry_queue;
 use warren_api::queue::DeclaredBinding;
-use warren_api::{Queue, QueueType};
+use warren_api::{QueueType, Worker};
 use warren_broker::BrokerAccess;
 use warren_broker::release::Release;
 use warren_broker::topology::Topology;
@@ -61,9 +61,14 @@ impl Key {
     pub fn of(object: &impl ResourceExt) -> Self {
         Self { namespace: object.namespace().unwrap_or_default(), name: object.name_any() }
     }
+
+    /// That of the Queue that a Worker names.
+    pub fn named_by(worker: &Worker) -> Self {
+        Self { name: worker.spec.queue_ref.name.clone(), ..Self::of(worker) }
+    }
 }
 
-impl From<&Key> for ObjectRef<Queue> {
+impl<K: Resource<DynamicType = ()>> From<&Key> for ObjectRef<K> {
     fn from(key: &Key) -> Self {
         Self::new(&key.name).within(&key.namespace)
     }

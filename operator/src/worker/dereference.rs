@@ -84,15 +84,14 @@ pub fn worker_secret(queue: &Queue) -> &str {
 
 /// Looks everything up.
 pub async fn dereference(worker: &Worker, context: &Context) -> Result<Surroundings, Error> {
-    let namespace = worker.namespace().unwrap_or_default();
-    let name = worker.name_any();
+    let own = Key::of(worker);
     let stores = &context.stores;
-    let queue = stores.queues.get(&ObjectRef::new(&worker.spec.queue_ref.name).within(&namespace));
+    let queue = context.queue_of(worker);
     let secret = match &queue {
         None => None,
         Some(queue) => {
             let user = User::Worker(ObjectRef::from_obj(worker), context.worker_changed.clone());
-            Some(context.secrets.get(&namespace, worker_secret(queue), user).await?)
+            Some(context.secrets.get(&own.namespace, worker_secret(queue), user).await?)
         }
     };
     let beside = queue.as_deref().and_then(|queue| beside(worker, queue, context));
@@ -100,10 +99,10 @@ pub async fn dereference(worker: &Worker, context: &Context) -> Result<Surroundi
         queue,
         beside,
         secret,
-        deployment: stores.deployments.get(&ObjectRef::new(&name).within(&namespace)),
-        config_map: stores.config_maps.get(&ObjectRef::new(&config_map(&name)).within(&namespace)),
-        disruption_budget: stores.disruption_budgets.get(&ObjectRef::new(&name).within(&namespace)),
-        pods: context.pods.of(&Key { namespace, name }),
+        deployment: stores.deployments.get(&ObjectRef::from(&own)),
+        config_map: stores.config_maps.get(&ObjectRef::new(&config_map(&own.name)).within(&own.namespace)),
+        disruption_budget: stores.disruption_budgets.get(&ObjectRef::from(&own)),
+        pods: context.pods.of(&own),
     })
 }
 
