@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use kube::ResourceExt;
-use kube::runtime::reflector::ObjectRef;
 use tokio::task::JoinHandle;
 use warren_api::Worker;
 use warren_api::worker::ScalingMode;
@@ -63,8 +62,7 @@ async fn end(tasks: Vec<JoinHandle<()>>) {
 }
 
 fn consumes(worker: &Worker, context: &Context) -> bool {
-    let reference = ObjectRef::new(&worker.spec.queue_ref.name);
-    let queue = context.stores.queues.get(&reference.within(&worker.namespace().unwrap_or_default()));
+    let queue = context.queue_of(worker);
     let beside = queue.as_deref().and_then(|queue| beside(worker, queue, context));
     !spec(worker, queue.as_deref(), beside.as_deref()).paused
 }

@@ -17,8 +17,7 @@ pub(super) fn if_news(context: &Context, worker: &Worker, former: &View, view: &
     // The receivers end only with the process.
     if durable(former) != durable(view) {
         // The Queue tells of its messages' durability.
-        let queue = ObjectRef::new(&worker.spec.queue_ref.name).within(&key.namespace);
-        let _ = context.queue_changed.unbounded_send(queue);
+        let _ = context.queue_changed.unbounded_send(ObjectRef::from(&Key::named_by(worker)));
     }
     let decided = |view: &View| view.decision.as_ref().map(|decision| (decision.replicas, decision.reason));
     let said = |view: &View| {
