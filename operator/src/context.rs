@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use futures::channel::mpsc::UnboundedSender;
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DynamicObject, Patch, PatchParams};
@@ -217,8 +216,11 @@ impl Context {
         }
     }
 
-    /// Publishes an event, without waiting for it.
-    pub fn event(&self, object: &ObjectReference, type_: EventType, reason: &str, note: &str, action: &str) {
+    /// Publishes an event about an object, without waiting for it.
+    pub fn event<K>(&self, object: &K, type_: EventType, reason: &str, note: &str, action: &str)
+    where
+        K: Resource<DynamicType = ()>,
+    {
         let event = Event {
             type_,
             reason: reason.to_owned(),
@@ -231,7 +233,7 @@ impl Context {
             EventType::Normal => Recorder::new(self.client.clone(), self.reporter.clone()),
             EventType::Warning => self.recorder.clone(),
         };
-        let object = object.clone();
+        let object = object.object_ref(&());
         tokio::spawn(async move {
             if let Err(error) = recorder.publish(&event, &object).await {
                 tracing::debug!(%error, reason = %event.reason, "event not published");
@@ -240,7 +242,10 @@ impl Context {
     }
 
     /// Publishes that a condition changed.
-    pub fn condition_event(&self, object: &ObjectReference, condition: &Condition, action: &str) {
+    pub fn condition_event<K>(&self, object: &K, condition: &Condition, action: &str)
+    where
+        K: Resource<DynamicType = ()>,
+    {
         let type_ = if condition.status == "False" { EventType::Warning } else { EventType::Normal };
         self.event(object, type_, &condition.reason, &condition.message, action);
     }

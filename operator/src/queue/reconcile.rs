@@ -211,7 +211,7 @@ fn tell(queue: &Queue, condition: Option<&Condition>, context: &Context) {
     tracing::info!(namespace = queue.namespace(), queue = %queue.name_any(), condition = %type_, %status, %reason, %message, "queue");
     // A new Queue on its way to being Ready is no news worth a request.
     if status == "False" || former.is_some_and(|former| former.status == "False") {
-        context.condition_event(&queue.object_ref(&()), condition, "Declare");
+        context.condition_event(queue, condition, "Declare");
     }
 }
 
@@ -222,7 +222,7 @@ fn tell_left_behind(queue: &Queue, now: &str, context: &Context) {
         "declared on {now} from now on; if {former} is another broker or virtual host, what was declared for it there stays, with its messages: see docs/changing-a-queue.md"
     );
     tracing::warn!(namespace = queue.namespace(), queue = %queue.name_any(), "{note}");
-    context.event(&queue.object_ref(&()), EventType::Warning, "BrokerChanged", &note, "Declare");
+    context.event(queue, EventType::Warning, "BrokerChanged", &note, "Declare");
 }
 
 /// Logs, counts and publishes that messages are lost: `Ready` may say so for a moment only, or not at all.
@@ -231,7 +231,7 @@ fn tell_recreated(queue: &Queue, address: &str, context: &Context) {
     let note = format!("queue \"{name}\" was gone, with its messages, and is declared again");
     tracing::warn!(namespace = queue.namespace(), queue = %queue.name_any(), broker = address, "{note}");
     context.metrics.queue_recreated(&Key::of(queue), Timestamp::now());
-    context.event(&queue.object_ref(&()), EventType::Warning, "QueueRecreated", &note, "Declare");
+    context.event(queue, EventType::Warning, "QueueRecreated", &note, "Declare");
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the controller's signature")]

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use kube::Resource;
 use kube::runtime::events::EventType;
 use tokio::time::Instant;
 use warren_api::Queue;
@@ -108,7 +107,7 @@ async fn is_bound_again(queue: &Queue, key: &Key, context: &Context) -> Result<b
         queue.broker_name(),
         bindings.collect::<Vec<_>>().join(", ")
     );
-    context.event(&queue.object_ref(&()), EventType::Warning, "BindingsUnknown", &note, "Delete");
+    context.event(queue, EventType::Warning, "BindingsUnknown", &note, "Delete");
     Ok(true)
 }
 

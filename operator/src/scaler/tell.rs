@@ -1,6 +1,5 @@
 //! Has everybody know what a look at a Worker has newly shown: log, events, metrics, and the statuses of the Worker and its Queue.
 
-use kube::Resource;
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
 use warren_api::Worker;
@@ -42,7 +41,7 @@ pub(super) fn if_news(context: &Context, worker: &Worker, former: &View, view: &
             let name = reason.as_str();
             tracing::info!(namespace = %key.namespace, worker = %key.name, replicas, raw, reason = name, message, "decided");
             if reason.is_hindrance() {
-                context.event(&worker.object_ref(&()), EventType::Warning, name, message, "Scale");
+                context.event(worker, EventType::Warning, name, message, "Scale");
             }
         }
     }

@@ -166,19 +166,12 @@ async fn converge(
                 let note = format!(
                     "someone else set {live} replicas on the Deployment; spec.replicas puts back {replicas}. An autoscaler is to name the Worker in its scaleTargetRef (apiVersion warren.dev/v1alpha1, kind Worker)"
                 );
-                context.event(
-                    &worker.object_ref(&()),
-                    EventType::Warning,
-                    SCALE_REVERTED,
-                    &note,
-                    "Reconcile",
-                );
+                context.event(worker, EventType::Warning, SCALE_REVERTED, &note, "Reconcile");
             }
             let made_before = worker.status.as_ref().is_some_and(|status| status.sidecar_version.is_some());
             if made && made_before {
                 let note = "the Deployment was gone, and is made again: to stop, set consumer.paused or delete the Worker";
-                let object = worker.object_ref(&());
-                context.event(&object, EventType::Warning, "DeploymentRecreated", note, "Reconcile");
+                context.event(worker, EventType::Warning, "DeploymentRecreated", note, "Reconcile");
             }
             // What holds consuming comes first: the other is told when that is over.
             Ok((valid.hold.or(budget), Some(built.image)))
@@ -254,7 +247,7 @@ async fn write(worker: &Worker, status: WorkerStatus, context: &Context) -> Resu
         tracing::info!(namespace = worker.namespace(), worker = %worker.name_any(), ready = %ready.status, reason = %ready.reason, message = %ready.message, "worker");
         // A Worker on its way is no news worth a request, and an event stays in memory for six minutes.
         if ready.status != "Unknown" {
-            context.condition_event(&worker.object_ref(&()), ready, "Reconcile");
+            context.condition_event(worker, ready, "Reconcile");
         }
     }
     Ok(())

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::Resource;
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
 use tokio::time::Instant;
@@ -113,7 +112,7 @@ impl Follower {
                     }
                     false => message.clone(),
                 };
-                self.context.event(&worker.object_ref(&()), EventType::Normal, reason, &message, "Scale");
+                self.context.event(worker, EventType::Normal, reason, &message, "Scale");
                 self.context.metrics.scaled(&self.key, reason);
                 tell::if_news(&self.context, worker, &former, &view);
             }
