@@ -510,4 +510,9 @@ impl Queue {
     pub fn broker_name(&self) -> &str {
         self.spec.queue_name.as_deref().or(self.metadata.name.as_deref()).unwrap_or_default()
     }
+
+    /// What its status says to be declared, or begun.
+    pub fn declared(&self) -> Option<&Declared> {
+        self.status.as_ref()?.declared.as_ref()
+    }
 }

@@ -79,15 +79,13 @@ fn order(queue: &Queue, topology: Topology, goal: Goal) -> Order {
 
 /// Delays of rungs that were declared, or may have been, and that the spec has no more.
 fn dropped_rungs(queue: &Queue) -> impl Iterator<Item = i32> + '_ {
-    let before = queue.status.as_ref().and_then(|status| status.declared.as_ref());
-    let rungs = before.into_iter().flat_map(Declared::rungs);
+    let rungs = queue.declared().into_iter().flat_map(Declared::rungs);
     rungs.filter(|delay| !queue.spec.retry.delays_seconds.contains(delay))
 }
 
 /// Bindings that were made and that `topology` has no more.
 fn dropped_bindings(queue: &Queue, topology: &Topology) -> Vec<DeclaredBinding> {
-    let before = queue.status.as_ref().and_then(|status| status.declared.as_ref());
-    let bindings = before.into_iter().flat_map(|declared| declared.bindings.iter().cloned());
+    let bindings = queue.declared().into_iter().flat_map(|declared| declared.bindings.iter().cloned());
     bindings.filter(|binding| !topology.bindings.contains(binding)).collect()
 }
 
@@ -125,20 +123,19 @@ pub fn left_behind<'a>(queue: &'a Queue, now: &str) -> Option<&'a str> {
 }
 
 /// Whether two addresses name one broker and vhost: they have a host in common. With TLS it listens on another port.
-fn same_broker(one: &str, other: &str) -> bool {
-    let parts = |address: &str| {
+fn same_broker<'a>(one: &'a str, other: &'a str) -> bool {
+    let parts = |address: &'a str| {
         let (scheme, rest) = address.split_once("://")?;
         let (hosts, vhost) = rest.rsplit_once('/')?;
-        let hosts: Vec<String> = hosts.split(',').map(str::to_owned).collect();
-        Some((scheme.to_owned(), hosts, vhost.to_owned()))
+        Some((scheme, hosts, vhost))
     };
     let (Some(one), Some(other)) = (parts(one), parts(other)) else { return one == other };
-    let host = |endpoint: &String| match endpoint.rsplit_once(':') {
-        Some((host, _)) if one.0 != other.0 => host.to_owned(),
-        _ => endpoint.clone(),
+    let host = |endpoint: &'a str| match endpoint.rsplit_once(':') {
+        Some((host, _)) if one.0 != other.0 => host,
+        _ => endpoint,
     };
-    let hosts: Vec<String> = one.1.iter().map(host).collect();
-    one.2 == other.2 && other.1.iter().map(host).any(|endpoint| hosts.contains(&endpoint))
+    let hosts = |list: &'a str| list.split(',').map(host);
+    one.2 == other.2 && hosts(one.1).any(|here| hosts(other.1).any(|there| here == there))
 }
 
 /// What `status.declared` says once an order is done; `leftover` rungs still hold messages.
@@ -158,12 +155,11 @@ pub fn declared(queue: &Queue, leftover: &[u32]) -> Declared {
 /// rungs, which are taken back once the spec drops them. Sidecars go by the rungs that are there for certain, so new ones are
 /// apart from these.
 pub fn begun(queue: &Queue, address: &str) -> Option<Declared> {
-    let former = queue.status.as_ref().and_then(|status| status.declared.clone());
     let claim = claim(queue);
     let binds = claim == Claim::Declare && !made_elsewhere(queue, address);
     let rungs = &queue.spec.retry.delays_seconds;
-    let mut declared = match former {
-        Some(former) => former,
+    let mut declared = match queue.declared() {
+        Some(former) => former.clone(),
         None if !binds || queue.spec.bindings.is_empty() => return None,
         None => Declared { retry_delays_seconds: rungs.clone(), ..Declared::default() },
     };
@@ -185,8 +181,7 @@ pub fn begun(queue: &Queue, address: &str) -> Option<Declared> {
 /// spec may have been recorded since.
 pub fn record(queue: &Queue, address: &str) -> Option<Value> {
     let begun = begun(queue, address)?;
-    let recorded = queue.status.as_ref().and_then(|status| status.declared.as_ref());
-    (recorded != Some(&begun)).then(
+    (queue.declared() != Some(&begun)).then(
         || json!({"metadata": {"resourceVersion": queue.resource_version()}, "status": {"declared": begun}}),
     )
 }

@@ -194,8 +194,8 @@ fn sidecar_config(valid: &ValidWorker<'_>) -> SidecarConfig {
 /// stays unacknowledged until the rung is there.
 fn ladder(queue: &Queue) -> Vec<u32> {
     let wanted = &queue.spec.retry.delays_seconds;
-    let declared = queue.status.as_ref().and_then(|status| status.declared.as_ref());
-    let former = declared
+    let former = queue
+        .declared()
         .map(|declared| &declared.retry_delays_seconds)
         .filter(|declared| !wanted.iter().all(|delay| declared.contains(delay)));
     let mut delays: Vec<u32> = former.unwrap_or(wanted).iter().map(|delay| delay.unsigned_abs()).collect();
