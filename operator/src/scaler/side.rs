@@ -61,8 +61,7 @@ impl Side {
 
 /// Those of the spec, and those that it has dropped and that are not empty yet.
 fn retry_queues(queue: &Queue) -> BTreeSet<String> {
-    let declared = queue.status.as_ref().and_then(|status| status.declared.as_ref());
-    let left = declared.into_iter().flat_map(|declared| &declared.retry_delays_seconds);
+    let left = queue.declared().into_iter().flat_map(|declared| &declared.retry_delays_seconds);
     let delays = queue.spec.retry.delays_seconds.iter().chain(left);
     delays.map(|delay| retry_queue(queue.broker_name(), delay.unsigned_abs())).collect()
 }
