@@ -11,7 +11,7 @@ use warren_api::conditions::READY;
 use warren_api::conditions::worker::{SCALING_ACTIVE, TEMPLATE_VALID};
 use warren_api::worker::ScalingMode;
 use warren_api::{Queue, Worker, WorkerStatus};
-use warren_operator::condition::find;
+use warren_operator::condition::{find, is_true};
 use warren_operator::scaler::asked::spec;
 use warren_operator::scaler::reason::Reason;
 use warren_operator::scaler::record::{Told, ToldDecision};
@@ -226,7 +226,7 @@ fn hindered(status: &WorkerStatus) -> String {
 
 /// Whether the Deployment has the replicas of the spec. Under an invalid template it may be missing, or somebody else's.
 fn is_obeyed(worker: &Worker, status: &WorkerStatus) -> bool {
-    let holds = |kind| find(&status.conditions, kind).is_some_and(|condition| condition.status == "True");
+    let holds = |kind| is_true(&status.conditions, kind);
     holds(SCALING_ACTIVE) && holds(TEMPLATE_VALID) && status.desired_replicas == worker.spec.replicas
 }
 

@@ -152,15 +152,8 @@ fn of_queue(queue: &Queue, facts: &Facts) -> Vec<Check> {
         .iter()
         .map(|secret| of_secret(&name, secret, facts.secrets.get(secret), queue))
         .collect();
-    match queue.status.as_ref().map(|status| &status.conditions).filter(|conditions| !conditions.is_empty()) {
-        None => all.push(Check::bad(
-            format!("Queue {name} has a status"),
-            "no operator has looked at it: see whether it runs and watches this namespace",
-        )),
-        Some(conditions) => {
-            all.extend(conditions.iter().map(|condition| of_condition("Queue", &name, condition)));
-        }
-    }
+    let conditions = queue.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    all.extend(of_conditions("Queue", &name, conditions));
     all
 }
 
@@ -184,6 +177,16 @@ fn of_secret(queue: &str, name: &str, secret: Option<&Read<Option<Secret>>>, spe
     }
 }
 
+fn of_conditions(kind: &str, name: &str, conditions: &[Condition]) -> Vec<Check> {
+    if conditions.is_empty() {
+        return vec![Check::bad(
+            format!("{kind} {name} has a status"),
+            "no operator has looked at it: see whether it runs and watches this namespace",
+        )];
+    }
+    conditions.iter().map(|condition| of_condition(kind, name, condition)).collect()
+}
+
 fn of_condition(kind: &str, name: &str, condition: &Condition) -> Check {
     let what = match condition.type_.as_str() {
         "BrokerReachable" => format!("{kind} {name}: BrokerReachable, from the operator"),
@@ -201,15 +204,8 @@ fn of_condition(kind: &str, name: &str, condition: &Condition) -> Check {
 
 fn of_worker(worker: &Worker, facts: &Facts) -> Vec<Check> {
     let name = worker.name_any();
-    let mut all = Vec::new();
     let conditions = worker.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    if conditions.is_empty() {
-        all.push(Check::bad(
-            format!("Worker {name} has a status"),
-            "no operator has looked at it: see whether it runs and watches this namespace",
-        ));
-    }
-    all.extend(conditions.iter().map(|condition| of_condition("Worker", &name, condition)));
+    let mut all = of_conditions("Worker", &name, conditions);
     let unreachable = |reason| conditions.iter().any(|condition| condition.reason == reason);
     if unreachable("MetricsUnreachable") {
         all.push(policies(&name, facts));
