@@ -1,12 +1,12 @@
 //! Ends processes together with this one, however this one ends.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::process::Identity;
+use crate::process::{Identity, record_path};
 use crate::site::Site;
 
 /// A small process that waits for this one's end, and then ends what was noted and removes a folder.
@@ -22,8 +22,7 @@ impl Lifeline {
     pub(crate) fn tie(site: &Site, dir: &Path, records: &[&str]) -> Result<Self> {
         let script =
             "read -r _; for p in $(cat \"$1/pids\"); do kill -s KILL -- \"-$p\"; done; rm -rf -- \"$@\"";
-        let records: Vec<PathBuf> =
-            records.iter().map(|name| site.processes().join(format!("{name}.json"))).collect();
+        let records = records.iter().map(|name| record_path(site, name));
         // In a session of its own: Ctrl-C ends the tests, and must not end the watcher first.
         let mut command = Command::new("setsid");
         command.args(["sh", "-c", script, "sh"]).arg(dir).args(records);

@@ -132,12 +132,8 @@ impl Record {
     /// Ends the process and forgets it.
     pub async fn end(&self, site: &Site, grace: Duration) -> Result<()> {
         self.process.end(grace).await.with_context(|| format!("end {}", self.name))?;
-        self.forget(site);
-        Ok(())
-    }
-
-    pub(crate) fn forget(&self, site: &Site) {
         let _ = std::fs::remove_file(record_path(site, &self.name));
+        Ok(())
     }
 
     fn write(&self, site: &Site) -> Result<()> {
@@ -149,7 +145,8 @@ impl Record {
     }
 }
 
-fn record_path(site: &Site, name: &str) -> PathBuf {
+/// Where the record of a name is.
+pub(crate) fn record_path(site: &Site, name: &str) -> PathBuf {
     site.processes().join(format!("{name}.json"))
 }
 
