@@ -51,28 +51,20 @@ impl Release {
     ///
     /// The mounts that another root needs are made in a mount namespace of the program's own: they go with it.
     pub(super) fn launch(&self, dir: &Path, program: &str, args: &[&str]) -> Launch {
-        let mut words: Vec<OsString> = Vec::new();
-        let script = match &self.root {
-            None => format!("{RAISE_LIMIT}; exec \"$@\""),
-            Some(_) => format!(
-                "set -e; root=$1; dir=$2; shift 2; mount --rbind /proc \"$root/proc\"; mount --rbind /dev \"$root/dev\"; \
-                 mount --bind \"$dir\" \"$root/mnt\"; {RAISE_LIMIT}; exec chroot \"$root\" \"$@\""
-            ),
+        let (outer, mut words): (&str, Vec<OsString>) = match &self.root {
+            None => ("sh", vec!["-c".into(), format!("{RAISE_LIMIT}; exec \"$@\"").into(), "sh".into()]),
+            Some(root) => {
+                let script = format!(
+                    "set -e; root=$1; dir=$2; shift 2; mount --rbind /proc \"$root/proc\"; mount --rbind /dev \"$root/dev\"; \
+                     mount --bind \"$dir\" \"$root/mnt\"; {RAISE_LIMIT}; exec chroot \"$root\" \"$@\""
+                );
+                let shell = ["--mount", "sh", "-c", &script, "sh"].map(OsString::from);
+                ("unshare", shell.into_iter().chain([root.into(), dir.into()]).collect())
+            }
         };
-        words.extend(["-c".into(), script.into(), "sh".into()]);
-        if let Some(root) = &self.root {
-            words.extend([root.into(), dir.into()]);
-        }
         words.push(format!("/usr/lib/rabbitmq/bin/{program}").into());
         words.extend(args.iter().map(OsString::from));
-        match self.root {
-            None => Launch { program: "sh".into(), args: words },
-            Some(_) => {
-                let mut all: Vec<OsString> = vec!["--mount".into(), "sh".into()];
-                all.append(&mut words);
-                Launch { program: "unshare".into(), args: all }
-            }
-        }
+        Launch { program: outer.into(), args: words }
     }
 }
 
