@@ -41,8 +41,7 @@ impl Namespace {
 
     /// The same where a value goes: a namespace that stays goes with the cluster.
     pub fn discard(&self) {
-        let mut kubectl = std::process::Command::new(self.cluster.kubectl_path());
-        kubectl.env("KUBECONFIG", self.cluster.kubeconfig());
+        let mut kubectl = self.cluster.kubectl_command().into_std();
         kubectl.args(["delete", "namespace", &self.name, "--wait=false"]);
         let _ = kubectl.stdout(Stdio::null()).stderr(Stdio::null()).status();
     }

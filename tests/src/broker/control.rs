@@ -93,8 +93,7 @@ impl Broker {
 
     /// Removes a user.
     pub async fn delete_user(&self, name: &str) -> Result<()> {
-        self.rabbitmqctl(&["delete_user", name]).await?;
-        Ok(())
+        self.rabbitmqctl(&["delete_user", name]).await.map(drop)
     }
 
     /// Gives a user rights on a vhost: three regular expressions.
@@ -114,32 +113,28 @@ impl Broker {
 
     /// Stops the broker inside its Erlang node, which goes on.
     pub async fn stop_app(&self) -> Result<()> {
-        self.rabbitmqctl(&["stop_app"]).await?;
-        Ok(())
+        self.rabbitmqctl(&["stop_app"]).await.map(drop)
     }
 
     /// Starts the broker inside its Erlang node.
     pub async fn start_app(&self) -> Result<()> {
-        self.rabbitmqctl(&["start_app"]).await?;
-        Ok(())
+        self.rabbitmqctl(&["start_app"]).await.map(drop)
     }
 
     /// Makes the broker believe that it runs out of something: it stops reading from connections that publish.
     pub async fn set_alarm(&self, alarm: Alarm) -> Result<()> {
         match alarm {
-            Alarm::Memory => self.rabbitmqctl(&["set_vm_memory_high_watermark", "0"]).await?,
-            Alarm::Disk => self.rabbitmqctl(&["set_disk_free_limit", "999999GB"]).await?,
-        };
-        Ok(())
+            Alarm::Memory => self.rabbitmqctl(&["set_vm_memory_high_watermark", "0"]).await.map(drop),
+            Alarm::Disk => self.rabbitmqctl(&["set_disk_free_limit", "999999GB"]).await.map(drop),
+        }
     }
 
     /// Ends [`Self::set_alarm`].
     pub async fn clear_alarm(&self, alarm: Alarm) -> Result<()> {
         match alarm {
-            Alarm::Memory => self.rabbitmqctl(&["set_vm_memory_high_watermark", "0.4"]).await?,
-            Alarm::Disk => self.rabbitmqctl(&["set_disk_free_limit", "50MB"]).await?,
-        };
-        Ok(())
+            Alarm::Memory => self.rabbitmqctl(&["set_vm_memory_high_watermark", "0.4"]).await.map(drop),
+            Alarm::Disk => self.rabbitmqctl(&["set_disk_free_limit", "50MB"]).await.map(drop),
+        }
     }
 
     /// Runs `rabbitmqctl` and gives what it printed. It takes a second or more, like each start of Erlang.

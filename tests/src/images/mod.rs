@@ -105,10 +105,7 @@ enum Target {
 
 impl Target {
     async fn of(cluster: &Cluster) -> Result<Self> {
-        let mut kubectl = Command::new(cluster.kubectl_path());
-        kubectl.arg("--kubeconfig").arg(cluster.kubeconfig()).args(["config", "current-context"]);
-        let context = run(&mut kubectl).await?;
-        match context.trim() {
+        match cluster.kubectl(&["config", "current-context"]).await?.trim() {
             name if name.starts_with("kind-") => Ok(Self::Kind(name.trim_start_matches("kind-").to_owned())),
             name if name.starts_with("minikube") => Ok(Self::Minikube(name.to_owned())),
             name => bail!("images can be given to clusters of kind and minikube only, not to {name}"),
