@@ -8,6 +8,7 @@ use serde::Deserialize;
 use tokio::process::Command;
 use warren_tests::amqp::Client;
 use warren_tests::broker::{Broker, Options};
+use warren_tests::namespace::Namespace;
 use warren_tests::progress::{Progress, step};
 use warren_tests::prometheus::Prometheus;
 use warren_tests::site::workspace;
@@ -117,12 +118,8 @@ async fn apply_example(cluster: &Cluster, uri: &str) -> Result<()> {
         let slow = format!("WORK_MILLISECONDS, value: \"{WORK_MILLISECONDS}\"");
         cluster.apply(&manifest.replace("WORK_MILLISECONDS, value: \"0\"", &slow)).await?;
         if file == MANIFESTS[0] {
-            let secret = serde_json::json!({
-                "apiVersion": "v1", "kind": "Secret",
-                "metadata": {"name": "rabbitmq", "namespace": NAMESPACE},
-                "stringData": {"uri": uri},
-            });
-            cluster.apply(&secret.to_string()).await?;
+            let namespace = Namespace { cluster: cluster.clone(), name: NAMESPACE.to_owned() };
+            namespace.secret("rabbitmq", uri).await?;
         }
     }
     cluster.kubectl(&["wait", "-n", NAMESPACE, "--for=condition=Ready", "wq/orders", PATIENCE]).await?;
