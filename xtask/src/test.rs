@@ -88,10 +88,7 @@ impl Test {
 
     /// The stages that need a cluster. One of our own that nobody asked to keep is taken down again, also when a stage fails.
     async fn with_cluster(&self, progress: &Terminal) -> Result<u32> {
-        let cluster = match &self.kubeconfig {
-            Some(file) => Cluster::attach(file)?,
-            None => Cluster::up(progress).await?,
-        };
+        let cluster = Cluster::of(self.kubeconfig.as_deref(), progress).await?;
         if self.keep {
             cluster.keep()?;
         }

@@ -20,13 +20,10 @@ pub(crate) struct Up {
 impl Up {
     pub(crate) async fn run(self) -> Result<()> {
         let progress = Terminal::new();
-        let cluster = match self.kubeconfig {
-            Some(file) => Cluster::attach(&file)?,
-            None => {
-                prepare(&progress, Consent::Ask).await?;
-                Cluster::up(&progress).await?
-            }
-        };
+        if self.kubeconfig.is_none() {
+            prepare(&progress, Consent::Ask).await?;
+        }
+        let cluster = Cluster::of(self.kubeconfig.as_deref(), &progress).await?;
         cluster.keep()?;
         let nodes = cluster.kubectl(&["get", "nodes", "--no-headers"]).await?;
         progress.print(&format!("\n{}\n", nodes.trim_end()));

@@ -47,9 +47,15 @@ impl Cluster {
     /// The cluster that tests use: the one that `WARREN_KUBECONFIG` names, or else our own, which is brought up if it
     /// is not up.
     pub async fn for_tests(progress: &dyn Progress) -> Result<Self> {
-        match std::env::var_os(KUBECONFIG_VARIABLE) {
-            Some(kubeconfig) => Self::attach(Path::new(&kubeconfig)),
-            None => Self::up(progress).await,
+        Self::of(std::env::var_os(KUBECONFIG_VARIABLE).as_deref().map(Path::new), progress).await
+    }
+
+    /// The cluster of a kubeconfig, or else our own, which is brought up if it is not up.
+    pub async fn of(kubeconfig: Option<&Path>, progress: &dyn Progress) -> Result<Self> {
+        match kubeconfig {
+            Some(file) => Self::attach(file),
+            // Boxed, so that the futures of callers stay small.
+            None => Box::pin(Self::up(progress)).await,
         }
     }
 
@@ -57,12 +63,7 @@ impl Cluster {
     /// this machine are taken down first, when nothing uses them any more: they would use the same bridge.
     ///
     /// Packages must be installed; see [`packages::missing`] and [`packages::install`].
-    pub async fn up(progress: &dyn Progress) -> Result<Self> {
-        // Boxed, so that the futures of callers stay small.
-        Box::pin(Self::bring_up(progress)).await
-    }
-
-    async fn bring_up(progress: &dyn Progress) -> Result<Self> {
+    async fn up(progress: &dyn Progress) -> Result<Self> {
         let site = Site::current()?;
         // Without the lock, which another checkout may hold while it waits for this one's tests.
         if let Some(cluster) = Self::running(&site, progress).await? {
@@ -108,7 +109,7 @@ impl Cluster {
     }
 
     /// A cluster that is there already, such as kind's or minikube's. `kubectl` and `helm` come from `PATH`.
-    pub fn attach(kubeconfig: &Path) -> Result<Self> {
+    fn attach(kubeconfig: &Path) -> Result<Self> {
         let kubeconfig = std::path::absolute(kubeconfig)?;
         if !kubeconfig.exists() {
             bail!("{} is not there", kubeconfig.display());

@@ -55,10 +55,7 @@ impl Demo {
         let progress = Terminal::new();
         let consent = if self.yes { Consent::Given } else { Consent::Ask };
         prepare(&progress, consent).await?;
-        let cluster = match &self.kubeconfig {
-            Some(file) => Cluster::attach(file)?,
-            None => Cluster::up(&progress).await?,
-        };
+        let cluster = Cluster::of(self.kubeconfig.as_deref(), &progress).await?;
         if self.keep {
             cluster.keep()?;
         }
