@@ -102,34 +102,30 @@ impl BrokerAccess {
         let keys = Keys(keys);
         let tls = keys.tls()?;
         let mut access = match keys.uris()? {
-            Some(uris) => Self::from_uris(&uris, keys.vhost()?.as_deref(), &|| keys.login(), tls.as_ref())?,
+            Some(uris) => Self::from_uris(&uris, &keys, tls.as_ref())?,
             None => Self::from_parts(&keys, tls)?,
         };
         if let Some(vhost) = vhost {
             vhost.clone_into(&mut access.vhost);
         }
-        access.sayable()
+        let bytes = access.vhost.len();
+        if bytes > LONGEST_VHOST { Err(SecretError::VhostTooLong(bytes)) } else { Ok(access) }
     }
 
-    /// Parses one URI, as a command line gives it.
+    /// Parses one URI, as the only key of a Secret.
     ///
     /// # Errors
     /// What is wrong with the URI.
     pub fn from_uri(uri: &str) -> Result<Self, SecretError> {
-        Self::from_uris(&[("uri", uri.to_owned())], None, &|| Ok(None), None)?.sayable()
-    }
-
-    fn sayable(self) -> Result<Self, SecretError> {
-        let bytes = self.vhost.len();
-        if bytes > LONGEST_VHOST { Err(SecretError::VhostTooLong(bytes)) } else { Ok(self) }
+        Self::parse(&BTreeMap::from([("uri".to_owned(), uri.into())]), None)
     }
 
     fn from_uris(
         uris: &[(&'static str, String)],
-        vhost: Option<&str>,
-        login: &dyn Fn() -> Result<Option<(String, String)>, SecretError>,
+        keys: &Keys<'_>,
         tls: Option<&Tls>,
     ) -> Result<Self, SecretError> {
+        let vhost = keys.vhost()?;
         if uris.len() > MOST_ADDRESSES {
             let problem = format!("it has {} addresses, and {MOST_ADDRESSES} are enough", uris.len());
             return Err(SecretError::Invalid { key: "uris", problem });
@@ -166,8 +162,8 @@ impl BrokerAccess {
             }
             let userinfo = parsed.authority.userinfo;
             let (username, password) = match (url.username(), url.password().unwrap_or_default()) {
-                ("", "") => login()?.unwrap_or((userinfo.username, userinfo.password)),
-                (user, "") => match login()?.filter(|(name, _)| *name == userinfo.username) {
+                ("", "") => keys.login()?.unwrap_or((userinfo.username, userinfo.password)),
+                (user, "") => match keys.login()?.filter(|(name, _)| *name == userinfo.username) {
                     Some(login) => login,
                     None if user == "guest" => (userinfo.username, userinfo.password),
                     // The library would take a password of its own.
@@ -186,7 +182,7 @@ impl BrokerAccess {
             };
             let one = Self {
                 endpoints: vec![Endpoint { host: parsed.authority.host, port }],
-                vhost: vhost.map_or_else(|| or_root(parsed.vhost), str::to_owned),
+                vhost: vhost.clone().unwrap_or_else(|| or_root(parsed.vhost)),
                 username,
                 password,
                 tls,
