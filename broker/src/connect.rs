@@ -215,12 +215,11 @@ fn classify(access: &BrokerAccess, error: &lapin::Error) -> BrokerError {
     match error.kind() {
         ErrorKind::ProtocolError(protocol) => {
             let detail = protocol.get_message().to_string();
+            // Of connections, and of a virtual host whose node starts.
+            let passes = [LIMIT, " is down"].iter().any(|passing| detail.contains(passing));
             if detail.contains("ACCESS_REFUSED") || detail.contains("Login was refused") {
                 BrokerError::AuthRefused { user: access.username().to_owned() }
-            } else if [LIMIT, " is down"].iter().any(|passing| detail.contains(passing)) {
-                // Of connections, and of a virtual host whose node starts.
-                BrokerError::Unreachable { address, detail }
-            } else if detail.contains("NOT_ALLOWED") || detail.contains("vhost") {
+            } else if !passes && (detail.contains("NOT_ALLOWED") || detail.contains("vhost")) {
                 BrokerError::VhostRefused { vhost: access.vhost().to_owned(), detail }
             } else {
                 BrokerError::Unreachable { address, detail }

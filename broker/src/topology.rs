@@ -182,7 +182,7 @@ fn main_queue(name: &str, spec: &QueueSpec) -> QueuePlan {
 pub fn retry_queue(name: &str, queue_type: QueueType, delay_seconds: u32) -> QueuePlan {
     let mut arguments = of_type(queue_type);
     dead_letter_to(&mut arguments, name);
-    arguments.insert("x-message-ttl", Argument::Number(i64::from(delay_seconds) * 1000));
+    arguments.insert("x-message-ttl", milliseconds(delay_seconds));
     if queue_type == QueueType::Quorum {
         at_least_once(&mut arguments);
     }
@@ -206,8 +206,8 @@ fn dead_letter_queue(name: &str, queue_type: QueueType, spec: &DeadLetter) -> Qu
     QueuePlan { name: names::dead_letter_queue(name), role: Role::DeadLetter, arguments }
 }
 
-fn milliseconds(seconds: i32) -> Argument {
-    Argument::Number(i64::from(seconds) * 1000)
+fn milliseconds(seconds: impl Into<i64>) -> Argument {
+    Argument::Number(seconds.into() * 1000)
 }
 
 #[cfg(test)]
