@@ -86,19 +86,15 @@ impl ConnectOptions {
     }
 }
 
-/// Connects to the address of a number (modulo how many there are).
+/// Connects to the first address.
 ///
 /// # Errors
 /// [`BrokerError::Unreachable`], [`BrokerError::Tls`], [`BrokerError::AuthRefused`], [`BrokerError::VhostRefused`].
-pub async fn connect(
-    access: &BrokerAccess,
-    endpoint: usize,
-    options: &ConnectOptions,
-) -> Result<Connection, BrokerError> {
-    Ok(open(access, endpoint, options).await?.0)
+pub async fn connect(access: &BrokerAccess, options: &ConnectOptions) -> Result<Connection, BrokerError> {
+    Ok(open(access, 0, options).await?.0)
 }
 
-/// The same, with the connection's socket: see [`hang_up`].
+/// Connects to the address of a number, modulo how many there are; gives the connection's socket too: see [`hang_up`].
 pub(crate) async fn open(
     access: &BrokerAccess,
     endpoint: usize,
@@ -356,7 +352,7 @@ mod tests {
         });
         let access = BrokerAccess::from_uri(&uri).unwrap();
         let options = ConnectOptions { timeout: Duration::from_secs(2), ..ConnectOptions::named("test") };
-        let error = connect(&access, 0, &options).await.unwrap_err();
+        let error = connect(&access, &options).await.unwrap_err();
         assert!(matches!(error, BrokerError::Unreachable { .. }), "{error}");
     }
 
@@ -368,7 +364,7 @@ mod tests {
             let access = BrokerAccess::from_uri(&format!("{scheme}://u:p@127.0.0.1:{port}/")).unwrap();
             let options =
                 ConnectOptions { timeout: Duration::from_millis(200), ..ConnectOptions::named("test") };
-            let error = connect(&access, 0, &options).await.unwrap_err();
+            let error = connect(&access, &options).await.unwrap_err();
             assert!(matches!(error, BrokerError::Unreachable { .. }), "{error}");
             let reading = tokio::task::spawn_blocking(move || {
                 let (mut socket, _) = listener.accept()?;

@@ -100,7 +100,7 @@ mod tests {
             let keys = [("uri", uri), ("ca.crt", named.pem())];
             let keys = keys.map(|(key, value)| (key.to_owned(), value.into_bytes())).into();
             let access = BrokerAccess::parse(&keys, None).unwrap();
-            let error = connect(&access, 0, &ConnectOptions::named("test")).await.unwrap_err();
+            let error = connect(&access, &ConnectOptions::named("test")).await.unwrap_err();
             assert_eq!(matches!(error, BrokerError::Unreachable { .. }), trusted, "{error}");
             assert_eq!(matches!(error, BrokerError::Tls { .. }), !trusted, "{error}");
         }

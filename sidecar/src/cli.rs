@@ -341,7 +341,7 @@ pub async fn declare_queue(access: &BrokerAccess, config: &SidecarConfig) -> Res
         retry: Retry { delays_seconds: delays, max_attempts: i32::try_from(config.queue.max_attempts)? },
         ..QueueSpec::default()
     };
-    let connection = connect(access, 0, &ConnectOptions::named("warren-sidecar declare")).await?;
+    let connection = connect(access, &ConnectOptions::named("warren-sidecar declare")).await?;
     let channel = connection.create_channel().await?;
     declare::declare(&channel, &topology::plan(&config.queue.name, &spec)).await?;
     connection.close(200, "declared".into()).await?;

@@ -20,7 +20,7 @@ use warren_tests::broker::{Broker, Options};
 use warren_tests::wait::eventually;
 
 async fn connection(uri: &str) -> Result<Connection> {
-    Ok(connect(&BrokerAccess::from_uri(uri)?, 0, &ConnectOptions::named("test")).await?)
+    Ok(connect(&BrokerAccess::from_uri(uri)?, &ConnectOptions::named("test")).await?)
 }
 
 /// A spec with every mutable part: a binding to an exchange that is declared, and a ladder of one second.

@@ -17,7 +17,7 @@ use crate::connection;
 
 async fn refusal(uri: &str) -> BrokerError {
     let access = BrokerAccess::from_uri(uri).unwrap();
-    connect(&access, 0, &ConnectOptions::named("test")).await.map(drop).unwrap_err()
+    connect(&access, &ConnectOptions::named("test")).await.map(drop).unwrap_err()
 }
 
 async fn declaration(uri: &str, name: &str, spec: &QueueSpec) -> BrokerError {

@@ -351,7 +351,7 @@ async fn consumes(place: &Place, access: BrokerAccess) -> Result<()> {
 }
 
 async fn refused(access: &BrokerAccess) -> bool {
-    connect(access, 0, &ConnectOptions::named("stranger")).await.is_err()
+    connect(access, &ConnectOptions::named("stranger")).await.is_err()
 }
 
 async fn tls_with_a_private_authority_works_and_an_unknown_one_is_refused(options: Options) -> Result<()> {
