@@ -9,7 +9,7 @@ use futures::channel::mpsc::UnboundedSender;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{DynamicObject, Patch, PatchParams};
+use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -251,10 +251,10 @@ impl Context {
     }
 
     /// What to do after a failed reconcile.
-    pub fn failed(&self, kind: &'static str, object: &ObjectRef<DynamicObject>, error: &Error) -> Action {
+    pub fn failed(&self, kind: &'static str, object: &impl ResourceExt, error: &Error) -> Action {
         let attempt = self.retries.failed(object, Instant::now());
         self.metrics.reconcile_failed(kind, error.category());
-        tracing::warn!(%kind, name = %object.name, namespace = object.namespace, attempt, %error, "reconcile failed");
+        tracing::warn!(%kind, name = %object.name_any(), namespace = object.namespace(), attempt, %error, "reconcile failed");
         Action::requeue(retry_delay(attempt, rand::random()))
     }
 }
@@ -308,39 +308,32 @@ impl Retries {
     ///
     /// # Errors
     /// There is no place.
-    pub fn place(
-        &self,
-        object: &ObjectRef<DynamicObject>,
-    ) -> Result<Option<SemaphorePermit<'_>>, TryAcquireError> {
+    pub fn place(&self, object: &impl ResourceExt) -> Result<Option<SemaphorePermit<'_>>, TryAcquireError> {
         if self.in_a_row(object) < 2 { Ok(None) } else { self.places.try_acquire().map(Some) }
     }
 
     /// Counts one more; gives the number of those before.
-    fn failed(&self, object: &ObjectRef<DynamicObject>, now: Instant) -> u32 {
+    fn failed(&self, object: &impl ResourceExt, now: Instant) -> u32 {
         let mut counts = locked(&self.counts);
-        let (count, last) = counts.entry(uid(object)).or_insert((0, now));
+        let (count, last) = counts.entry(object.uid().unwrap_or_default()).or_insert((0, now));
         (*count, *last) = (count.saturating_add(1), now);
         *count - 1
     }
 
     /// How many there were in a row.
-    pub fn in_a_row(&self, object: &ObjectRef<DynamicObject>) -> u32 {
-        locked(&self.counts).get(&uid(object)).map_or(0, |(count, _)| *count)
+    pub fn in_a_row(&self, object: &impl ResourceExt) -> u32 {
+        locked(&self.counts).get(&object.uid().unwrap_or_default()).map_or(0, |(count, _)| *count)
     }
 
     /// Forgets the failures.
-    pub fn succeeded(&self, object: &ObjectRef<DynamicObject>) {
-        locked(&self.counts).remove(&uid(object));
+    pub fn succeeded(&self, object: &impl ResourceExt) {
+        locked(&self.counts).remove(&object.uid().unwrap_or_default());
     }
 
     /// Forgets those of objects that are not tried again: they are gone.
     fn forget_gone(&self, now: Instant) {
         locked(&self.counts).retain(|_, (_, last)| now - *last < GONE);
     }
-}
-
-fn uid(object: &ObjectRef<DynamicObject>) -> String {
-    object.extra.uid.clone().unwrap_or_default()
 }
 
 /// Tells every part of the process to end.
@@ -400,7 +393,7 @@ mod tests {
         let queue = |uid: &str| {
             let mut queue = Queue::new("orders", Default::default());
             queue.metadata.uid = Some(uid.to_owned());
-            ObjectRef::from_obj(&queue).erase()
+            queue
         };
         assert_eq!((retries.failed(&queue("a"), now), retries.failed(&queue("a"), now)), (0, 1));
         assert_eq!(retries.failed(&queue("b"), now), 0, "another one of that name");
@@ -417,7 +410,7 @@ mod tests {
         let queue = |uid: usize| {
             let mut queue = Queue::new("orders", Default::default());
             queue.metadata.uid = Some(uid.to_string());
-            ObjectRef::from_obj(&queue).erase()
+            queue
         };
         for uid in 0..=FAILING_AT_ONCE {
             retries.failed(&queue(uid), now);

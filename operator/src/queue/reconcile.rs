@@ -64,7 +64,7 @@ pub async fn run(
 
 async fn reconcile(queue: Arc<Queue>, context: Arc<Context>) -> Result<Action, Error> {
     let action = step(queue.clone(), context.clone()).await?;
-    context.retries.succeeded(&ObjectRef::from_obj(&*queue).erase());
+    context.retries.succeeded(queue.as_ref());
     Ok(action)
 }
 
@@ -236,5 +236,5 @@ fn tell_recreated(queue: &Queue, address: &str, context: &Context) {
 
 #[expect(clippy::needless_pass_by_value, reason = "the controller's signature")]
 fn error_policy(queue: Arc<Queue>, error: &Error, context: Arc<Context>) -> Action {
-    context.failed("queue", &ObjectRef::from_obj(&*queue).erase(), error)
+    context.failed("queue", queue.as_ref(), error)
 }

@@ -80,8 +80,7 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     if worker.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
-    let reference = ObjectRef::from_obj(&*worker).erase();
-    let Ok(_place) = context.retries.place(&reference) else {
+    let Ok(_place) = context.retries.place(worker.as_ref()) else {
         return Ok(Action::requeue(PLACE.mul_f64(rand::random_range(0.2..1.0))));
     };
     let _timer = context.metrics.reconciling("worker");
@@ -90,10 +89,10 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     let (problem, image) = match converge(&worker, &around, &entry, &context).await {
         // It tells itself, and what does not need it goes on.
         Err(Error::Api(kube::Error::Api(answer)))
-            if context.retries.in_a_row(&reference) >= PASSING_FAILURES =>
+            if context.retries.in_a_row(worker.as_ref()) >= PASSING_FAILURES =>
         {
             let problem = not_applied(&answer.message);
-            context.failed("worker", &reference, &kube::Error::Api(answer).into());
+            context.failed("worker", worker.as_ref(), &kube::Error::Api(answer).into());
             (Some(problem), None)
         }
         converged => converged?,
@@ -109,7 +108,7 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
         name_only_pod(&worker, &around, &context).await?;
     }
     if problem.as_ref().is_none_or(|problem| problem.reason != NOT_APPLIED) {
-        context.retries.succeeded(&reference);
+        context.retries.succeeded(worker.as_ref());
     }
     let on_trial = is_any_on_trial(&around.pods, Timestamp::now());
     let again = if on_trial { OTHERS_PODS } else { pause(problem.as_ref()) };
@@ -256,7 +255,7 @@ async fn write(worker: &Worker, status: WorkerStatus, context: &Context) -> Resu
 #[expect(clippy::needless_pass_by_value, reason = "the controller's signature")]
 fn error_policy(worker: Arc<Worker>, error: &Error, context: Arc<Context>) -> Action {
     note_told(&worker, told_by(&worker, &context).as_ref(), &context);
-    context.failed("worker", &ObjectRef::from_obj(&*worker).erase(), error)
+    context.failed("worker", worker.as_ref(), error)
 }
 
 #[cfg(test)]
