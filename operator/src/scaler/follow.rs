@@ -96,12 +96,11 @@ pub(super) async fn follow(key: Key, uid: Option<String>, context: Arc<Context>)
         since_wall: Timestamp::now(),
         context,
     };
-    let reference = ObjectRef::new(&follower.key.name).within(&follower.key.namespace);
     // A fleet that starts together does not probe together.
     tokio::time::sleep_until(tick::after(Instant::now() + AT_ZERO.mul_f64(rand::random()))).await;
     loop {
         // One that has its place has a loop of its own.
-        let worker = follower.context.stores.workers.get(&reference).filter(|worker| worker.uid() == uid);
+        let worker = follower.context.worker(&follower.key).filter(|worker| worker.uid() == uid);
         let Some(worker) = worker else { return };
         // What a look needs is there while it looks: nearly all of these loops sleep.
         let pause = Box::pin(follower.round(&worker)).await;
@@ -114,10 +113,8 @@ impl Follower {
     /// One look; gives the time until the next.
     async fn round(&mut self, worker: &Worker) -> Duration {
         let context = self.context.clone();
-        let stores = &context.stores;
-        let namespace = &self.key.namespace;
-        let queue = stores.queues.get(&ObjectRef::new(&worker.spec.queue_ref.name).within(namespace));
-        let deployment = stores.deployments.get(&ObjectRef::new(&self.key.name).within(namespace));
+        let queue = context.queue_of(worker);
+        let deployment = context.stores.deployments.get(&ObjectRef::from(&self.key));
         let pods = context.pods.of(&self.key);
         let lane = queue.as_deref().and_then(|queue| context.brokers.lane_of(&Key::of(queue)));
         // One that is looked at now and then is none of those whose looks are spread.
