@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::events::EventType;
-use kube::runtime::reflector::ObjectRef;
 use tokio::time::Instant;
 use warren_api::Worker;
 use warren_api::worker::ScalingMode;
@@ -89,9 +88,8 @@ impl Follower {
             }
         }
         // Whose mode has changed meanwhile is not Warren's to scale any more.
-        let reference = ObjectRef::from_obj(worker);
         let stays = |worker: Arc<Worker>| worker.spec.scaling.mode == ScalingMode::Builtin;
-        if !self.context.stores.workers.get(&reference).is_some_and(stays) {
+        if !self.context.worker(&self.key).is_some_and(stays) {
             return;
         }
         match act::scale(&self.context, &self.key, &self.entry, view.clone(), wanted).await {
