@@ -17,6 +17,7 @@ use warren_api::headers as names;
 use warren_broker::lapin::types::AMQPValue;
 
 use super::answer::{EXCERPT, Said};
+use super::request::encoded;
 use super::trace;
 use crate::copy::cut;
 use crate::core::{Answers, Failure, Verdict};
@@ -143,9 +144,7 @@ pub fn headers(queue: &str, size: usize) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON_LINES));
     headers.insert(HeaderName::from_static(names::BATCH_SIZE), HeaderValue::from(size));
-    if let Ok(queue) = HeaderValue::from_str(queue) {
-        headers.insert(HeaderName::from_static(names::QUEUE), queue);
-    }
+    headers.insert(HeaderName::from_static(names::QUEUE), encoded(queue));
     headers
 }
 
@@ -340,6 +339,8 @@ mod tests {
             (&headers[names::BATCH_SIZE], &headers[names::QUEUE]),
             (&"5".parse().unwrap(), &"orders".parse().unwrap())
         );
+        let local = super::headers("aufträge 50%", 1);
+        assert_eq!(local[names::QUEUE], "auftr%C3%A4ge 50%25", "as with a single message");
     }
 
     #[test]
