@@ -80,7 +80,7 @@ pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (
     }
     let raw = to_pods(need.pods);
     if spec.paused {
-        history.progressed(now);
+        history.movement.progressed(now);
         let why = "consuming is held, by consumer.paused or as the condition QueueReady says: what runs ends, the pods stay";
         return (hold(Reason::Paused, raw, format!("{why}: {}", need.text)), history);
     }
@@ -134,7 +134,7 @@ fn trouble(
         ));
     }
     let patience = patience(spec);
-    let idle = history.seconds_without_progress(now);
+    let idle = history.movement.seconds_without(now);
     // Of such a queue a pod of another Worker gets the messages.
     let stands_by = spec.single && inputs.shared && sidecars.unsettled == 0;
     if ready > 0 && !stands_by && sidecars.scraped > 0 && !inputs.workload.rolling && idle > patience {
@@ -281,7 +281,7 @@ fn allowed(spec: &Spec, max: u32) -> String {
 
 /// Whether some work may outlast a drain.
 pub(super) fn long_work(history: &History, inputs: &Inputs, spec: &Spec, now: f64) -> bool {
-    history.has_long_work(&inputs.sidecars, spec.handler_timeout, spec.window(), now)
+    history.movement.has_long_work(&inputs.sidecars, spec.handler_timeout, spec.window(), now)
 }
 
 /// What forbids taking pods away until `next` are left.

@@ -1,4 +1,4 @@
-//! What the scaler remembers of a Worker between two decisions: arrivals, seconds per message, what was wanted, progress.
+//! What the scaler remembers of a Worker between two decisions: arrivals, seconds per message, what was wanted.
 //!
 //! Times are seconds of a monotonic clock, given by the caller.
 
@@ -7,6 +7,7 @@ use super::beyond::Beyond;
 use super::bursts::Bursts;
 use super::failures::{Calls, Failures, Took};
 use super::inputs::{Inputs, Sidecars};
+use super::movement::Movement;
 use super::piles::Piles;
 use super::reason::Reason;
 use super::startup::Startup;
@@ -54,21 +55,16 @@ pub struct History {
     /// Messages held and settled so far, when the queue was not empty last; none where its depth was in doubt since.
     loaded: Option<(u64, u64)>,
     read_at: Option<f64>,
-    progress: Option<Progress>,
+    pub(super) movement: Movement,
     unscraped_since: Option<f64>,
-    /// The first of the calls that run began then at the latest; none where one has ended since, or nothing runs.
-    calling_since: Option<f64>,
-    /// When a delivery was settled last.
-    ended_at: Option<f64>,
-    /// Extensions of late deliveries so far, and when they last became more.
-    extended: (u64, f64),
+    /// No pod could be scraped for another operator, which stands until this one can scrape one.
+    unscraped_before: bool,
     scaled: Scaled,
     /// What `scaled` was before the last change.
     scaled_before: Scaled,
     pub(super) beyond: Beyond,
     pub(super) piles: Piles,
     took_over: bool,
-    before: Before,
     /// How pods start.
     pub(super) startup: Startup,
     /// Whether fewer pods would do, as it is told, and since when.
@@ -77,15 +73,6 @@ pub struct History {
     at_most: Option<f64>,
     /// Since when the queue has not been empty.
     waiting_since: Option<f64>,
-}
-
-/// What another operator has watched for long enough, until this one sees it change.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Before {
-    /// Nothing moves.
-    stalled: bool,
-    /// No pod can be scraped.
-    unscraped: bool,
 }
 
 /// What is remembered of changes of replicas.
@@ -152,17 +139,6 @@ struct Service {
     seen: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Progress {
-    at: f64,
-    settled: u64,
-    in_flight: u64,
-    deliveries: u64,
-    /// One that fails and is tried again in place settles nothing.
-    calls: u64,
-    extensions: u64,
-}
-
 impl History {
     /// A Worker whose seconds per message are known, and weigh as much as a single call.
     pub(super) fn with_service_seconds(seconds: f64) -> Self {
@@ -178,9 +154,9 @@ impl History {
     /// A Worker of which another operator has decided last for this reason. What took it long to find out takes no such time again:
     /// meanwhile pods would be added that mend nothing.
     pub(super) fn after(self, reason: &str) -> Self {
-        let stalled = reason == Reason::Stalled.as_str();
-        let unscraped = reason == Reason::MetricsUnreachable.as_str();
-        Self { before: Before { stalled, unscraped }, ..self }
+        let is = |one: Reason| reason == one.as_str();
+        let movement = if is(Reason::Stalled) { Movement::stalled() } else { self.movement };
+        Self { movement, unscraped_before: is(Reason::MetricsUnreachable), ..self }
     }
 
     /// The queue's depth is not known: what arrived meanwhile is not, and the load is watched anew afterwards.
@@ -189,7 +165,7 @@ impl History {
         (self.zero_reads, self.loaded) = (0, None);
         self.startup.interrupted();
         (self.arrivals, self.lasting) = Default::default();
-        self.progressed(now);
+        self.movement.progressed(now);
     }
 
     /// Takes one reading in. `ready` is the fresh ready count, and `window` the seconds over which the lasting load is averaged.
@@ -227,13 +203,13 @@ impl History {
             self.count(held, sidecars.settled, window, now);
         }
         self.observe_service(inputs, now);
-        self.observe_progress(ready, sidecars, now);
+        self.movement.observe(ready, sidecars, now);
         if sidecars.started > 0 && sidecars.scraped == 0 {
-            let since = if self.before.unscraped { f64::NEG_INFINITY } else { now };
+            let since = if self.unscraped_before { f64::NEG_INFINITY } else { now };
             self.unscraped_since.get_or_insert(since);
         } else {
             self.unscraped_since = None;
-            self.before.unscraped = false;
+            self.unscraped_before = false;
         }
     }
 
@@ -282,43 +258,10 @@ impl History {
         });
     }
 
-    /// Nothing is expected to move now: what stalls is counted from here.
-    pub(super) const fn progressed(&mut self, now: f64) {
-        if let Some(progress) = &mut self.progress {
-            progress.at = now;
-        }
-    }
-
     fn observe_running(&mut self, sidecars: &Sidecars, window: f64, now: f64) {
         let since = self.seen_at.replace(now).map_or(0.0, |before| (now - before).max(0.0));
         let running = sidecars.in_flight.min(sidecars.unsettled) as f64;
         self.running += (running - self.running) * (1.0 - (-since / window).exp());
-    }
-
-    fn observe_progress(&mut self, ready: u64, sidecars: &Sidecars, now: f64) {
-        let Sidecars { settled, in_flight, deliveries, calls, extensions, .. } = *sidecars;
-        let seen = Progress { at: now, settled, in_flight, deliveries, calls, extensions };
-        if extensions > self.extended.0 {
-            self.extended = (extensions, now);
-        }
-        let ended = self.progress.is_some_and(|before| before.settled != settled);
-        if ended {
-            self.ended_at = Some(now);
-        }
-        match in_flight {
-            0 => self.calling_since = None,
-            _ if ended => self.calling_since = Some(now),
-            _ => _ = self.calling_since.get_or_insert(now),
-        }
-        let stands = self.progress.is_some_and(|before| Progress { at: now, ..before } == seen);
-        // Before an application listens for the first time, nothing moves.
-        if !stands || ready == 0 || sidecars.scraped == 0 || sidecars.able == 0 {
-            self.progress = Some(seen);
-        }
-        if sidecars.scraped > 0 && std::mem::take(&mut self.before.stalled) && ready > 0 && sidecars.able > 0
-        {
-            self.progress = Some(Progress { at: f64::NEG_INFINITY, ..seen });
-        }
     }
 
     /// Arrivals a second that are not still waiting: those are counted once, as backlog, which is due within
@@ -400,29 +343,6 @@ impl History {
         self.running
     }
 
-    /// Seconds that some call has run for at least, while none has ended.
-    pub(super) fn seconds_of_the_first_call(&self, now: f64) -> f64 {
-        self.calling_since.map_or(0.0, |since| now - since)
-    }
-
-    /// Whether a delivery was settled within the last `seconds`.
-    fn ended_within(&self, seconds: f64, now: f64) -> bool {
-        self.ended_at.is_some_and(|at| now - at <= seconds)
-    }
-
-    /// Whether work may outlast a drain: it asks for more time, within the `handler_timeout` each time, or may do so, where
-    /// nothing has ended for `window` seconds.
-    pub(super) fn has_long_work(
-        &self,
-        sidecars: &Sidecars,
-        handler_timeout: f64,
-        window: f64,
-        now: f64,
-    ) -> bool {
-        let asks = self.extended.0 > 0 && now - self.extended.1 <= handler_timeout;
-        asks || sidecars.late > 0 && !self.ended_within(window, now)
-    }
-
     /// How many reads in a row said zero.
     pub(super) const fn zero_reads(&self) -> u32 {
         self.zero_reads
@@ -434,11 +354,6 @@ impl History {
             let since = sidecars.settled.saturating_sub(settled);
             since.saturating_add(sidecars.unsettled).saturating_add(sidecars.ending) >= held
         })
-    }
-
-    /// Seconds without any progress while there was something to do.
-    pub(super) fn seconds_without_progress(&self, now: f64) -> f64 {
-        self.progress.map_or(0.0, |p| now - p.at)
     }
 
     /// Seconds during which no started pod could be scraped.

@@ -1,6 +1,6 @@
 //! The scaler: `signals -> decide -> act`.
 //!
-//! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `failures`, `bursts`, `piles`, `beyond`, `startup`, `sample`, `durability`, `schedule`, `asked`, `own`, `share`,
+//! `inputs`, `decide`, `need`, `reason`, `history`, `arrivals`, `failures`, `bursts`, `piles`, `beyond`, `movement`, `startup`, `sample`, `durability`, `schedule`, `asked`, `own`, `share`,
 //! `side`, `look` and `cadence` are values and pure functions; `scrape`, `follow`, `task`, `act` and `tell` perform the effects. `board` is
 //! what the Worker's reconcile reads of them, and `record` what `kubectl warren explain` does.
 
@@ -18,6 +18,7 @@ mod follow;
 pub mod history;
 pub mod inputs;
 mod look;
+mod movement;
 mod need;
 mod own;
 mod piles;

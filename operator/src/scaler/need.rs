@@ -190,7 +190,7 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
     let begun_later = sidecars.unsettled.saturating_sub(in_flight).saturating_sub(sidecars.put_off);
     let backlog = ready.saturating_add(begun_later) as f64;
     let rate = history.arrival_rate(backlog, spec.target_wait);
-    let expected = history.seconds_of_the_first_call(now) * EXPECTED_OF_SO_FAR;
+    let expected = history.movement.seconds_of_the_first_call(now) * EXPECTED_OF_SO_FAR;
     let (service, known) = match history.service_seconds() {
         Some(seconds) => (seconds, MEASURED),
         None if expected > ASSUMED_SERVICE_SECONDS => (expected, SO_FAR),
