@@ -278,6 +278,8 @@ async fn has_emptied(link: &Link, order: &Order) -> bool {
     };
     match counted.await {
         Ok(depths) => depths.iter().all(|depth| depth.ready == 0),
+        // There is no connection to ask its leader on.
+        Err(error) if error.is_at_limit() => true,
         Err(error) => {
             tracing::debug!(queue = name, %error, "whether the dead-letter queue has emptied");
             false

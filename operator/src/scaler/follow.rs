@@ -12,7 +12,7 @@ use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 use tokio::time::Instant;
 use warren_api::conditions::READY;
-use warren_api::conditions::worker::{AVAILABLE, QUEUE_READY};
+use warren_api::conditions::worker::AVAILABLE;
 use warren_api::worker::ScalingMode;
 use warren_api::{Queue, Worker};
 use warren_broker::declare::QueueDepth;
@@ -31,7 +31,7 @@ use super::share::Lately;
 use super::side::Side;
 use super::tell;
 use crate::brokers::{Key, Prober};
-use crate::condition::find;
+use crate::condition::{find, is_true};
 use crate::context::{Context, SIDECARS_LEARN};
 use crate::tick;
 use crate::worker::dereference::beside;
@@ -273,8 +273,13 @@ impl Follower {
         let now = self.now();
         let connected = answers.iter().any(|answer| !answer.ending && answer.sample.connected);
         let sidecars = self.tracker.observe(answers, &living, &staying, now);
-        let unconnected = sidecars.scraped > 0 && !connected;
-        self.unconnected = unconnected.then(|| self.unconnected.unwrap_or(now));
+        self.unconnected = match sidecars {
+            Sidecars { started: 0, .. } => None,
+            // Nobody says anything else.
+            Sidecars { scraped: 0, .. } => self.unconnected,
+            _ if connected => None,
+            _ => self.unconnected.or(Some(now)),
+        };
         let handlers = Handlers {
             scraped: sidecars.scraped,
             held: sidecars.held,
@@ -292,7 +297,7 @@ impl Follower {
     }
 
     fn publish_metrics(&self, worker: &Worker, queue: Option<&Queue>, look: &Look<'_>) {
-        self.context.metrics.worker_ready(&self.key, not_ready(worker));
+        self.context.metrics.worker_ready(&self.key, not_ready(worker, queue));
         let desired = look.scale.and_then(|scale| scale.desired).unwrap_or_default();
         let living = look.pods.iter().filter(|pod| !pods::ended(pod)).count();
         let ready = look.pods.iter().filter(|pod| pods::ready(pod)).count();
@@ -322,11 +327,14 @@ fn was_disconnected(worker: &Worker) -> bool {
     available.is_some_and(|available| available.reason == SIDECARS_DISCONNECTED)
 }
 
-/// Why a Worker is not Ready, in a word, for its metric; none where it is, or is on its way there.
-fn not_ready(worker: &Worker) -> Option<&'static str> {
-    let conditions = &worker.status.as_ref()?.conditions;
-    find(conditions, READY).filter(|ready| ready.status == "False")?;
-    let of_queue = find(conditions, QUEUE_READY).is_some_and(|queue| queue.status != "True");
+/// Why a Worker is not Ready, in a word, for its metric; none where it is, or is on its way there. Of a Queue that is not there, or is
+/// Ready, nothing else tells.
+fn not_ready(worker: &Worker, queue: Option<&Queue>) -> Option<&'static str> {
+    find(&worker.status.as_ref()?.conditions, READY).filter(|ready| ready.status == "False")?;
+    let of_queue = queue.is_some_and(|queue| {
+        let conditions = queue.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        !is_true(conditions, READY)
+    });
     Some(if of_queue { "queue" } else { "other" })
 }
 

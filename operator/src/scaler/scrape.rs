@@ -1,7 +1,7 @@
 //! Reads sidecars' `/metrics` over the pods' addresses.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -36,6 +36,7 @@ const MOST_BYTES: usize = 64 * 1024;
 /// Scrapes sidecars, a bounded number at once.
 #[derive(Debug)]
 pub struct Scraper {
+    port: u16,
     places: Semaphore,
     /// Places of the namespaces that are scraped now.
     of_namespace: Mutex<HashMap<String, Weak<Semaphore>>>,
@@ -46,7 +47,7 @@ type Place<'a> = [Option<SemaphorePermit<'a>>; 2];
 
 impl Default for Scraper {
     fn default() -> Self {
-        Self { places: Semaphore::new(AT_ONCE), of_namespace: Mutex::default() }
+        Self { port: SIDECAR_PORT, places: Semaphore::new(AT_ONCE), of_namespace: Mutex::default() }
     }
 }
 
@@ -68,7 +69,7 @@ impl Scraper {
 
     async fn one(&self, own: &Semaphore, address: IpAddr) -> Option<Sample> {
         let _place = self.place(own).await;
-        let answer = tokio::time::timeout(TIMEOUT, get(address)).await.ok()?;
+        let answer = tokio::time::timeout(TIMEOUT, get((address, self.port).into())).await.ok()?;
         answer.inspect_err(|error| tracing::debug!(%address, %error, "not scraped")).ok()
     }
 
@@ -90,8 +91,8 @@ impl Scraper {
     }
 }
 
-async fn get(address: IpAddr) -> anyhow::Result<Sample> {
-    let connected = TcpStream::connect((address, SIDECAR_PORT));
+async fn get(address: SocketAddr) -> anyhow::Result<Sample> {
+    let connected = TcpStream::connect(address);
     let stream = tokio::time::timeout(CONNECT_TIMEOUT, connected).await??;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = hyper::Request::get("/metrics").header("host", "sidecar").body(Empty::<Bytes>::new())?;
@@ -119,8 +120,9 @@ mod tests {
     const METRICS: &str = "warren_sidecar_unsettled 5\nwarren_sidecar_in_flight 3\n";
 
     /// A pod at an address of this machine, whose sidecar answers with a page; one without takes connections and says nothing.
-    fn pod(address: &str, page: Option<String>) -> Arc<Pod> {
-        let listener = TcpListener::bind((address, SIDECAR_PORT)).unwrap();
+    fn pod((address, port): (&str, u16), page: Option<String>) -> (Arc<Pod>, u16) {
+        let listener = TcpListener::bind((address, port)).unwrap();
+        let port = listener.local_addr().unwrap().port();
         std::thread::spawn(move || {
             while let Some(page) = &page {
                 let (mut stream, _) = listener.accept().unwrap();
@@ -136,19 +138,18 @@ mod tests {
             "restartCount": 0, "state": {"running": {}}});
         let status = serde_json::json!({"podIP": address, "initContainerStatuses": [sidecar]});
         let pod = serde_json::json!({"metadata": {"name": address, "namespace": "n"}, "status": status});
-        Arc::new(serde_json::from_value(pod).unwrap())
+        (Arc::new(serde_json::from_value(pod).unwrap()), port)
     }
 
     #[tokio::test]
     async fn pods_that_say_nothing_or_too_much_hold_up_no_look_at_the_others() {
         let padded = |bytes: usize| Some(format!("{METRICS}# {}", "x".repeat(bytes - METRICS.len() - 2)));
-        let pods = [
-            pod("127.94.0.1", padded(MOST_BYTES)),
-            pod("127.94.0.2", None),
-            pod("127.94.0.3", padded(MOST_BYTES + 1)),
-            pod("127.94.0.4", Some("it works".to_owned())),
-        ];
-        let scraper = Scraper::default();
+        let (good, port) = pod(("127.94.0.1", 0), padded(MOST_BYTES));
+        let bad = [None, padded(MOST_BYTES + 1), Some("it works".to_owned())];
+        let bad = ["127.94.0.2", "127.94.0.3", "127.94.0.4"].into_iter().zip(bad);
+        let mut pods: Vec<_> = bad.map(|(address, page)| pod((address, port), page).0).collect();
+        pods.push(good);
+        let scraper = Scraper { port, ..Scraper::default() };
         let scraping = scraper.scrape(&pods, Duration::from_secs(600));
         let answers = tokio::time::timeout(Duration::from_secs(60), scraping).await.unwrap();
         let [(pod, sample)] = &answers[..] else { panic!("{answers:?}") };

@@ -12,7 +12,7 @@ use warren_api::{Worker, WorkerStatus};
 
 use super::dereference::Surroundings;
 use super::owed::is_held_back;
-use super::pods::{ended, ending, ready, trouble};
+use super::pods::{ended, ending, ready, sidecar_runs, staying, trouble};
 use super::validate::{HOLDS, is_unsure, port};
 use crate::condition::{Statement, Status, conditions, find};
 use crate::problem::Problem;
@@ -74,7 +74,7 @@ pub fn status(
     all.extend(handler_healthy(worker, desired, view, &former));
     all.push(scaling_active);
     let mut all: Vec<Statement> =
-        all.into_iter().map(|statement| kept(statement, worker, &former, view)).collect();
+        all.into_iter().map(|statement| kept(statement, worker, around, view)).collect();
     all.insert(0, summary(worker, &all));
     WorkerStatus {
         observed_generation: worker.metadata.generation,
@@ -89,11 +89,14 @@ pub fn status(
 
 /// Numbers in a message change all the time; it is written anew only when the reason changes, or the spec, of which it may say
 /// something, or the decided replicas. A scaler that has not looked yet, such as after the operator's restart, takes back nothing.
-fn kept(statement: Statement, worker: &Worker, former: &WorkerStatus, view: &View) -> Statement {
+fn kept(statement: Statement, worker: &Worker, around: &Surroundings, view: &View) -> Statement {
+    let Some(former) = &worker.status else { return statement };
     let Some(before) = find(&former.conditions, statement.kind) else { return statement };
-    // Sidecars that have not been looked into are as they were.
-    if view.handlers.scraped == 0
-        && before.reason == SIDECARS_DISCONNECTED
+    // Sidecars that have not been looked into yet are as they were.
+    if before.reason == SIDECARS_DISCONNECTED
+        && view.handlers.scraped == 0
+        && view.decision.as_ref().is_none_or(|decision| decision.reason != Reason::MetricsUnreachable)
+        && staying(&around.pods).any(|pod| sidecar_runs(pod))
         && [PODS_STARTING, PODS_READY].contains(&statement.reason.as_str())
     {
         return Statement::of(AVAILABLE, before);
@@ -633,13 +636,20 @@ mod tests {
         }
         // An operator that has just come has not looked into them yet.
         let before = Worker { status: Some(status), ..worker(json!({})) };
-        let said = |scraped| {
+        let said = |scraped, sidecar: &str, view: View| {
+            let container = json!({"name": "warren-sidecar", "image": "i", "imageID": "i", "ready": true, "restartCount": 0, "state": {sidecar: {}}});
+            let pod = json!({"metadata": {}, "status": {"initContainerStatuses": [container]}});
+            let around =
+                Surroundings { pods: vec![Arc::new(from_value::<Pod>(pod).unwrap())], ..around.clone() };
             let handlers = Handlers { scraped, listened: true, ..Handlers::default() };
-            let view = View { handlers, ..View::default() };
-            let status = super::status(&before, None, None, &around, &view, &now());
+            let status = super::status(&before, None, None, &around, &View { handlers, ..view }, &now());
             find(&status.conditions, AVAILABLE).unwrap().reason.clone()
         };
-        assert_eq!((said(0), said(1)), ("SidecarsDisconnected".to_owned(), "PodsStarting".to_owned()));
+        assert_eq!(said(0, "running", View::default()), "SidecarsDisconnected");
+        assert_eq!(said(1, "running", View::default()), "PodsStarting");
+        assert_eq!(said(0, "waiting", View::default()), "PodsStarting", "these are others");
+        let blind = decided(Reason::MetricsUnreachable, "allow it");
+        assert_eq!(said(0, "running", blind), "PodsStarting", "that is not known any more");
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use warren_api::queue::{Binding, QueueSpec, QueueType};
 use warren_broker::connect::{ConnectOptions, connect};
 use warren_broker::error::Difference;
@@ -12,6 +13,7 @@ use warren_broker::topology::plan;
 use warren_broker::{BrokerAccess, BrokerError, Category, declare};
 use warren_tests::amqp::{Client, queue_type_argument};
 use warren_tests::broker::Vhost;
+use warren_tests::wait::eventually;
 
 use crate::connection;
 
@@ -106,7 +108,14 @@ async fn a_user_with_all_its_channels_open_is_told_to_wait_and_of_the_limit() ->
     let uri = vhost.uri().replace(&format!("warren:{}", vhost.broker.password()), "thrifty:secret");
     let connection = connection(&uri).await?;
     let first = connection.create_channel().await?;
-    let error = BrokerError::from(connection.create_channel().await.unwrap_err());
+    // The broker counts one a moment after it was opened.
+    let refused = eventually(Duration::from_secs(60), "one more is refused", async || {
+        match connection.create_channel().await {
+            Ok(_) => bail!("it was opened"),
+            Err(error) => Ok(BrokerError::from(error)),
+        }
+    });
+    let error = refused.await?;
     assert!(
         matches!(&error, BrokerError::ChannelLimit { detail } if detail.contains("thrifty")),
         "{error:?}"

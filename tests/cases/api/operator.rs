@@ -647,6 +647,7 @@ async fn each_queue_and_worker_that_is_not_ready_has_a_metric_with_the_cause() -
     room.queue("away", json!({"broker": {"secretRef": {"name": "elsewhere"}}})).await?;
     room.queue("clash", json!({"queueName": "sound"})).await?;
     room.worker("of-away", "away", json!({})).await?;
+    room.worker("mistyped", "no-such-queue", json!({})).await?;
     let container =
         json!({"name": "app", "image": "app", "ports": [{"containerPort": 8080}, {"containerPort": 9400}]});
     room.worker("refused", "sound", json!({"template": {"spec": {"containers": [container]}}})).await?;
@@ -654,6 +655,7 @@ async fn each_queue_and_worker_that_is_not_ready_has_a_metric_with_the_cause() -
         ("queue", "away", "broker"),
         ("queue", "clash", "other"),
         ("worker", "of-away", "queue"),
+        ("worker", "mistyped", "other"),
         ("worker", "refused", "other"),
     ] {
         let labels = format!("namespace=\"{}\",{kind}=\"{name}\",cause=\"{cause}\"", room.name);
