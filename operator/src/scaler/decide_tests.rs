@@ -1088,7 +1088,7 @@ fn what_another_operator_has_found_to_stall_gets_no_pods_until_something_moves()
     inputs.workload.replicas = 1;
     inputs.sidecars = idle(1);
     let reason = |inputs: &Inputs, history| decide(history, inputs, &spec(), 0.0).0.reason;
-    let after = || History::default().after(Reason::Stalled.as_str());
+    let after = || History::default().after(Reason::Stalled.as_str(), 0.0);
     assert_eq!(reason(&inputs, History::default()), Reason::ScaledOut);
     assert_eq!(reason(&inputs, after()), Reason::Stalled);
     // The first look may be over before a sidecar has answered.
@@ -1104,11 +1104,27 @@ fn what_another_operator_has_found_to_stall_gets_no_pods_until_something_moves()
 }
 
 #[test]
+fn a_handler_that_another_operator_has_found_to_fail_gets_no_pods_until_a_call_goes_well() {
+    let mut inputs = waiting(1000);
+    inputs.workload.replicas = 1;
+    inputs.sidecars = working(1);
+    let after = History::default().after(Reason::HandlerFailing.as_str(), 0.0);
+    let (decision, history) = decide(after, &inputs, &spec(), 0.0);
+    assert_eq!((decision.replicas, decision.reason), (1, Reason::HandlerFailing));
+    let failed = Sidecars { calls: 1, failed: 1, failed_first: 1, call_seconds: 1.0, ..working(1) };
+    let (decision, history) = decide(history, &Inputs { sidecars: failed, ..inputs.clone() }, &spec(), 1.0);
+    assert_eq!((decision.replicas, decision.reason), (1, Reason::HandlerFailing));
+    let good = Sidecars { calls: 2, settled: 1, call_seconds: 2.0, ..failed };
+    let (decision, _) = decide(history, &Inputs { sidecars: good, ..inputs }, &spec(), 2.0);
+    assert_eq!(decision.reason, Reason::ScaledOut, "{}", decision.message);
+}
+
+#[test]
 fn pods_that_another_operator_could_not_scrape_for_long_are_told_at_once() {
     let mut inputs = waiting(0);
     inputs.workload.replicas = 2;
     inputs.sidecars = Sidecars { scraped: 0, ..idle(2) };
-    let after = History::default().after(Reason::MetricsUnreachable.as_str());
+    let after = History::default().after(Reason::MetricsUnreachable.as_str(), 0.0);
     let (decision, history) = decide(after, &inputs, &spec(), 0.0);
     assert_eq!(decision.reason, Reason::MetricsUnreachable);
     assert_ne!(decide(History::default(), &inputs, &spec(), 0.0).0.reason, Reason::MetricsUnreachable);

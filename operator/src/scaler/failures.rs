@@ -35,6 +35,11 @@ pub(super) struct Failures {
 }
 
 impl Failures {
+    /// As many as count, seen by another operator until now.
+    pub const fn of_another(now: f64) -> Self {
+        Self { row: IN_A_ROW, at: now, in_doubt: Took { messages: 0.0, seconds: 0.0 } }
+    }
+
     /// Takes in calls and what they took; gives what tells how long a message takes.
     pub fn observe(&mut self, took: Took, calls: Calls, now: f64) -> Option<Took> {
         let kept = 0.5_f64.powf((now - self.at).max(0.0) / SERVICE_HALF_LIFE);

@@ -140,7 +140,7 @@ impl Follower {
             self.settled = Lately::default();
             let history = measured.map_or_else(History::default, History::with_service_seconds);
             self.history = match decided_before(worker).filter(|_| first) {
-                Some(last) => history.after(&last.reason),
+                Some(last) => history.after(&last.reason, now),
                 None => history,
             };
             if first && was_disconnected(worker) {

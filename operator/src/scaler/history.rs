@@ -153,10 +153,16 @@ impl History {
 
     /// A Worker of which another operator has decided last for this reason. What took it long to find out takes no such time again:
     /// meanwhile pods would be added that mend nothing.
-    pub(super) fn after(self, reason: &str) -> Self {
+    pub(super) fn after(mut self, reason: &str, now: f64) -> Self {
         let is = |one: Reason| reason == one.as_str();
-        let movement = if is(Reason::Stalled) { Movement::stalled() } else { self.movement };
-        Self { movement, unscraped_before: is(Reason::MetricsUnreachable), ..self }
+        if is(Reason::Stalled) {
+            self.movement = Movement::stalled();
+        }
+        if is(Reason::HandlerFailing) {
+            self.failures = Failures::of_another(now);
+        }
+        self.unscraped_before = is(Reason::MetricsUnreachable);
+        self
     }
 
     /// The queue's depth is not known: what arrived meanwhile is not, and the load is watched anew afterwards.
