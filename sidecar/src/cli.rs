@@ -288,6 +288,11 @@ fn local_config(args: &LocalArgs) -> Result<SidecarConfig, Failure> {
     if args.batch.is_some_and(|batch| batch > prefetch) {
         return Err("--batch cannot exceed --prefetch: no more messages are held at once. Raise --prefetch or lower --batch".into());
     }
+    if args.reply && args.batch.is_some() {
+        return Err(
+            "--reply answers one message and cannot be combined with --batch: leave one of them out".into()
+        );
+    }
     let endpoint: http::Uri = args.handler.parse().map_err(|_| {
         Endpoint::parse(&args.handler).err().map_or_else(|| "no handler".to_owned(), |e| e.to_string())
     })?;
@@ -372,6 +377,8 @@ mod tests {
             assert_eq!(config.consumer.prefetch, prefetch);
             assert_eq!(config.handler.batch.map(|batch| batch.max_messages), batch);
         }
+        let both = config_of(&["--batch", "100", "--reply"]).unwrap_err();
+        assert!(both.to_string().contains("--reply answers one message"), "{both}");
         let refused = config_of(&["--batch", "100", "--prefetch", "10"]).unwrap_err();
         assert!(refused.to_string().contains("--prefetch"), "{refused}");
     }

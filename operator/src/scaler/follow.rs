@@ -70,6 +70,8 @@ struct Follower {
     own: Own,
     /// What the API server has refused last.
     refused: Option<carry::Refused>,
+    /// Patches in a row that failed.
+    failed: u32,
     since: Instant,
     since_wall: Timestamp,
 }
@@ -92,6 +94,7 @@ pub(super) async fn follow(key: Key, uid: Option<String>, context: Arc<Context>)
         long_work: false,
         own: Own::default(),
         refused: None,
+        failed: 0,
         since: Instant::now(),
         since_wall: Timestamp::now(),
         context,

@@ -52,7 +52,15 @@ pub async fn apply(
     if let Some(live) = around.deployment.as_deref().filter(|live| live.is_owned_by(worker)) {
         change_strategy(&deployments, live, &built.deployment).await?;
     }
-    let made = match one(&deployments, worker, &built.deployment, around.deployment.as_deref()).await? {
+    let live = around.deployment.as_deref();
+    let mut made = one(&deployments, worker, &built.deployment, live).await?;
+    if made.is_err()
+        && let Some(live) = live.filter(|live| live.is_owned_by(worker))
+        && replace_template(&deployments, live, &built.deployment).await?
+    {
+        made = one(&deployments, worker, &built.deployment, Some(live)).await?;
+    }
+    let made = match made {
         Ok(made) => made,
         Err(problem) => return Ok(Err(problem)),
     };
@@ -134,6 +142,27 @@ async fn change_strategy(
         Ok(_) => Ok(()),
         // One that is gone is made anew.
         Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Takes out what others have put into the lists of a Deployment's template, such as by `kubectl set env` or `rollout undo`: server-side
+/// apply leaves that beside what the Worker asks for, and a variable with two sources is refused. Gives whether the API server takes it.
+async fn replace_template(
+    api: &Api<LiveDeployment>,
+    live: &LiveDeployment,
+    desired: &Value,
+) -> Result<bool, Error> {
+    let template = Patch::Merge(json!({"spec": {"template": desired["spec"]["template"]}}));
+    match api.patch(&live.name_any(), &PatchParams::apply(FIELD_MANAGER), &template).await {
+        Ok(_) => {
+            tracing::warn!(namespace = live.namespace(), name = %live.name_any(), "what others had put into the Deployment's template was in the way, and is taken out");
+            Ok(true)
+        }
+        // The template itself is not taken.
+        Err(kube::Error::Api(answer)) if is_refusal(answer.code, &answer.message) || answer.code == 404 => {
+            Ok(false)
+        }
         Err(error) => Err(error.into()),
     }
 }

@@ -88,11 +88,9 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     let around = dereference(&worker, &context).await?;
     let (problem, image) = match converge(&worker, &around, &entry, &context).await {
         // It tells itself, and what does not need it goes on.
-        Err(Error::Api(kube::Error::Api(answer)))
-            if context.retries.in_a_row(worker.as_ref()) >= PASSING_FAILURES =>
-        {
-            let problem = not_applied(&answer.message);
-            context.failed("worker", worker.as_ref(), &kube::Error::Api(answer).into());
+        Err(error @ Error::Api(_)) if context.retries.in_a_row(worker.as_ref()) >= PASSING_FAILURES => {
+            let problem = not_applied(&error);
+            context.failed("worker", worker.as_ref(), &error);
             (Some(problem), None)
         }
         converged => converged?,
@@ -191,10 +189,14 @@ async fn foreign(worker: &Worker, around: &Surroundings, replicas: u32, context:
     act::replicas(context, &Key::of(worker)).await.filter(|now| *now == live)
 }
 
-/// What the API server answers again and again, which is not about what was sent.
-fn not_applied(answer: &str) -> Problem {
+/// What the API server answers again and again, which is not about what was sent, or that it does not answer in time.
+fn not_applied(error: &Error) -> Problem {
+    let answer = match error {
+        Error::Api(kube::Error::Api(answer)) => answer.message.clone(),
+        error => error.to_string(),
+    };
     let message = format!(
-        "the API server has not taken the Worker's objects for a while: {answer}. See whether a webhook that it calls is down; it is tried again by itself"
+        "the API server has not taken the Worker's objects for a while: {answer}. See whether a webhook that it calls is down or slow; it is tried again by itself"
     );
     Problem::new(TEMPLATE_VALID, NOT_APPLIED, message)
 }
@@ -266,6 +268,9 @@ mod tests {
     fn a_name_that_somebody_else_has_is_asked_for_again_soon() {
         let taken = Problem::new(TEMPLATE_VALID, "NameTaken", "rename it");
         assert_eq!(pause(Some(&taken)), REFUSED_RETRY);
-        assert_eq!(pause(Some(&not_applied("no"))), REFUSED_RETRY);
+        let late = Error::Api(kube::Error::Service("no answer in time".into()));
+        let problem = not_applied(&late);
+        assert!(problem.message.contains("no answer in time"), "{}", problem.message);
+        assert_eq!(pause(Some(&problem)), REFUSED_RETRY);
     }
 }

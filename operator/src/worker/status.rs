@@ -261,7 +261,7 @@ fn scaling_active(worker: &Worker, held_back: bool, told: bool, view: &View) -> 
     let active = |reason: &str, message: &str| Statement::new(SCALING_ACTIVE, true, reason, message);
     if let Some(refusal) = &view.refused {
         let message = format!(
-            "replicas cannot be changed: {refusal}. A right of the operator or a policy of the namespace is in the way: see to that; it is tried again by itself"
+            "replicas cannot be changed: {refusal}. A right of the operator, a policy of the namespace or a webhook that is down is in the way: see to that; it is tried again by itself"
         );
         return Statement::new(SCALING_ACTIVE, false, SCALE_REFUSED, message);
     }

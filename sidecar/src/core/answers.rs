@@ -257,8 +257,11 @@ impl Engine {
         let held_long = self.held_long();
         if let Some(slot) = self.window.get_mut(id) {
             slot.state = State::Publishing { copy: copy.clone(), tries, since: now };
+            if tries == 0 {
+                slot.copied = Some(now);
+            }
             // The first try's timer is that of the others too, until it has run out.
-            let due = slot.since + held_long;
+            let due = slot.copy_until(held_long);
             if copy == Copy::Reply && (tries == 0 || now >= due) {
                 self.timers.push(Reverse((due, id)));
             }
@@ -281,9 +284,10 @@ impl Engine {
         if self.generation.is_none() {
             return;
         }
+        let held_long = self.held_long();
         let Some(slot) = self.window.get_mut(id) else { return };
         let State::Publishing { copy, tries, .. } = &slot.state else { return };
-        let (copy, tries, since) = (copy.clone(), *tries, slot.since);
+        let (copy, tries, is_over) = (copy.clone(), *tries, now >= slot.copy_until(held_long));
         let target = copy.target();
         match result {
             PublishResult::Confirmed => {
@@ -294,7 +298,7 @@ impl Engine {
                 };
                 self.finish(id, outcome, now, effects);
             }
-            _ if copy == Copy::Reply && self.is_reply_lost(result, tries, since, now) => {
+            _ if copy == Copy::Reply && is_reply_lost(result, tries, is_over) => {
                 self.drop_reply(id, result, now, effects);
             }
             PublishResult::Unroutable | PublishResult::Refused | PublishResult::Failed => {
@@ -336,17 +340,6 @@ impl Engine {
                 );
                 Copy::Dead { reason: DeadReason::Exhausted, detail, attempts }
             }
-        }
-    }
-
-    /// Whether a reply is not worth another try. Whoever asked may be gone, or may not read what it asked for; an outage of
-    /// the broker is waited for until the broker would take the message back, and the work would be done again.
-    fn is_reply_lost(&self, result: PublishResult, tries: u32, since: Time, now: Time) -> bool {
-        match result {
-            PublishResult::Confirmed => false,
-            PublishResult::Unroutable => true,
-            PublishResult::Refused => tries + 1 >= REPLY_TRIES || now >= since + self.held_long(),
-            PublishResult::Failed => now >= since + self.held_long(),
         }
     }
 
@@ -419,7 +412,7 @@ impl Engine {
         match &slot.state {
             State::Waiting { until } if now >= *until => self.call_again(id, false),
             // Its queue confirms nothing, and the broker would soon take the message back.
-            State::Publishing { copy: Copy::Reply, .. } if now >= slot.since + held_long => {
+            State::Publishing { copy: Copy::Reply, .. } if now >= slot.copy_until(held_long) => {
                 self.drop_reply(id, PublishResult::Failed, now, effects);
             }
             State::Unpublished { copy, tries, until } if now >= *until => {
@@ -443,5 +436,16 @@ impl Engine {
             | State::Finished { .. }
             | State::Settled => {}
         }
+    }
+}
+
+/// Whether a reply is not worth another try. Whoever asked may be gone, or may not read what it asked for; an outage of the broker is
+/// waited for until it `is_over` that: the broker would take the message back, and the work would be done again.
+const fn is_reply_lost(result: PublishResult, tries: u32, is_over: bool) -> bool {
+    match result {
+        PublishResult::Confirmed => false,
+        PublishResult::Unroutable => true,
+        PublishResult::Refused => tries + 1 >= REPLY_TRIES || is_over,
+        PublishResult::Failed => is_over,
     }
 }

@@ -78,7 +78,11 @@ impl Engine {
             let (id, held) = (slot.incoming.id, now - slot.since);
             let is_young = held < wait;
             // What waits for the broker alone needs no time for a call.
-            let is_due = held >= if slot.has_copy() { long } else { wait };
+            let due = if slot.has_copy() { slot.copy_until(long) } else { slot.since + wait };
+            let is_due = now >= due;
+            if !is_due && !is_young {
+                next = next.min(due);
+            }
             if slot.only_waits() && (is_due || (also_younger && slot.state == State::Received)) {
                 also_younger |= slot.state == State::Received;
                 returned.push(id);

@@ -1683,15 +1683,52 @@ fn a_copy_that_the_broker_does_not_take_for_long_is_given_up_for_its_message_alo
 
 #[test]
 fn a_copy_that_the_broker_refuses_once_does_not_give_back_what_was_long_at_work() {
-    let mut world = World::running(Settings { late_timeout: Duration::from_secs(1500), ..settings() }, 1);
-    world.pass(Duration::from_secs(800));
+    // Beyond 80 % of the consumer timeout, and beyond what the sidecar takes it to be.
+    for worked in [800, 1500, 2500] {
+        let mut world =
+            World::running(Settings { late_timeout: Duration::from_secs(worked + 700), ..settings() }, 1);
+        world.pass(Duration::from_secs(worked));
+        world.copies = Some(PublishResult::Refused);
+        world.answer_all(retry(500));
+        world.settle();
+        assert_eq!((world.calls.len(), world.unacked.len()), (0, 1), "its work is not done again: {worked}");
+        world.copies = Some(PublishResult::Confirmed);
+        world.pass(Duration::from_secs(2));
+        assert_eq!(world.retried, [(0, Some(5), 1)], "{worked}");
+    }
+    let mut world = World::running(Settings { late_timeout: Duration::from_secs(2200), ..settings() }, 1);
+    world.pass(Duration::from_secs(1500));
     world.copies = Some(PublishResult::Refused);
     world.answer_all(retry(500));
     world.settle();
-    assert_eq!((world.calls.len(), world.unacked.len()), (0, 1), "its work is not done again");
-    world.copies = Some(PublishResult::Confirmed);
+    world.pass(Duration::from_secs(9));
+    assert!(world.calls.is_empty());
     world.pass(Duration::from_secs(2));
-    assert_eq!(world.retried, [(0, Some(5), 1)]);
+    assert_eq!(world.calls.len(), 1, "the broker would soon take it back");
+}
+
+#[test]
+fn a_reply_after_long_work_waits_a_moment_for_its_confirm_and_is_tried_again() {
+    let dropped = |world: &World| {
+        world.observed.iter().filter(|seen| matches!(seen, Observation::ReplyDropped { .. })).count()
+    };
+    let answered = || {
+        let mut world = World::running(Settings { late_timeout: Duration::from_secs(2200), ..settings() }, 1);
+        world.pass(Duration::from_secs(1500));
+        world.copies = None;
+        world.answer_all(Verdict::Reply);
+        assert_eq!((dropped(&world), world.unacked.len()), (0, 1), "nothing was confirmed yet");
+        world
+    };
+    let mut failed = answered();
+    failed.publish_done(0, PublishResult::Failed);
+    assert_eq!(dropped(&failed), 0);
+    failed.copies = Some(PublishResult::Confirmed);
+    failed.pass(Duration::from_secs(2));
+    assert_eq!((failed.handled.clone(), dropped(&failed)), (vec![0], 0));
+    let mut silent = answered();
+    silent.pass(Duration::from_secs(11));
+    assert_eq!((dropped(&silent), silent.unacked.len()), (1, 0));
 }
 
 #[test]

@@ -45,6 +45,8 @@ pub(super) struct Slot {
     pub since: Time,
     /// When its last call began.
     pub called: Time,
+    /// When its last copy was sent first.
+    pub copied: Option<Time>,
     /// What the application has said of it while its call runs: it may do so before its answer `later` is read.
     pub early: Option<Verdict>,
     /// Failed attempts in this process that no copy has recorded.
@@ -71,6 +73,12 @@ impl Slot {
     /// Whether its copy is to be with the broker, and is not.
     pub const fn has_copy(&self) -> bool {
         matches!(self.state, State::Publishing { .. } | State::Unpublished { .. })
+    }
+
+    /// Until when its copy is worth another try, where it may be held for so `long`: for a moment also after work that took longer,
+    /// which would be done again.
+    pub fn copy_until(&self, long: Duration) -> Time {
+        (self.since + long).max(self.copied.unwrap_or(self.since) + HOLD)
     }
 
     /// Since when its copy is on the way.
@@ -128,6 +136,7 @@ impl Window {
             state: State::Received,
             since: now,
             called: now,
+            copied: None,
             early: None,
             local_attempts: 0,
             probe_failures: 0,

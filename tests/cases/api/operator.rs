@@ -136,6 +136,15 @@ impl Room {
         self.eventually("there is a pod", async || self.cluster.apply(&pod).await.map(drop)).await
     }
 
+    /// A webhook without which the API server takes nothing of a rule in this namespace, and that does not answer.
+    async fn webhook_that_is_down(&self, rule: Value) -> Result<()> {
+        let webhook = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+            "metadata": {"name": self.name}, "webhooks": [{"name": "away.example.com", "failurePolicy": "Fail",
+                "clientConfig": {"url": "https://127.0.0.1:1/"}, "sideEffects": "None", "admissionReviewVersions": ["v1"],
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self.name}}, "rules": [rule]}]});
+        self.cluster.apply(&webhook.to_string()).await.map(drop)
+    }
+
     async fn end_pod(&self, name: &str) -> Result<()> {
         self.cluster.kill(&self.name, &["pod", name]).await
     }
@@ -424,12 +433,8 @@ async fn a_webhook_that_is_down_is_told_and_the_replicas_of_mode_manual_count_al
     room.queue("orders", json!({})).await?;
     room.worker("invoices", "orders", json!({"scaling": {"mode": "Manual"}, "replicas": 0})).await?;
     room.consuming("invoices", ("True", "QueueReady", ""), true).await?;
-    let webhook = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
-        "metadata": {"name": room.name}, "webhooks": [{"name": "away.example.com", "failurePolicy": "Fail",
-            "clientConfig": {"url": "https://127.0.0.1:1/"}, "sideEffects": "None", "admissionReviewVersions": ["v1"],
-            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": room.name}},
-            "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["configmaps"]}]}]});
-    room.cluster.apply(&webhook.to_string()).await?;
+    let rule = json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["configmaps"]});
+    room.webhook_that_is_down(rule).await?;
     let marked = ["label", "configmap/invoices-sidecar", "seen=1", "--dry-run=server", "--overwrite"];
     room.eventually("the webhook counts", async || {
         let refused = room.kubectl(&marked).await.err().context("it was taken")?;
@@ -444,6 +449,52 @@ async fn a_webhook_that_is_down_is_told_and_the_replicas_of_mode_manual_count_al
     room.replicas("invoices", 2).await?;
     room.cluster.kubectl(&["delete", "validatingwebhookconfiguration", &room.name]).await?;
     room.condition_of("wk", "invoices", "TemplateValid", ("True", "Accepted", "")).await
+}
+
+#[tokio::test]
+async fn a_webhook_that_keeps_a_worker_from_scaling_is_told_until_it_answers() -> Result<()> {
+    let room = Room::new("scale-webhook").await?;
+    let _operator = room.operator("one").await?;
+    room.queue("orders", json!({})).await?;
+    room.worker("invoices", "orders", json!({})).await?;
+    room.consuming("invoices", ("True", "QueueReady", ""), true).await?;
+    let rule = json!({"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["deployments/scale"]});
+    room.webhook_that_is_down(rule).await?;
+    let scale = ["scale", "deployment/invoices", "--replicas=1", "--dry-run=server"];
+    room.eventually("the webhook counts", async || {
+        let refused = room.kubectl(&scale).await.err().context("it was taken")?;
+        ensure!(format!("{refused:#}").contains("failed calling webhook"), "{refused:#}");
+        Ok(())
+    })
+    .await?;
+    Client::connect(&room.vhost.uri()).await?.publish("orders", b"one").await?;
+    let told = ("False", "ScaleRefused", "failed calling webhook");
+    room.condition_of("wk", "invoices", "ScalingActive", told).await?;
+    room.cluster.kubectl(&["delete", "validatingwebhookconfiguration", &room.name]).await?;
+    room.replicas("invoices", 1).await
+}
+
+#[tokio::test]
+async fn what_somebody_has_put_into_a_deployment_s_template_does_not_keep_the_worker_from_being_applied()
+-> Result<()> {
+    let room = Room::new("set-env").await?;
+    let _operator = room.operator("one").await?;
+    room.queue("orders", json!({})).await?;
+    let secret = json!({"secretKeyRef": {"name": "rabbitmq", "key": "uri"}});
+    let container = json!({"name": "app", "image": "app", "ports": [{"containerPort": 8080}], "env": [{"name": "PW", "valueFrom": secret}]});
+    room.worker("invoices", "orders", json!({"template": {"spec": {"containers": [container]}}})).await?;
+    let accepted = ("True", "Accepted", "");
+    room.condition_of("wk", "invoices", "TemplateValid", accepted).await?;
+    // As somebody may have tried out, or `rollout undo` brings back: two sources of one variable.
+    room.kubectl(&["set", "env", "deployment/invoices", "PW=tried"]).await?;
+    room.eventually("the variable is the Worker's again", async || {
+        let path = "jsonpath={.spec.template.spec.containers[0].env[?(@.name==\"PW\")]}";
+        let variable = room.kubectl(&["get", "deployment", "invoices", "-o", path]).await?;
+        ensure!(variable.contains("secretKeyRef") && !variable.contains("tried"), "{variable}");
+        Ok(())
+    })
+    .await?;
+    room.condition_of("wk", "invoices", "TemplateValid", accepted).await
 }
 
 #[tokio::test]

@@ -19,6 +19,8 @@ use crate::scaler::tell;
 
 /// What the API server has refused is tried again after so long.
 const REFUSED_AGAIN: Duration = Duration::from_secs(10);
+/// Patches in a row that failed, from which on that is told: fewer pass by themselves, such as while the API server starts.
+const PASSING_FAILURES: u32 = 4;
 /// Every reason for which replicas are patched.
 pub(super) const PATCHED_FOR: [&str; 3] =
     [Reason::ScaledOut.as_str(), Reason::ScaledIn.as_str(), SCALE_REVERTED];
@@ -95,7 +97,7 @@ impl Follower {
         match act::scale(&self.context, &self.key, &self.entry, view.clone(), wanted).await {
             Ok(()) => {
                 self.own.patched(self.now());
-                self.refused = None;
+                (self.refused, self.failed) = (None, 0);
                 let Decision { raw, message, .. } = &decision;
                 // Limits count while replicas are held, too: what the event tells of is that pods come or go.
                 let reason = match current.cmp(&wanted) {
@@ -116,17 +118,20 @@ impl Follower {
             }
             Err(error) => {
                 tracing::warn!(namespace = %self.key.namespace, worker = %self.key.name, %error, "not scaled, tried again");
-                // A server in trouble is asked again at once.
-                let refused = match error {
-                    kube::Error::Api(answer) if [400, 403, 422].contains(&answer.code) => {
-                        Some(answer.message.clone())
+                let (is_final, answer) = match error {
+                    kube::Error::Api(answer) => {
+                        ([400, 403, 422].contains(&answer.code), answer.message.clone())
                     }
-                    _ => None,
+                    error => (false, error.to_string()),
                 };
-                if refused.is_none() {
+                self.failed = self.failed.saturating_add(1);
+                let is_told = is_final || self.failed >= PASSING_FAILURES;
+                // A server in trouble, or a webhook that it calls, is asked again at once.
+                if !is_final {
                     self.own.lost(self.now());
                 }
-                self.refused = refused.clone().map(|answer| Refused { at: Instant::now(), way, answer });
+                let refused = is_told.then(|| answer.clone());
+                self.refused = is_final.then(|| Refused { at: Instant::now(), way, answer });
                 self.not_done(worker, foreign, &former, View { refused, ..view });
             }
         }
