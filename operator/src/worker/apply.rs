@@ -154,7 +154,9 @@ async fn replace_template(
     desired: &Value,
 ) -> Result<bool, Error> {
     let template = Patch::Merge(json!({"spec": {"template": desired["spec"]["template"]}}));
-    match api.patch(&live.name_any(), &PatchParams::apply(FIELD_MANAGER), &template).await {
+    // What the API server does not know is not to be left out.
+    let params = PatchParams::apply(FIELD_MANAGER).validation_strict();
+    match api.patch(&live.name_any(), &params, &template).await {
         Ok(_) => {
             tracing::warn!(namespace = live.namespace(), name = %live.name_any(), "what others had put into the Deployment's template was in the way, and is taken out");
             Ok(true)

@@ -63,6 +63,7 @@ impl Follower {
         };
         // A number that was decided now is written whatever the cache says, which may not know of the last one yet.
         if foreign && (live == wanted || !settled) {
+            self.failed = 0;
             self.show(worker, &view);
             return;
         }
