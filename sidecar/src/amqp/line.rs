@@ -134,6 +134,8 @@ struct Waiting {
 #[derive(Default)]
 struct Flight {
     ledger: Ledger,
+    /// Whether the broker has given back what was not sent, so that the ledger knows of no message what became of it.
+    strange: bool,
     waiting: HashMap<u64, Waiting>,
 }
 
@@ -161,12 +163,16 @@ impl Flight {
                 ?returned,
                 "the broker gave a message back that was not sent: what is in flight is sent again"
             );
+            self.strange = true;
             PublishError::Disconnected
         })
     }
 
     /// Tells everybody whose message's fate is certain.
     fn tell(&mut self) {
+        if self.strange {
+            return;
+        }
         for (number, verdict) in self.ledger.decide() {
             let outcome = match verdict {
                 Verdict::Stored => Ok(()),
@@ -174,6 +180,13 @@ impl Flight {
                 Verdict::Refused => Err(PublishError::Refused),
             };
             self.end(number, outcome);
+        }
+    }
+
+    /// Tells everybody else that the channel has ended. What the broker has confirmed before that was told: it must not be sent again.
+    fn fail(&mut self, error: &PublishError) {
+        for (_, waiting) in self.waiting.drain() {
+            let _ = waiting.done.send(Err(error.clone()));
         }
     }
 
@@ -241,18 +254,46 @@ async fn work(channel: Channel, mut inbox: mpsc::UnboundedReceiver<Job>) {
                         noted = noted.and(flight.note(number, result));
                     }
                 }
+                flight.tell();
                 if let Err(error) = noted {
-                    for (_, waiting) in flight.waiting.drain() {
-                        let _ = waiting.done.send(Err(error.clone()));
-                    }
+                    flight.fail(&error);
                     // A channel that is gone already needs no closing.
                     let _ = channel.close(200, "done".into()).now_or_never();
                     return;
                 }
-                flight.tell();
             }
         }
     }
     // Nobody publishes here any more, and nobody waits for what is in flight.
     let _ = channel.close(200, "done".into()).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use warren_broker::lapin::ErrorKind;
+    use warren_broker::lapin::protocol::{AMQPError, AMQPErrorKind, AMQPSoftError};
+
+    use super::*;
+
+    #[test]
+    fn what_was_confirmed_before_the_channel_ended_over_another_message_is_stored() {
+        let mut flight = Flight::default();
+        let mut sent = || {
+            let identity = Identity::of("t".into(), "k".into(), None, &Bytes::from_static(b"x"));
+            let (done, outcome) = oneshot::channel();
+            let number = flight.ledger.sent(identity);
+            flight.waiting.insert(number, Waiting { done, _place: None });
+            (number, outcome)
+        };
+        let ((first, mut stored), (second, mut refused)) = (sent(), sent());
+        flight.note(first, Ok(Confirmation::Ack(None))).unwrap();
+        let kind = AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED);
+        let closed = ErrorKind::ProtocolError(AMQPError::new(kind, "access to topic".into())).into();
+        let error = flight.note(second, Err(closed)).unwrap_err();
+        flight.tell();
+        flight.fail(&error);
+        assert!(matches!(stored.try_recv(), Ok(Ok(()))));
+        assert!(matches!(refused.try_recv(), Ok(Err(_))));
+    }
 }

@@ -7,6 +7,7 @@ use hyper::body::Incoming;
 use tokio::sync::{mpsc, oneshot};
 use warren_api::headers;
 
+use super::local::is_of_a_foreign_page;
 use super::{Reply, reply};
 use crate::health::Health;
 use crate::inbox::Inbox;
@@ -54,6 +55,10 @@ impl Admin {
 
     /// Answers when everything that was begun has ended, or the drain's time is over.
     async fn drain(&self, headers: &HeaderMap) -> Reply {
+        // Without a token, as on a developer's machine, anybody's page could ask for it.
+        if is_of_a_foreign_page(headers) {
+            return reply(StatusCode::FORBIDDEN, "no web page may use this\n");
+        }
         if let Some(token) = &self.drain_token {
             let given = headers.get(headers::DRAIN_TOKEN).map(|value| value.as_bytes());
             if given != Some(token.as_bytes()) {

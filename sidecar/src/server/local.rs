@@ -114,12 +114,14 @@ impl Local {
 }
 
 /// Whether a browser sends this for a page of another machine, which anybody may have made: it asks nobody before it posts.
-fn is_of_a_foreign_page(headers: &HeaderMap) -> bool {
+pub(super) fn is_of_a_foreign_page(headers: &HeaderMap) -> bool {
     let is_here = |origin: &HeaderValue| {
         let origin = Uri::try_from(origin.as_bytes()).ok();
         origin.is_some_and(|origin| matches!(origin.host(), Some("localhost" | "127.0.0.1" | "[::1]")))
     };
-    !headers.get_all(ORIGIN).iter().all(is_here)
+    // An image that a page shows is asked for without an origin.
+    headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site")
+        || !headers.get_all(ORIGIN).iter().all(is_here)
 }
 
 async fn ask(
@@ -225,5 +227,10 @@ mod tests {
             assert!(foreign(&[page]), "{page}");
         }
         assert!(foreign(&["http://localhost", "https://evil.example"]));
+        let site = |site| {
+            HeaderMap::from_iter([("sec-fetch-site".parse().unwrap(), HeaderValue::from_static(site))])
+        };
+        assert!(is_of_a_foreign_page(&site("cross-site")));
+        assert!(!is_of_a_foreign_page(&site("none")), "typed by the user");
     }
 }
