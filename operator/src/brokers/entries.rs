@@ -305,7 +305,9 @@ impl Entries {
                 let terminal = error.error.category() != Category::Retryable;
                 // One that could not have a connection of its own, where their number is limited, has its turn on the shared one.
                 let no_own = error.error.is_at_limit();
-                let ended = matches!(error.error, BrokerError::Closed { .. });
+                // So does a sentence over a long name that the broker cuts within a character.
+                let ended =
+                    matches!(error.error, BrokerError::Closed { .. } | BrokerError::Unreadable { .. });
                 entry.suspect = !terminal && !no_own && (entry.suspect || ended);
                 // One lost channel is no news; the link tells of a lost connection.
                 if stands && (terminal || entry.failures > 2) {
@@ -522,6 +524,8 @@ mod tests {
         assert!(apart_after(closed()));
         assert!(apart_after(timed_out), "it may be slow to end one");
         assert!(apart_after(unreachable("no answer within 10 s")), "the broker is busy");
+        assert!(!apart_after(unreachable(limited)));
+        assert!(apart_after(BrokerError::Unreadable { detail: "no UTF-8".to_owned() }));
         assert!(!apart_after(unreachable(limited)));
         assert!(apart_after(closed()));
     }

@@ -398,10 +398,13 @@ impl Engine {
         let first = self.ready.peek()?;
         let Some(batch) = self.settings.batch else { return Some(now) };
         let target = self.subscription.prefetch().unwrap_or(0);
+        let Some(slot) = self.window.get(first) else { return Some(now) };
         let full = self.ready.len() >= usize::from(batch.max_messages)
-            || self.window.unsettled() >= usize::from(target);
-        let since = self.window.get(first).map_or(now, |slot| slot.since);
-        Some(if full { now } else { since + batch.max_wait })
+            || self.window.unsettled() >= usize::from(target)
+            // It goes alone.
+            || slot.attempt() > 1;
+        // What has waited for long goes back to the broker: its call begins well before that.
+        Some(if full { now } else { slot.since + batch.max_wait.min(self.longest_wait() / 2) })
     }
 
     fn start_call(&mut self, now: Time, effects: &mut Vec<Effect>) {

@@ -41,7 +41,7 @@ impl Engine {
     }
 
     /// How long a delivery may wait for its call, which is to end before the broker takes it back.
-    fn longest_wait(&self) -> Duration {
+    pub(super) fn longest_wait(&self) -> Duration {
         let Settings { consumer_timeout, late_timeout, .. } = self.settings;
         let least = consumer_timeout * LEAST_WAIT_PERCENT / 100;
         consumer_timeout.saturating_sub(late_timeout).clamp(least, self.held_long())

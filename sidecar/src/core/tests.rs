@@ -1682,6 +1682,31 @@ fn a_copy_that_the_broker_does_not_take_for_long_is_given_up_for_its_message_alo
 }
 
 #[test]
+fn a_batch_that_may_wait_for_longer_than_a_message_is_held_begins_before_that() {
+    for (wait, timeout, call) in [(20, 60, 30), (35, 60, 30), (60, 60, 30), (60, 149, 300)] {
+        let batch = Some(Batch { max_messages: 4, max_wait: Duration::from_secs(wait) });
+        let settings = Settings {
+            batch,
+            consumer_timeout: Duration::from_secs(timeout),
+            late_timeout: Duration::from_secs(call),
+            prefetch: 4,
+            ..settings()
+        };
+        let mut world = World::running(settings, 1);
+        world.pass(Duration::from_secs(wait));
+        assert_eq!(world.calls.len(), 1, "{wait} {timeout} {call}");
+        assert_eq!(world.saw(&Observation::Settled(Outcome::Returned)), 0, "{wait} {timeout} {call}");
+    }
+    // One that goes alone waits for nobody.
+    let batch = Some(Batch { max_messages: 4, max_wait: Duration::from_secs(60) });
+    let mut world = World::new(Settings { batch, prefetch: 4, ..settings() });
+    world.queue.push_back(Message { number: 0, attempts: 1, key: None });
+    world.connect();
+    world.settle();
+    assert_eq!(world.calls.len(), 1);
+}
+
+#[test]
 fn a_copy_that_the_broker_refuses_once_does_not_give_back_what_was_long_at_work() {
     // Beyond 80 % of the consumer timeout, and beyond what the sidecar takes it to be.
     for worked in [800, 1500, 2500] {

@@ -105,6 +105,10 @@ fn retry_after(text: &str, wall: SystemTime) -> Option<Duration> {
     if let Ok(seconds) = text.parse::<u32>() {
         return Some(Duration::from_secs(u64::from(seconds)));
     }
+    // So many seconds that no number holds them are longer than any delay.
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Some(Duration::from_secs(u64::from(u32::MAX)));
+    }
     let date = httpdate::parse_http_date(text).ok()?;
     Some(date.duration_since(wall).unwrap_or(Duration::ZERO))
 }
@@ -201,6 +205,10 @@ mod tests {
             panic!()
         };
         assert_eq!(failure.after, Some(Duration::from_secs(60)));
+        for many in ["4294967296", "99999999999999999999"] {
+            let Verdict::Retry(failure) = answer(500, &[("retry-after", many)]) else { panic!() };
+            assert_eq!(failure.after, Some(Duration::from_secs(u64::from(u32::MAX))));
+        }
         let Verdict::Retry(failure) = answer(500, &[("retry-after", "soon")]) else { panic!() };
         assert_eq!(failure.after, None);
     }

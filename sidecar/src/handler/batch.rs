@@ -159,9 +159,9 @@ pub struct AnswerLine {
     /// Why, for people.
     #[serde(default)]
     pub reason: Option<String>,
-    /// For `retry`: when to try again.
+    /// For `retry`: when to try again. What is no number of seconds costs the wish, not the line.
     #[serde(default)]
-    pub retry_after_seconds: Option<u32>,
+    pub retry_after_seconds: Value,
 }
 
 /// The verdicts of an answer of JSON lines about `size` messages; none if it is not such an answer.
@@ -192,7 +192,8 @@ fn verdict(line: &AnswerLine, status: u16) -> Verdict {
             .as_deref()
             .map_or_else(|| "the handler said so".to_owned(), |why| cut(why, EXCERPT).to_owned())
     };
-    let after = line.retry_after_seconds.map(|seconds| Duration::from_secs(u64::from(seconds)));
+    let seconds = line.retry_after_seconds.as_f64();
+    let after = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds.ceil()).ok());
     line.outcome.verdict(status, after, detail)
 }
 
@@ -265,6 +266,31 @@ mod tests {
         let after = Some(Duration::from_secs(9));
         assert_eq!(verdicts[1], Verdict::Retry(Failure { status: Some(200), after, detail: "busy".into() }));
         assert_eq!(verdicts[2], Verdict::DeadLetter { reason: DeadReason::Rejected, detail: "bad".into() });
+    }
+
+    #[test]
+    fn a_wish_for_a_delay_that_is_no_whole_number_costs_no_outcome() {
+        let outcomes = |wish: &str| {
+            each(
+                &format!(
+                    "{{\"id\":0,\"outcome\":\"ack\",\"retryAfterSeconds\":{wish}}}\n{{\"id\":1,\"outcome\":\"retry\",\"retryAfterSeconds\":{wish}}}"
+                ),
+                2,
+            )
+        };
+        for (wish, seconds) in [
+            ("30.0", Some(30)),
+            ("2.5", Some(3)),
+            ("-1", None),
+            ("\"soon\"", None),
+            ("null", None),
+            ("1e300", None),
+        ] {
+            let outcomes = outcomes(wish);
+            assert_eq!(outcomes[0], Verdict::Ack, "{wish}");
+            let Verdict::Retry(failure) = &outcomes[1] else { panic!("{wish}") };
+            assert_eq!(failure.after, seconds.map(Duration::from_secs), "{wish}");
+        }
     }
 
     #[test]
