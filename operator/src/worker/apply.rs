@@ -1,6 +1,7 @@
 //! Step 4: the objects by server-side apply, and only where they are not as they should be.
 
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::core::Status;
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -43,8 +44,8 @@ pub async fn apply(
     let reconfigured =
         around.config_map.as_deref().is_some_and(|live| !covers(&live.object(), &built.config_map));
     // The pods mount the ConfigMap: it comes first.
-    if let Err(problem) = one(&config_maps, worker, &built.config_map, around.config_map.as_deref()).await? {
-        return Ok(Err(problem));
+    if let Err(refusal) = one(&config_maps, worker, &built.config_map, around.config_map.as_deref()).await? {
+        return Ok(Err(refusal.problem));
     }
     if reconfigured {
         hasten(&built.config_map["data"], around, context).await;
@@ -53,21 +54,20 @@ pub async fn apply(
         change_strategy(&deployments, live, &built.deployment).await?;
     }
     let live = around.deployment.as_deref();
-    let mut made = one(&deployments, worker, &built.deployment, live).await?;
-    if made.is_err()
-        && let Some(live) = live.filter(|live| live.is_owned_by(worker))
-        && replace_template(&deployments, live, &built.deployment).await?
-    {
-        made = one(&deployments, worker, &built.deployment, Some(live)).await?;
-    }
+    let made = match one(&deployments, worker, &built.deployment, live).await? {
+        Err(Refusal { code: 422, .. }) if live.is_some_and(|live| live.is_owned_by(worker)) => {
+            replace_spec(&deployments, worker, &built.deployment).await?
+        }
+        made => made,
+    };
     let made = match made {
         Ok(made) => made,
-        Err(problem) => return Ok(Err(problem)),
+        Err(refusal) => return Ok(Err(refusal.problem)),
     };
     let budgets: Api<LiveDisruptionBudget> = Api::namespaced(context.client.clone(), &namespace);
     let live = around.disruption_budget.as_deref();
     let budget = match &built.disruption_budget {
-        Some(desired) => one(&budgets, worker, desired, live).await?.err(),
+        Some(desired) => one(&budgets, worker, desired, live).await?.err().map(|refusal| refusal.problem),
         None => {
             if let Some(live) = live.filter(|live| live.is_owned_by(worker)) {
                 remove(&budgets, live).await?;
@@ -146,27 +146,49 @@ async fn change_strategy(
     }
 }
 
-/// Takes out what others have put into the lists of a Deployment's template, such as by `kubectl set env` or `rollout undo`: server-side
-/// apply leaves that beside what the Worker asks for, and a variable with two sources is refused. Gives whether the API server takes it.
-async fn replace_template(
+/// Applies a Deployment that is there and was refused, without what others have put into its lists, such as by `kubectl set env` or
+/// `rollout undo`: server-side apply leaves that beside what the Worker asks for, and a variable with two sources is refused.
+async fn replace_spec(
     api: &Api<LiveDeployment>,
-    live: &LiveDeployment,
+    worker: &Worker,
     desired: &Value,
-) -> Result<bool, Error> {
-    let template = Patch::Merge(json!({"spec": {"template": desired["spec"]["template"]}}));
-    // What the API server does not know is not to be left out.
-    let params = PatchParams::apply(FIELD_MANAGER).validation_strict();
-    match api.patch(&live.name_any(), &params, &template).await {
-        Ok(_) => {
-            tracing::warn!(namespace = live.namespace(), name = %live.name_any(), "what others had put into the Deployment's template was in the way, and is taken out");
-            Ok(true)
+) -> Result<Result<bool, Refusal>, Error> {
+    let name = desired["metadata"]["name"].as_str().unwrap_or_default();
+    let required = required(worker, desired);
+    // All of it, so that what is refused for another reason is refused here too, and nothing is rolled out in part.
+    let annotations = json!({"annotations": required["metadata"]["annotations"]});
+    let whole = Patch::Merge(json!({"metadata": annotations, "spec": required["spec"]}));
+    match api.patch(name, &PatchParams::apply(FIELD_MANAGER).validation_strict(), &whole).await {
+        Ok(_) => {}
+        Err(kube::Error::Api(refusal)) if is_refusal(refusal.code, &refusal.message) => {
+            return Ok(Err(Refusal::of("Deployment", &refusal)));
         }
-        // The template itself is not taken.
-        Err(kube::Error::Api(answer)) if is_refusal(answer.code, &answer.message) || answer.code == 404 => {
-            Ok(false)
-        }
-        Err(error) => Err(error.into()),
+        Err(error) => return Err(error.into()),
     }
+    let applied = one(api, worker, desired, None).await?;
+    if applied.is_ok() {
+        disown(api, name).await?;
+        tracing::warn!(
+            namespace = worker.namespace(),
+            name,
+            "what others had put into the Deployment was in the way, and is taken out"
+        );
+    }
+    Ok(applied)
+}
+
+/// Has what [`replace_spec`] has written be owned by server-side apply alone: what the Worker asks for no more would else stay.
+async fn disown(api: &Api<LiveDeployment>, name: &str) -> Result<(), Error> {
+    let Some(live) = api.get_metadata_opt(name).await? else { return Ok(()) };
+    let mut owners = live.metadata.managed_fields.clone().unwrap_or_default();
+    owners.retain(|owner| {
+        owner.manager.as_deref() != Some(FIELD_MANAGER)
+            || owner.operation.as_deref() != Some("Update")
+            || owner.subresource.as_deref().is_some_and(|part| !part.is_empty())
+    });
+    let metadata = json!({"resourceVersion": live.resource_version(), "managedFields": owners});
+    api.patch(name, &PatchParams::default(), &Patch::Merge(json!({"metadata": metadata}))).await?;
+    Ok(())
 }
 
 /// What an object must have. In mode Builtin the scaler writes a Deployment's replicas, and a cache that has not seen that
@@ -190,13 +212,25 @@ async fn hasten(data: &Value, around: &Surroundings, context: &Context) {
     annotate(context, CONFIG_DIGEST, values.collect()).await;
 }
 
+/// What the API server does not take.
+struct Refusal {
+    code: u16,
+    problem: Problem,
+}
+
+impl Refusal {
+    fn of(kind: &str, answer: &Status) -> Self {
+        Self { code: answer.code, problem: refused(kind, answer.code, &answer.message) }
+    }
+}
+
 /// Applies one object; gives whether there was none.
 async fn one<K, F>(
     api: &Api<Live<K, F>>,
     worker: &Worker,
     desired: &Value,
     live: Option<&Live<K, F>>,
-) -> Result<Result<bool, Problem>, Error>
+) -> Result<Result<bool, Refusal>, Error>
 where
     K: Resource<DynamicType = ()>,
     Live<K, F>: DeserializeOwned + Clone,
@@ -210,13 +244,11 @@ where
             let found = api.get_metadata_opt(name).await?;
             if found.as_ref().is_some_and(|found| !owned(found, worker)) {
                 let kind = K::kind(&());
-                return Ok(Err(Problem::new(
-                    TEMPLATE_VALID,
-                    "NameTaken",
-                    format!(
-                        "{kind} \"{name}\" exists and is not this Worker's: rename or delete one of them"
-                    ),
-                )));
+                let message = format!(
+                    "{kind} \"{name}\" exists and is not this Worker's: rename or delete one of them"
+                );
+                let problem = Problem::new(TEMPLATE_VALID, "NameTaken", message);
+                return Ok(Err(Refusal { code: 409, problem }));
             }
             found.is_none()
         }
@@ -227,7 +259,7 @@ where
             Ok(Ok(made))
         }
         Err(kube::Error::Api(refusal)) if is_refusal(refusal.code, &refusal.message) => {
-            Ok(Err(refused(&K::kind(&()), refusal.code, &refusal.message)))
+            Ok(Err(Refusal::of(&K::kind(&()), &refusal)))
         }
         Err(error) => Err(error.into()),
     }

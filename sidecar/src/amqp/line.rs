@@ -183,11 +183,15 @@ impl Flight {
         }
     }
 
-    /// Tells everybody else that the channel has ended. What the broker has confirmed before that was told: it must not be sent again.
-    fn fail(&mut self, error: &PublishError) {
-        for (_, waiting) in self.waiting.drain() {
-            let _ = waiting.done.send(Err(error.clone()));
-        }
+    /// Tells everybody whose message's fate is certain, and where the channel has ended the others of that: what the broker has
+    /// confirmed before must not be sent again.
+    fn settle(&mut self, noted: Result<(), PublishError>) -> Result<(), PublishError> {
+        self.tell();
+        noted.inspect_err(|error| {
+            for (_, waiting) in self.waiting.drain() {
+                let _ = waiting.done.send(Err(error.clone()));
+            }
+        })
     }
 
     fn end(&mut self, number: u64, outcome: Outcome) {
@@ -254,9 +258,7 @@ async fn work(channel: Channel, mut inbox: mpsc::UnboundedReceiver<Job>) {
                         noted = noted.and(flight.note(number, result));
                     }
                 }
-                flight.tell();
-                if let Err(error) = noted {
-                    flight.fail(&error);
+                if flight.settle(noted).is_err() {
                     // A channel that is gone already needs no closing.
                     let _ = channel.close(200, "done".into()).now_or_never();
                     return;
@@ -287,12 +289,11 @@ mod tests {
             (number, outcome)
         };
         let ((first, mut stored), (second, mut refused)) = (sent(), sent());
-        flight.note(first, Ok(Confirmation::Ack(None))).unwrap();
+        let noted = flight.note(first, Ok(Confirmation::Ack(None)));
         let kind = AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED);
         let closed = ErrorKind::ProtocolError(AMQPError::new(kind, "access to topic".into())).into();
-        let error = flight.note(second, Err(closed)).unwrap_err();
-        flight.tell();
-        flight.fail(&error);
+        let ended = flight.note(second, Err(closed));
+        assert!(flight.settle(noted.and(ended)).is_err());
         assert!(matches!(stored.try_recv(), Ok(Ok(()))));
         assert!(matches!(refused.try_recv(), Ok(Err(_))));
     }

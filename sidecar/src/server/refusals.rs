@@ -49,9 +49,12 @@ impl Sent {
         match error {
             BrokerError::AccessRefused { detail } => {
                 let refused = format!("access to topic '{routing_key}' in exchange '{exchange}' in vhost");
-                // A broker says 255 bytes at most, and ends them with dots where it had more to say.
+                // A broker says 255 bytes at most, and ends them with dots where it had more to say: after the key, or it may be
+                // another one that begins so.
                 let cut = || {
-                    detail.strip_suffix("...").and_then(|said| said.get(said.find("access to topic '")?..))
+                    let said = detail.strip_suffix("...")?;
+                    said.get(said.find("access to topic '")?..)
+                        .filter(|said| said.contains(&format!("'{routing_key}' ")))
                 };
                 detail.contains(&refused) || cut().is_some_and(|said| refused.starts_with(said))
             }
@@ -174,9 +177,9 @@ mod tests {
             ),
             (
                 forbidden,
-                "ACCESS_REFUSED - write access to topic 'a.long.k...",
-                sent("a", "a.long.key", 1),
-                sent("a", "a.long", 1),
+                "ACCESS_REFUSED - write access to topic 'a.long.key' in exchange 'a.lo...",
+                sent("a.long.name", "a.long.key", 1),
+                sent("a.long.name", "a.long.k", 1),
             ),
             (too_large, size, sent("a", "k", 9), sent("a", "k", 8)),
         ] {
@@ -185,7 +188,8 @@ mod tests {
             assert!(matches!(others.own(error()), PublishError::OfAnother(_)), "{detail}: {others:?}");
         }
         let gone = BrokerError::NotFound { detail: "NOT_FOUND - no exchange 'a' in vhost '/'".to_owned() };
-        for unclear in [too_large("invalid expiration".to_owned()), gone] {
+        let cut = forbidden("ACCESS_REFUSED - write access to topic 'k...".to_owned());
+        for unclear in [too_large("invalid expiration".to_owned()), gone, cut] {
             let own = sent("a", "k", 9).own(PublishError::OfAnother(unclear));
             assert!(matches!(own, PublishError::OfAnother(_)), "{own}");
         }

@@ -480,21 +480,40 @@ async fn what_somebody_has_put_into_a_deployment_s_template_does_not_keep_the_wo
     let room = Room::new("set-env").await?;
     let _operator = room.operator("one").await?;
     room.queue("orders", json!({})).await?;
-    let secret = json!({"secretKeyRef": {"name": "rabbitmq", "key": "uri"}});
-    let container = json!({"name": "app", "image": "app", "ports": [{"containerPort": 8080}], "env": [{"name": "PW", "valueFrom": secret}]});
-    room.worker("invoices", "orders", json!({"template": {"spec": {"containers": [container]}}})).await?;
+    let app = |env: Value| {
+        let container =
+            json!({"name": "app", "image": "app", "ports": [{"containerPort": 8080}], "env": env});
+        json!({"template": {"spec": {"containers": [container]}}})
+    };
+    let variables = async |what: &str, is_right: &dyn Fn(&str) -> bool| {
+        room.eventually(what, async || {
+            let path = "jsonpath={.spec.template.spec.containers[0].env}";
+            let env = room.kubectl(&["get", "deployment", "invoices", "-o", path]).await?;
+            ensure!(is_right(&env), "{env}");
+            Ok(())
+        })
+        .await
+    };
     let accepted = ("True", "Accepted", "");
+    room.worker("invoices", "orders", app(json!([{"name": "PW", "value": "plain"}]))).await?;
     room.condition_of("wk", "invoices", "TemplateValid", accepted).await?;
-    // As somebody may have tried out, or `rollout undo` brings back: two sources of one variable.
-    room.kubectl(&["set", "env", "deployment/invoices", "PW=tried"]).await?;
-    room.eventually("the variable is the Worker's again", async || {
-        let path = "jsonpath={.spec.template.spec.containers[0].env[?(@.name==\"PW\")]}";
-        let variable = room.kubectl(&["get", "deployment", "invoices", "-o", path]).await?;
-        ensure!(variable.contains("secretKeyRef") && !variable.contains("tried"), "{variable}");
-        Ok(())
+    variables("there is the first", &|env| env.contains("plain")).await?;
+    let secret = json!({"secretKeyRef": {"name": "rabbitmq", "key": "uri"}});
+    let second = json!([{"name": "PW", "valueFrom": secret}, {"name": "FOO", "value": "foo"}]);
+    room.worker("invoices", "orders", app(second)).await?;
+    variables("there is the second", &|env| env.contains("secretKeyRef") && env.contains("foo")).await?;
+    // As `rollout undo` does, which takes the whole template of before: two sources of one variable, and the other one gone.
+    let undone = json!([{"op": "replace", "path": "/spec/template/spec/containers/0/env", "value": [{"name": "PW", "value": "plain"}]}]);
+    let undo = ["patch", "deployment", "invoices", "--type=json", "--field-manager=kubectl-rollout", "-p"];
+    room.kubectl(&[&undo[..], &[&undone.to_string()]].concat()).await?;
+    variables("they are the Worker's again", &|env| {
+        env.contains("secretKeyRef") && env.contains("foo") && !env.contains("plain")
     })
     .await?;
-    room.condition_of("wk", "invoices", "TemplateValid", accepted).await
+    room.condition_of("wk", "invoices", "TemplateValid", accepted).await?;
+    // What was put back goes with the Worker's wish for it.
+    room.worker("invoices", "orders", app(json!([{"name": "PW", "valueFrom": secret}]))).await?;
+    variables("one is left", &|env| env.contains("secretKeyRef") && !env.contains("foo")).await
 }
 
 #[tokio::test]

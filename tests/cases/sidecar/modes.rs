@@ -275,6 +275,8 @@ async fn a_drain_finishes_what_runs_gives_back_the_rest_and_needs_its_token(plac
     client.publish_all(QUEUE, (0..30).map(|_| b"x".to_vec())).await?;
     sidecar.until("warren_sidecar_deliveries_total", "", 30.0).await?;
     ensure!(request(sidecar.admin, "POST", "/drain", &[], b"").await?.status == 403);
+    let of_a_page = [("warren-drain-token", "token"), ("sec-fetch-site", "cross-site")];
+    ensure!(request(sidecar.admin, "GET", "/drain", &of_a_page, b"").await?.status == 403);
     let drained = request(sidecar.admin, "POST", "/drain", &[("warren-drain-token", "token")], b"").await?;
     ensure!(drained.status == 200, "{drained:?}");
     let acked = sidecar.metric("warren_sidecar_outcomes_total", "outcome=\"ack\"").await?;
