@@ -305,7 +305,7 @@ impl Entries {
                 let terminal = error.error.category() != Category::Retryable;
                 // One that could not have a connection of its own, where their number is limited, has its turn on the shared one.
                 let no_own = error.error.is_at_limit();
-                // So does a sentence over a long name that the broker cuts within a character.
+                // A sentence over a long name that the broker cuts within a character ends it, too.
                 let ended =
                     matches!(error.error, BrokerError::Closed { .. } | BrokerError::Unreadable { .. });
                 entry.suspect = !terminal && !no_own && (entry.suspect || ended);
