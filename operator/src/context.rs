@@ -39,6 +39,8 @@ use crate::worker::validate::drain_seconds;
 
 /// The name under which the operator owns fields.
 pub const FIELD_MANAGER: &str = "warren";
+/// Failures in a row from which on they are told: fewer pass by themselves, mostly, such as while the API server starts.
+pub const PASSING_FAILURES: u32 = 4;
 /// How long sidecars may take to read a changed configuration: the kubelet's two minutes, and some.
 pub const SIDECARS_LEARN: Duration = Duration::from_secs(150);
 /// What has failed is tried again far sooner, if it is there.

@@ -26,7 +26,7 @@ use super::status::status;
 use super::validate::{DISORDER, validate};
 use crate::brokers::Key;
 use crate::condition::find;
-use crate::context::Context;
+use crate::context::{Context, PASSING_FAILURES};
 use crate::error::Error;
 use crate::problem::Problem;
 use crate::scaler::act::{self, SCALE_REVERTED};
@@ -45,9 +45,6 @@ const REFUSED_RETRY: Duration = Duration::from_secs(20);
 
 /// The longest until a Worker that has failed looks for a place again.
 const PLACE: Duration = Duration::from_secs(5);
-
-/// Failures in a row that pass by themselves, mostly, such as while the API server starts: some seconds of them.
-const PASSING_FAILURES: u32 = 4;
 /// The reason of what the API server has not taken for longer.
 const NOT_APPLIED: &str = "NotApplied";
 

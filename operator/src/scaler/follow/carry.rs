@@ -11,6 +11,7 @@ use warren_api::Worker;
 use warren_api::worker::ScalingMode;
 
 use super::Follower;
+use crate::context::PASSING_FAILURES;
 use crate::scaler::act::{self, SCALE_REVERTED};
 use crate::scaler::board::View;
 use crate::scaler::decide::Decision;
@@ -19,8 +20,6 @@ use crate::scaler::tell;
 
 /// What the API server has refused is tried again after so long.
 const REFUSED_AGAIN: Duration = Duration::from_secs(10);
-/// Patches in a row that failed, from which on that is told: fewer pass by themselves, such as while the API server starts.
-const PASSING_FAILURES: u32 = 4;
 /// Every reason for which replicas are patched.
 pub(super) const PATCHED_FOR: [&str; 3] =
     [Reason::ScaledOut.as_str(), Reason::ScaledIn.as_str(), SCALE_REVERTED];
