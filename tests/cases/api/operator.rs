@@ -136,13 +136,20 @@ impl Room {
         self.eventually("there is a pod", async || self.cluster.apply(&pod).await.map(drop)).await
     }
 
-    /// A webhook without which the API server takes nothing of a rule in this namespace, and that does not answer.
-    async fn webhook_that_is_down(&self, rule: Value) -> Result<()> {
+    /// A webhook without which the API server takes nothing of a rule in this namespace, and that does not answer; waits until it
+    /// counts for a command of `kubectl`.
+    async fn webhook_that_is_down(&self, rule: Value, tried: &[&str]) -> Result<()> {
         let webhook = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
             "metadata": {"name": self.name}, "webhooks": [{"name": "away.example.com", "failurePolicy": "Fail",
                 "clientConfig": {"url": "https://127.0.0.1:1/"}, "sideEffects": "None", "admissionReviewVersions": ["v1"],
                 "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self.name}}, "rules": [rule]}]});
-        self.cluster.apply(&webhook.to_string()).await.map(drop)
+        self.cluster.apply(&webhook.to_string()).await?;
+        self.eventually("the webhook counts", async || {
+            let refused = self.kubectl(tried).await.err().context("it was taken")?;
+            ensure!(format!("{refused:#}").contains("failed calling webhook"), "{refused:#}");
+            Ok(())
+        })
+        .await
     }
 
     async fn end_pod(&self, name: &str) -> Result<()> {
@@ -434,14 +441,8 @@ async fn a_webhook_that_is_down_is_told_and_the_replicas_of_mode_manual_count_al
     room.worker("invoices", "orders", json!({"scaling": {"mode": "Manual"}, "replicas": 0})).await?;
     room.consuming("invoices", ("True", "QueueReady", ""), true).await?;
     let rule = json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["configmaps"]});
-    room.webhook_that_is_down(rule).await?;
     let marked = ["label", "configmap/invoices-sidecar", "seen=1", "--dry-run=server", "--overwrite"];
-    room.eventually("the webhook counts", async || {
-        let refused = room.kubectl(&marked).await.err().context("it was taken")?;
-        ensure!(format!("{refused:#}").contains("failed calling webhook"), "{refused:#}");
-        Ok(())
-    })
-    .await?;
+    room.webhook_that_is_down(rule, &marked).await?;
     let change = json!({"spec": {"replicas": 2, "consumer": {"prefetch": 5}}}).to_string();
     room.kubectl(&["patch", "wk", "invoices", "--type=merge", "-p", &change]).await?;
     let told = ("False", "NotApplied", "failed calling webhook");
@@ -459,14 +460,8 @@ async fn a_webhook_that_keeps_a_worker_from_scaling_is_told_until_it_answers() -
     room.worker("invoices", "orders", json!({})).await?;
     room.consuming("invoices", ("True", "QueueReady", ""), true).await?;
     let rule = json!({"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["deployments/scale"]});
-    room.webhook_that_is_down(rule).await?;
     let scale = ["scale", "deployment/invoices", "--replicas=1", "--dry-run=server"];
-    room.eventually("the webhook counts", async || {
-        let refused = room.kubectl(&scale).await.err().context("it was taken")?;
-        ensure!(format!("{refused:#}").contains("failed calling webhook"), "{refused:#}");
-        Ok(())
-    })
-    .await?;
+    room.webhook_that_is_down(rule, &scale).await?;
     Client::connect(&room.vhost.uri()).await?.publish("orders", b"one").await?;
     let told = ("False", "ScaleRefused", "failed calling webhook");
     room.condition_of("wk", "invoices", "ScalingActive", told).await?;
