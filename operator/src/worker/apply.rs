@@ -23,6 +23,9 @@ use crate::problem::Problem;
 /// Annotation of a running pod: a digest of the sidecar's configuration that it was last told of.
 const CONFIG_DIGEST: &str = "warren.dev/config-digest";
 
+/// How often ownership is given back while somebody else changes the Deployment.
+const DISOWNING: usize = 10;
+
 /// What has come of it.
 pub struct Applied {
     /// Whether there was no Deployment.
@@ -179,15 +182,23 @@ async fn replace_spec(
 
 /// Has what [`replace_spec`] has written be owned by server-side apply alone: what the Worker asks for no more would else stay.
 async fn disown(api: &Api<LiveDeployment>, name: &str) -> Result<(), Error> {
-    let Some(live) = api.get_metadata_opt(name).await? else { return Ok(()) };
-    let mut owners = live.metadata.managed_fields.clone().unwrap_or_default();
-    owners.retain(|owner| {
-        owner.manager.as_deref() != Some(FIELD_MANAGER)
-            || owner.operation.as_deref() != Some("Update")
-            || owner.subresource.as_deref().is_some_and(|part| !part.is_empty())
-    });
-    let metadata = json!({"resourceVersion": live.resource_version(), "managedFields": owners});
-    api.patch(name, &PatchParams::default(), &Patch::Merge(json!({"metadata": metadata}))).await?;
+    for _ in 0..DISOWNING {
+        let Some(live) = api.get_metadata_opt(name).await? else { return Ok(()) };
+        let mut owners = live.metadata.managed_fields.clone().unwrap_or_default();
+        owners.retain(|owner| {
+            owner.manager.as_deref() != Some(FIELD_MANAGER)
+                || owner.operation.as_deref() != Some("Update")
+                || owner.subresource.as_deref().is_some_and(|part| !part.is_empty())
+        });
+        let metadata = json!({"resourceVersion": live.resource_version(), "managedFields": owners});
+        let patch = Patch::Merge(json!({"metadata": metadata}));
+        match api.patch(name, &PatchParams::default(), &patch).await {
+            // The Deployment's controller has written its status meanwhile, as it does after each change.
+            Err(kube::Error::Api(answer)) if answer.code == 409 => {}
+            disowned => return Ok(disowned.map(drop)?),
+        }
+    }
+    tracing::warn!(name, "what was put back into the Deployment stays when the Worker asks for it no more");
     Ok(())
 }
 
