@@ -227,8 +227,8 @@ async fn an_older_queue_keeps_its_name_while_its_secret_is_away() -> Result<()> 
     room.ready("later").await?;
     room.condition("younger", "Declared", "False", "Conflict", "\"orders\" in namespace").await?;
     // Nor does one that is new then.
-    room.queue("newest", json!({"queueName": "orders"})).await?;
-    room.condition("newest", "Declared", "False", "Conflict", "\"orders\" in namespace").await?;
+    room.queue("youngest", json!({"queueName": "orders"})).await?;
+    room.condition("youngest", "Declared", "False", "Conflict", "\"orders\" in namespace").await?;
     room.secret("own", &room.vhost.uri()).await?;
     room.ready("orders").await
 }
@@ -710,7 +710,8 @@ async fn each_queue_and_worker_that_is_not_ready_has_a_metric_with_the_cause() -
     room.secret("elsewhere", "amqp://u:p@127.0.0.1:1/").await?;
     room.queue("sound", json!({})).await?;
     room.queue("away", json!({"broker": {"secretRef": {"name": "elsewhere"}}})).await?;
-    room.queue("clash", json!({"queueName": "sound"})).await?;
+    // Of two that were created in the same second, the name decides.
+    room.queue("twin", json!({"queueName": "sound"})).await?;
     room.worker("of-away", "away", json!({})).await?;
     room.worker("mistyped", "no-such-queue", json!({})).await?;
     let container =
@@ -718,7 +719,7 @@ async fn each_queue_and_worker_that_is_not_ready_has_a_metric_with_the_cause() -
     room.worker("refused", "sound", json!({"template": {"spec": {"containers": [container]}}})).await?;
     for (kind, name, cause) in [
         ("queue", "away", "broker"),
-        ("queue", "clash", "other"),
+        ("queue", "twin", "other"),
         ("worker", "of-away", "queue"),
         ("worker", "mistyped", "other"),
         ("worker", "refused", "other"),
