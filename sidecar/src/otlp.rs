@@ -5,7 +5,7 @@
 //! spans, which are counted, and never a message. The names are those of the messaging conventions, pinned here.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::Uri;
@@ -163,6 +163,25 @@ impl Sampler {
     }
 }
 
+/// A time of the wall clock, from which the time that passes is counted by a clock that nobody sets.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    wall: SystemTime,
+    steady: Instant,
+}
+
+impl Moment {
+    /// Now.
+    pub fn now() -> Self {
+        Self { wall: SystemTime::now(), steady: Instant::now() }
+    }
+
+    /// Now, as the wall clock would say had it not been set meanwhile.
+    fn then(self) -> SystemTime {
+        self.wall + self.steady.elapsed()
+    }
+}
+
 /// A span that has begun.
 #[derive(Clone, Debug)]
 pub struct Begun {
@@ -173,7 +192,7 @@ pub struct Begun {
     /// The traces of a batch's messages.
     pub links: Vec<Context>,
     /// When.
-    pub at: SystemTime,
+    pub at: Moment,
     /// What is known at the begin.
     pub attributes: Vec<(&'static str, Value)>,
 }
@@ -234,8 +253,8 @@ impl Spans {
             "parentSpanId": begun.context.parent_id.clone().unwrap_or_default(),
             "name": format!("process {queue}"),
             "kind": 5,
-            "startTimeUnixNano": nanoseconds(begun.at),
-            "endTimeUnixNano": nanoseconds(SystemTime::now()),
+            "startTimeUnixNano": nanoseconds(begun.at.wall),
+            "endTimeUnixNano": nanoseconds(begun.at.then()),
             "attributes": attributes,
             "links": links,
             "status": error.map_or_else(|| json!({}), |message| json!({"code": 2, "message": message})),
@@ -376,6 +395,13 @@ mod tests {
         let off = Sampler::parse(Some("always_off"), None).unwrap();
         assert!(!off.decide(None).sampled && !off.decide(Some(context(true, true, "1"))).sampled);
         assert!(default.decide(None).sampled);
+    }
+
+    #[test]
+    fn a_span_is_as_long_as_the_work_was_though_the_wall_clock_is_set_back_an_hour() {
+        let begun = Moment { wall: SystemTime::now() + Duration::from_secs(3600), steady: Instant::now() };
+        let length = begun.then().duration_since(begun.wall).unwrap();
+        assert!(length < Duration::from_secs(600), "{length:?}");
     }
 
     #[test]

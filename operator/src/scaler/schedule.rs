@@ -17,6 +17,8 @@ use crate::problem::Problem;
 
 /// Reason of condition `ScalingActive` where an entry cannot be read.
 pub const SCHEDULE_INVALID: &str = "ScheduleInvalid";
+/// The last minute, hour, day of the month, month and day of the week.
+const LAST: [u8; 5] = [59, 23, 31, 12, 6];
 /// A pattern repeats itself within 28 years.
 const EVER: i32 = 30;
 
@@ -79,7 +81,7 @@ impl Entry {
             return Err(format!("cron \"{text}\" has a list with an empty item: leave out that comma"));
         }
         let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
-        let cron = parser.parse(text).map_err(|error| {
+        let cron = parser.parse(&as_in_a_cron_job(text)).map_err(|error| {
             format!(
                 "cron \"{text}\" cannot be read ({error}): write minute hour day month weekday, such as \"0 8 * * 1-5\" for 8:00 from Monday to Friday"
             )
@@ -123,6 +125,22 @@ impl Entry {
         let before_gap = after.to_timestamp(at).ok()?;
         self.zone.following(before_gap).next().map(|transition| transition.timestamp())
     }
+}
+
+/// What a CronJob takes and the library does not: `5/15`, from 5 on each 15th, and `@midnight`
+/// (<https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/#schedule-syntax>).
+fn as_in_a_cron_job(text: &str) -> String {
+    if text.trim().eq_ignore_ascii_case("@midnight") {
+        return "@daily".to_owned();
+    }
+    let item = |item: &str, last: Option<&u8>| match (item.split_once('/'), last) {
+        (Some((start, step)), Some(last)) if start.parse::<u8>().is_ok() => format!("{start}-{last}/{step}"),
+        _ => item.to_owned(),
+    };
+    let fields = text.split_whitespace().enumerate().map(|(place, field)| {
+        field.split(',').map(|one| item(one, LAST.get(place))).collect::<Vec<_>>().join(",")
+    });
+    fields.collect::<Vec<_>>().join(" ")
 }
 
 /// Whether a pattern ever fires. The library looks up to its last year, which takes as long as thousands of reconciles: the
@@ -216,6 +234,29 @@ mod tests {
         assert_eq!(floor(&both, "2026-11-24T09:00:00Z"), Some(4));
         let zones = [schedule("0 8 * * *", "UTC", 7), schedule("0 9 * * *", "Europe/Berlin", 3)];
         assert_eq!(floor(&zones, "2026-11-23T08:30:00Z"), Some(7));
+    }
+
+    #[test]
+    fn a_step_from_a_number_on_and_at_midnight_are_read_as_in_a_cron_job() {
+        for (text, meant) in [
+            ("5/15 * * * *", "5-59/15 * * * *"),
+            ("0,7/20 8/2 3/9,1 2/5 *", "0,7-59/20 8-23/2 3-31/9,1 2-12/5 *"),
+            // Not on Sunday.
+            ("0 8 * * 1/2", "0 8 * * 1-6/2"),
+            ("*/5 0-9/3 * * MON-FRI", "*/5 0-9/3 * * MON-FRI"),
+            (" @Midnight ", "@daily"),
+            ("@hourly", "@hourly"),
+        ] {
+            assert_eq!(as_in_a_cron_job(text), meant);
+            assert!(Entry::parse(&schedule(text, "UTC", 1)).is_ok(), "{text}");
+        }
+        let short = [schedule("0 8 * * 1/2", "UTC", 5), schedule("0 9 * * *", "UTC", 1)];
+        // 2026-11-22 is a Sunday.
+        assert_eq!(floor(&short, "2026-11-22T08:30:00Z"), Some(1));
+        assert_eq!(floor(&short, "2026-11-23T08:30:00Z"), Some(5));
+        for text in ["5/0 * * * *", "60/5 * * * *", "/5 * * * *", "300/5 * * * *"] {
+            assert!(Entry::parse(&schedule(text, "UTC", 1)).is_err(), "{text}");
+        }
     }
 
     #[test]

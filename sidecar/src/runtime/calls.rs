@@ -16,7 +16,7 @@ use crate::handler::{answer, request};
 use crate::inbox::ReplyBody;
 use crate::message::Message;
 use crate::metrics::AnswerClass;
-use crate::otlp::{Begun, Sampler, Spans};
+use crate::otlp::{Begun, Moment, Sampler, Spans};
 
 /// How much of an answer's body is read.
 const ANSWER_LIMIT: usize = 64 * 1024;
@@ -96,7 +96,7 @@ impl Runtime {
             if let Some(id) = message.id() {
                 attributes.push(("messaging.message.id", id.into()));
             }
-            Begun { context, span_id, links: Vec::new(), at: SystemTime::now(), attributes }
+            Begun { context, span_id, links: Vec::new(), at: Moment::now(), attributes }
         });
         (request, span)
     }
@@ -124,7 +124,7 @@ impl Runtime {
             context,
             span_id: trace::span_id(),
             links,
-            at: SystemTime::now(),
+            at: Moment::now(),
             attributes: vec![
                 ("messaging.destination.name", self.config.queue.name.clone().into()),
                 ("messaging.batch.message_count", deliveries.len().into()),
