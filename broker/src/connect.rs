@@ -249,11 +249,9 @@ fn classify(access: &BrokerAccess, error: &lapin::Error) -> BrokerError {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
-    use std::net::TcpListener;
-
     use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError};
-    use tokio::net::TcpSocket;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::{TcpListener, TcpSocket};
 
     use super::*;
     use crate::peer::{Peer, method};
@@ -284,7 +282,7 @@ mod tests {
         while let Ok(stream) = next().await {
             waiting.push(stream.unwrap());
         }
-        let there = TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let addresses = vec![nowhere, there.local_addr().unwrap()];
         let runtime = lapin::runtime::default_runtime().unwrap();
         // A system gives such a connection up by itself, after two minutes.
@@ -359,20 +357,18 @@ mod tests {
     #[tokio::test]
     async fn a_peer_that_takes_connections_and_says_nothing_is_hung_up_on() {
         for scheme in ["amqp", "amqps"] {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let port = listener.local_addr().unwrap().port();
             let access = BrokerAccess::from_uri(&format!("{scheme}://u:p@127.0.0.1:{port}/")).unwrap();
-            let options =
-                ConnectOptions { timeout: Duration::from_millis(200), ..ConnectOptions::named("test") };
+            let options = ConnectOptions { timeout: Duration::from_secs(1), ..ConnectOptions::named("test") };
             let error = connect(&access, &options).await.unwrap_err();
             assert!(matches!(error, BrokerError::Unreachable { .. }), "{error}");
-            let reading = tokio::task::spawn_blocking(move || {
-                let (mut socket, _) = listener.accept()?;
-                socket.set_read_timeout(Some(Duration::from_secs(10)))?;
-                socket.read_to_end(&mut Vec::new())
-            });
-            let until_closed = reading.await.unwrap();
-            assert!(until_closed.is_ok(), "{scheme}: {until_closed:?}");
+            let reading = async {
+                let (mut socket, _) = listener.accept().await?;
+                socket.read_to_end(&mut Vec::new()).await
+            };
+            let until_closed = tokio::time::timeout(Duration::from_secs(10), reading).await;
+            assert!(matches!(until_closed, Ok(Ok(_))), "{scheme}: {until_closed:?}");
         }
     }
 }

@@ -223,6 +223,8 @@ fn log_filter(wanted: Option<String>) -> String {
     }
     // It warns with the whole text of an answer that it cannot read: a list of all tenants' objects, or a Secret.
     wanted.push_str(",kube_client=error");
+    // It warns of each list that is refused; here that is told once a minute.
+    wanted.push_str(",kube_runtime=error");
     wanted
 }
 
@@ -263,7 +265,7 @@ mod tests {
     fn answers_of_the_api_server_are_never_logged_whatever_is_asked_for() {
         for wanted in [None, Some(""), Some("debug"), Some("kube_client=trace,lapin=info")] {
             let filter = log_filter(wanted.map(str::to_owned));
-            assert!(filter.ends_with(",kube_client=error"), "{filter}");
+            assert!(filter.ends_with(",kube_client=error,kube_runtime=error"), "{filter}");
             let filter = EnvFilter::builder().parse_lossy(filter).to_string();
             assert_eq!(filter.matches("kube_client").count(), 1, "{filter}");
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures::{Stream, StreamExt, future};
+use futures::{Stream, StreamExt, future, stream};
 use k8s_openapi::NamespaceResourceScope;
 use kube::runtime::reflector::{Store, store};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -82,7 +82,9 @@ where
     }
     let (reader, writer) = store();
     let mut sieve = Sieve::before(reader.clone());
+    let mut begun = false;
     let events = watcher(api, config)
+        .flat_map(move |event| stream::iter(with_its_list(&mut begun, event)))
         .default_backoff()
         .filter_map(move |event| future::ready(event.map(|event| sieve.pass(event)).transpose()))
         .modify(move |object| {
@@ -93,9 +95,60 @@ where
     (reader, events)
 }
 
+/// Puts off that a list begins until it gives something: the backoff takes it for a success, and would never grow while each
+/// list is refused.
+fn with_its_list<K>(
+    begun: &mut bool,
+    event: watcher::Result<watcher::Event<K>>,
+) -> impl Iterator<Item = watcher::Result<watcher::Event<K>>> + use<K> {
+    let begins = matches!(event, Ok(watcher::Event::Init));
+    let list = (!begins && event.is_ok() && *begun).then_some(Ok(watcher::Event::Init));
+    *begun = begins || (*begun && event.is_err());
+    [list, (!begins).then_some(event)].into_iter().flatten()
+}
+
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use kube::client::Body;
+    use serde_json::json;
+    use warren_api::Queue;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_that_is_refused_is_asked_for_more_and_more_rarely_and_filled_in_when_it_is_not() {
+        let asked = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&asked);
+        let server = tower::util::service_fn(move |request: http::Request<Body>| {
+            let number = counted.fetch_add(1, Ordering::Relaxed);
+            let watches = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+            async move {
+                if watches {
+                    std::future::pending::<()>().await;
+                }
+                let queue = json!({"metadata": {"name": "orders", "namespace": "shop"}, "spec": {}});
+                let (code, body) = match number {
+                    0..15 => (403, json!({"code": 403, "reason": "Forbidden"})),
+                    _ => (200, json!({"metadata": {"resourceVersion": "1"}, "items": [queue]})),
+                };
+                let answer =
+                    http::Response::builder().status(code).body(Body::from(body.to_string().into_bytes()));
+                Ok::<_, Infallible>(answer.unwrap())
+            }
+        });
+        let begun = Instant::now();
+        let (queues, events) = cached::<Queue>(&Client::new(server, "warren"), Some("shop"), None, |_| {});
+        let mut events = pin!(events);
+        while !matches!(events.next().await, Some(Ok(watcher::Event::InitDone))) {}
+        assert_eq!(queues.len(), 1);
+        // The last ten waits are of 30 s each, with a spread.
+        assert!(begun.elapsed() > Duration::from_secs(150), "{:?}", begun.elapsed());
+    }
 
     #[test]
     fn a_watch_that_goes_on_failing_is_told_once_a_minute() {

@@ -22,6 +22,8 @@ use crate::metrics::Metrics;
 
 /// The semantic conventions that the names below are from.
 const SCHEMA: &str = "https://opentelemetry.io/schemas/1.30.0";
+/// Where spans go that are asked for without a place.
+const DEFAULT: &str = "http://localhost:4318";
 /// Where collectors take gRPC, as an address has it.
 const GRPC_PORT: u16 = 4317;
 /// Spans that wait for export at most.
@@ -84,11 +86,13 @@ impl Config {
     /// If they ask for something that cannot be done.
     pub fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, BadConfig> {
         let get = |name: &str| get(name).filter(|value| !value.is_empty());
+        let lists_otlp =
+            get("OTEL_TRACES_EXPORTER").map(|list| list.split(',').any(|one| one.trim() == "otlp"));
         let off = get("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
-            || get("OTEL_TRACES_EXPORTER")
-                .is_some_and(|list| list.split(',').all(|one| one.trim() != "otlp"));
+            || lists_otlp == Some(false);
         let url = get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").or_else(|| {
-            let base = get("OTEL_EXPORTER_OTLP_ENDPOINT")?;
+            let default = || lists_otlp?.then(|| DEFAULT.to_owned());
+            let base = get("OTEL_EXPORTER_OTLP_ENDPOINT").or_else(default)?;
             Some(format!("{}/v1/traces", base.trim_end_matches('/')))
         });
         let (false, Some(url)) = (off, url) else { return Ok(None) };
@@ -350,6 +354,15 @@ mod tests {
         assert!(config(&[ENDPOINT, ("OTEL_SDK_DISABLED", "true")]).unwrap().is_none());
         assert!(config(&[ENDPOINT, ("OTEL_TRACES_EXPORTER", "none")]).unwrap().is_none());
         assert!(config(&[ENDPOINT, ("OTEL_TRACES_EXPORTER", "console, otlp")]).unwrap().is_some());
+        assert!(config(&[("OTEL_TRACES_EXPORTER", "console")]).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_asked_for_by_the_exporter_alone_goes_to_the_standard_s_place() {
+        let asked = config(&[("OTEL_TRACES_EXPORTER", "otlp")]).unwrap().unwrap();
+        assert_eq!(asked.endpoint.url(), "http://localhost:4318/v1/traces");
+        let grpc = [("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")];
+        assert!(matches!(config(&grpc), Err(BadConfig::Grpc(_))));
     }
 
     #[test]

@@ -138,9 +138,10 @@ async fn pass(
 mod tests {
     use std::time::Duration;
 
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use anyhow::ensure;
 
     use super::*;
+    use crate::wait::eventually;
 
     #[tokio::test]
     async fn what_is_held_passes_later_nothing_passes_once_cut_and_new_connections_do_once_mended() {
@@ -162,8 +163,14 @@ mod tests {
         first.read_exact(&mut word).await.unwrap();
         way.hold();
         first.write_all(b"ho").await.unwrap();
+        eventually(Duration::from_secs(60), "it is held", async || {
+            ensure!(way.holds());
+            Ok(())
+        })
+        .await
+        .unwrap();
         let answer = first.read_exact(&mut word);
-        assert!(tokio::time::timeout(Duration::from_millis(200), answer).await.is_err() && way.holds());
+        assert!(tokio::time::timeout(Duration::from_millis(200), answer).await.is_err());
         way.let_pass();
         first.read_exact(&mut word).await.unwrap();
         assert_eq!(&word, b"ho");

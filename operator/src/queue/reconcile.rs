@@ -83,7 +83,9 @@ async fn step(queue: Arc<Queue>, context: Arc<Context>) -> Result<Action, Error>
             End::Blocked(problem) => Progress::Blocked(problem),
         }
     } else {
-        finalizer::follow_policy(&queue, &context).await?;
+        if !finalizer::follow_policy(&queue, &context.client).await? {
+            return Ok(Action::await_change());
+        }
         match converge(&queue, &context).await? {
             Some(progress) => progress,
             None => return Ok(Action::requeue(FIRST_ANSWER)),

@@ -50,7 +50,7 @@ pub(super) async fn end(queue: &Queue, context: &Context) -> Result<End, Error> 
         if context.brokers.carries_out(&key) {
             return Ok(End::Underway);
         }
-        finalizer::remove(queue, context).await?;
+        finalizer::remove(queue, &context.client).await?;
         // The names are kept, with the memory of what is done, until the Queue is seen without its finalizer, or gone: another
         // try would delete what a younger Queue has made under them meanwhile, or miss the Secret of a namespace that goes.
         if !finalizer::is_set(queue) {

@@ -17,11 +17,11 @@ use warren_api::headers as names;
 use warren_broker::lapin::types::AMQPValue;
 
 use super::answer::{EXCERPT, Said};
-use super::request::encoded;
+use super::request::{encoded, is_no_own_header};
 use super::trace;
 use crate::copy::cut;
 use crate::core::{Answers, Failure, Verdict};
-use crate::message::{DEATHS, Message, Scalar};
+use crate::message::{Message, Scalar};
 
 /// The content type of JSON lines.
 pub const JSON_LINES: &str = "application/x-ndjson";
@@ -76,11 +76,10 @@ impl<'a> Line<'a> {
     pub fn new(id: usize, delivery_id: String, attempt: u32, message: &'a Message) -> Self {
         let properties = &message.properties;
         let text = std::str::from_utf8(&message.body).ok();
-        let own = |name: &str| name.starts_with("warren-") || matches!(name, trace::TRACEPARENT | DEATHS);
         let (mut headers, mut headers_omitted) = (BTreeMap::new(), Vec::new());
         for (name, value) in message.headers().into_iter().flat_map(|table| table.inner()) {
             match json(value) {
-                _ if own(name.as_str()) => {}
+                _ if is_no_own_header(name.as_str()) => {}
                 Some(value) => {
                     headers.insert(name.as_str(), value);
                 }
@@ -222,6 +221,7 @@ mod tests {
     fn a_line_carries_the_message_with_its_body_as_text_or_base64() {
         let mut table = FieldTable::default();
         table.insert("x-customer".into(), AMQPValue::LongString("7".into()));
+        table.insert("x-delivery-count".into(), AMQPValue::LongLongInt(3));
         let properties = BasicProperties::default().with_headers(table).with_message_id("m".into());
         let message = Message::new("e".into(), "k".into(), false, properties, Bytes::from_static(b"hi"));
         let binary = Message { body: Bytes::from_static(&[0xFF]), ..message.clone() };
@@ -234,7 +234,7 @@ mod tests {
             .collect();
         assert_eq!(lines[0]["text"], "hi");
         assert_eq!(lines[0]["messageId"], "m");
-        assert_eq!(lines[0]["headers"]["x-customer"], "7");
+        assert_eq!(lines[0]["headers"], serde_json::json!({"x-customer": "7"}));
         assert_eq!((&lines[1]["base64"], &lines[1]["attempt"]), (&Value::from("/w=="), &Value::from(2)));
     }
 

@@ -91,6 +91,11 @@ pub fn head(message: &Message, delivery: &str, attempt: u32, constant: &Constant
     Head { headers, omitted }
 }
 
+/// Whether a header is Warren's, the broker's or the trace's, and no handler is handed it as one of the message's own.
+pub(super) fn is_no_own_header(name: &str) -> bool {
+    name.starts_with("warren-") || matches!(name, trace::TRACEPARENT | DELIVERY_COUNT | DEATHS)
+}
+
 /// The message's own headers: those that are text, numbers or booleans, under names that HTTP allows, while they fit.
 fn own_headers(message: &Message, headers: &mut HeaderMap) -> usize {
     let Some(table) = message.headers() else { return 0 };
@@ -98,7 +103,7 @@ fn own_headers(message: &Message, headers: &mut HeaderMap) -> usize {
     let mut omitted = Vec::new();
     for (name, value) in table.inner() {
         let name = name.as_str();
-        if name.starts_with("warren-") || matches!(name, trace::TRACEPARENT | DELIVERY_COUNT | DEATHS) {
+        if is_no_own_header(name) {
             continue;
         }
         let (target, value) = if name == trace::TRACESTATE {

@@ -177,7 +177,7 @@ fn own_header(name: &str, written: &RawValue) -> Result<AMQPValue, Invalid> {
         Ok(Value::Number(number)) => match (written.parse(), number.as_f64()) {
             (Ok(integer), _) => Ok(AMQPValue::LongLongInt(integer)),
             (Err(_), Some(float)) if written.contains(['.', 'e', 'E']) => Ok(AMQPValue::Double(float)),
-            (Err(_), _) => Err(invalid(name, "is an integer of more than 64 bits: give it as text")),
+            (Err(_), _) => Err(invalid(name, "is an integer beyond a signed 64-bit one: give it as text")),
         },
         Ok(Value::Null | Value::Array(_) | Value::Object(_)) | Err(_) => {
             Err(invalid(name, "is no header value: use text, a number or a boolean"))

@@ -1,7 +1,6 @@
 //! Each refusal is an error of its own, which says what to do.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -48,7 +47,7 @@ async fn an_unknown_vhost_is_named() -> Result<()> {
 
 #[tokio::test]
 async fn a_host_without_a_broker_is_unreachable() -> Result<()> {
-    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let port = warren_tests::ports::free()?;
     for host in [format!("127.0.0.1:{port}"), "no-such-host.invalid".to_owned()] {
         let error = refusal(&format!("amqp://u:p@{host}")).await;
         assert!(matches!(error, BrokerError::Unreachable { .. }), "{error:?}");

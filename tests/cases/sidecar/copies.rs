@@ -126,6 +126,8 @@ async fn a_copy_that_is_slow_to_be_confirmed_is_published_once(place: Place) -> 
     let client = place.client().await?;
     place.suspend("orders.dlq").await?;
     client.publish_with(QUEUE, b"body", persistent()).await?;
+    sidecar.until("warren_sidecar_unsettled", "", 1.0).await?;
+    ensure!(sidecar.metric("warren_sidecar_copies_failed_total", "target=\"dead_letter\"").await? < 0.5);
     // Longer than the confirm of anything else is waited for.
     let failed = sidecar.until("warren_sidecar_copies_failed_total", "target=\"dead_letter\"", 1.0);
     ensure!(tokio::time::timeout(Duration::from_secs(40), failed).await.is_err(), "it was given up");

@@ -80,9 +80,8 @@ async fn messages_of_one_key_are_handled_in_order_and_others_in_parallel(place: 
     let mut config = config();
     (config.consumer.prefetch, config.consumer.concurrency) = (20, 20);
     config.consumer.ordering_key = Some("x-customer".to_owned());
-    // Longer than publishing all of them takes.
     config.queue.retry_delays_seconds = vec![5];
-    let sidecar = place.sidecar(config, app.port()).await?;
+    place.declare(&config).await?;
     let client = place.client().await?;
     for number in 0..5 {
         for key in ["a", "b"] {
@@ -93,6 +92,7 @@ async fn messages_of_one_key_are_handled_in_order_and_others_in_parallel(place: 
                 .await?;
         }
     }
+    let sidecar = place.sidecar(config, app.port()).await?;
     sidecar.settled("ack", 10).await?;
     let calls: Vec<String> = app.calls().iter().map(|call| call.text()).collect();
     let of = |key: &str| calls.iter().filter(|call| call.starts_with(key)).cloned().collect::<Vec<_>>();
@@ -229,6 +229,7 @@ async fn paused_consumes_nothing_and_resumes_live(place: Place) -> Result<()> {
     let published = request(sidecar.local, "POST", "/publish?routingKey=orders", &[], b"y").await?;
     ensure!(published.status == 202, "{published:?}");
     ensure!(sidecar.metric("warren_sidecar_deliveries_total", "").await? < 0.5);
+    ensure!(client.ready(QUEUE).await? == Some(2), "what a consumer has is not ready");
     sidecar.configure(|config| config.consumer.paused = false);
     sidecar.settled("ack", 2).await
 }

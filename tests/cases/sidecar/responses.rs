@@ -129,8 +129,9 @@ async fn warren_outcome_overrides_the_status(place: Place) -> Result<()> {
 async fn a_refused_connection_is_no_attempt_and_holds_consuming_until_the_app_is_back(
     place: Place,
 ) -> Result<()> {
-    let app = App::start().await?;
-    let port = app.port();
+    // Nobody else is given this port while nothing listens on it.
+    let port = warren_tests::ports::free()?;
+    let app = App::answering_at(port, |_| StatusCode::OK.into_response()).await?;
     let sidecar = place.sidecar(config(), port).await?;
     let client = place.client().await?;
     sidecar.until("warren_sidecar_handler_up", "", 1.0).await?;
