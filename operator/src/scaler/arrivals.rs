@@ -99,4 +99,13 @@ mod tests {
         arrivals.observe(Sample { at: 101.0, held: 7, settled: 0 }, 30.0);
         assert_eq!(arrivals.rate(30.0), 0.0);
     }
+
+    #[test]
+    fn what_came_between_two_looks_that_are_far_apart_came_within_that_time() {
+        let mut arrivals = Arrivals::default();
+        for at in [0.0, 100.0] {
+            arrivals.observe(Sample { at, held: 0, settled: at as u64 }, 30.0);
+        }
+        assert_eq!(arrivals.rate(30.0), 1.0);
+    }
 }

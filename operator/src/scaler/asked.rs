@@ -116,4 +116,35 @@ mod tests {
         assert!(!spec(&worker, Some(&queue), None).paused);
         assert!(spec(&worker, Some(&queue), Some("other")).paused);
     }
+
+    #[test]
+    fn what_is_decided_by_is_what_the_worker_and_its_queue_say() {
+        let handler = json!({"http": {"timeoutSeconds": 600}});
+        let mut worker = worker(json!({"paused": true}), handler);
+        let scaling = &mut worker.spec.scaling;
+        (scaling.min_replicas, scaling.max_replicas) = (2, 7);
+        (scaling.target_wait_seconds, scaling.scale_in_stabilization_seconds) = (20, 300);
+        let alone = spec(&worker, None, None);
+        assert_eq!((alone.min, alone.max, alone.target_wait, alone.stabilization), (2, 7, 20.0, 300.0));
+        assert_eq!((alone.handler_timeout, alone.quorum, alone.paused), (600.0, true, true), "no Queue yet");
+        let mut queue = Queue::new("q", warren_api::QueueSpec::default());
+        let of = |queue: &Queue| spec(&worker, Some(queue), None);
+        assert_eq!((of(&queue).quorum, of(&queue).single), (true, false));
+        queue.spec.queue_type = QueueType::Classic;
+        assert!(!of(&queue).quorum);
+    }
+
+    #[test]
+    fn what_was_decided_for_a_worker_that_was_changed_since_says_nothing() {
+        let mut worker = worker(json!({}), json!({}));
+        worker.metadata.generation = Some(2);
+        let mut known = |observed: i64| {
+            let status = json!({"observedGeneration": observed, "conditions": [],
+                "scaling": {"replicas": 1, "raw": 1, "reason": "Stalled", "message": "", "secondsPerMessage": 0.5}});
+            worker.status = serde_json::from_value(status).unwrap();
+            (decided_before(&worker).map(|last| last.reason.clone()), measured_before(&worker))
+        };
+        assert_eq!(known(2), (Some("Stalled".to_owned()), Some(0.5)));
+        assert_eq!(known(1), (None, None));
+    }
 }

@@ -64,3 +64,39 @@ impl Row {
         (work * MEMORY + more, over * MEMORY + (now - time))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is known after these: when pods went last, messages settled by then, and when; a message takes a second.
+    fn after(seen: &[(Option<f64>, u64, f64)]) -> Beyond {
+        let mut beyond = Beyond::default();
+        for (last_in, settled, now) in seen {
+            beyond.observe(*last_in, *settled, 1.0, *now);
+        }
+        beyond
+    }
+
+    #[test]
+    fn two_bursts_between_which_pods_have_gone_are_often_for_as_long_as_a_third_may_come() {
+        let two = after(&[(None, 0, 0.0), (Some(50.0), 400, 100.0)]);
+        assert_eq!([100.0, 339.0, 340.0].map(|now| two.is_often(20.0, now)), [true, true, false]);
+        assert!(!two.is_often(20.1, 101.0), "more pods are busy for less than a fifth");
+        assert!(!after(&[(None, 0, 0.0)]).is_often(1.0, 1.0));
+        assert!(
+            !after(&[(None, 0, 9.0), (Some(5.0), 400, 100.0)]).is_often(1.0, 101.0),
+            "the pods are there still"
+        );
+        assert!(!after(&[(None, 0, 0.0), (Some(50.0), 9000, 300.0)]).is_often(1.0, 301.0), "long after it");
+    }
+
+    #[test]
+    fn a_burst_that_is_seen_for_long_is_one_and_what_the_last_ones_brought_counts_most() {
+        let seen_on = after(&[(None, 0, 0.0), (Some(50.0), 400, 100.0), (Some(50.0), 440, 105.0)]);
+        assert!(seen_on.is_often(20.0, 106.0) && !seen_on.is_often(20.1, 106.0));
+        // 340 of 400 seconds, in 185 of 200.
+        let then_little = after(&[(None, 0, 0.0), (Some(50.0), 400, 100.0), (Some(150.0), 400, 200.0)]);
+        assert!(then_little.is_often(9.1, 201.0) && !then_little.is_often(9.3, 201.0));
+    }
+}

@@ -236,4 +236,47 @@ mod tests {
         board.retain(|key| key.name == "gone");
         assert!(locked(&board.entries).is_empty());
     }
+
+    #[test]
+    fn one_transient_message_of_many_is_no_share_of_nothing() {
+        let percent = |transient, deliveries| Durability { deliveries, transient }.percent();
+        assert_eq!([percent(0, 1000), percent(1, 1000), percent(500, 1000), percent(0, 0)], [0, 1, 50, 0]);
+    }
+
+    #[test]
+    fn pods_are_marked_again_for_other_replicas_at_once_and_for_the_same_after_a_while() {
+        let entry = Entry::default();
+        assert_eq!(
+            [3, 3, 2, 2, 3].map(|replicas| entry.may_mark(replicas)),
+            [true, false, true, false, true]
+        );
+        *locked(&entry.marked) = Instant::now().checked_sub(MARKED_AGAIN).map(|at| (3, at));
+        assert!(entry.may_mark(3));
+    }
+
+    #[test]
+    fn a_worker_gets_its_part_by_what_all_that_share_the_queue_have_settled() {
+        let board = Board::default();
+        let [one, other] =
+            ["one", "other"].map(|name| Key { namespace: "shop".to_owned(), name: name.to_owned() });
+        for (worker, settled) in [(&one, 1.0), (&other, 7.0)] {
+            board.entry(worker).replace(View { settled_lately: Some(settled), ..View::default() });
+        }
+        let all: Arc<[Key]> = [one.clone(), other.clone()].into();
+        board.share([(one.clone(), all.clone()), (other.clone(), all)].into());
+        assert_eq!((board.part(&one), board.part(&other)), (0.2, 0.8));
+        assert!(board.all_have_looked(&one));
+    }
+
+    #[test]
+    fn a_worker_consumes_where_it_was_seen_to_do_so_last() {
+        let board = Board::default();
+        let worker = Key { namespace: "shop".to_owned(), name: "one".to_owned() };
+        assert!(!board.consumes(&worker), "nobody has looked");
+        let looked = |consumes| {
+            board.entry(&worker).replace(View { consumes, ..View::default() });
+            board.consumes(&worker)
+        };
+        assert_eq!([looked(true), looked(false)], [true, false]);
+    }
 }

@@ -1753,3 +1753,747 @@ fn pods_that_a_rollout_replaces_have_not_stalled() {
     };
     assert!(stalls(false) && !stalls(true));
 }
+
+#[test]
+fn a_depth_of_ten_seconds_ago_counts_and_an_older_one_adds_no_pods() {
+    let decided = |age| {
+        let inputs = Inputs { ready: Some((100, age)), ..Inputs::default() };
+        let (decision, _) = decide(History::default(), &inputs, &spec(), 100.0);
+        (decision.replicas, decision.reason)
+    };
+    assert_eq!(decided(STALE_SECONDS), (43, Reason::ScaledOut));
+    assert_eq!(decided(STALE_SECONDS + 0.1), (0, Reason::DepthUnknown));
+}
+
+/// What is decided for idle pods that were watched for long, of which none answers for so many `seconds` at last, and then all do again.
+fn after_silence(seconds: u32) -> Decision {
+    let mut history = History::with_service_seconds(1.0);
+    let mut inputs = waiting(0);
+    inputs.workload = Workload { replicas: 6, rolling: true, ..Workload::default() };
+    for now in 0..200 {
+        let scraped = if now < 200 - seconds { 6 } else { 0 };
+        inputs.sidecars = Sidecars { scraped, ..idle(6) };
+        history = decide(history, &inputs, &spec(), f64::from(now)).1;
+    }
+    inputs.sidecars = idle(6);
+    inputs.workload.rolling = false;
+    decide(history, &inputs, &spec(), 200.0).0
+}
+
+#[test]
+fn pods_that_do_not_answer_for_a_moment_are_not_watched_anew_and_after_a_while_they_are() {
+    let moment = after_silence(5);
+    assert_eq!((moment.replicas, moment.reason), (3, Reason::ScaledIn), "{}", moment.message);
+    let while_ago = after_silence(15);
+    assert_eq!((while_ago.replicas, while_ago.reason), (6, Reason::ZeroUnconfirmed), "{}", while_ago.message);
+}
+
+#[test]
+fn a_burst_is_one_also_while_no_pod_can_be_scraped() {
+    let spec = Spec { target_wait: 30.0, ..spec() };
+    let mut history = History::with_service_seconds(0.5);
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 4;
+    for now in 0..120 {
+        inputs.sidecars = Sidecars { scraped: if now < 90 { 4 } else { 0 }, ..idle(4) };
+        history = decide(history, &inputs, &spec, f64::from(now)).1;
+    }
+    // Fifteen seconds' work for four pods, which would be no reason if it had grown slowly.
+    inputs.ready = Some((120, 0.0));
+    let (decision, _) = decide(history, &inputs, &spec, 120.0);
+    assert_eq!(decision.reason, Reason::ScaledOut, "{}", decision.message);
+}
+
+#[test]
+fn a_load_that_fits_is_steady_and_few_pods_more_than_a_load_needs_by_rounding_are_none() {
+    assert_eq!([0.1 * 3.0 / 0.3, 1.01, 0.0, -1.0, f64::NAN].map(to_pods), [1, 2, 0, 0, 0]);
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 1;
+    let mut history = History::with_service_seconds(0.5);
+    for now in 0..400_u64 {
+        inputs.sidecars = Sidecars { settled: now, calls: now, call_seconds: now as f64 / 2.0, ..idle(1) };
+        let (decision, next) = decide(history, &inputs, &spec(), now as f64);
+        history = next;
+        assert!(
+            now < 100 || decision.reason == Reason::Steady,
+            "{}: {}",
+            decision.reason.as_str(),
+            decision.message
+        );
+    }
+}
+
+#[test]
+fn pods_whose_handler_fails_stay_while_one_of_them_holds_a_message() {
+    for (unsettled, ending) in [(5, 0), (0, 5)] {
+        let mut inputs = waiting(0);
+        inputs.workload.replicas = 5;
+        inputs.sidecars = Sidecars { failing: 5, held: 5, unsettled, put_off: unsettled, ending, ..idle(5) };
+        let mut history = History::with_service_seconds(1.0);
+        for now in 0..400 {
+            let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
+            history = next;
+            assert_eq!(
+                (decision.replicas, decision.reason),
+                (5, Reason::HandlerFailing),
+                "{}",
+                decision.message
+            );
+        }
+    }
+}
+
+#[test]
+fn two_pods_of_ten_that_fail_are_not_most_of_them_where_the_others_do_not_answer() {
+    let mut inputs = waiting(1000);
+    inputs.workload.replicas = 10;
+    inputs.sidecars = Sidecars { scraped: 2, failing: 2, held: 2, ..idle(10) };
+    let (decision, _) = decide(History::with_service_seconds(1.0), &inputs, &spec(), 0.0);
+    assert_eq!(decision.reason, Reason::ScaledOut, "{}", decision.message);
+}
+
+#[test]
+fn only_a_pod_without_messages_that_may_get_none_stands_by() {
+    let stalls = |single: bool, unsettled: u64| {
+        let spec = Spec { single, ..spec() };
+        let mut history = History::default();
+        let mut inputs = Inputs { shared: true, ..waiting(5) };
+        inputs.workload.replicas = 1;
+        inputs.sidecars = Sidecars { unsettled, in_flight: unsettled, ..idle(1) };
+        for now in 0..100 {
+            history = decide(history, &inputs, &spec, f64::from(now)).1;
+        }
+        decide(history, &inputs, &spec, 100.0).0.reason == Reason::Stalled
+    };
+    assert!(stalls(false, 0), "several pods get messages of this queue");
+    assert!(stalls(true, 1), "it has one, and does nothing with it");
+    assert!(!stalls(true, 0));
+}
+
+#[test]
+fn others_that_consume_are_told_of_only_where_something_waits_and_no_pod_is_asked_for_all_the_same() {
+    let decided = |ready, floor, min| {
+        let inputs = Inputs { elsewhere: true, floor, ..waiting(ready) };
+        decide(History::default(), &inputs, &Spec { min, ..spec() }, 0.0).0
+    };
+    let nothing = decided(0, None, 0);
+    assert!(nothing.message.starts_with("nothing to do"), "{}", nothing.message);
+    for (floor, min) in [(Some(by_schedule(5)), 0), (None, 5)] {
+        let asked = decided(1, floor, min);
+        assert_eq!((asked.replicas, asked.reason), (5, Reason::ScaledOut), "{}", asked.message);
+    }
+}
+
+#[test]
+fn a_row_of_failed_calls_is_forgotten_when_none_has_ended_for_longer_than_a_call_takes() {
+    let mut history = History::with_service_seconds(1.0);
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 1;
+    inputs.sidecars = idle(1);
+    history = decide(history, &inputs, &spec(), 0.0).1;
+    let failed = Sidecars { calls: 6, failed: 6, failed_first: 6, settled: 6, ..idle(1) };
+    inputs.sidecars = failed;
+    history = decide(history, &inputs, &spec(), 1.0).1;
+    inputs.workload.replicas = 0;
+    inputs.sidecars = Sidecars { started: 0, able: 0, scraped: 0, ..failed };
+    history = decide(history, &inputs, &spec(), 50.0).1;
+    inputs.ready = Some((100, 0.0));
+    let at = |now| decide(history.clone(), &inputs, &spec(), now).0;
+    assert_eq!((at(60.0).replicas, at(60.0).reason), (1, Reason::HandlerFailing));
+    let later = at(62.0);
+    assert!(later.replicas > 10 && later.reason == Reason::ScaledOut, "{}", later.message);
+}
+
+#[test]
+fn a_schedule_is_named_only_where_the_load_asks_for_fewer_pods() {
+    let asked = |ready| {
+        decide(History::default(), &Inputs { floor: Some(by_schedule(5)), ..waiting(ready) }, &spec(), 0.0).0
+    };
+    let (few, many) = (asked(1), asked(100));
+    assert!(few.replicas == 5 && few.message.contains("the least by schedule"), "{}", few.message);
+    assert!(many.replicas == 43 && !many.message.contains("schedule"), "{}", many.message);
+}
+
+#[test]
+fn a_lower_maximum_takes_pods_at_once_and_is_told_as_that() {
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 40;
+    inputs.sidecars = working(40);
+    let (decision, _) = decide(History::default(), &inputs, &Spec { max: 5, ..spec() }, 0.0);
+    assert_eq!((decision.replicas, decision.reason), (5, Reason::ScaledIn));
+    assert!(decision.message.starts_with("40 to 5 pods, scaling.maxReplicas"), "{}", decision.message);
+}
+
+#[test]
+fn pods_that_came_for_long_calls_are_not_let_go_in_one_step() {
+    let mut history = History::with_service_seconds(60.0);
+    let mut inputs = waiting(20);
+    let mut pods = vec![];
+    for now in 0..60 {
+        let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
+        (history, inputs.workload.replicas) = (next, decision.replicas);
+        // The queue is purged.
+        (inputs.ready, inputs.sidecars) = (Some((0, 0.0)), idle(decision.replicas));
+        pods.push(decision.replicas);
+    }
+    assert_eq!((pods[0], pods[29], pods[30], pods[59]), (20, 20, 10, 10), "{pods:?}");
+}
+
+#[test]
+fn as_few_pods_as_may_be_are_kept_however_few_fewer_these_are() {
+    let mut history = History::with_service_seconds(1.0);
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 20;
+    inputs.sidecars = idle(20);
+    for now in 0..100 {
+        let (decision, next) = decide(history, &inputs, &Spec { min: 19, ..spec() }, f64::from(now));
+        (history, inputs.workload.replicas) = (next, decision.replicas);
+        inputs.sidecars = idle(decision.replicas);
+    }
+    assert_eq!(inputs.workload.replicas, 19);
+}
+
+#[test]
+fn a_worker_below_its_maximum_is_not_told_to_be_at_it_and_one_at_its_minimum_not_to_become_smaller() {
+    let mut world = World::new(Spec { min: 1, max: 5, ..spec() }, 0.1);
+    let mut reasons = vec![];
+    for second in 0..300 {
+        let decision = world.second(if second == 10 { 400.0 } else { 0.0 });
+        reasons.push((decision.replicas, decision.reason));
+    }
+    assert!(reasons.contains(&(5, Reason::AtMaximum)), "{reasons:?}");
+    assert!(reasons.iter().all(|(pods, reason)| *pods == 5 || *reason != Reason::AtMaximum), "{reasons:?}");
+    assert_eq!(reasons[299], (1, Reason::Steady));
+}
+
+#[test]
+fn pods_stay_while_a_rollout_has_stopped_half_way_and_work_asks_for_more_time() {
+    let left = |extensions: u64| {
+        let mut history = History::with_service_seconds(600.0);
+        let mut inputs = waiting(0);
+        inputs.workload = Workload { replicas: 20, half_rolled: true, ..Workload::default() };
+        for now in 0..200 {
+            let pods = inputs.workload.replicas;
+            inputs.sidecars = Sidecars {
+                busy: 1,
+                unsettled: 1,
+                in_flight: 1,
+                extensions: extensions * now / 20,
+                ..idle(pods)
+            };
+            let (decision, next) = decide(history, &inputs, &spec(), now as f64);
+            (history, inputs.workload.replicas) = (next, decision.replicas);
+        }
+        inputs.workload.replicas
+    };
+    assert_eq!(left(1), 20, "which pods go cannot be told");
+    assert!(left(0) < 20);
+}
+
+#[test]
+fn work_in_pods_that_are_about_to_go_brings_none_back() {
+    let mut inputs = waiting(0);
+    // The Deployment was scaled in by hand just now: its twenty pods are there still.
+    inputs.workload.replicas = 5;
+    inputs.sidecars = Sidecars { busy: 20, late: 20, ..working(20) };
+    let mut history = History::with_service_seconds(1.0);
+    for now in 0..200 {
+        inputs.sidecars.extensions = now / 20;
+        let (decision, next) = decide(history, &inputs, &spec(), now as f64);
+        history = next;
+        assert!(decision.replicas <= 5, "{}", decision.message);
+    }
+}
+
+#[test]
+fn a_broker_that_was_away_for_long_leaves_no_stall_behind() {
+    let mut history = History::with_service_seconds(0.1);
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 1;
+    inputs.sidecars = idle(1);
+    for now in 0..400 {
+        inputs.ready = (!(60..399).contains(&now)).then_some((0, 0.0));
+        inputs.ready = inputs.ready.map(|_| (if now < 60 { 0 } else { 1000 }, 0.0));
+        let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
+        history = next;
+        assert!(now < 399 || decision.reason == Reason::ScaledOut, "{}", decision.message);
+    }
+}
+
+#[test]
+fn what_was_settled_before_the_broker_was_away_does_not_arrive_when_it_is_back() {
+    let mut history = History::with_service_seconds(1.0);
+    let mut inputs = waiting(0);
+    inputs.sidecars.settled = 100_000;
+    for now in 0..10 {
+        inputs.ready = (now < 5).then_some((0, 0.0));
+        history = decide(history, &inputs, &spec(), f64::from(now)).1;
+    }
+    inputs.ready = Some((1, 0.0));
+    let (decision, _) = decide(history, &inputs, &spec(), 10.0);
+    assert_eq!(decision.replicas, 1, "{}", decision.message);
+}
+
+#[test]
+fn what_pods_hold_has_arrived_also_where_they_end() {
+    for sidecars in [Sidecars { unsettled: 30, ..idle(1) }, Sidecars { ending: 30, ..idle(1) }] {
+        let mut history = History::default();
+        let mut inputs = waiting(0);
+        inputs.workload.replicas = 1;
+        for now in 0..60 {
+            inputs.sidecars = if now < 40 { idle(1) } else { sidecars };
+            history.observe(0, &inputs, 60.0, f64::from(now));
+        }
+        assert_eq!(history.rate(), 1.0);
+    }
+}
+
+#[test]
+fn a_queue_without_a_leader_has_not_lost_what_comes_again_with_it() {
+    let mut history = History::default();
+    let mut inputs = waiting(500);
+    inputs.workload.replicas = 5;
+    for now in 0..100 {
+        inputs.contradicted = (50..80).contains(&now);
+        let ready = if inputs.contradicted { 0 } else { 500 };
+        history.observe(ready, &inputs, 60.0, f64::from(now));
+    }
+    assert_eq!((history.growth(), history.rate()), (0.0, 0.0));
+}
+
+#[test]
+fn a_zero_is_believed_where_what_was_there_is_held_also_by_pods_that_end() {
+    let (spec, mut inputs, mut history) = a_minute_of_work();
+    // Eight wait, two are held and one is where a pod ends.
+    inputs.sidecars = Sidecars { unsettled: 2, ending: 1, ..idle(4) };
+    history = decide(history, &inputs, &spec, 60.0).1;
+    let believed = |settled, unsettled, ending| {
+        let sidecars = Sidecars { settled, unsettled, in_flight: unsettled, ending, ..idle(4) };
+        let inputs = Inputs { ready: Some((0, 0.0)), sidecars, ..inputs.clone() };
+        decide(history.clone(), &inputs, &spec, 61.0).0.reason != Reason::ZeroUnconfirmed
+    };
+    assert!(believed(11, 0, 0) && believed(10, 1, 0) && believed(10, 0, 1));
+    assert!(!believed(8, 0, 0) && !believed(9, 1, 0) && !believed(9, 0, 1));
+}
+
+#[test]
+fn seconds_that_no_call_can_take_are_not_known_and_none_are_less_than_a_round_trip() {
+    let known = |seconds| History::with_service_seconds(seconds).service_seconds();
+    assert_eq!([f64::NAN, f64::INFINITY, 0.0, -1.0].map(known), [None; 4]);
+    assert_eq!(known(1e-9), Some(0.001));
+}
+
+#[test]
+fn what_sidecars_have_measured_for_hours_gives_way_to_what_calls_take_now_the_older_the_more() {
+    let mut history = History::default();
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 1;
+    let mut at = |calls: u64, seconds: f64, now| {
+        inputs.sidecars = Sidecars {
+            settled: calls,
+            calls,
+            call_seconds: seconds,
+            lifetime_calls: 1000 + calls,
+            lifetime_seconds: 1000.0 + seconds,
+            ..idle(1)
+        };
+        history.observe(0, &inputs, 60.0, now);
+        (
+            history.service_measured(now + 2.0).unwrap().seconds,
+            history.service_measured(now + 2.0).unwrap().age,
+        )
+    };
+    assert_eq!(at(0, 0.0, 0.0), (1.0, None));
+    // One call of the past, and three.
+    assert_eq!(at(3, 15.0, 0.0), (4.0, Some(2.0)));
+    // Four, which weigh as two by now, and two.
+    assert_eq!(at(5, 17.0, 60.0), (2.5, Some(2.0)));
+    assert_eq!(at(5, 17.0, 70.0), (2.5, Some(12.0)));
+}
+
+#[test]
+fn what_a_pod_holds_beside_its_long_calls_does_not_run() {
+    let mut history = History::with_service_seconds(60.0);
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 10;
+    inputs.sidecars = Sidecars { unsettled: 100, in_flight: 10, ..idle(10) };
+    for now in 0..600 {
+        history.observe(0, &inputs, 60.0, f64::from(now));
+    }
+    assert!((9.9..10.1).contains(&history.running()), "{}", history.running());
+}
+
+#[test]
+fn what_still_waits_counts_as_backlog_and_not_as_arriving_too() {
+    let mut history = History::default();
+    let inputs = waiting(60);
+    history.observe(60, &inputs, 60.0, 0.0);
+    assert_eq!(history.rate(), 2.0);
+    // Of the 60 of the last half minute as many are due in it as the target says.
+    assert_eq!([10.0, 30.0, 60.0].map(|target| history.arrival_rate(60.0, target)), [0.0, 0.0, 1.0]);
+}
+
+#[test]
+fn a_load_that_pods_were_just_added_for_counts_for_what_it_is_since_unless_it_is_more_by_chance() {
+    let lasting = |before: u64, since: u64, added: bool| {
+        let mut history = History::default();
+        let mut inputs = waiting(0);
+        inputs.workload.replicas = 1;
+        for now in 0..=100_u64 {
+            inputs.sidecars.settled = before * now.min(90) / 10 + since * now.saturating_sub(90) / 10;
+            history.observe(0, &inputs, 60.0, now as f64);
+        }
+        if added {
+            history.scaled_out(2, 0.0, None, 95.0);
+        }
+        let lasting = history.lasting_rate(60.0, 100.0);
+        (lasting.rate, lasting.over)
+    };
+    // Ten messages a second within the last ten seconds, and one before.
+    assert_eq!(lasting(10, 100, true), (10.0, 10.0));
+    assert_eq!(lasting(10, 100, false), (2.5, 60.0));
+    assert_eq!(lasting(1, 3, true), (8.0 / 60.0, 60.0), "three, and not one, come by chance");
+}
+
+#[test]
+fn pods_that_proved_too_few_are_not_tried_again_for_ten_minutes_less_what_went_well() {
+    let proved = |last_in: Option<f64>, last_out: Option<f64>| {
+        let mut history = History::default();
+        history.observe(0, &waiting(0), 60.0, 0.0);
+        if let Some(at) = last_in {
+            history.scaled_in(at);
+        }
+        if let Some(at) = last_out {
+            history.scaled_out(2, 0.0, None, at);
+        }
+        history.scaled_out(4, 0.0, Some(TooMuch { calls: 1.0, pods: 9 }), 500.0);
+        (501..2000).map(f64::from).rfind(|now| history.too_few(1.0, 0.0, *now) == Some(3))
+    };
+    assert_eq!(proved(None, None), Some(599.0), "it was watched for 500 seconds");
+    assert_eq!((proved(Some(400.0), None), proved(None, Some(300.0))), (Some(999.0), Some(899.0)));
+    assert_eq!(proved(Some(300.0), Some(400.0)), Some(999.0));
+}
+
+#[test]
+fn pods_are_too_few_for_a_load_that_is_no_lower_or_lower_by_chance() {
+    let mut history = History::default();
+    let mut few = |asked: u32, pods: u32, load: f64, each: f64| {
+        history.scaled_out(asked, 0.0, Some(TooMuch { calls: 1.0, pods }), 0.0);
+        assert!(history.grew());
+        history.too_few(load, each, 1.0)
+    };
+    assert_eq!((few(10, 3, 0.71, 0.0), few(10, 3, 0.69, 0.0)), (Some(3), None));
+    assert_eq!(
+        (few(10, 3, 0.6, 0.1), few(10, 3, 0.6, 0.001)),
+        (Some(3), None),
+        "of few messages fewer come by chance"
+    );
+    assert_eq!(few(10, 3, 0.49, 1.0), None);
+    assert_eq!(few(2, 5, 1.0, 0.0), Some(1), "those that were there");
+}
+
+#[test]
+fn a_change_that_was_not_made_leaves_the_one_before() {
+    for is_out in [true, false] {
+        let mut history = History::default();
+        history.scaled_out(5, 100.0, None, 1.0);
+        history.scaled_in(2.0);
+        if is_out {
+            history.scaled_out(5, 100.0, None, 3.0);
+        } else {
+            history.scaled_in(3.0);
+        }
+        history.not_scaled();
+        assert_eq!((history.seconds_since_scale_out(4.0), history.seconds_since_scale_in(4.0)), (3.0, 2.0));
+    }
+}
+
+#[test]
+fn work_that_has_asked_for_more_time_once_keeps_pods_for_as_long_as_it_may_take_since() {
+    let mut history = History::with_service_seconds(1.0);
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 20;
+    let mut pods = vec![];
+    for now in 0..200_u64 {
+        let replicas = inputs.workload.replicas;
+        inputs.sidecars =
+            Sidecars { busy: 12, extensions: u64::from(now >= 100), ..working(replicas.max(12)) };
+        inputs.workload.rolling = now < 100;
+        (inputs.sidecars.in_flight, inputs.sidecars.unsettled) = (12, 12);
+        let (decision, next) = decide(history, &inputs, &spec(), now as f64);
+        (history, inputs.workload.replicas) = (next, decision.replicas);
+        pods.push(decision.replicas);
+    }
+    assert_eq!((pods[101], pods[129]), (12, 12), "{pods:?}");
+    assert!(pods[160] < 12, "{pods:?}");
+}
+
+#[test]
+fn work_that_is_ended_later_keeps_no_pods_while_some_ends_now_and_then() {
+    let mut history = History::with_service_seconds(1.0);
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 20;
+    for now in 0..300_u64 {
+        let pods = inputs.workload.replicas;
+        let calls = now / 20;
+        inputs.sidecars = Sidecars {
+            busy: 12.min(pods),
+            late: 12,
+            settled: calls,
+            calls,
+            call_seconds: calls as f64,
+            ..idle(pods)
+        };
+        (inputs.sidecars.in_flight, inputs.sidecars.unsettled) = (12, 12);
+        let (decision, next) = decide(history, &inputs, &spec(), now as f64);
+        (history, inputs.workload.replicas) = (next, decision.replicas);
+    }
+    assert!(inputs.workload.replicas < 12, "{}", inputs.workload.replicas);
+}
+
+#[test]
+fn the_first_call_runs_since_it_began_or_since_another_has_ended() {
+    let mut history = History::default();
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 1;
+    let mut runs = |sidecars: Sidecars, now: f64| {
+        inputs.sidecars = sidecars;
+        history.observe(0, &inputs, 60.0, now);
+        history.movement.seconds_of_the_first_call(now)
+    };
+    assert_eq!((runs(working(1), 0.0), runs(working(1), 10.0)), (0.0, 10.0));
+    assert_eq!((runs(idle(1), 20.0), runs(working(1), 100.0), runs(working(1), 101.0)), (0.0, 0.0, 1.0));
+    let ended = Sidecars { settled: 1, ..working(1) };
+    assert_eq!((runs(ended, 110.0), runs(ended, 115.0)), (0.0, 5.0));
+}
+
+#[test]
+fn one_pod_whose_application_never_starts_hides_no_stall_of_the_others() {
+    let mut history = History::default();
+    let mut inputs = waiting(5);
+    inputs.workload.replicas = 5;
+    inputs.sidecars = Sidecars { able: 4, ..working(5) };
+    for now in 0..100 {
+        history = decide(history, &inputs, &spec(), f64::from(now)).1;
+    }
+    assert_eq!(decide(history, &inputs, &spec(), 100.0).0.reason, Reason::Stalled);
+}
+
+#[test]
+fn what_another_operator_has_found_to_stall_is_forgotten_where_nothing_waits_any_more() {
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 1;
+    inputs.sidecars = idle(1);
+    let history = History::default().after(Reason::Stalled.as_str(), 0.0);
+    let (_, history) = decide(history, &inputs, &spec(), 0.0);
+    inputs.ready = Some((1000, 0.0));
+    assert_eq!(decide(history, &inputs, &spec(), 1.0).0.reason, Reason::ScaledOut);
+}
+
+#[test]
+fn a_worker_at_zero_gets_no_pod_for_what_a_pod_that_ends_still_does() {
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 1;
+    inputs.sidecars = working(1);
+    let (_, history) = decide(History::default(), &inputs, &spec(), 0.0);
+    inputs.workload.replicas = 0;
+    inputs.sidecars = Sidecars { ending: 1, ..idle(0) };
+    let (decision, _) = decide(history, &inputs, &spec(), 1.0);
+    assert_eq!((decision.replicas, decision.reason), (0, Reason::Idle), "{}", decision.message);
+}
+
+#[test]
+fn pods_whose_long_calls_run_are_kept_where_none_has_begun_or_ended_for_longer_than_the_window() {
+    let patient = Spec { handler_timeout: 600.0, ..spec() };
+    let mut history = History::with_service_seconds(300.0);
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 10;
+    for now in 0..600 {
+        inputs.workload.rolling = now < 300;
+        inputs.sidecars = Sidecars { busy: 10, ..working(10) };
+        let (decision, next) = decide(history, &inputs, &patient, f64::from(now));
+        history = next;
+        assert_eq!(decision.replicas, 10, "{}", decision.message);
+    }
+}
+
+#[test]
+fn one_pod_more_than_proved_too_few_is_kept_for_ten_minutes() {
+    let mut history = History::with_service_seconds(1.0);
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 5;
+    let mut left = vec![];
+    for now in 0..900_u64 {
+        let calls = now * 32 / 10;
+        inputs.sidecars = Sidecars { settled: calls, calls, call_seconds: calls as f64, ..working(5) };
+        inputs.workload.rolling = now < 100;
+        if now == 100 {
+            history.scaled_out(5, 0.0, Some(TooMuch { calls: 3.2, pods: 4 }), 100.0);
+        }
+        let (decision, next) = decide(history, &inputs, &spec(), now as f64);
+        history = next;
+        left.extend((decision.replicas < 5).then_some((now, decision.replicas)));
+    }
+    assert_eq!(left[0], (600, 4), "{left:?}");
+}
+
+#[test]
+fn only_sidecars_that_run_and_were_there_before_are_waited_for() {
+    let decided = |before: u32, started: u32| {
+        let mut inputs = waiting(1);
+        inputs.workload.replicas = before;
+        let history = decide(History::default(), &inputs, &spec(), 0.0).1;
+        let mut inputs = waiting(1000);
+        inputs.workload.replicas = 1;
+        inputs.sidecars = Sidecars { scraped: 0, ..idle(started) };
+        decide(history, &inputs, &spec(), 1.0).0.reason
+    };
+    assert_ne!(decided(1, 1), Reason::ScaledOut);
+    assert_eq!(decided(0, 1), Reason::ScaledOut, "these came for what waited");
+    assert_eq!(decided(1, 0), Reason::ScaledOut, "nobody runs who could say it");
+}
+
+#[test]
+fn one_message_gets_one_pod_however_short_it_may_wait() {
+    let (decision, _) = decide(History::default(), &waiting(1), &Spec { target_wait: 1.0, ..spec() }, 0.0);
+    assert_eq!(decision.replicas, 1, "{}", decision.message);
+}
+
+#[test]
+fn a_load_keeps_as_many_pods_as_it_needs_however_short_or_long_messages_may_wait() {
+    for target_wait in [1.0, 3600.0] {
+        let mut world = World { replicas: 30, ..World::new(Spec { target_wait, ..spec() }, 0.5) };
+        for _ in 0..1200 {
+            world.second(20.0);
+        }
+        assert!((9..=14).contains(&world.replicas), "{target_wait}: {:?}", world.decision);
+    }
+}
+
+#[test]
+fn pods_that_are_on_their_way_are_asked_for_once() {
+    let spec = Spec { max: 1000, ..spec() };
+    let mut history = History::with_service_seconds(0.5);
+    let mut inputs = waiting(400);
+    let mut pods = vec![];
+    for now in 0..100 {
+        let (decision, next) = decide(history, &inputs, &spec, f64::from(now));
+        (history, inputs.workload.replicas) = (next, decision.replicas);
+        pods.push(decision.replicas);
+    }
+    assert!(pods[0] > 20 && pods.iter().all(|more| *more == pods[0]), "{pods:?}");
+}
+
+#[test]
+fn how_long_a_start_takes_is_learned_from_most_of_the_pods_that_were_asked_for() {
+    // So many pods, and of these so many that take calls, each from its second on; gives what is known in the end.
+    let learned = |steps: &[(f64, u32, u32)], failing: bool| {
+        let mut history = History::default();
+        for (now, replicas, able) in steps {
+            let mut inputs = waiting(0);
+            inputs.workload = Workload { replicas: *replicas, failing, ..Workload::default() };
+            inputs.sidecars = Sidecars { able: *able, ..idle(*able) };
+            history.observe(0, &inputs, 60.0, *now);
+        }
+        history.startup.seconds()
+    };
+    assert_eq!(
+        learned(&[(0.0, 10, 10), (1.0, 12, 10), (3.0, 12, 11), (8.0, 12, 12)], false),
+        Some(7.0),
+        "two came"
+    );
+    assert_eq!(
+        learned(&[(0.0, 0, 0), (1.0, 10, 0), (3.0, 10, 1), (21.0, 10, 9)], false),
+        Some(20.0),
+        "one was quick"
+    );
+    assert_eq!(learned(&[(0.0, 0, 0), (1.0, 10, 0), (600.0, 10, 9)], false), Some(120.0));
+    assert_eq!(
+        learned(&[(0.0, 0, 0), (1.0, 10, 2), (50.0, 5, 2), (90.0, 5, 5)], false),
+        None,
+        "others have gone"
+    );
+    assert_eq!(learned(&[(0.0, 0, 0), (1.0, 10, 0), (50.0, 10, 10)], true), None, "they crash");
+}
+
+#[test]
+fn pods_that_have_not_started_for_two_minutes_are_not_expected_any_more() {
+    let mut history = History::default();
+    history.observe(0, &waiting(0), 60.0, 0.0);
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 10;
+    history.observe(0, &inputs, 60.0, 1.0);
+    assert_eq!(
+        [11.0, 121.0, 122.0].map(|now| history.startup.on_their_way(now)),
+        [Some(10.0), Some(120.0), None]
+    );
+}
+
+#[test]
+fn a_load_that_needs_as_many_pods_as_a_schedule_asks_for_is_steady() {
+    let mut inputs = Inputs { floor: Some(by_schedule(5)), ..waiting(0) };
+    inputs.workload.replicas = 5;
+    let mut history = History::with_service_seconds(1.0);
+    for now in 0..200_u64 {
+        let calls = now * 4;
+        inputs.sidecars = Sidecars { settled: calls, calls, call_seconds: calls as f64, ..working(5) };
+        let (decision, next) = decide(history, &inputs, &spec(), now as f64);
+        history = next;
+        let expected = (5, 5, Reason::Steady);
+        assert!(now < 100 || (decision.replicas, decision.raw, decision.reason) == expected, "{decision:?}");
+    }
+}
+
+#[test]
+fn what_waits_is_believed_also_where_the_broker_counts_no_consumer() {
+    let mut history = History::with_service_seconds(0.1);
+    let mut inputs = Inputs { contradicted: true, ..waiting(1) };
+    inputs.workload.replicas = 6;
+    let mut reasons = vec![];
+    for now in 0..100 {
+        inputs.sidecars = Sidecars { settled: now, ..working(6) };
+        let (decision, next) = decide(history, &inputs, &spec(), now as f64);
+        history = next;
+        reasons.push(decision.reason);
+    }
+    assert!(
+        reasons.contains(&Reason::ScaledIn) && !reasons.contains(&Reason::ZeroUnconfirmed),
+        "{reasons:?}"
+    );
+}
+
+#[test]
+fn work_that_may_still_ask_for_more_time_keeps_its_pods_where_the_last_has_ended_long_ago() {
+    let mut history = History::with_service_seconds(1.0);
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 12;
+    for now in 0..300_u64 {
+        let pods = inputs.workload.replicas;
+        let calls = u64::from(now >= 10);
+        inputs.workload.rolling = now < 100;
+        inputs.sidecars = Sidecars { busy: pods, late: pods.into(), settled: calls, ..working(pods) };
+        let (decision, next) =
+            decide(history, &inputs, &Spec { handler_timeout: 600.0, ..spec() }, now as f64);
+        (history, inputs.workload.replicas) = (next, decision.replicas);
+    }
+    assert_eq!(inputs.workload.replicas, 12);
+}
+
+#[test]
+fn pods_that_are_let_go_while_others_start_are_no_longer_expected() {
+    let mut history = History::default();
+    let mut expected = |replicas: u32, able: u32, now: f64| {
+        let mut inputs = waiting(0);
+        inputs.workload.replicas = replicas;
+        inputs.sidecars = Sidecars { able, ..idle(able) };
+        history.observe(0, &inputs, 60.0, now);
+        history.startup.on_their_way(now)
+    };
+    assert_eq!(
+        (expected(0, 0, 0.0), expected(10, 0, 1.0), expected(10, 0, 5.0)),
+        (None, Some(0.0), Some(4.0))
+    );
+    assert_eq!((expected(6, 0, 6.0), expected(6, 0, 7.0)), (None, None));
+    // Those that are asked for next are.
+    assert_eq!((expected(8, 0, 8.0), expected(8, 0, 9.0)), (Some(0.0), Some(1.0)));
+}

@@ -96,4 +96,14 @@ mod tests {
         recent.observe(seen(0, 0), SPAN * 2.0);
         assert_eq!(recent.told(), Durability::default());
     }
+
+    #[test]
+    fn the_first_transient_message_is_told_with_all_that_came_before_it() {
+        let mut recent = Recent::default();
+        recent.observe(seen(10, 0), 1.0);
+        recent.observe(seen(5, 0), 2.0);
+        assert_eq!(recent.told(), seen(10, 0));
+        recent.observe(seen(1, 1), 3.0);
+        assert_eq!(recent.told(), seen(16, 1));
+    }
 }

@@ -106,4 +106,13 @@ mod tests {
         }
         assert_eq!(failures.in_a_row(60.0, 0.0), None);
     }
+
+    #[test]
+    fn all_that_single_messages_which_failed_one_after_the_other_took_counts_once_another_goes_well() {
+        let mut failures = Failures::default();
+        for _ in 0..3 {
+            assert_eq!(failures.observe(ONE, BAD, 0.0), None);
+        }
+        assert_eq!(failures.observe(ONE, GOOD, 0.0), Some(Took { messages: 4.0, seconds: 120.0 }));
+    }
 }

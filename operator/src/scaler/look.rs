@@ -225,4 +225,32 @@ mod tests {
         assert!(exposed(1, "False"));
         assert!(!exposed(0, "False") && !exposed(1, "True"));
     }
+
+    #[test]
+    fn messages_that_are_ready_are_told_of_whoever_consumes() {
+        look(7, 0, |look, board| {
+            other_consumes(board);
+            assert_eq!((look.ready(), inputs(&look, 1).contradicted), (Some(7), true));
+        });
+        look(0, 0, |look, board| {
+            other_consumes(board);
+            assert_eq!(look.ready(), None);
+        });
+    }
+
+    #[test]
+    fn work_in_a_pod_that_ends_is_not_exposed_any_more() {
+        let mut tracker = Tracker::default();
+        let uid = BTreeSet::from(["u".to_owned()]);
+        let sample = Sample { in_flight: 1, ..Sample::default() };
+        let answer =
+            Answer { pod: "u".to_owned(), whole: true, ran: 0.0, ending: true, crashes: false, sample };
+        tracker.observe(vec![answer], &uid, &uid, 0.0);
+        let exposed = |deleted: Option<&str>| {
+            let metadata = json!({"name": "p", "uid": "u", "deletionTimestamp": deleted});
+            let pods = [Arc::new(serde_json::from_value(json!({"metadata": metadata})).unwrap())];
+            look(0, 0, |look, _| inputs(&Look { pods: &pods, tracker: &tracker, ..look }, 1).workload.exposed)
+        };
+        assert_eq!((exposed(None), exposed(Some("2026-11-23T08:00:00Z"))), (true, false));
+    }
 }

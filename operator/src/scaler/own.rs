@@ -94,4 +94,15 @@ mod tests {
         own.patched(11.0);
         assert_eq!(own.current(Some(0), 1, 11.5), 5);
     }
+
+    #[test]
+    fn what_was_decided_and_not_done_is_not_what_is_there() {
+        let mut own = Own::default();
+        own.decided(9);
+        own.not_patched();
+        assert_eq!(own.current(Some(4), 1, 1.0), 4);
+        own.decided(9);
+        own.lost(1.0);
+        assert_eq!(own.current(Some(4), 1, 100.0), 4);
+    }
 }

@@ -70,3 +70,44 @@ impl Reason {
         !matches!(self, Self::DepthUnknown | Self::MetricsUnreachable | Self::Stalled | Self::HandlerFailing)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Reason::{self, *};
+
+    const ALL: [Reason; 16] = [
+        ScaledOut,
+        ScaledIn,
+        Steady,
+        Stabilizing,
+        Scheduled,
+        AtMaximum,
+        Idle,
+        Paused,
+        DepthUnknown,
+        SidecarsUnreachable,
+        MetricsUnreachable,
+        HandlerFailing,
+        Stalled,
+        ZeroUnconfirmed,
+        InFlight,
+        RollingOut,
+    ];
+
+    #[test]
+    fn scaling_is_not_active_where_the_scaler_is_blind_or_more_pods_would_mend_nothing() {
+        let inactive: Vec<_> = ALL.into_iter().filter(|reason| !reason.is_active()).collect();
+        assert_eq!(inactive, [DepthUnknown, MetricsUnreachable, HandlerFailing, Stalled]);
+    }
+
+    #[test]
+    fn a_warning_tells_of_limits_and_of_sidecars_that_hold_up_a_scale_in() {
+        let hindrances: Vec<_> = ALL.into_iter().filter(|reason| reason.is_hindrance()).collect();
+        assert_eq!(hindrances, [AtMaximum, SidecarsUnreachable]);
+    }
+
+    #[test]
+    fn every_reason_is_told_as_it_is_named() {
+        assert!(ALL.iter().all(|reason| reason.as_str() == format!("{reason:?}")));
+    }
+}

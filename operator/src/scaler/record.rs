@@ -200,4 +200,44 @@ mod tests {
         let ages = (told.sidecars_age_seconds, told.seconds_per_message, told.measured_seconds);
         assert_eq!(ages, (Some(0.25), Some(0.5), Some(3.0)));
     }
+
+    #[test]
+    fn decisions_for_the_same_pods_and_another_reason_are_told_apart() {
+        let (records, worker) = (Records::default(), Key { namespace: "n".to_owned(), name: "w".to_owned() });
+        for reason in [Reason::Steady, Reason::AtMaximum, Reason::AtMaximum] {
+            records.note(&worker, Inputs::default(), None, &decided(5, reason));
+        }
+        let told = records.told(&worker).unwrap();
+        assert_eq!(
+            told.decisions.iter().map(|d| d.reason.as_str()).collect::<Vec<_>>(),
+            ["AtMaximum", "Steady"]
+        );
+    }
+
+    #[test]
+    fn what_a_decision_was_made_from_is_told_by_its_own_name() {
+        let (records, worker) = (Records::default(), Key { namespace: "n".to_owned(), name: "w".to_owned() });
+        let sidecars = Sidecars {
+            started: 7,
+            able: 6,
+            scraped: 5,
+            unsettled: 4,
+            in_flight: 3,
+            ending: 2,
+            ..Sidecars::default()
+        };
+        let floor = super::super::inputs::Floor { replicas: 9, schedule: "\"0 8 * * *\" UTC".into() };
+        let told = |rolling: bool, failing: bool| {
+            let workload = super::super::inputs::Workload { rolling, failing, ..Default::default() };
+            let inputs =
+                Inputs { shared: true, workload, sidecars, floor: Some(floor.clone()), ..Inputs::default() };
+            records.note(&worker, inputs, None, &decided(5, Reason::Steady));
+            records.told(&worker).unwrap()
+        };
+        let all = told(true, false);
+        assert_eq!((all.sidecars_started, all.handlers_started, all.sidecars_answered), (7, 6, 5));
+        assert_eq!((all.unsettled, all.in_flight, all.ending, all.shared), (4, 3, 2, true));
+        assert_eq!((all.floor, all.schedule.as_deref()), (Some(9), Some("\"0 8 * * *\" UTC")));
+        assert_eq!((all.rolling, all.failing, told(false, true).failing), (true, false, true));
+    }
 }

@@ -444,4 +444,126 @@ something_else NaN
             }
         }
     }
+
+    #[test]
+    fn a_sidecar_says_by_its_metrics_what_it_holds_and_how_its_handler_does() {
+        let read = |more: &str| {
+            parse(&format!("warren_sidecar_unsettled 0\nwarren_sidecar_in_flight 0\n{more}\n")).unwrap()
+        };
+        let line = |name: &str, value: u64| format!("{name}{{worker=\"w\"}} {value}");
+        assert_eq!(read(&line(metrics::LATE, 2)).late, 2);
+        assert_eq!(read(&line(metrics::EXTENSIONS, 3)).extensions, 3);
+        assert_eq!(read(&line(metrics::TRANSIENT, 4)).transient, 4);
+        assert_eq!([0, 1].map(|up| read(&line(metrics::HANDLER_UP, up)).handler_up), [false, true]);
+        assert_eq!([0, 1].map(|up| read(&line(metrics::CONNECTED, up)).connected), [false, true]);
+        let status = |status| read(&line(metrics::HANDLER_MISCONFIGURED, status)).misconfigured;
+        assert_eq!((status(0), status(405)), (None, Some(405)), "none is told as 0");
+        assert_eq!(
+            parse(&TEXT.replace("warren_sidecar_unsettled 5", "")),
+            None,
+            "held messages are not said"
+        );
+    }
+
+    #[test]
+    fn calls_that_failed_and_what_calls_took_are_summed_over_pods_and_their_restarts() {
+        let mut tracker = Tracker::default();
+        let mut seen = |pod: &str, calls: u64, failed: u64, failed_first: u64, call_seconds: f64| {
+            let sample = Sample { failed, failed_first, call_seconds, ..counted(calls) };
+            let sums = observe(&mut tracker, pod, true, sample);
+            (sums.calls, sums.failed, sums.failed_first, sums.call_seconds)
+        };
+        assert_eq!(seen("a", 10, 4, 3, 5.0), (10, 4, 3, 5.0));
+        assert_eq!(seen("a", 12, 6, 4, 8.0), (12, 6, 4, 8.0));
+        assert_eq!(seen("a", 2, 1, 1, 0.5), (14, 7, 5, 8.5), "it has started again");
+        assert_eq!(seen("b", 1, 0, 0, 2.0), (15, 7, 5, 10.5));
+    }
+
+    #[test]
+    fn a_sidecar_has_started_again_where_deliveries_or_calls_are_fewer() {
+        let after = |deliveries, calls| {
+            let mut tracker = Tracker::default();
+            let sample =
+                |deliveries, calls| Sample { deliveries, calls, settled: calls, ..Sample::default() };
+            observe(&mut tracker, "a", true, sample(10, 5));
+            let sums = observe(&mut tracker, "a", true, sample(deliveries, calls));
+            (sums.deliveries, sums.settled)
+        };
+        assert_eq!((after(12, 2), after(6, 5), after(12, 6)), ((22, 7), (16, 10), (12, 6)));
+    }
+
+    #[test]
+    fn what_pods_are_busy_with_hold_and_end_is_told_apart() {
+        let mut tracker = Tracker::default();
+        let all = ["busy", "waits", "idle", "down", "ends"].map(str::to_owned);
+        let answers = all.clone().map(|pod| {
+            let in_flight = u64::from(pod == "busy" || pod == "ends");
+            let unsettled = if pod == "idle" { 0 } else { 5 };
+            let sample = Sample {
+                unsettled,
+                in_flight,
+                late: in_flight,
+                handler_up: pod != "down",
+                ..Sample::default()
+            };
+            Answer { whole: true, ran: 0.0, ending: pod == "ends", crashes: false, sample, pod }
+        });
+        let living = BTreeSet::from(all);
+        let staying = living.iter().filter(|pod| *pod != "ends").cloned().collect();
+        let sums = tracker.observe(answers.into(), &living, &staying, 0.0);
+        assert_eq!((sums.busy, sums.holding, sums.put_off, sums.ending, sums.late), (1, 1, 10, 5, 1));
+        assert!(tracker.work("waits").is_some());
+        tracker.observe(vec![], &BTreeSet::new(), &BTreeSet::new(), 1.0);
+        assert_eq!(tracker.work("waits"), None, "it is gone");
+    }
+
+    #[test]
+    fn a_handler_that_was_up_or_says_why_it_is_not_fails_at_once_and_that_of_a_pod_that_ends_does_not() {
+        let living = BTreeSet::from(["a".to_owned()]);
+        let seen = |tracker: &mut Tracker, ending: bool, sample: Sample, now: f64| {
+            let [answer] = answer("a", false, sample).try_into().unwrap();
+            let sums = tracker.observe(vec![Answer { ending, ..answer }], &living, &living, now);
+            (sums.held, sums.failing)
+        };
+        let down = Sample { handler_up: false, ..counted(0) };
+        let mut tracker = Tracker::default();
+        assert_eq!(seen(&mut tracker, false, counted(0), 0.0), (0, 0));
+        assert_eq!(seen(&mut tracker, false, down.clone(), 1.0), (1, 1), "it was up");
+        assert_eq!(seen(&mut tracker, true, down.clone(), 2.0), (0, 0), "it ends");
+        let new = |sample| seen(&mut Tracker::default(), false, sample, 0.0);
+        assert_eq!(new(Sample { calls: 1, ..down }), (1, 1), "it was up before anybody watched");
+        assert_eq!(new(Sample { misconfigured: Some(404), ..down }), (1, 1));
+        assert_eq!(new(down), (0, 0));
+    }
+
+    #[test]
+    fn deliveries_that_a_restart_of_the_broker_would_lose_are_told_as_seen_since_the_operator_watches() {
+        let mut tracker = Tracker::default();
+        let seen = |deliveries, transient| Sample { deliveries, transient, ..Sample::default() };
+        observe(&mut tracker, "a", false, seen(100, 100));
+        assert_eq!(tracker.durability(), Durability::default());
+        observe(&mut tracker, "a", false, seen(104, 103));
+        assert_eq!(tracker.durability(), Durability { deliveries: 4, transient: 3 });
+    }
+
+    #[test]
+    fn what_calls_took_since_their_pods_began_is_told_to_who_comes_later() {
+        let sample = Sample { call_seconds: 50.0, ..counted(100) };
+        let sums = observe(&mut Tracker::default(), "a", false, sample);
+        assert_eq!((sums.calls, sums.call_seconds), (0, 0.0));
+        assert_eq!((sums.lifetime_calls, sums.lifetime_seconds), (100, 50.0));
+    }
+
+    #[test]
+    fn what_sidecars_deliver_before_they_have_learned_of_another_queue_is_not_told_of_it() {
+        let mut tracker = Tracker::default();
+        tracker.turned(10.0);
+        let living = BTreeSet::from(["a".to_owned()]);
+        let mut at = |deliveries, now| {
+            let sample = Sample { deliveries, transient: deliveries, ..Sample::default() };
+            tracker.observe(answer("a", true, sample), &living, &living, now);
+            tracker.durability().deliveries
+        };
+        assert_eq!((at(5, 9.0), at(7, 10.0)), (0, 2));
+    }
 }

@@ -362,4 +362,47 @@ mod tests {
         table.floor(&day, Timestamp::UNIX_EPOCH);
         assert_eq!(table.wrong(), None);
     }
+
+    #[test]
+    fn of_several_entries_that_cannot_be_read_the_first_is_named() {
+        let wrong =
+            [schedule("0 8 * * *", "UTC", 3), schedule("soon", "UTC", 1), schedule("later", "UTC", 1)];
+        assert!(Schedules::parse(&wrong).1.unwrap().message.contains("schedules[1]"));
+    }
+
+    #[test]
+    fn an_hour_that_the_clock_repeats_is_one_hour_as_it_comes_first() {
+        let from_to = |from, to| [schedule(from, "Europe/Berlin", 5), schedule(to, "Europe/Berlin", 0)];
+        // In Berlin 2:10 comes at 0:10 and at 1:10, and 3:00 at 2:00.
+        for (time, five_past, half_past, three) in [
+            ("2026-10-25T00:10:00Z", 5, 0, 0),
+            ("2026-10-25T00:30:00Z", 5, 5, 0),
+            ("2026-10-25T01:00:00Z", 5, 5, 0),
+            ("2026-10-25T01:59:59Z", 5, 5, 0),
+            ("2026-10-25T02:00:00Z", 5, 5, 5),
+        ] {
+            let found = ["5 2 * * *", "30 2 * * *", "0 3 * * *"]
+                .map(|from| floor(&from_to(from, "0 20 * * *"), time));
+            assert_eq!(found, [Some(five_past), Some(half_past), Some(three)], "{time}");
+        }
+        let zones = [schedule("30 2 * * *", "Europe/Berlin", 7), schedule("0 1 * * *", "UTC", 3)];
+        assert_eq!(floor(&zones, "2026-10-25T00:40:00Z"), Some(7));
+        assert_eq!(floor(&zones, "2026-10-25T01:10:00Z"), Some(3), "half past two was before it");
+    }
+
+    #[test]
+    fn a_timetable_follows_the_time_within_an_hour() {
+        let mut table = Timetable::default();
+        let hour = [schedule("0 8 * * *", "UTC", 5), schedule("30 8 * * *", "UTC", 1)];
+        let mut at = |time: &str| table.floor(&hour, at(time)).map(|f| f.replicas);
+        assert_eq!((at("2026-11-23T08:29:59Z"), at("2026-11-23T08:30:00Z")), (Some(5), Some(1)));
+    }
+
+    #[test]
+    fn what_fired_in_summer_counts_also_at_the_moment_at_which_the_clock_is_set_back() {
+        let year = [schedule("0 12 1 7 *", "Europe/Berlin", 5), schedule("0 12 1 2 *", "Europe/Berlin", 0)];
+        for time in ["2026-10-25T00:59:59Z", "2026-10-25T01:00:00Z", "2026-10-25T01:00:01Z"] {
+            assert_eq!(floor(&year, time), Some(5), "{time}");
+        }
+    }
 }

@@ -52,4 +52,18 @@ mod tests {
         assert!(share(98.0, 98.0, 2) > 0.9);
         assert!((share(98.0, 98.0, 2) + share(0.0, 98.0, 2) - 1.0).abs() < 1e-9);
     }
+
+    #[test]
+    fn what_a_worker_has_settled_counts_for_half_a_minute_later() {
+        let mut worker = Lately::default();
+        worker.observe(0, 0, 0.0);
+        worker.observe(100, 1, 1.0);
+        worker.observe(100, 1, 61.0);
+        assert_eq!(worker.amount, 50.0);
+    }
+
+    #[test]
+    fn of_one_message_every_worker_gets_one_and_of_none_nobody() {
+        assert_eq!([(1, 0.01), (10, 0.41), (0, 0.5)].map(|(ready, share)| part(ready, share)), [1, 5, 0]);
+    }
 }

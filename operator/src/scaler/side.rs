@@ -130,4 +130,24 @@ mod tests {
         assert_eq!((side.retrying(&queue), side.dead(&queue)), (Some(0), None));
         assert!(side.read.is_empty());
     }
+
+    #[test]
+    fn one_that_is_looked_at_rarely_has_a_queue_beside_it_read_each_time() {
+        let queue = Queue::new("orders", QueueSpec::default());
+        let reads = |frequent: bool| {
+            let mut side = Side::default();
+            (0..LOOKS * 4).filter(|_| side.next(&queue, frequent).is_some()).count()
+        };
+        assert_eq!((reads(true), reads(false)), (4, 20));
+    }
+
+    #[test]
+    fn a_queue_that_was_empty_before_is_empty_at_once() {
+        let queue = Queue::new("orders", QueueSpec::default());
+        let mut side = Side::default();
+        let first = (0..LOOKS).find_map(|_| side.next(&queue, true)).unwrap();
+        side.note(first.clone(), Some(0));
+        side.note(first, Some(0));
+        assert_eq!(side.next(&queue, true), None);
+    }
 }
