@@ -2497,3 +2497,23 @@ fn pods_that_are_let_go_while_others_start_are_no_longer_expected() {
     // Those that are asked for next are.
     assert_eq!((expected(8, 0, 8.0), expected(8, 0, 9.0)), (Some(0.0), Some(1.0)));
 }
+
+#[test]
+fn an_operator_that_takes_over_keeps_the_pods_whose_long_calls_run() {
+    for unseen in [0, 1, 30] {
+        let mut history = History::default();
+        let mut inputs = waiting(0);
+        inputs.workload.replicas = 10;
+        for now in 0..200 {
+            inputs.sidecars =
+                Sidecars { busy: 10, lifetime_calls: 100, lifetime_seconds: 30_000.0, ..working(10) };
+            if now < unseen {
+                inputs.sidecars = Sidecars { scraped: 0, ..idle(10) };
+            }
+            let patient = Spec { handler_timeout: 600.0, ..spec() };
+            let (decision, next) = decide(history, &inputs, &patient, f64::from(now));
+            (history, inputs.workload.replicas) = (next, decision.replicas);
+            assert_eq!(decision.replicas, 10, "{unseen} {now} {}", decision.message);
+        }
+    }
+}

@@ -265,7 +265,12 @@ impl History {
     }
 
     fn observe_running(&mut self, sidecars: &Sidecars, window: f64, now: f64) {
-        let since = self.seen_at.replace(now).map_or(0.0, |before| (now - before).max(0.0));
+        if sidecars.started > 0 && sidecars.scraped == 0 {
+            // What runs is not known: the next that is seen counts for all of the time.
+            self.seen_at = None;
+            return;
+        }
+        let since = self.seen_at.replace(now).map_or(f64::INFINITY, |before| (now - before).max(0.0));
         let running = sidecars.in_flight.min(sidecars.unsettled) as f64;
         self.running += (running - self.running) * (1.0 - (-since / window).exp());
     }
