@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use futures::StreamExt;
 use futures::future::{join_all, ready};
 use hyper_util::client::proxy::matcher::Matcher;
@@ -49,7 +50,7 @@ pub struct Target {
     pub context: Option<String>,
 
     /// The kubeconfig; default: KUBECONFIG, then ~/.kube/config
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub kubeconfig: Option<PathBuf>,
 
     /// Namespace of Warren's operator, for those who may not list pods in all; default: looked for in all
@@ -63,6 +64,7 @@ impl Target {
         for name in [&mut self.namespace, &mut self.context, &mut self.operator_namespace] {
             name.take_if(|name| name.is_empty());
         }
+        self.kubeconfig.take_if(|path| path.as_os_str().is_empty());
     }
 }
 

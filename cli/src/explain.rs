@@ -23,8 +23,8 @@ use crate::{Answer, name, one_line};
 
 /// Changes of replicas that are shown.
 const SHOWN: usize = 10;
-/// The kind as kubectl takes it.
-const KINDS: [&str; 4] = ["worker", "workers", "wk", "workers.warren.dev"];
+/// The kind as kubectl takes it, and as it prints it.
+const KINDS: [&str; 5] = ["worker", "workers", "wk", "workers.warren.dev", "worker.warren.dev"];
 /// Reasons of the events that tell of a change of replicas.
 const CHANGES: [&str; 3] = ["ScaledOut", "ScaledIn", "ScaleReverted"];
 

@@ -94,7 +94,7 @@ fn nothing_in(namespace: &str) -> String {
 /// The name in `KIND/NAME`, or NAME alone; `kinds`: the kind as kubectl takes it, the plainest first.
 fn name<const N: usize>(text: &str, kinds: [&str; N]) -> Result<String, String> {
     let (kind, name) = text.split_once('/').unwrap_or((kinds[0], text));
-    match kinds.contains(&kind) && !name.is_empty() {
+    match kinds.contains(&&*kind.to_ascii_lowercase()) && !name.is_empty() {
         true => Ok(name.to_owned()),
         false => Err(format!("write {}/NAME", kinds[0])),
     }
@@ -140,11 +140,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_script_leaves_empty_says_nothing() {
+        let empty = ["kubectl-warren", "top", "--kubeconfig", "", "--context", "", "-n", ""];
+        let mut target = Cli::try_parse_from(empty).unwrap().target;
+        target.tidy();
+        assert_eq!((target.kubeconfig, target.context, target.namespace), (None, None, None));
+    }
+
+    #[test]
     fn a_thing_is_named_with_or_without_its_kind() {
         let worker = |text| name(text, ["worker", "wk"]);
         assert_eq!((worker("a").unwrap(), worker("wk/a").unwrap()), ("a".to_owned(), "a".to_owned()));
         assert_eq!(worker("queue/a"), Err("write worker/NAME".to_owned()));
         assert!(worker("worker/").is_err() && worker("").is_err());
+        for printed in
+            [["explain", "worker.warren.dev/a"], ["doctor", "queue.warren.dev/a"], ["explain", "Worker/a"]]
+        {
+            assert!(Cli::try_parse_from([&["kubectl-warren"], &printed[..]].concat()).is_ok(), "{printed:?}");
+        }
         assert!(Cli::try_parse_from(["kubectl-warren", "explain", "queue/a"]).is_err());
         assert!(Cli::try_parse_from(["kubectl-warren", "doctor", "worker/a"]).is_err());
     }

@@ -10,8 +10,8 @@ use self::facts::Facts;
 use crate::cluster::Cluster;
 use crate::{Answer, name, nothing_in, one_line};
 
-/// The kind as kubectl takes it.
-const KINDS: [&str; 4] = ["queue", "queues", "wq", "queues.warren.dev"];
+/// The kind as kubectl takes it, and as it prints it.
+const KINDS: [&str; 5] = ["queue", "queues", "wq", "queues.warren.dev", "queue.warren.dev"];
 
 /// Checks an installation and its Queues and Workers, and says what to do.
 #[derive(Debug, Args)]

@@ -15,6 +15,7 @@ pub mod warren;
 pub mod world;
 
 use std::path::PathBuf;
+use std::{fs, io};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -34,7 +35,7 @@ use crate::table::table;
 /// Runs Warren's scaler, and KEDA with an HPA beside it, over a recorded load in virtual time.
 #[derive(Debug, Args)]
 pub struct Simulate {
-    /// Manifest with the Worker; its Queue may be in it too
+    /// Manifest with the Worker, - for standard input; its Queue may be in it too
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
 
@@ -168,7 +169,12 @@ impl Simulate {
     /// A file that cannot be read or written, or what is wrong in it.
     pub fn run(&self, namespace: Option<&str>) -> anyhow::Result<Answer> {
         let read = |path: &PathBuf| {
-            std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
+            let text = if path.as_os_str() == "-" {
+                io::read_to_string(io::stdin())
+            } else {
+                fs::read_to_string(path)
+            };
+            text.with_context(|| format!("read {}", path.display()))
         };
         let manifest = read(&self.file)?;
         let wanted = Wanted { name: self.worker.as_deref(), namespace };
@@ -178,7 +184,7 @@ impl Simulate {
         let comparison = Comparison::of(&setting, &trace);
         if let Some(path) = &self.html {
             let page = picture::page(&setting, &trace, &comparison);
-            std::fs::write(path, page).with_context(|| format!("write {}", path.display()))?;
+            fs::write(path, page).with_context(|| format!("write {}", path.display()))?;
         }
         let width = terminal_size().map_or(usize::MAX, |(Width(width), _)| usize::from(width));
         let mut text = picture::terminal(&comparison, width);

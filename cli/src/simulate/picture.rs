@@ -164,10 +164,17 @@ fn load(trace: &Trace) -> Curve {
     let span = trace.end() / COLUMNS as f64;
     let mut curve = Curve::new();
     for interval in trace.intervals() {
-        let at = (interval.start / span).floor() * span;
+        let column = (interval.start / span).floor();
+        let (at, next) = (column * span, (column + 1.0) * span);
         let now = rate(interval.arrivals, interval.end - interval.start);
         match curve.last_mut() {
-            Some((last, most)) if *last == at => *most = most.max(now),
+            Some((last, most)) if *last == at => {
+                *most = most.max(now);
+                // What goes on has a column of its own.
+                if interval.end > next {
+                    curve.push((next, now));
+                }
+            }
             _ => curve.push((at, now)),
         }
     }
@@ -191,6 +198,16 @@ fn escaped(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::simulate::manifest::Wanted;
+
+    #[test]
+    fn a_short_spike_is_not_drawn_over_the_quiet_hours_after_it() {
+        let trace = Trace::parse("0,36000\n36000,5000\n36060,0\n50000,36400\n86400,0").unwrap();
+        let drawn = load(&trace);
+        let at_40_000 = drawn.iter().rev().find(|(at, _)| *at <= 40_000.0);
+        assert!(at_40_000.is_some_and(|(_, rate)| *rate == 0.0), "{drawn:?}");
+        let most = drawn.iter().map(|(_, rate)| *rate).fold(0.0, f64::max);
+        assert!((most - 5000.0 / 60.0).abs() < 1e-9, "{drawn:?}");
+    }
 
     fn compared() -> (Setting, Trace, Comparison) {
         let manifest = "kind: Worker\napiVersion: warren.dev/v1alpha1\nmetadata: {name: a<b}\nspec: {queueRef: {name: q}, template: {}}";
