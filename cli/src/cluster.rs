@@ -78,7 +78,7 @@ pub struct Cluster {
     /// The namespace that is asked about.
     pub namespace: String,
     /// The operator's; none: it is looked for in all.
-    operator_namespace: Option<String>,
+    pub operator_namespace: Option<String>,
 }
 
 /// A pod whose sidecar runs.
@@ -296,8 +296,10 @@ impl Cluster {
         let pods = self.operator_pods().await?;
         if pods.is_empty() {
             let namespace = &self.namespace;
+            let home = self.operator_namespace.as_ref();
+            let within = home.map(|home| format!(" in namespace {home}")).unwrap_or_default();
             bail!(
-                "there is no operator pod with the labels {OPERATOR_LABELS} that watches namespace {namespace}"
+                "there is no operator pod with the labels {OPERATOR_LABELS}{within} that watches namespace {namespace}"
             );
         }
         let pages = pods.iter().filter(|pod| running(pod)).map(|pod| self.page(pod, OPERATOR_PORT, page));

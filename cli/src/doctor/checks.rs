@@ -92,10 +92,20 @@ fn operator(facts: &Facts) -> Check {
     let what = "the operator runs";
     match &facts.operator {
         Err(why) => Check::unknown(what, why),
-        Ok(pods) if pods.is_empty() => Check::bad(
-            what,
-            "there is no pod of one that watches this namespace: install the chart, name the namespace in its watchNamespaces, or set its replicas above 0",
-        ),
+        Ok(pods) if pods.is_empty() => {
+            let (within, other) = match &facts.searched {
+                Some(home) => {
+                    (format!(" in namespace {home}"), "ask for another --operator-namespace, or for none, ")
+                }
+                None => (String::new(), ""),
+            };
+            Check::bad(
+                what,
+                format!(
+                    "there is no pod{within} of one that watches this namespace: {other}install the chart, name the namespace in its watchNamespaces, or set its replicas above 0"
+                ),
+            )
+        }
         Ok(pods) => {
             let ready = pods.iter().filter(|pod| pods::ready(pod)).count();
             let names: Vec<String> = pods
@@ -152,8 +162,11 @@ fn of_queue(queue: &Queue, facts: &Facts) -> Vec<Check> {
         .iter()
         .map(|secret| of_secret(&name, secret, facts.secrets.get(secret), queue))
         .collect();
-    let conditions = queue.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let status = queue.status.as_ref();
+    let conditions = status.map(|status| status.conditions.as_slice()).unwrap_or_default();
     all.extend(of_conditions("Queue", &name, conditions));
+    let seen = status.and_then(|status| status.observed_generation);
+    all.extend(of_generation("Queue", &name, queue.metadata.generation, seen));
     all
 }
 
@@ -187,6 +200,16 @@ fn of_conditions(kind: &str, name: &str, conditions: &[Condition]) -> Vec<Check>
     conditions.iter().map(|condition| of_condition(kind, name, condition)).collect()
 }
 
+/// Where the conditions are not about the spec as it is.
+fn of_generation(kind: &str, name: &str, now: Option<i64>, seen: Option<i64>) -> Option<Check> {
+    seen.zip(now).filter(|(seen, now)| seen < now).map(|_| {
+        Check::unknown(
+            format!("{kind} {name}: the operator has seen its last change"),
+            "the conditions above are of the spec before it: look again in a moment; if it stays so, see the operator's log",
+        )
+    })
+}
+
 fn of_condition(kind: &str, name: &str, condition: &Condition) -> Check {
     let what = match condition.type_.as_str() {
         "BrokerReachable" => format!("{kind} {name}: BrokerReachable, from the operator"),
@@ -204,8 +227,11 @@ fn of_condition(kind: &str, name: &str, condition: &Condition) -> Check {
 
 fn of_worker(worker: &Worker, facts: &Facts) -> Vec<Check> {
     let name = worker.name_any();
-    let conditions = worker.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let status = worker.status.as_ref();
+    let conditions = status.map(|status| status.conditions.as_slice()).unwrap_or_default();
     let mut all = of_conditions("Worker", &name, conditions);
+    let seen = status.and_then(|status| status.observed_generation);
+    all.extend(of_generation("Worker", &name, worker.metadata.generation, seen));
     let unreachable = |reason| conditions.iter().any(|condition| condition.reason == reason);
     if unreachable("MetricsUnreachable") {
         all.push(policies(&name, facts));
@@ -341,6 +367,7 @@ pub(super) mod tests {
             namespace: "shop".to_owned(),
             exists: Ok(true),
             definitions: Ok(vec![("queues.warren.dev".to_owned(), true)]),
+            searched: None,
             operator: Ok(vec![serde_json::from_value(pod).unwrap()]),
             leads: Ok(true),
             rights: Ok(vec![Right { what: "get secrets".to_owned(), given: true }]),
@@ -380,7 +407,14 @@ pub(super) mod tests {
                 .contains("kubectl apply")
         );
         assert!(one(|f| f.exists = Ok(false)).contains("there is no such namespace"));
-        assert!(one(|f| f.operator = Ok(vec![])).contains("install the chart"));
+        assert!(
+            one(|f| f.operator = Ok(vec![]))
+                .contains("no pod of one that watches this namespace: install the chart")
+        );
+        assert!(
+            one(|f| (f.operator, f.searched) = (Ok(vec![]), Some("typo".to_owned())))
+                .contains("no pod in namespace typo of one that watches this namespace: ask for another")
+        );
         assert!(one(|f| f.operator = Ok(vec![Pod::default()])).contains("no pod is ready"));
         assert!(
             one(|f| f.rights = Ok(vec![Right { what: "get secrets".to_owned(), given: false }]))
@@ -400,6 +434,26 @@ pub(super) mod tests {
             )
         );
         assert!(one(|f| f.queues.as_mut().unwrap()[0].status = None).contains("no operator has looked"));
+    }
+
+    #[test]
+    fn conditions_of_a_spec_before_its_last_change_are_told_from_those_of_this_one() {
+        let told = |seen: Option<i64>| {
+            let mut facts = facts();
+            let queue = &mut facts.queues.as_mut().unwrap()[0];
+            queue.metadata.generation = Some(2);
+            queue.status.as_mut().unwrap().observed_generation = seen;
+            let worker = &mut facts.workers.as_mut().unwrap()[0];
+            worker.metadata.generation = Some(2);
+            worker.status.as_mut().unwrap().observed_generation = seen;
+            wrong(&facts)
+        };
+        assert_eq!(told(Some(2)), Vec::<String>::new());
+        assert_eq!(told(None), Vec::<String>::new());
+        let before = told(Some(1));
+        assert_eq!(before.len(), 2, "{before:?}");
+        assert!(before[0].starts_with("Queue orders: the operator has seen its last change: the conditions above are of the spec before it"), "{before:?}");
+        assert!(before[1].starts_with("Worker invoices: the operator has seen"), "{before:?}");
     }
 
     #[test]

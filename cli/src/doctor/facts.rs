@@ -39,6 +39,8 @@ pub struct Facts {
     pub exists: Read<bool>,
     /// Whether each of [`DEFINITIONS`] is established.
     pub definitions: Read<Vec<(String, bool)>>,
+    /// The one namespace in which the operator's pods were looked for; none: all.
+    pub searched: Option<String>,
     pub operator: Read<Vec<Pod>>,
     /// Whether one of its pods leads.
     pub leads: Read<bool>,
@@ -93,6 +95,7 @@ pub async fn read(cluster: &Cluster, queue: Option<&str>) -> anyhow::Result<Fact
         exists,
         definitions: definitions(cluster).await,
         leads: cluster.operator_metrics().await.map(|leader| leader.is_some()).map_err(said),
+        searched: cluster.operator_namespace.clone(),
         operator,
         rights,
         queues,

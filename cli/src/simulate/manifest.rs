@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_path_to_error::{Deserializer, Track};
 use serde_yaml::Value;
 use thiserror::Error;
 use warren_api::{Queue, Worker};
@@ -9,9 +10,21 @@ use warren_api::{Queue, Worker};
 /// What is wrong with a manifest.
 #[derive(Debug, Error)]
 pub enum ManifestError {
-    /// It is no YAML, or not the YAML of a Worker.
+    /// It is no YAML.
     #[error("the manifest cannot be read: {0}")]
     Yaml(#[from] serde_yaml::Error),
+    /// A value that is not what its field takes.
+    #[error("{kind} \"{name}\", field \"{field}\": {why}")]
+    Value {
+        /// Of the resource.
+        kind: &'static str,
+        /// Of the resource.
+        name: String,
+        /// Its path.
+        field: String,
+        /// What is wrong with it.
+        why: serde_yaml::Error,
+    },
     /// A field that the API server refuses, too.
     #[error("{kind} \"{name}\" has an unknown field \"{field}\": correct its name, or remove it")]
     Unknown {
@@ -106,17 +119,18 @@ fn read(value: Value, workers: &mut Vec<Worker>, queues: &mut Vec<Queue>) -> Res
 fn strictly<T: DeserializeOwned>(kind: &'static str, value: Value) -> Result<T, ManifestError> {
     let name = value.get("metadata").and_then(|metadata| metadata.get("name")).and_then(Value::as_str);
     let name = name.unwrap_or_default().to_owned();
-    let mut unknown = None;
-    let resource = serde_ignored::deserialize(value, |path| {
+    let (mut unknown, mut track) = (None, Track::new());
+    let resource = serde_ignored::deserialize(Deserializer::new(value, &mut track), |path| {
         // What is optional is a step of its own.
         let path = path.to_string().replace(".?", "");
         if path.starts_with("spec.") {
             unknown.get_or_insert(path);
         }
-    })?;
-    match unknown {
-        Some(field) => Err(ManifestError::Unknown { kind, name, field }),
-        None => Ok(resource),
+    });
+    match (resource, unknown) {
+        (Err(why), _) => Err(ManifestError::Value { kind, name, field: track.path().to_string(), why }),
+        (Ok(_), Some(field)) => Err(ManifestError::Unknown { kind, name, field }),
+        (Ok(resource), None) => Ok(resource),
     }
 }
 
@@ -181,6 +195,16 @@ mod tests {
             told.contains("Queue \"orders\" has an unknown field \"spec.singleActiveConsumers\""),
             "{told}"
         );
+    }
+
+    #[test]
+    fn a_value_that_its_field_does_not_take_is_refused_with_both_their_names() {
+        let told = refused(&worker("invoices", ", scaling: {targetWaitSeconds: soon}"));
+        let expected =
+            "Worker \"invoices\", field \"spec.scaling.targetWaitSeconds\": invalid type: string \"soon\"";
+        assert!(told.starts_with(expected), "{told}");
+        let told = refused(&queue("warren.dev/v1alpha1", "Fast"));
+        assert!(told.starts_with("Queue \"orders\", field \"spec.type\": unknown variant `Fast`"), "{told}");
     }
 
     #[test]

@@ -177,7 +177,8 @@ impl Simulate {
             text.with_context(|| format!("read {}", path.display()))
         };
         let manifest = read(&self.file)?;
-        let wanted = Wanted { name: self.worker.as_deref(), namespace };
+        let name = self.worker.as_deref().filter(|name| !name.is_empty());
+        let wanted = Wanted { name, namespace };
         let mut setting = Setting::parse(&manifest, wanted, self.service_seconds, self.startup_seconds)?;
         setting.keda = self.keda;
         let trace = Trace::parse(&read(&self.trace)?)?;
