@@ -135,6 +135,11 @@ async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, 
             return Ok(Some(Progress::Invalid(problem)));
         }
     };
+    // That took its time: what is gone by now claims nothing.
+    let there = context.stores.queues.get(&ObjectRef::from_obj(queue));
+    if there.is_none_or(|there| there.uid() != queue.uid()) {
+        return Ok(None);
+    }
     let address = access.address();
     let order = plan::keep_under(queue, &address, &context.workers_of(queue));
     if let Some(problem) = conflict(queue, &key, &address, &order, context) {

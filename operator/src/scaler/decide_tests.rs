@@ -141,6 +141,28 @@ fn one_message_gets_one_pod_and_no_more_pods_than_messages_are_asked_for() {
 }
 
 #[test]
+fn what_a_formula_asks_for_and_is_not_given_is_said_to_be_cut() {
+    let told = |history, ready| decide(history, &waiting(ready), &spec(), 0.0).0.message;
+    let slow = told(History::with_service_seconds(600.0), 4);
+    assert!(slow.ends_with("; more than 4.0 would shorten nothing"), "84 by what arrives: {slow}");
+    let quick = told(History::with_service_seconds(0.1), 200);
+    assert!(!quick.contains("shorten"), "{quick}");
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 3;
+    inputs.sidecars = working(3);
+    let mut history = History::with_service_seconds(1.0);
+    let cut = "none is added for that, as nothing waits for too long";
+    for now in 0..120 {
+        // More than three pods can do; none of it waits.
+        inputs.sidecars.settled += 4;
+        let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
+        history = next;
+        assert_eq!(decision.replicas, 3, "{}", decision.message);
+        assert!(now < 60 || decision.message.ends_with(cut), "{}", decision.message);
+    }
+}
+
+#[test]
 fn one_more_message_of_long_work_gets_a_pod_and_not_all_pods() {
     let mut history = History::with_service_seconds(600.0);
     let mut inputs = waiting(0);
@@ -2298,8 +2320,11 @@ fn a_worker_at_zero_gets_no_pod_for_what_a_pod_that_ends_still_does() {
     let (_, history) = decide(History::default(), &inputs, &spec(), 0.0);
     inputs.workload.replicas = 0;
     inputs.sidecars = Sidecars { ending: 1, ..idle(0) };
-    let (decision, _) = decide(history, &inputs, &spec(), 1.0);
-    assert_eq!((decision.replicas, decision.reason), (0, Reason::Idle), "{}", decision.message);
+    // The second is that of an operator that has just come.
+    for history in [history, History::default()] {
+        let (decision, _) = decide(history, &inputs, &spec(), 1.0);
+        assert_eq!((decision.replicas, decision.reason), (0, Reason::Idle), "{}", decision.message);
+    }
 }
 
 #[test]

@@ -179,9 +179,9 @@ impl History {
         if self.started_at.is_none() {
             self.started_at = Some(now);
             self.took_over = inputs.workload.replicas > 0;
-            // What waits for a Worker that had no pods yet is a burst.
+            // What waits for a Worker that had no pods yet is a burst; what ending pods hold is not.
             if !self.took_over {
-                self.count(0, inputs.sidecars.settled, window, now);
+                self.count(inputs.sidecars.ending, inputs.sidecars.settled, window, now);
             }
         }
         let sidecars = &inputs.sidecars;

@@ -129,6 +129,14 @@ impl Load<'_> {
         if pods.is_finite() { pods.min(self.useful.max(self.current)).max(self.least) } else { self.current }
     }
 
+    /// What the text of a formula adds where there is less to do than it asks for.
+    fn cut(&self, pods: f64) -> String {
+        match self.sane(pods).ceil() < pods.ceil() {
+            true => format!("; more than {:.1} would shorten nothing", self.useful),
+            false => String::new(),
+        }
+    }
+
     /// Seconds for clearing a burst that is to begin within a share of the target wait: what starting pods leaves of it, or a
     /// `least` share.
     fn clearing(&self, share: f64, least: f64) -> f64 {
@@ -243,7 +251,10 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
         }
         None => {
             let pods = lasting.min(load.current);
-            let text = lasting_text;
+            let text = match pods.ceil() < lasting.ceil() && !unasked {
+                true => lasting_text + "; none is added for that, as nothing waits for too long",
+                false => lasting_text,
+            };
             Need { pods, lasting, served, now, backlog, seconds, short: false, beyond, too_much: None, text }
         }
     }
@@ -254,11 +265,13 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
 fn assumed(load: &Load<'_>) -> Option<More> {
     let Load { backlog, rate, in_flight, .. } = *load;
     let seconds = load.clearing(1.0, ASSUMED_CLEARING_SHARE);
-    let pods = load.sane((rate + backlog / seconds) * load.per_rate);
+    let wanted = (rate + backlog / seconds) * load.per_rate;
+    let pods = load.sane(wanted);
     let text = format!(
-        "({} arriving + {backlog:.0} waiting / {seconds:.1} s) {}, {in_flight} running",
+        "({} arriving + {backlog:.0} waiting / {seconds:.1} s) {}, {in_flight} running{}",
         per_second(rate),
-        load.per_message()
+        load.per_message(),
+        load.cut(wanted)
     );
     (pods > load.current * SCALE_OUT_TOLERANCE).then_some(More { pods, text, tells: false })
 }
@@ -294,7 +307,8 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     let each = at_once * (1.0 + (clearing * UTILISATION / load.service).floor());
     let idle = (able * at_once - in_flight as f64).max(0.0);
     let missed = left - able * clearing * pace - idle - (current - able) * each;
-    let by_backlog = (current + missed / each).min(load.useful);
+    let in_time = current + missed / each;
+    let by_backlog = in_time.min(load.useful);
     let by_chance = BY_CHANCE * (history.settled() as f64).sqrt();
     let sudden = history.growth() >= by_chance.max(backlog * SUDDEN_SHARE);
     // What came long ago, such as while the handler failed, is cleared like a burst.
@@ -303,12 +317,14 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     let loaded = lasting_rate * load.per_rate >= current * LOADED;
     let of_burst = is_burst.then(|| {
         let rate = history.rate();
-        let pods = load.sane(by_backlog.max((rate * load.per_rate).min(load.useful)));
+        let wanted = in_time.max(rate * load.per_rate);
+        let pods = load.sane(wanted);
         let text = format!(
-            "the larger of {} arriving {}, and {current} pods + {missed:.0} messages that they do not begin within {:.1} s / {each:.0} that each further pod does; {backlog:.0} waiting, {in_flight} running",
+            "the larger of {} arriving {}, and {current} pods + {missed:.0} messages that they do not begin within {:.1} s / {each:.0} that each further pod does; {backlog:.0} waiting, {in_flight} running{}",
             per_second(rate),
             load.per_message(),
             startup + clearing,
+            load.cut(wanted),
             missed = missed.max(0.0)
         );
         More { pods, text, tells: loaded && pods <= current * LARGE_BURST }
