@@ -29,15 +29,20 @@ pub async fn run(command: &mut Command) -> Result<String> {
     feed(command, None).await
 }
 
-/// Runs a command that fetches something, up to three times.
-pub async fn run_again(command: &mut Command) -> Result<String> {
+/// Does what fetches something, up to three times.
+pub(crate) async fn again<T>(mut fetch: impl AsyncFnMut() -> Result<T>) -> Result<T> {
     for _ in 0..2 {
-        if let Ok(said) = run(command).await {
-            return Ok(said);
+        if let Ok(fetched) = fetch().await {
+            return Ok(fetched);
         }
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
-    run(command).await
+    fetch().await
+}
+
+/// Runs a command that fetches something, up to three times.
+pub async fn run_again(command: &mut Command) -> Result<String> {
+    again(async || run(command).await).await
 }
 
 /// Runs a program by name and gives its standard output.

@@ -1,6 +1,7 @@
 //! Warren on a cluster, the one way it is installed anywhere: by its Helm chart.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use serde_json::Value;
 
 use crate::cluster::Cluster;
 use crate::images::Image;
@@ -9,6 +10,8 @@ use crate::site::workspace;
 /// The namespace of the operator.
 pub const NAMESPACE: &str = "warren-system";
 const RELEASE: &str = "warren";
+/// The tag of the images that are built here.
+const TAG: &str = "dev";
 
 /// Ends the operator's pods, all of them at once, with the second or two that the kubelet gives them even so.
 pub async fn kill_operator(cluster: &Cluster) -> Result<()> {
@@ -17,6 +20,8 @@ pub async fn kill_operator(cluster: &Cluster) -> Result<()> {
 
 /// Takes Warren off a cluster, if it is there: its operator would change what another one on the same cluster keeps.
 pub async fn none(cluster: &Cluster) -> Result<()> {
+    // Another's is refused; one whose installation was broken off is in no list.
+    is_installed(cluster).await?;
     let uninstall = ["uninstall", RELEASE, "--namespace", NAMESPACE, "--ignore-not-found", "--wait"];
     cluster.helm(&uninstall).await.map(drop)
 }
@@ -26,11 +31,15 @@ pub async fn warren(cluster: &Cluster, images: &[Image]) -> Result<()> {
     let chart = workspace().join("charts/warren");
     let chart = chart.to_string_lossy();
     let release = ["upgrade", "--install", RELEASE, &chart, "--namespace", NAMESPACE, "--create-namespace"];
-    let values = ["--set", "image.tag=dev,sidecarImage.tag=dev", "--wait", "--timeout", "3m"];
+    let tags = format!("image.tag={TAG},sidecarImage.tag={TAG}");
+    let values = ["--set", &tags, "--wait", "--timeout", "3m"];
     // API-server tests apply the definitions by kubectl, to a cluster that may be the same one.
-    let adopt = ["--take-ownership", "--force-conflicts"];
-    let installed = cluster.helm(&["list", "--namespace", NAMESPACE, "--short"]).await?.contains(RELEASE);
-    let result = cluster.helm(&[&release[..], &values, &adopt].concat()).await;
+    let is_third = cluster.helm(&["version", "--short"]).await?.starts_with("v3.");
+    // Helm 3, which applies from its own side, has no conflicts.
+    let adopt: &[&str] =
+        if is_third { &["--take-ownership"] } else { &["--take-ownership", "--force-conflicts"] };
+    let installed = is_installed(cluster).await?;
+    let result = cluster.helm(&[&release[..], &values, adopt].concat()).await;
     if let Err(error) = result {
         return Err(error.context(cluster.diagnostics(NAMESPACE).await));
     }
@@ -42,4 +51,19 @@ pub async fn warren(cluster: &Cluster, images: &[Image]) -> Result<()> {
         cluster.kubectl(&[&status[..], &deployment].concat()).await?;
     }
     Ok(())
+}
+
+/// Whether Warren is installed by this module. On a cluster that is not our own it may be somebody else's, which is left alone.
+async fn is_installed(cluster: &Cluster) -> Result<bool> {
+    let releases = cluster.helm(&["list", "--namespace", NAMESPACE, "--short"]).await?;
+    if !releases.lines().any(|name| name == RELEASE) {
+        return Ok(false);
+    }
+    let values = ["get", "values", RELEASE, "--namespace", NAMESPACE, "--output", "json"];
+    let values: Value = serde_json::from_str(&cluster.helm(&values).await?)?;
+    ensure!(
+        values["image"]["tag"] == TAG,
+        "this cluster has a Warren of its own (release {RELEASE} in namespace {NAMESPACE}), which would be replaced: use another cluster, or uninstall it first"
+    );
+    Ok(true)
 }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
+use crate::cgroups;
 use crate::cluster::{Settings, network};
 use crate::process::{Identity, Record};
 use crate::site::Site;
@@ -32,7 +33,7 @@ pub async fn clear(site: &Site) -> Result<()> {
     if let Some(settings) = Settings::load_any(site) {
         network::tear_down(&settings).await?;
     }
-    remove_cgroups(site);
+    cgroups::remove(site);
     remove_files(site)
 }
 
@@ -119,57 +120,6 @@ fn mounts_under(mountinfo: &str, roots: &[&Path]) -> Vec<PathBuf> {
 fn unescape(text: &str) -> PathBuf {
     let (tab, newline) = ("\t", "\n");
     text.replace("\\040", " ").replace("\\011", tab).replace("\\012", newline).replace("\\134", "\\").into()
-}
-
-/// The control group under which the kubelet of a site puts its pods.
-pub(crate) fn cgroup(site: &Site) -> String {
-    let name = site.run.file_name().unwrap_or_default().to_string_lossy();
-    format!("/warren-test-{name}")
-}
-
-/// Makes the control group of a site in each hierarchy.
-pub(crate) fn make_cgroups(site: &Site) -> Result<()> {
-    for root in cgroup_roots() {
-        let dir = root.join(cgroup(site).trim_start_matches('/'));
-        fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
-        for file in ["cpuset.cpus", "cpuset.mems"] {
-            // In version 1 a group of the cpuset hierarchy has no processor until it is given some.
-            if let Ok(all) = fs::read_to_string(root.join(file)) {
-                fs::write(dir.join(file), all.trim())?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn remove_cgroups(site: &Site) {
-    for root in cgroup_roots() {
-        remove_cgroup(&root.join(cgroup(site).trim_start_matches('/')));
-    }
-}
-
-fn remove_cgroup(dir: &Path) {
-    let Ok(entries) = fs::read_dir(dir) else { return };
-    for entry in entries.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_cgroup(&entry.path());
-        }
-    }
-    // A group with a process in it stays; the kernel frees one whose last process has just ended a little later.
-    let _ = fs::remove_dir(dir);
-}
-
-/// One folder in version 2; one a hierarchy in version 1.
-fn cgroup_roots() -> Vec<PathBuf> {
-    let root = Path::new("/sys/fs/cgroup");
-    if root.join("cgroup.controllers").exists() {
-        return vec![root.to_path_buf()];
-    }
-    let entries = fs::read_dir(root).into_iter().flatten().flatten();
-    entries
-        .map(|entry| entry.path())
-        .filter(|path| path.join("cgroup.procs").exists() && !path.is_symlink())
-        .collect()
 }
 
 fn remove_files(site: &Site) -> Result<()> {

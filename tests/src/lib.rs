@@ -45,6 +45,7 @@ pub mod amqp;
 pub mod app;
 pub mod authority;
 pub mod broker;
+pub(crate) mod cgroups;
 pub mod cluster;
 pub mod command;
 pub mod desk;

@@ -2,11 +2,12 @@
 
 use std::io::ErrorKind;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tokio::process::Command;
 
-use crate::command::{run, run_again};
+use crate::command::{again, run};
 
 /// A program that must be there, and the Debian package that brings it.
 struct Need {
@@ -31,6 +32,9 @@ const NEEDS: &[Need] = &[
     Need { files: &["/usr/bin/setsid"], package: "util-linux" },
 ];
 
+/// How long another apt-get is waited for.
+const LOCKED: Duration = Duration::from_secs(300);
+
 /// A service must not start because its package was installed: it would take the brokers' ports.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
@@ -49,21 +53,19 @@ pub async fn install(packages: &[&str]) -> Result<()> {
         bail!("no apt-get here; install what these Debian packages bring: {}", packages.join(" "));
     }
     let policy = Policy::deny_services()?;
-    let apt = |args: &[&str]| {
+    let apt = async |args: &[&str]| {
         let mut command = Command::new("apt-get");
-        command
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .args(["-y", "-q", "-o", "DPkg::Lock::Timeout=300"])
-            .args(args);
-        command
+        // By itself an update that has fetched nothing ends well.
+        let options = ["-y", "-q", "-o", "DPkg::Lock::Timeout=300", "-o", "APT::Update::Error-Mode=any"];
+        unlocked(command.env("DEBIAN_FRONTEND", "noninteractive").args(options).args(args)).await
     };
     // What an installation that was killed has left is put right first: apt-get refuses to begin otherwise.
     let _ =
         run(Command::new("dpkg").args(["--configure", "-a"]).env("DEBIAN_FRONTEND", "noninteractive")).await;
     // One broken source of somebody else's must not stop the packages that the others have.
-    let updated = run_again(&mut apt(&["update"])).await;
-    let mut install = apt(&["install", "--no-install-recommends"]);
-    let installed = run_again(install.args(packages)).await;
+    let updated = again(async || apt(&["update"]).await).await;
+    let install = [&["install", "--no-install-recommends"], packages].concat();
+    let installed = again(async || apt(&install).await).await;
     drop(policy);
     installed.with_context(|| match updated {
         Ok(_) => format!("install {}", packages.join(" ")),
@@ -72,17 +74,39 @@ pub async fn install(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Fails with what to do when a compiler is missing that no package brings in a fitting version.
-pub async fn check_compilers() -> Result<()> {
-    for (program, args, advice) in [
-        ("go", ["version"], "install Go 1.26 or later from https://go.dev/dl"),
-        ("cargo", ["--version"], "install Rust by https://rustup.rs"),
-    ] {
-        if run(Command::new(program).args(args)).await.is_err() {
-            bail!("{program} is not in PATH: {advice}");
+/// Runs apt-get as soon as no other one, such as that of a machine that has just started, has the lists or the archives: the lock
+/// that it waits for by itself is dpkg's alone.
+async fn unlocked(command: &mut Command) -> Result<String> {
+    let until = Instant::now() + LOCKED;
+    loop {
+        match run(command).await {
+            Err(error) if Instant::now() < until && error.to_string().contains("Could not get lock") => {
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
+            done => return done,
         }
     }
+}
+
+/// Fails with what to do when a compiler is missing that no package brings in a fitting version.
+pub async fn check_compilers() -> Result<()> {
+    let advice = "install Go 1.26 or later from https://go.dev/dl";
+    let Ok(go) = run(Command::new("go").arg("version")).await else { bail!("go is not in PATH: {advice}") };
+    if !fetches_others(&go) {
+        bail!("{} is too old: {advice}", go.trim());
+    }
+    if run(Command::new("cargo").arg("--version")).await.is_err() {
+        bail!("cargo is not in PATH: install Rust by https://rustup.rs");
+    }
     Ok(())
+}
+
+/// Whether a Go that says this of itself fetches the version that a program asks for, as it does since 1.21.
+fn fetches_others(version: &str) -> bool {
+    let number = version.split_whitespace().find_map(|word| word.strip_prefix("go1."));
+    // What is built from source may have no number.
+    let minor = number.and_then(|number| number.split('.').next()?.parse::<u32>().ok());
+    minor.is_none_or(|minor| minor >= 21)
 }
 
 /// The policy that forbids services to start; the machine's own is put back when the value is dropped.
@@ -123,6 +147,27 @@ fn deny_while(pid: u32, before: Option<&str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_go_that_cannot_fetch_the_version_that_is_needed_is_too_old() {
+        assert!(!fetches_others("go version go1.19.8 linux/amd64\n"));
+        for fits in
+            ["go version go1.21.0 linux/amd64", "go version go1.27rc1 X", "go version devel go1.28-abc"]
+        {
+            assert!(fetches_others(fits), "{fits}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_apt_get_that_another_one_locks_out_is_run_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = "test -e ready && exec echo done; touch ready; echo 'E: Could not get lock /var/lib/apt/lists/lock' >&2; exit 100";
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).current_dir(folder.path());
+        assert_eq!(unlocked(&mut command).await.unwrap(), "done\n");
+        let other = unlocked(Command::new("sh").args(["-c", "echo else >&2; exit 100"])).await.unwrap_err();
+        assert!(other.to_string().contains("else"), "{other}");
+    }
 
     #[test]
     fn the_machines_own_policy_follows_when_the_installer_is_gone() {

@@ -29,9 +29,7 @@ pub struct Site {
 impl Site {
     /// The folders of this checkout, made if they are missing. Fails when the caller is not root.
     pub fn current() -> Result<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            bail!("the test cluster needs root: it makes network namespaces, mounts and iptables rules");
-        }
+        need_root()?;
         let site = Self::locate()?;
         for dir in [&site.state, &site.logs(), &site.bin(), &site.processes()] {
             std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
@@ -101,6 +99,14 @@ impl Site {
     pub fn processes(&self) -> PathBuf {
         self.run.join("processes")
     }
+}
+
+/// Fails when the caller is not root.
+pub fn need_root() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the test cluster needs root: it makes network namespaces, mounts and iptables rules");
+    }
+    Ok(())
 }
 
 /// Locks a file against other processes; ends with the value.

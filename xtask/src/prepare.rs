@@ -3,8 +3,8 @@
 use std::io::{IsTerminal, Write};
 
 use anyhow::{Result, bail};
-use warren_tests::packages;
 use warren_tests::progress::step;
+use warren_tests::{packages, site};
 
 use crate::progress::Terminal;
 
@@ -17,8 +17,9 @@ pub(crate) enum Consent {
     Ask,
 }
 
-/// Checks the compilers and installs what is missing.
+/// Checks who calls and the compilers, and installs what is missing.
 pub(crate) async fn prepare(progress: &Terminal, consent: Consent) -> Result<()> {
+    site::need_root()?;
     packages::check_compilers().await?;
     let missing = packages::missing();
     if missing.is_empty() {

@@ -95,8 +95,11 @@ impl Test {
         // Cargo runs tests in another folder: a relative path would lead elsewhere.
         let attached = self.kubeconfig.is_some().then(|| cluster.kubeconfig());
         let result = run_stages(CLUSTER, attached, progress).await;
-        cluster.leave(progress).await?;
-        result
+        // What failed first says more than what failed after it.
+        let left = cluster.leave(progress).await;
+        let passed = result?;
+        left?;
+        Ok(passed)
     }
 }
 

@@ -7,9 +7,9 @@ use crate::authority::Authority;
 /// A release of RabbitMQ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Version {
-    /// Debian 12's, installed as a package: 3.10.
+    /// Debian 12's: 3.10. On another Debian in a root of its own, as all that is not this machine's.
     V3_10,
-    /// Debian 13's, in a root of its own: 4.0.
+    /// Debian 13's: 4.0.
     V4_0,
 }
 

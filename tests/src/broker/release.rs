@@ -1,17 +1,17 @@
 //! The programs of a release of RabbitMQ: the installed package, or another Debian's in a root of its own.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
 use super::Version;
-use crate::command::run_program;
+use crate::command::{again, run_program};
 use crate::leftovers;
 use crate::site::{Site, lock};
 
-/// Debian releases in which the other release of RabbitMQ is found.
-const SUITE_V4_0: &str = "trixie";
+/// Seconds that one try to fetch a release may take: a mirror may be silent for ever.
+const LONGEST_FETCH: &str = "900";
 
 /// With the usual 1,024 files a broker hangs at 1,000 quorum queues; a million makes Erlang's tables large.
 const RAISE_LIMIT: &str = "n=$(ulimit -H -n); { [ \"$n\" = unlimited ] || [ \"$n\" -gt 65536 ]; } && n=65536; \
@@ -33,10 +33,12 @@ pub(super) struct Launch {
 impl Release {
     /// The release, which is fetched first when it is not here.
     pub(super) async fn get(site: &Site, version: Version) -> Result<Self> {
-        match version {
-            Version::V3_10 => Ok(Self { root: None }),
-            Version::V4_0 => Ok(Self { root: Some(fetch(site).await?) }),
-        }
+        let (name, suite) = match version {
+            Version::V3_10 => ("3.10", "bookworm"),
+            Version::V4_0 => ("4.0", "trixie"),
+        };
+        let installed = suite == codename()?;
+        Ok(Self { root: if installed { None } else { Some(fetch(site, name, suite).await?) } })
     }
 
     /// A broker's folder, as its own programs see it.
@@ -68,42 +70,70 @@ impl Release {
     }
 }
 
-/// The root with the other release, made once: it takes a minute or two.
-async fn fetch(site: &Site) -> Result<PathBuf> {
+/// The root with the release of RabbitMQ that another Debian has, made once: it takes a minute or two.
+async fn fetch(site: &Site, name: &str, suite: &str) -> Result<PathBuf> {
     let cache = site.state.join("cache");
-    let root = cache.join("rabbitmq-4.0");
+    let root = cache.join(format!("rabbitmq-{name}"));
     std::fs::create_dir_all(&cache)?;
     let _one = lock(&cache.join("lock")).await?;
     if root.join("usr/lib/rabbitmq/bin/rabbitmq-server").exists() {
         return Ok(root);
     }
     // Made under another name, so that a root which was not finished is never used.
-    let partial = cache.join("rabbitmq-4.0.partial");
-    leftovers::unmount(&[&partial])?;
-    leftovers::remove(&partial)?;
+    let partial = cache.join(format!("rabbitmq-{name}.partial"));
     let mirror = mirror().context("find the Debian mirror in apt's sources")?;
     let packages = "--include=rabbitmq-server,ca-certificates";
-    let args = ["--variant=minbase".as_ref(), packages.as_ref(), SUITE_V4_0.as_ref(), partial.as_os_str()];
-    run_program("debootstrap", args.into_iter().chain([mirror.as_ref()]))
-        .await
-        .context("fetch RabbitMQ 4.0")?;
+    let fetched = again(async || {
+        leftovers::unmount(&[&partial])?;
+        leftovers::remove(&partial)?;
+        let args: [&OsStr; 7] = [
+            LONGEST_FETCH.as_ref(),
+            "debootstrap".as_ref(),
+            "--variant=minbase".as_ref(),
+            packages.as_ref(),
+            suite.as_ref(),
+            partial.as_ref(),
+            mirror.as_ref(),
+        ];
+        run_program("timeout", args).await
+    });
+    fetched.await.with_context(|| format!("fetch RabbitMQ {name}"))?;
     std::fs::copy("/etc/hosts", partial.join("etc/hosts"))?;
     leftovers::unmount(&[&partial])?;
     std::fs::rename(&partial, &root)?;
     Ok(root)
 }
 
+/// The name of this machine's Debian.
+fn codename() -> Result<String> {
+    let release = std::fs::read_to_string("/etc/os-release")?;
+    let name = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    Ok(name.unwrap_or_default().to_owned())
+}
+
 /// The mirror from which this machine has its own Debian.
 fn mirror() -> Result<String> {
-    let release = std::fs::read_to_string("/etc/os-release")?;
-    let codename =
-        release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap_or_default();
+    let codename = codename()?;
     let mut texts = vec![std::fs::read_to_string("/etc/apt/sources.list").unwrap_or_default()];
     for entry in std::fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten() {
         texts.push(std::fs::read_to_string(entry.path()).unwrap_or_default());
     }
-    let found = texts.iter().find_map(|text| mirror_in(text, codename));
-    found.with_context(|| format!("no source has the suite {codename}"))
+    let found = texts.iter().find_map(|text| mirror_in(text, &codename));
+    let address = found.with_context(|| format!("no source has the suite {codename}"))?;
+    // Debian's images for clouds name a list of mirrors: <https://manpages.debian.org/apt-transport-mirror>.
+    match address.strip_prefix("mirror+file:") {
+        Some(list) => {
+            let list = std::fs::read_to_string(list).with_context(|| format!("read {list}"))?;
+            first_of(&list).with_context(|| format!("{address} names no mirror"))
+        }
+        None => Ok(address),
+    }
+}
+
+/// The first address of a list of mirrors.
+fn first_of(list: &str) -> Option<String> {
+    let lines = list.lines().filter(|line| !line.trim_start().starts_with('#'));
+    lines.flat_map(str::split_whitespace).next().map(str::to_owned)
 }
 
 /// The address of a suite in a list of sources, in either of apt's two forms.
@@ -144,6 +174,13 @@ mod tests {
             mirror_in("deb http://x.example/debian bookworm main", "bookworm").as_deref(),
             Some("http://x.example/debian")
         );
+    }
+
+    #[test]
+    fn of_a_list_of_mirrors_the_first_is_taken() {
+        let list = "# comment\n\nhttps://m.example/debian\tpriority:1\nhttps://n.example/debian\n";
+        assert_eq!(first_of(list).as_deref(), Some("https://m.example/debian"));
+        assert_eq!(first_of("# none\n"), None);
     }
 
     #[test]

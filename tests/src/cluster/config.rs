@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use anyhow::{Context, Result};
+use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
 use serde_json::{Value, json};
 
 use super::certificates::NODE;
@@ -192,7 +194,14 @@ pub(crate) fn kubelet(paths: &Paths, settings: &Settings, cgroup_root: &str, pod
     })
 }
 
-pub(crate) fn containerd(paths: &Paths) -> String {
+/// The way in which containerd stacks the layers of an image. The kernel stacks none on an overlay, such as a container's own root is:
+/// there they are copied.
+pub(crate) fn snapshotter(state: &Path) -> Result<&'static str> {
+    let kind = statfs(state).with_context(|| format!("look at the file system of {}", state.display()))?;
+    Ok(if kind.filesystem_type() == OVERLAYFS_SUPER_MAGIC { "native" } else { "overlayfs" })
+}
+
+pub(crate) fn containerd(paths: &Paths, snapshotter: &str) -> String {
     let Paths { containerd_root, containerd_state, containerd_socket, config, .. } = paths;
     format!(
         r#"version = 2
@@ -213,6 +222,8 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "{cni}"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "{snapshotter}"
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
@@ -310,7 +321,7 @@ mod tests {
     #[test]
     fn containerd_keeps_everything_in_our_own_folders() {
         let (paths, _) = fixture();
-        let config = containerd(&paths);
+        let config = containerd(&paths, "overlayfs");
         for line in
             ["root = \"/state/containerd\"", "state = \"/run/w/containerd\"", "/run/w/containerd.sock"]
         {

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::Flock;
 
 use self::config::Paths;
+pub(crate) use self::config::snapshotter;
 use self::parts::Parts;
 pub use self::settings::{Ports, Settings};
 use crate::progress::{Progress, step};
@@ -80,18 +81,24 @@ impl Cluster {
         if let Some(cluster) = Self::running(&site, progress).await? {
             return Ok(cluster);
         }
-        let mut settings = match Settings::load(&site) {
-            Some(settings) => settings,
+        let (mut settings, is_new) = match Settings::load(&site) {
+            Some(settings) => (settings, false),
             None => {
                 if Settings::exists(&site) {
                     clear_when_unused(&site, "Taking down a cluster that other code made", progress).await?;
                 }
                 Site::current()?;
                 network::refuse_other_nodes(&site)?;
-                Settings::choose(&site).await?
+                (Settings::choose(&site).await?, true)
             }
         };
-        start(&site, &mut settings, progress).await?;
+        if let Err(error) = start(&site, &mut settings, progress).await {
+            // Nobody has asked to keep what has not come up.
+            if is_new && let Err(left) = leftovers::clear(&site).await {
+                return Err(error.context(format!("what has been started does not go: {left:#}")));
+            }
+            return Err(error);
+        }
         Self::own(&site, &settings, site.use_cluster()?)
     }
 

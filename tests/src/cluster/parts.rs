@@ -17,7 +17,7 @@ use super::settings::Settings;
 use crate::command::run;
 use crate::process::{Daemon, Record};
 use crate::site::Site;
-use crate::{images, leftovers};
+use crate::{cgroups, images};
 
 /// A shared machine may be busy compiling.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -39,8 +39,8 @@ impl<'a> Parts<'a> {
         let Paths { pki, config, .. } = &self.paths;
         certificates::write_all(pki, self.settings)?;
         std::fs::create_dir_all(config.join("cni"))?;
-        leftovers::make_cgroups(self.site)?;
-        let cgroup = leftovers::cgroup(self.site);
+        cgroups::make(self.site)?;
+        let cgroup = cgroups::name(self.site);
         let kubelet = config::kubelet(&self.paths, self.settings, &cgroup, &self.site.logs().join("pods"));
         let proxy = config::kube_proxy(&self.paths, self.settings, network::needs_masquerade());
         let write = |name: &str, text: String| {
@@ -49,7 +49,8 @@ impl<'a> Parts<'a> {
         };
         write("kubelet.json", kubelet.to_string())?;
         write("kube-proxy.json", proxy.to_string())?;
-        write("containerd.toml", config::containerd(&self.paths))?;
+        let snapshotter = config::snapshotter(&self.site.state)?;
+        write("containerd.toml", config::containerd(&self.paths, snapshotter))?;
         write("cni/10-warren.conflist", config::cni(self.settings, &self.site.run.join("ipam")).to_string())?;
         let resolver = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
         let upstream = resolver.lines().any(|line| line.starts_with("nameserver"));

@@ -9,7 +9,7 @@ use tokio::process::Command;
 
 use self::cargo::static_binaries_noting;
 pub use self::cargo::{static_binaries, static_binary};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, snapshotter};
 use crate::command::run;
 use crate::progress::{Progress, step_noting};
 use crate::site::{Site, digest, workspace};
@@ -128,7 +128,8 @@ impl Target {
                 command
                     .arg("-a")
                     .arg(site.run.join("containerd.sock"))
-                    .args(["-n", "k8s.io", "images", "import"]);
+                    .args(["-n", "k8s.io", "images", "import"])
+                    .args(["--snapshotter", snapshotter(&site.state)?]);
                 command
             }
             Self::Kind(name) => {

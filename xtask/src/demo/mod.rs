@@ -65,8 +65,9 @@ impl Demo {
         if keep {
             progress.print(&format!("\n{}\n{}", kept(), stage::hints(&cluster)));
         }
-        cluster.leave(&progress).await?;
+        let left = cluster.leave(&progress).await;
         let summary = result?;
+        left?;
         progress.print(&summary.text());
         if self.json {
             progress.print(&serde_json::to_string(&summary)?);
