@@ -14,7 +14,7 @@ use super::loss::{self, Back, Loss};
 use super::rest::Rest;
 use super::schedule::{Last, next_check};
 use super::scopes::Scopes;
-use super::{Key, Observation, Order, Outcome};
+use super::{Key, Order, Outcome};
 use crate::problem::{self, Problem};
 use crate::tick;
 
@@ -54,7 +54,8 @@ struct Entry {
     /// Whether its dead-letter queue was full when it was last looked at.
     full: bool,
     loss: Loss,
-    observation: Option<Observation>,
+    /// What was last observed of the order; none before anything was.
+    outcome: Option<Outcome>,
     /// Failures in a row.
     failures: u32,
     /// Refusals in a row, by the broker or of a queue that others are to make.
@@ -93,16 +94,16 @@ impl Entries {
         Self { host, scopes, ..Self::default() }
     }
 
-    /// Takes an order in; gives what is known of it. `down` is why nothing can be known.
+    /// Takes an order in; gives what has become of it. `down` is why nothing can be known.
     pub(super) fn order(
         &mut self,
         key: &Key,
         order: Order,
         down: Option<Problem>,
         now: Instant,
-    ) -> Option<Observation> {
+    ) -> Option<Outcome> {
         let entry = match self.entries.get_mut(key) {
-            Some(entry) if *entry.order == order => return entry.observation.clone(),
+            Some(entry) if *entry.order == order => return entry.outcome.clone(),
             Some(entry) => {
                 entry.order = Arc::new(order);
                 entry.stands = Arc::default();
@@ -119,7 +120,7 @@ impl Entries {
                 rest: Rest::default(),
                 full: false,
                 loss: Loss::default(),
-                observation: None,
+                outcome: None,
                 failures: 0,
                 refusals: 0,
                 suspect: false,
@@ -128,14 +129,13 @@ impl Entries {
                 again: false,
             }),
         };
-        entry.observation =
-            down.map(|down| Observation { order: entry.order.clone(), outcome: Outcome::Unreachable(down) });
+        entry.outcome = down.map(Outcome::Unreachable);
         if self.running.contains(key) {
             entry.again = true;
-            return entry.observation.clone();
+            return entry.outcome.clone();
         }
         self.due.set(key, &mut entry.due, (Turn::Asked, now));
-        entry.observation.clone()
+        entry.outcome.clone()
     }
 
     /// Takes in whether the main queue of a Queue was declared before, where it is to be.
@@ -191,9 +191,7 @@ impl Entries {
     /// A main queue is missing that was there: its Queue is looked at again [`soon`](CONSUMERS_TOLD), and says so where that takes
     /// longer. One that is refused keeps its date.
     pub(super) fn missing(&mut self, main: &str, now: Instant) {
-        let declared = |entry: &Entry| {
-            entry.observation.as_ref().is_some_and(|seen| matches!(seen.outcome, Outcome::Declared(_)))
-        };
+        let declared = |entry: &Entry| matches!(entry.outcome, Some(Outcome::Declared(_)));
         let mut entries = self.entries.iter_mut();
         let Some((key, entry)) = entries.find(|(_, entry)| entry.order.main == main && declared(entry))
         else {
@@ -247,17 +245,15 @@ impl Entries {
     /// Every Queue learns that the broker cannot be used.
     pub(super) fn broker_is_down(&mut self, problem: &Problem, now: Instant) {
         for (key, entry) in self.entries.iter_mut().filter(|(_, entry)| !entry.removed()) {
-            let order = entry.order.clone();
             // Addresses that fail by turns, each in its own words, are no news to all Queues each time.
             let lately = entry.down_told.is_some_and(|told| now - told < OTHER_WORDS);
-            let told = entry.observation.as_ref().filter(|seen| lately && seen.order == order);
-            let same = |outcome: &Outcome| matches!(outcome, Outcome::Unreachable(told) if told.reason == problem.reason);
-            if told.is_some_and(|seen| same(&seen.outcome)) {
+            let same =
+                matches!(&entry.outcome, Some(Outcome::Unreachable(told)) if told.reason == problem.reason);
+            if lately && same {
                 continue;
             }
             entry.down_told = Some(now);
-            let observation = Observation { order, outcome: Outcome::Unreachable(problem.clone()) };
-            entry.observe(key, observation, &self.scopes);
+            entry.observe(key, Outcome::Unreachable(problem.clone()), &self.scopes);
         }
     }
 
@@ -296,7 +292,7 @@ impl Entries {
                     Outcome::Declared(_) | Outcome::Absent | Outcome::Removed => Last::Declared,
                 };
                 if stands {
-                    entry.observe(key, Observation { order: order.clone(), outcome }, &self.scopes);
+                    entry.observe(key, outcome, &self.scopes);
                 }
                 last
             }
@@ -311,8 +307,7 @@ impl Entries {
                 entry.suspect = !terminal && !no_own && (entry.suspect || ended);
                 // One lost channel is no news; the link tells of a lost connection.
                 if stands && (terminal || entry.failures > 2) {
-                    let outcome = Outcome::Refused(problem::refused(&error));
-                    entry.observe(key, Observation { order: order.clone(), outcome }, &self.scopes);
+                    entry.observe(key, Outcome::Refused(problem::refused(&error)), &self.scopes);
                 } else if entry.loss.is_gone() {
                     entry.observe_problem(key, loss::gone(&order.main), &self.scopes);
                 }
@@ -340,27 +335,23 @@ impl Entry {
         self.refusals = if so { self.refusals.saturating_add(1) } else { 0 };
     }
 
-    fn observe(&mut self, key: &Key, observation: Observation, scopes: &Scopes) {
-        if self.observation.as_ref() != Some(&observation) {
-            self.observation = Some(observation);
+    fn observe(&mut self, key: &Key, outcome: Outcome, scopes: &Scopes) {
+        if self.outcome.as_ref() != Some(&outcome) {
+            self.outcome = Some(outcome);
             scopes.tell(key);
         }
     }
 
     /// Says what is wrong with a main queue that was there, unless something else is said to be wrong.
     fn observe_problem(&mut self, key: &Key, problem: Problem, scopes: &Scopes) {
-        let sound = |seen: &Observation| matches!(seen.outcome, Outcome::Declared(_));
-        if self.observation.as_ref().is_none_or(sound) {
-            let (order, outcome) = (self.order.clone(), Outcome::Refused(problem));
-            self.observe(key, Observation { order, outcome }, scopes);
+        if matches!(self.outcome, None | Some(Outcome::Declared(_))) {
+            self.observe(key, Outcome::Refused(problem), scopes);
         }
     }
 
     /// Whether the order was to remove everything, and that is done.
     fn removed(&self) -> bool {
-        self.observation
-            .as_ref()
-            .is_some_and(|seen| seen.outcome == Outcome::Removed && Arc::ptr_eq(&seen.order, &self.order))
+        self.outcome == Some(Outcome::Removed)
     }
 }
 
@@ -400,10 +391,8 @@ mod tests {
                 &Problem::new("BrokerReachable", reason, text),
                 now + Duration::from_secs(after),
             );
-            let seen = entries.entries.get(&key()).and_then(|entry| entry.observation.clone());
-            let Some(Outcome::Unreachable(problem)) = seen.map(|seen| seen.outcome) else {
-                panic!("nothing")
-            };
+            let seen = entries.entries.get(&key()).and_then(|entry| entry.outcome.clone());
+            let Some(Outcome::Unreachable(problem)) = seen else { panic!("nothing") };
             problem.message
         };
         assert_eq!(told(0, "BrokerUnreachable", "refused"), "refused");
@@ -562,8 +551,7 @@ mod tests {
 
     /// What is said of a Queue: the reason of what is wrong.
     fn wrong(entries: &mut Entries, name: &str) -> Option<&'static str> {
-        let seen = entries.order(&named(name), keep(&[]), None, Instant::now())?;
-        match seen.outcome {
+        match entries.order(&named(name), keep(&[]), None, Instant::now())? {
             Outcome::Refused(problem) => Some(problem.reason),
             _ => None,
         }
@@ -720,7 +708,7 @@ mod tests {
         entries.done(&due, Ok(Outcome::Removed), DRIFT, now);
         entries.broker_is_down(&Problem::new("BrokerReachable", "BrokerUnreachable", "refused"), now);
         let seen = entries.order(&key(), remove(), None, now).unwrap();
-        assert_eq!(seen.outcome, Outcome::Removed);
+        assert_eq!(seen, Outcome::Removed);
         // A Queue of the name comes while the broker is away, and its first attempt fails.
         entries.order(&key(), keep(&[]), None, now);
         let due = entries.take_due(now).unwrap();

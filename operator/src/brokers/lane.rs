@@ -25,7 +25,7 @@ use super::running::Running;
 use super::schedule::interval;
 use super::scopes::Scopes;
 use super::work::{Patience, carry_out, in_time, of_main};
-use super::{Key, LaneOptions, Observation, Order, Outcome};
+use super::{Key, LaneOptions, Order, Outcome};
 use crate::locked::locked;
 use crate::{problem, tick};
 
@@ -102,18 +102,18 @@ impl Lane {
         self.shared.link.borrow().link().is_some()
     }
 
-    /// Takes an order in; gives what is known of it. `there`: whether the main queue was declared here before.
-    pub(super) fn order(&self, key: &Key, order: Order, there: bool) -> Option<Observation> {
+    /// Takes an order in; gives what has become of it. `there`: whether the main queue was declared here before.
+    pub(super) fn order(&self, key: &Key, order: Order, there: bool) -> Option<Outcome> {
         let down = match &*self.shared.link.borrow() {
             LinkState::Down { error, .. } => Some(problem::unreachable(error)),
             LinkState::Connecting | LinkState::Up(_) => None,
         };
         let mut entries = locked(&self.shared.entries);
-        let observation = entries.order(key, order, down, Instant::now());
+        let outcome = entries.order(key, order, down, Instant::now());
         entries.expect(key, there);
         drop(entries);
         self.shared.changed.notify_one();
-        observation
+        outcome
     }
 
     pub(super) fn forget(&self, key: &Key) {

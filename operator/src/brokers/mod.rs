@@ -171,15 +171,6 @@ pub struct Seen {
     pub release: Option<Release>,
 }
 
-/// What a lane last observed of a Queue.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Observation {
-    /// The order it is about.
-    pub order: Arc<Order>,
-    /// What became of it.
-    pub outcome: Outcome,
-}
-
 /// Settings of every lane.
 #[derive(Clone, Debug)]
 pub struct LaneOptions {
@@ -236,15 +227,9 @@ impl Brokers {
         self.scopes.all_listed()
     }
 
-    /// Has `order` kept on the broker of `access`; whenever the observation changes, the Queue is to be looked at again.
-    /// `declared`: whether the Queue's status says that its main queue was declared there.
-    pub fn assign(
-        &self,
-        key: &Key,
-        access: &BrokerAccess,
-        order: Order,
-        declared: bool,
-    ) -> Option<Observation> {
+    /// Has `order` kept on the broker of `access`; gives what has become of it. Whenever that changes, the Queue is to be looked at
+    /// again. `declared`: whether the Queue's status says that its main queue was declared there.
+    pub fn assign(&self, key: &Key, access: &BrokerAccess, order: Order, declared: bool) -> Option<Outcome> {
         let lane = self.lane(access);
         let declares = order.declares();
         let mut state = locked(&self.state);
@@ -253,14 +238,11 @@ impl Brokers {
         let former = state.assigned.insert(key.clone(), lane.clone());
         drop(state);
         self.leave(key, former.filter(|former| !Arc::ptr_eq(former, &lane)));
-        let observation = lane.order(key, order, there);
-        if let Some(Observation { order, outcome: Outcome::Declared(_) }) = &observation
-            && declares
-            && order.declares()
-        {
+        let outcome = lane.order(key, order, there);
+        if declares && matches!(outcome, Some(Outcome::Declared(_))) {
             locked(&self.state).claims.note_declared(key, true, true);
         }
-        observation
+        outcome
     }
 
     /// Whether the main queue of a Queue was gone, and is declared again; told once.

@@ -83,8 +83,7 @@ pub(super) fn outcome(
     context: &Context,
 ) -> Option<Outcome> {
     let declared = plan::was_declared(queue, &access.address());
-    let observation = context.brokers.assign(key, access, order.clone(), declared);
-    observation.filter(|observation| *observation.order == *order).map(|observation| observation.outcome)
+    context.brokers.assign(key, access, order.clone(), declared)
 }
 
 /// How long a Queue waits for its broker's answer before it says so.

@@ -94,9 +94,8 @@ impl Kept<'_> {
         let Keeper { brokers, .. } = self.keeper;
         brokers.claim(&key, 0, &address, order.names());
         let declared = plan::was_declared(&self.queue, &address);
-        let observation = brokers.assign(&key, &self.access, order.clone(), declared);
-        let progress = match observation.filter(|observation| *observation.order == order) {
-            Some(observation) => Progress::Observed { address, outcome: observation.outcome },
+        let progress = match brokers.assign(&key, &self.access, order, declared) {
+            Some(outcome) => Progress::Observed { address, outcome },
             None => Progress::Pending { address },
         };
         self.queue.status =
@@ -139,9 +138,8 @@ impl Kept<'_> {
         let order = plan::remove(&self.queue).context("nothing is to be removed")?;
         let Keeper { brokers, .. } = self.keeper;
         eventually(PATIENCE, "the deletion has an outcome", async || {
-            let observation = brokers.assign(&Key::of(&self.queue), &self.access, order.clone(), false);
-            let observation = observation.filter(|observation| *observation.order == order);
-            Ok(observation.context("none yet")?.outcome)
+            let outcome = brokers.assign(&Key::of(&self.queue), &self.access, order.clone(), false);
+            outcome.context("none yet")
         })
         .await
     }
