@@ -176,7 +176,7 @@ pub struct Seen {
 pub struct LaneOptions {
     /// How the operator's connections are called.
     pub connection_name: String,
-    /// Seconds between two drift checks of a Queue, before jitter.
+    /// The time between two drift checks of a Queue, before jitter.
     pub drift_check: Duration,
     /// How long sidecars may take to learn of a changed ladder: what they no longer use may go after that.
     pub sidecars_learn: Duration,

@@ -22,7 +22,7 @@ pub(super) enum Last {
     Failed { in_a_row: u32 },
 }
 
-/// Seconds between two drift checks of each of `queues` on one broker, before jitter: their pace has a ceiling.
+/// The time between two drift checks of each of `queues` on one broker, before jitter: their pace has a ceiling.
 pub(super) fn interval(drift_check: Duration, queues: usize) -> Duration {
     drift_check.max(Duration::from_secs_f64(queues as f64 / CHECKS_A_SECOND))
 }

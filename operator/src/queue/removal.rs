@@ -205,13 +205,9 @@ fn keep_meanwhile(queue: &Queue, key: &Key, access: Option<BrokerAccess>, contex
 
 /// How long this process has waited for the end of a Queue: its deletion may have been asked for long before it began.
 fn waited(queue: &Queue, context: &Context) -> Duration {
-    deleted_for(queue).min(context.seen_for(queue))
-}
-
-/// How long ago the deletion was asked for.
-fn deleted_for(queue: &Queue) -> Duration {
     let asked = queue.metadata.deletion_timestamp.as_ref();
-    asked.map_or(Duration::ZERO, |asked| Timestamp::now().duration_since(asked.0).unsigned_abs())
+    let since = asked.map_or(Duration::ZERO, |asked| Timestamp::now().duration_since(asked.0).unsigned_abs());
+    since.min(context.seen_for(queue))
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ fn consumes(worker: &Worker, context: &Context) -> bool {
 
 /// Each Builtin Worker that shares its Queue with others, with all that do.
 fn sharing(workers: &[Arc<Worker>], context: &Context) -> HashMap<Key, Arc<[Key]>> {
-    let mut by_queue: HashMap<(String, &str), Vec<Key>> = HashMap::new();
+    let mut by_queue: HashMap<Key, Vec<Key>> = HashMap::new();
     // Who consumes nothing leaves all to the others.
     let shares = |worker: &Worker| {
         worker.spec.scaling.mode == ScalingMode::Builtin
@@ -77,8 +77,7 @@ fn sharing(workers: &[Arc<Worker>], context: &Context) -> HashMap<Key, Arc<[Key]
             && consumes(worker, context)
     };
     for worker in workers.iter().filter(|worker| shares(worker)) {
-        let queue = (worker.namespace().unwrap_or_default(), worker.spec.queue_ref.name.as_str());
-        by_queue.entry(queue).or_default().push(Key::of(worker.as_ref()));
+        by_queue.entry(Key::named_by(worker)).or_default().push(Key::of(worker.as_ref()));
     }
     let shared = by_queue.into_values().filter(|workers| workers.len() > 1).map(Arc::<[Key]>::from);
     shared.flat_map(|all| all.iter().map(|key| (key.clone(), all.clone())).collect::<Vec<_>>()).collect()
