@@ -56,6 +56,32 @@ pub struct QueuePlan {
     pub arguments: BTreeMap<&'static str, Argument>,
 }
 
+impl QueuePlan {
+    /// How many ready messages it may hold; none where that has no limit.
+    pub fn max_length(&self) -> Option<i64> {
+        match self.arguments.get("x-max-length")? {
+            Argument::Number(limit) => Some(*limit),
+            Argument::Text(_) | Argument::Flag(_) => None,
+        }
+    }
+
+    /// Whether there is a limit to the bytes that it may hold.
+    pub fn has_max_bytes(&self) -> bool {
+        self.arguments.contains_key("x-max-length-bytes")
+    }
+
+    /// Whether it has a limit above which it refuses.
+    pub fn refuses_when_full(&self) -> bool {
+        let limited = self.max_length().is_some() || self.has_max_bytes();
+        limited && self.arguments.get("x-overflow") != Some(&"drop-head".into())
+    }
+
+    /// Whether it has a consumer timeout of its own.
+    pub fn has_consumer_timeout(&self) -> bool {
+        self.arguments.contains_key("x-consumer-timeout")
+    }
+}
+
 /// What a queue is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {

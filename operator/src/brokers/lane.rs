@@ -11,6 +11,7 @@ use warren_broker::declare::{self, DeclareError, QueueDepth};
 use warren_broker::lapin::Channel;
 use warren_broker::release::{self, Release};
 use warren_broker::supervisor::{Link, LinkState, Supervisor};
+use warren_broker::topology::QueuePlan;
 use warren_broker::{BrokerAccess, BrokerError, Category};
 
 use super::aside::Aside;
@@ -265,7 +266,7 @@ impl Shared {
                 Err(of_main(order, BrokerError::Closed { detail: lost.to_string() }))
             })?;
         if let Outcome::Declared(seen) = &mut outcome
-            && order.topology.main().is_some_and(|main| main.arguments.contains_key("x-consumer-timeout"))
+            && order.topology.main().is_some_and(QueuePlan::has_consumer_timeout)
         {
             seen.release = self.release(link.generation);
         }

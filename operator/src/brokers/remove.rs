@@ -16,7 +16,7 @@ use warren_broker::{BrokerError, Category};
 use super::counted::{count, leaders, of_leader};
 use super::link::close;
 use super::rest::Rest;
-use super::work::{Patience, declare_all, of_main, refuses_when_full};
+use super::work::{Patience, declare_all, of_main};
 use super::{Order, Outcome};
 use crate::problem::Problem;
 
@@ -88,7 +88,7 @@ fn not_empty(kept: &[String]) -> Problem {
 
 /// Whether one of the queues may hold messages back that another has refused.
 fn may_hold_back(order: &Order) -> bool {
-    order.queue_type == QueueType::Quorum && order.topology.queues.iter().any(refuses_when_full)
+    order.queue_type == QueueType::Quorum && order.topology.queues.iter().any(QueuePlan::refuses_when_full)
 }
 
 /// The queues that are as Warren declares them, and how full they are: what exists otherwise belongs to others. A queue that

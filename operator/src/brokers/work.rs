@@ -12,7 +12,7 @@ use warren_broker::channel::open;
 use warren_broker::declare::{self, DeclareError, Object, QueueDepth};
 use warren_broker::lapin::Channel;
 use warren_broker::supervisor::Link;
-use warren_broker::topology::{Argument, QueuePlan, Role, Topology, retry_queue};
+use warren_broker::topology::{QueuePlan, Role, Topology, retry_queue};
 use warren_broker::{BrokerError, Category};
 
 use super::channels::Channels;
@@ -262,10 +262,7 @@ async fn take_back(link: &Link, main: &str, binding: &DeclaredBinding) -> Result
 fn dead_letters(topology: &Topology, depths: &[QueueDepth]) -> Option<(u32, i64)> {
     let (queue, depth) =
         topology.queues.iter().zip(depths).find(|(queue, _)| queue.role == Role::DeadLetter)?;
-    match queue.arguments.get("x-max-length")? {
-        Argument::Number(limit) => Some((depth.ready, *limit)),
-        Argument::Text(_) | Argument::Flag(_) => None,
-    }
+    Some((depth.ready, queue.max_length()?))
 }
 
 /// Whether a dead-letter queue that was full, and reads empty, has indeed emptied: a quorum queue without a leader reads so too.
@@ -291,20 +288,11 @@ async fn has_emptied(link: &Link, order: &Order) -> bool {
 /// for what comes between two looks. Bytes are not counted, and the limits of a queue that others declare (none) are not known.
 fn has_room(main: Option<&QueuePlan>, ready: u32) -> bool {
     let Some(main) = main else { return ready == 0 };
-    match main.arguments.get("x-max-length") {
-        _ if !refuses_when_full(main) => true,
-        Some(Argument::Number(limit)) if !main.arguments.contains_key("x-max-length-bytes") => {
-            i64::from(ready) * 2 < *limit
-        }
+    match main.max_length() {
+        _ if !main.refuses_when_full() => true,
+        Some(limit) if !main.has_max_bytes() => i64::from(ready) * 2 < limit,
         _ => ready == 0,
     }
-}
-
-/// Whether a queue has a limit above which it refuses.
-pub(super) fn refuses_when_full(queue: &QueuePlan) -> bool {
-    let limited =
-        ["x-max-length", "x-max-length-bytes"].iter().any(|limit| queue.arguments.contains_key(limit));
-    limited && queue.arguments.get("x-overflow") != Some(&"drop-head".into())
 }
 
 /// The topology without the main queue, which belongs to others.
