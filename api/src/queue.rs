@@ -515,4 +515,9 @@ impl Queue {
     pub fn declared(&self) -> Option<&Declared> {
         self.status.as_ref()?.declared.as_ref()
     }
+
+    /// The conditions of its status; none while it has no status.
+    pub fn conditions(&self) -> &[Condition] {
+        self.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default()
+    }
 }

@@ -520,3 +520,10 @@ pub struct ScalingStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds_per_message: Option<f64>,
 }
+
+impl Worker {
+    /// The conditions of its status; none while it has no status.
+    pub fn conditions(&self) -> &[Condition] {
+        self.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default()
+    }
+}

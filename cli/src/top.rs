@@ -127,7 +127,7 @@ impl Seen {
         let workers = self.workers_of(&name);
         [
             name,
-            ready(queue.status.as_ref().map_or(&[], |status| &status.conditions)),
+            ready(queue.conditions()),
             format!("{:?}", queue.spec.queue_type),
             self.messages(queue, READY_MESSAGES),
             if workers.is_empty() { NONE.to_owned() } else { self.sum(&workers, 0, held) },

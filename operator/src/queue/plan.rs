@@ -10,7 +10,7 @@ use warren_api::{Queue, Worker};
 use warren_broker::topology::{self, Topology};
 
 use crate::brokers::{Claim, Goal, Order};
-use crate::condition::find;
+use crate::condition::is_false;
 
 /// The order for the lane of the broker at `address` that keeps a Queue.
 pub fn keep(queue: &Queue, address: &str) -> Order {
@@ -40,11 +40,7 @@ pub fn keep_under(queue: &Queue, address: &str, workers: &[Arc<Worker>]) -> Orde
 
 /// Whether a Worker is such that its sidecars get no new configuration.
 fn is_untold(worker: &Worker) -> bool {
-    let Some(status) = &worker.status else { return false };
-    [TEMPLATE_VALID, QUEUE_READY]
-        .iter()
-        .filter_map(|kind| find(&status.conditions, kind))
-        .any(|condition| condition.status == "False")
+    [TEMPLATE_VALID, QUEUE_READY].iter().any(|kind| is_false(worker.conditions(), kind))
 }
 
 /// The order that ends a Queue; none where its broker keeps everything, and where nothing on it is Warren's.

@@ -22,7 +22,7 @@ use super::status::{Progress, conflicting, status};
 use super::validate::validate;
 use super::{dereference, finalizer, plan};
 use crate::brokers::{Key, Outcome, Seen};
-use crate::condition::{find, is_true};
+use crate::condition::{find, is_false, is_true};
 use crate::context::Context;
 use crate::error::Error;
 use crate::problem::{CONFLICT, OTHER_FINALIZER, Problem};
@@ -203,14 +203,13 @@ fn not_ready(conditions: &[Condition]) -> Option<&'static str> {
     if is_true(conditions, READY) {
         return None;
     }
-    let unreachable = find(conditions, BROKER_REACHABLE).is_some_and(|reachable| reachable.status == "False");
-    Some(if unreachable { "broker" } else { "other" })
+    Some(if is_false(conditions, BROKER_REACHABLE) { "broker" } else { "other" })
 }
 
 /// Logs and publishes a condition that changed.
 fn tell(queue: &Queue, condition: Option<&Condition>, context: &Context) {
     let Some(condition) = condition else { return };
-    let former = queue.status.as_ref().and_then(|status| find(&status.conditions, &condition.type_));
+    let former = find(queue.conditions(), &condition.type_);
     if former.is_some_and(|f| (&f.status, &f.reason) == (&condition.status, &condition.reason)) {
         return;
     }

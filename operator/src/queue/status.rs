@@ -132,7 +132,7 @@ fn observed(queue: &Queue, next: &mut QueueStatus, outcome: Outcome) -> Vec<Stat
 
 /// Why, and what says so, the queue on the broker is somebody else's: nothing of it is this Queue's Workers' to consume.
 pub fn others(queue: &Queue) -> Option<(&'static str, &Condition)> {
-    let declared = find(&queue.status.as_ref()?.conditions, DECLARED)?;
+    let declared = find(queue.conditions(), DECLARED)?;
     let reason = [ALREADY_EXISTS, CONFLICT].into_iter().find(|reason| *reason == declared.reason)?;
     (declared.status == "False").then_some((reason, declared))
 }
@@ -146,7 +146,7 @@ pub fn is_single(queue: &Queue) -> bool {
             && declared.status == "False"
             && declared.message.starts_with("queue ")
     };
-    let declared = queue.status.as_ref().and_then(|status| find(&status.conditions, DECLARED));
+    let declared = find(queue.conditions(), DECLARED);
     let compared = queue.spec.adoption_policy != AdoptionPolicy::AsIs;
     queue.spec.single_active_consumer && !(compared && declared.is_some_and(differs))
 }

@@ -31,7 +31,7 @@ use super::share::Lately;
 use super::side::Side;
 use super::tell;
 use crate::brokers::{Key, Prober};
-use crate::condition::{find, is_true};
+use crate::condition::{find, is_false, is_true};
 use crate::context::{Context, SIDECARS_LEARN};
 use crate::tick;
 use crate::worker::dereference::beside;
@@ -326,19 +326,15 @@ impl Follower {
 
 /// Whether another operator has found all sidecars without a connection last.
 fn was_disconnected(worker: &Worker) -> bool {
-    let available = worker.status.as_ref().and_then(|status| find(&status.conditions, AVAILABLE));
+    let available = find(worker.conditions(), AVAILABLE);
     available.is_some_and(|available| available.reason == SIDECARS_DISCONNECTED)
 }
 
 /// Why a Worker is not Ready, in a word, for its metric; none where it is, or is on its way there. Of a Queue that is not there, or is
 /// Ready, nothing else tells.
 fn not_ready(worker: &Worker, queue: Option<&Queue>) -> Option<&'static str> {
-    find(&worker.status.as_ref()?.conditions, READY).filter(|ready| ready.status == "False")?;
-    let of_queue = queue.is_some_and(|queue| {
-        let conditions = queue.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        !is_true(conditions, READY)
-    });
-    Some(if of_queue { "queue" } else { "other" })
+    let of_queue = queue.is_some_and(|queue| !is_true(queue.conditions(), READY));
+    is_false(worker.conditions(), READY).then_some(if of_queue { "queue" } else { "other" })
 }
 
 /// Where a Queue's messages are.

@@ -16,7 +16,7 @@ use warren_api::worker::UpgradePolicy;
 use warren_api::{Queue, SidecarConfig, Worker, headers};
 
 use super::validate::{BROKER_VOLUME, CONFIG_VOLUME, NO_TOKEN_VOLUME, ValidWorker};
-use crate::condition::find;
+use crate::condition::is_false;
 
 /// Annotation of the Deployment: a digest of what rolls the pods.
 pub const TEMPLATE_DIGEST: &str = "warren.dev/template-digest";
@@ -205,8 +205,7 @@ fn ladder(queue: &Queue) -> Vec<u32> {
 
 /// The Queue's own consumer timeout; none where its broker is known to go by another.
 fn consumer_timeout(queue: &Queue) -> Option<u32> {
-    let conditions = queue.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    let ignored = find(conditions, CONSUMER_TIMEOUT_EFFECTIVE).is_some_and(|said| said.status == "False");
+    let ignored = is_false(queue.conditions(), CONSUMER_TIMEOUT_EFFECTIVE);
     queue.spec.consumer_timeout_seconds.filter(|_| !ignored).map(i32::unsigned_abs)
 }
 

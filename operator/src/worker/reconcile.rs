@@ -238,7 +238,7 @@ async fn write(worker: &Worker, status: WorkerStatus, context: &Context) -> Resu
         return Ok(());
     }
     let ready = find(&status.conditions, READY);
-    let former = worker.status.as_ref().and_then(|s| find(&s.conditions, READY));
+    let former = find(worker.conditions(), READY);
     if let Some(ready) =
         ready.filter(|c| former.is_none_or(|f| (&f.status, &f.reason) != (&c.status, &c.reason)))
     {

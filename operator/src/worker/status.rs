@@ -181,19 +181,14 @@ fn queue_ready(worker: &Worker, problem: Option<&Problem>, around: &Surroundings
         let message = format!("there is no Queue \"{name}\": create it, or name another in spec.queueRef");
         return Statement::new(QUEUE_READY, false, "QueueNotFound", message);
     };
-    match queue.status.as_ref().and_then(|status| find(&status.conditions, READY)) {
+    match find(queue.conditions(), READY) {
         Some(ready) if ready.status == "True" => {
             Statement::new(QUEUE_READY, true, "QueueReady", format!("Queue \"{name}\" is Ready"))
         }
-        Some(ready) => {
-            let status = if ready.status == "False" { Status::False } else { Status::Unknown };
-            Statement::new(
-                QUEUE_READY,
-                status,
-                ready.reason.clone(),
-                format!("Queue \"{name}\": {}", ready.message),
-            )
-        }
+        Some(ready) => Statement {
+            message: format!("Queue \"{name}\": {}", ready.message),
+            ..Statement::of(QUEUE_READY, ready)
+        },
         None => Statement::new(
             QUEUE_READY,
             Status::Unknown,
