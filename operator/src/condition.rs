@@ -108,6 +108,11 @@ pub fn find<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition
     conditions.iter().find(|c| c.type_ == kind)
 }
 
+/// Whether a condition says something else than it did before, its words apart.
+pub fn is_news(former: Option<&Condition>, now: &Condition) -> bool {
+    former.is_none_or(|former| (&former.status, &former.reason) != (&now.status, &now.reason))
+}
+
 /// The merge patch that turns one status into another; none where they are equal.
 ///
 /// # Errors

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::{Stream, StreamExt, future, stream};
 use k8s_openapi::NamespaceResourceScope;
 use kube::runtime::reflector::{Store, store};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::{WatchStreamExt, controller, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -35,6 +35,13 @@ impl Complaints {
     /// About the watch of a kind in a namespace; none: all.
     pub fn about(kind: impl Into<String>, namespace: Option<&str>) -> Self {
         Self { kind: kind.into(), namespace: namespace.unwrap_or("all").to_owned(), last: None }
+    }
+
+    /// Logs what a controller says of its watch. A failed reconcile is told by its policy.
+    pub fn hear<T, E>(&mut self, reconciled: &Result<T, controller::Error<E, watcher::Error>>) {
+        if let Err(controller::Error::QueueError(error)) = reconciled {
+            self.tell(error);
+        }
     }
 
     /// Logs an error, unless one was logged a moment ago.

@@ -9,7 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::runtime::controller::{Action, Config};
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
-use kube::runtime::{Controller, controller, watcher};
+use kube::runtime::{Controller, watcher};
 use kube::{Resource, ResourceExt};
 use warren_api::conditions::READY;
 use warren_api::conditions::queue::{BROKER_REACHABLE, DEAD_LETTER_AVAILABLE, DECLARED, DELETION_BLOCKED};
@@ -22,7 +22,7 @@ use super::status::{Progress, conflicting, status};
 use super::validate::validate;
 use super::{dereference, finalizer, plan};
 use crate::brokers::{Key, Outcome, Seen};
-use crate::condition::{find, is_false, is_true};
+use crate::condition::{find, is_false, is_news, is_true};
 use crate::context::Context;
 use crate::error::Error;
 use crate::problem::{CONFLICT, OTHER_FINALIZER, Problem};
@@ -53,10 +53,7 @@ pub async fn run(
         .graceful_shutdown_on(async move { shutdown.cancelled().await })
         .run(|queue, context| reconcile(queue, context).boxed(), error_policy, context)
         .for_each(|reconciled| {
-            // A failed reconcile is told by its policy.
-            if let Err(controller::Error::QueueError(error)) = &reconciled {
-                complaints.tell(error);
-            }
+            complaints.hear(&reconciled);
             std::future::ready(())
         })
         .await;
@@ -210,7 +207,7 @@ fn not_ready(conditions: &[Condition]) -> Option<&'static str> {
 fn tell(queue: &Queue, condition: Option<&Condition>, context: &Context) {
     let Some(condition) = condition else { return };
     let former = find(queue.conditions(), &condition.type_);
-    if former.is_some_and(|f| (&f.status, &f.reason) == (&condition.status, &condition.reason)) {
+    if !is_news(former, condition) {
         return;
     }
     let Condition { type_, status, reason, message, .. } = condition;

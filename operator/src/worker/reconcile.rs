@@ -9,7 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::runtime::controller::{Action, Config};
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
-use kube::runtime::{Controller, controller, watcher};
+use kube::runtime::{Controller, watcher};
 use kube::{Resource, ResourceExt};
 use warren_api::conditions::READY;
 use warren_api::conditions::worker::TEMPLATE_VALID;
@@ -25,7 +25,7 @@ use super::pods::{cannot_get, is_any_on_trial};
 use super::status::status;
 use super::validate::{DISORDER, validate};
 use crate::brokers::Key;
-use crate::condition::find;
+use crate::condition::{find, is_news};
 use crate::context::{Context, PASSING_FAILURES};
 use crate::error::Error;
 use crate::problem::Problem;
@@ -62,10 +62,7 @@ pub async fn run(
         .graceful_shutdown_on(async move { shutdown.cancelled().await })
         .run(|worker, context| reconcile(worker, context).boxed(), error_policy, context)
         .for_each(|reconciled| {
-            // A failed reconcile is told by its policy.
-            if let Err(controller::Error::QueueError(error)) = &reconciled {
-                complaints.tell(error);
-            }
+            complaints.hear(&reconciled);
             std::future::ready(())
         })
         .await;
@@ -237,11 +234,8 @@ async fn write(worker: &Worker, status: WorkerStatus, context: &Context) -> Resu
     if !context.write_status(worker, worker.status.as_ref(), &status).await? {
         return Ok(());
     }
-    let ready = find(&status.conditions, READY);
     let former = find(worker.conditions(), READY);
-    if let Some(ready) =
-        ready.filter(|c| former.is_none_or(|f| (&f.status, &f.reason) != (&c.status, &c.reason)))
-    {
+    if let Some(ready) = find(&status.conditions, READY).filter(|ready| is_news(former, ready)) {
         tracing::info!(namespace = worker.namespace(), worker = %worker.name_any(), ready = %ready.status, reason = %ready.reason, message = %ready.message, "worker");
         // A Worker on its way is no news worth a request, and an event stays in memory for six minutes.
         if ready.status != "Unknown" {
