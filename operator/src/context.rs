@@ -16,6 +16,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::sync::{Semaphore, SemaphorePermit, TryAcquireError, watch};
 use tokio::time::Instant;
 use warren_api::{Queue, SidecarConfig, Worker};
@@ -199,23 +200,30 @@ impl Context {
     /// The API server refuses.
     pub async fn write_status<K, S>(&self, object: &K, former: Option<&S>, status: &S) -> Result<bool, Error>
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + DeserializeOwned
-            + Debug
-            + 'static,
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
         S: Serialize + PartialEq,
     {
         let Some(patch) = status_patch(former, status)? else { return Ok(false) };
-        let objects: Api<Tolerant<K>> =
-            Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default());
-        let params = PatchParams::apply(FIELD_MANAGER);
-        match objects.patch_status(&object.name_any(), &params, &Patch::Merge(patch)).await {
-            Ok(_) => Ok(true),
+        match self.merge_status(object, patch).await {
+            Ok(()) => Ok(true),
             // Deleted meanwhile.
             Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Writes a merge patch of an object's status.
+    ///
+    /// # Errors
+    /// The API server refuses.
+    pub async fn merge_status<K>(&self, object: &K, patch: Value) -> kube::Result<()>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+    {
+        let objects: Api<Tolerant<K>> =
+            Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default());
+        let params = PatchParams::apply(FIELD_MANAGER);
+        objects.patch_status(&object.name_any(), &params, &Patch::Merge(patch)).await.map(drop)
     }
 
     /// Publishes an event about an object, without waiting for it.

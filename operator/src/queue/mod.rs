@@ -6,7 +6,6 @@ mod finalizer;
 pub(crate) mod place;
 pub mod plan;
 pub mod reconcile;
-mod record;
 mod removal;
 pub mod status;
 pub mod validate;

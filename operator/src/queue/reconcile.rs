@@ -16,7 +16,6 @@ use warren_api::conditions::queue::{BROKER_REACHABLE, DEAD_LETTER_AVAILABLE, DEC
 use warren_api::{Queue, Worker};
 
 use super::place::{FIRST_ANSWER, conflict, older_to_come, outcome, patience, waits_for};
-use super::record::record;
 use super::removal::{End, end};
 use super::status::{Progress, conflicting, status};
 use super::validate::validate;
@@ -166,6 +165,17 @@ async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, 
         Some(outcome) => Ok(Some(Progress::Observed { address, outcome })),
         None if first_answer_is_due(queue, context) => Ok(Some(Progress::Pending { address })),
         None => Ok(None),
+    }
+}
+
+/// Records in the status what an order may bind, before it is placed; gives false while the Queue is not known as it is now.
+async fn record(queue: &Queue, address: &str, context: &Context) -> Result<bool, Error> {
+    let Some(patch) = plan::record(queue, address) else { return Ok(true) };
+    match context.merge_status(queue, patch).await {
+        Ok(()) => Ok(true),
+        // Changed or deleted since it was read.
+        Err(kube::Error::Api(answer)) if answer.code == 409 || answer.code == 404 => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
