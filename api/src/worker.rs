@@ -522,6 +522,11 @@ pub struct ScalingStatus {
 }
 
 impl Worker {
+    /// Whether Warren decides the number of its pods: scaling mode `Builtin`.
+    pub fn scales_itself(&self) -> bool {
+        self.spec.scaling.mode == ScalingMode::Builtin
+    }
+
     /// The conditions of its status; none while it has no status.
     pub fn conditions(&self) -> &[Condition] {
         self.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default()

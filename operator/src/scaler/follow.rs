@@ -13,7 +13,6 @@ use kube::runtime::reflector::ObjectRef;
 use tokio::time::Instant;
 use warren_api::conditions::READY;
 use warren_api::conditions::worker::AVAILABLE;
-use warren_api::worker::ScalingMode;
 use warren_api::{Queue, Worker};
 use warren_broker::declare::QueueDepth;
 
@@ -121,8 +120,7 @@ impl Follower {
         let pods = context.pods.of(&self.key);
         let lane = queue.as_deref().and_then(|queue| context.brokers.lane_of(&Key::of(queue)));
         // One that is looked at now and then is none of those whose looks are spread.
-        let builtin =
-            worker.spec.scaling.mode == ScalingMode::Builtin && worker.metadata.deletion_timestamp.is_none();
+        let builtin = worker.scales_itself() && worker.metadata.deletion_timestamp.is_none();
         self.prober = lane.filter(|_| builtin).map(|lane| lane.prober(self.prober.take()));
         let name = queue.as_deref().map(Queue::broker_name);
         let followed = queue.as_deref().map(followed);

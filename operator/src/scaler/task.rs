@@ -8,7 +8,6 @@ use futures::future::join_all;
 use kube::ResourceExt;
 use tokio::task::JoinHandle;
 use warren_api::Worker;
-use warren_api::worker::ScalingMode;
 
 use super::asked::spec;
 use super::cadence::pause;
@@ -72,9 +71,7 @@ fn sharing(workers: &[Arc<Worker>], context: &Context) -> HashMap<Key, Arc<[Key]
     let mut by_queue: HashMap<Key, Vec<Key>> = HashMap::new();
     // Who consumes nothing leaves all to the others.
     let shares = |worker: &Worker| {
-        worker.spec.scaling.mode == ScalingMode::Builtin
-            && worker.metadata.deletion_timestamp.is_none()
-            && consumes(worker, context)
+        worker.scales_itself() && worker.metadata.deletion_timestamp.is_none() && consumes(worker, context)
     };
     for worker in workers.iter().filter(|worker| shares(worker)) {
         by_queue.entry(Key::named_by(worker)).or_default().push(Key::of(worker.as_ref()));

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use warren_api::Worker;
 use warren_api::conditions::worker::TEMPLATE_VALID;
 use warren_api::names::CONFIG_KEY;
-use warren_api::worker::ScalingMode;
 
 use super::annotate::annotate;
 use super::build::{Built, digest};
@@ -206,7 +205,7 @@ async fn disown(api: &Api<LiveDeployment>, name: &str) -> Result<(), Error> {
 /// yet is no reason to apply.
 fn required(worker: &Worker, desired: &Value) -> Value {
     let mut required = desired.clone();
-    if worker.spec.scaling.mode == ScalingMode::Builtin
+    if worker.scales_itself()
         && let Some(spec) = required.get_mut("spec").and_then(Value::as_object_mut)
     {
         spec.remove("replicas");

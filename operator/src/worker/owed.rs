@@ -1,14 +1,13 @@
 //! The number of pods that somebody else decides, where nothing else of a Worker can be applied. Pure.
 
 use warren_api::Worker;
-use warren_api::worker::ScalingMode;
 
 use super::dereference::Surroundings;
 use super::validate::held;
 
 /// Pods that the Worker's Deployment asks for, and those that somebody else wants.
 fn numbers(worker: &Worker, around: &Surroundings) -> Option<(i32, i32)> {
-    let others = worker.spec.scaling.mode != ScalingMode::Builtin;
+    let others = !worker.scales_itself();
     let deployment = around.deployment.as_deref().filter(|live| others && live.is_owned_by(worker))?;
     Some((deployment.facts.desired?, worker.spec.replicas.max(0)))
 }

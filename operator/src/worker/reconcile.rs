@@ -175,8 +175,7 @@ async fn converge(
 async fn foreign(worker: &Worker, around: &Surroundings, replicas: u32, context: &Context) -> Option<u32> {
     let carried_out = worker.status.as_ref()?.desired_replicas;
     let live = live(around)?.unsigned_abs();
-    let others = worker.spec.scaling.mode != ScalingMode::Builtin;
-    if !others || live == replicas || carried_out.unsigned_abs() != replicas {
+    if worker.scales_itself() || live == replicas || carried_out.unsigned_abs() != replicas {
         return None;
     }
     // A cache that lags behind accuses nobody.
@@ -197,7 +196,7 @@ fn not_applied(error: &Error) -> Problem {
 
 /// Marks the idlest pods before there are fewer; in mode Builtin the scaler has done so.
 async fn mark(worker: &Worker, around: &Surroundings, entry: &Entry, replicas: u32, context: &Context) {
-    let others = worker.spec.scaling.mode != ScalingMode::Builtin;
+    let others = !worker.scales_itself();
     if others && live(around).is_some_and(|live| live.unsigned_abs() > replicas) && entry.may_mark(replicas) {
         act::mark_idlest(context, &around.pods).await;
     }

@@ -62,7 +62,7 @@ pub fn status(
     let held_back = image.is_none() && is_held_back(worker, around);
     let told = image.is_some() || around.pods.iter().all(|pod| ended(pod)) || around.is_told_to_pause();
     let mut scaling_active = scaling_active(worker, held_back, told, view);
-    if worker.spec.scaling.mode == ScalingMode::Builtin && worker.spec.replicas != 1 {
+    if worker.scales_itself() && worker.spec.replicas != 1 {
         scaling_active.message.push_str(REPLICAS_IGNORED);
     }
     let mut all = vec![
@@ -126,8 +126,7 @@ fn cause(reason: &str, message: &str) -> Option<String> {
 /// What was decided before. How long messages of a Worker took that was changed meanwhile, which no operator has seen, is not known.
 fn former_scaling(worker: &Worker) -> Option<ScalingStatus> {
     let status = worker.status.as_ref()?;
-    let builtin = worker.spec.scaling.mode == ScalingMode::Builtin;
-    let mut scaling = status.scaling.clone().filter(|_| builtin)?;
+    let mut scaling = status.scaling.clone().filter(|_| worker.scales_itself())?;
     scaling.seconds_per_message = measured_before(worker);
     Some(scaling)
 }

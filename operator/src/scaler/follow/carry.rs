@@ -8,7 +8,6 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::events::EventType;
 use tokio::time::Instant;
 use warren_api::Worker;
-use warren_api::worker::ScalingMode;
 
 use super::Follower;
 use crate::context::PASSING_FAILURES;
@@ -90,7 +89,7 @@ impl Follower {
             }
         }
         // Whose mode has changed meanwhile is not Warren's to scale any more.
-        let stays = |worker: Arc<Worker>| worker.spec.scaling.mode == ScalingMode::Builtin;
+        let stays = |worker: Arc<Worker>| worker.scales_itself();
         if !self.context.worker(&self.key).is_some_and(stays) {
             return;
         }
