@@ -150,25 +150,34 @@ impl Board {
     /// A Worker's part of its Queue's backlog, from 0 to 1: as much as it settled lately of what all did.
     pub fn part(&self, worker: &Key) -> f64 {
         let Some(all) = locked(&self.sharing).get(worker).cloned() else { return 1.0 };
-        let lately = |key: &Key| self.view(key).settled_lately.unwrap_or_default();
+        let lately = |key: &Key| self.settled_lately(key).unwrap_or_default();
         share(lately(worker), all.iter().map(lately).sum(), all.len())
     }
 
     /// Whether all Workers that share a Queue with this one have looked at their pods.
     pub fn all_have_looked(&self, worker: &Key) -> bool {
         let all = locked(&self.sharing).get(worker).cloned();
-        all.is_none_or(|all| all.iter().all(|key| self.view(key).settled_lately.is_some()))
+        all.is_none_or(|all| all.iter().all(|key| self.settled_lately(key).is_some()))
     }
 
     /// What is known of a Worker: nothing where it has no entry.
     pub fn view(&self, worker: &Key) -> View {
-        let entry = locked(&self.entries).get(worker).cloned();
-        entry.map(|entry| entry.view()).unwrap_or_default()
+        self.read(worker, View::clone)
     }
 
     /// Whether one of a Worker's sidecars consumed when it was looked at last.
     pub fn consumes(&self, worker: &Key) -> bool {
-        locked(&self.entries).get(worker).is_some_and(|entry| locked(&entry.view).consumes)
+        self.read(worker, |view| view.consumes)
+    }
+
+    fn settled_lately(&self, worker: &Key) -> Option<f64> {
+        self.read(worker, |view| view.settled_lately)
+    }
+
+    /// A part of what is known of a Worker: nothing where it has no entry.
+    fn read<T: Default>(&self, worker: &Key, part: impl FnOnce(&View) -> T) -> T {
+        let entry = locked(&self.entries).get(worker).cloned();
+        entry.map(|entry| part(&locked(&entry.view))).unwrap_or_default()
     }
 
     /// A Worker's entry, made at first need.

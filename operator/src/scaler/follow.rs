@@ -210,22 +210,17 @@ impl Follower {
     }
 
     fn view(&self, worker: &Worker, decision: Option<Decision>, handlers: Handlers, consumes: bool) -> View {
-        let durability = self.tracker.durability();
-        let queue = self.followed.as_ref().map(|(queue, ..)| queue.clone());
-        let settled_lately = Some(self.settled.amount);
-        let misread = self.timetable.wrong();
-        let service_seconds = self.history.service_seconds();
         View {
             worker: worker.uid(),
-            queue,
+            queue: self.followed.as_ref().map(|(queue, ..)| queue.clone()),
             decision,
             consumes,
-            service_seconds,
+            service_seconds: self.history.service_seconds(),
             handlers,
-            durability,
-            settled_lately,
+            durability: self.tracker.durability(),
+            settled_lately: Some(self.settled.amount),
             refused: None,
-            misread,
+            misread: self.timetable.wrong(),
         }
     }
 
