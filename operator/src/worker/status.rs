@@ -13,7 +13,7 @@ use warren_api::{Worker, WorkerStatus};
 use super::dereference::Surroundings;
 use super::owed::is_held_back;
 use super::pods::{ended, ending, ready, sidecar_runs, staying, trouble};
-use super::validate::{HOLDS, is_unsure, port};
+use super::validate::{HOLDS, is_unsure, port, queue_not_found};
 use crate::condition::{Statement, Status, conditions, find};
 use crate::problem::Problem;
 use crate::scaler::asked::{measured_before, unchanged};
@@ -175,11 +175,11 @@ fn queue_ready(worker: &Worker, problem: Option<&Problem>, around: &Surroundings
     if let Some(problem) = problem.filter(|problem| problem.condition == QUEUE_READY) {
         return Statement::new(QUEUE_READY, false, problem.reason, problem.message.clone());
     }
-    let name = &worker.spec.queue_ref.name;
     let Some(queue) = around.queue.as_deref() else {
-        let message = format!("there is no Queue \"{name}\": create it, or name another in spec.queueRef");
-        return Statement::new(QUEUE_READY, false, "QueueNotFound", message);
+        let Problem { reason, message, .. } = queue_not_found(worker);
+        return Statement::new(QUEUE_READY, false, reason, message);
     };
+    let name = &worker.spec.queue_ref.name;
     match find(queue.conditions(), READY) {
         Some(ready) if ready.status == "True" => {
             Statement::new(QUEUE_READY, true, "QueueReady", format!("Queue \"{name}\" is Ready"))

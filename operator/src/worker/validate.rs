@@ -140,15 +140,7 @@ pub fn validate<'a>(worker: &'a Worker, around: &'a Surroundings) -> Result<Vali
     }
     reserved(&pod)?;
 
-    let queue = around.queue.as_deref().ok_or_else(|| {
-        let name = &worker.spec.queue_ref.name;
-        let namespace = worker.namespace().unwrap_or_default();
-        Problem::new(
-            QUEUE_READY,
-            "QueueNotFound",
-            format!("there is no Queue \"{name}\" in namespace \"{namespace}\": create it, or name another in spec.queueRef"),
-        )
-    })?;
+    let queue = around.queue.as_deref().ok_or_else(|| queue_not_found(worker))?;
     let secret = worker_secret(queue);
     let access = secret_is_usable(queue, secret, around.secret.as_ref())?;
     // What was made on another broker says nothing of this one.
@@ -170,6 +162,16 @@ pub fn validate<'a>(worker: &'a Worker, around: &'a Surroundings) -> Result<Vali
         drain_seconds,
         grace_seconds: pod.termination_grace_period_seconds.unwrap_or(0).max(least_grace),
     })
+}
+
+/// What is wrong where the Queue that a Worker names is not there.
+pub fn queue_not_found(worker: &Worker) -> Problem {
+    let name = &worker.spec.queue_ref.name;
+    let namespace = worker.namespace().unwrap_or_default();
+    let message = format!(
+        "there is no Queue \"{name}\" in namespace \"{namespace}\": create it, or name another in spec.queueRef"
+    );
+    Problem::new(QUEUE_READY, "QueueNotFound", message)
 }
 
 /// Whether sidecars can take a broker's address and credentials from the Secret that they mount.
