@@ -1,4 +1,5 @@
-//! Names of the sidecar metrics that the operator's scaler and the plugin read.
+//! Names of metrics that another program reads: the sidecar's, for the operator's scaler and the plugin, and the operator's, for
+//! the plugin.
 
 /// Gauge: messages delivered to the sidecar and not settled.
 pub const UNSETTLED: &str = "warren_sidecar_unsettled";
@@ -30,3 +31,12 @@ pub const HANDLER_MISCONFIGURED: &str = "warren_sidecar_handler_misconfigured_st
 pub const PUBLISH_BLOCKED: &str = "warren_sidecar_publish_blocked";
 /// Gauge: 1 while the breaker is open: most handler calls fail, and consuming is held for that.
 pub const BREAKER_OPEN: &str = "warren_sidecar_breaker_open";
+
+/// Gauge: 1 on the operator's replica that leads.
+pub const LEADER: &str = "warren_operator_leader";
+/// Gauge: messages of a Queue that are ready for delivery.
+pub const READY_MESSAGES: &str = "warren_operator_queue_ready_messages";
+/// Gauge: messages in the retry queues of a Queue.
+pub const RETRYING_MESSAGES: &str = "warren_operator_queue_retrying_messages";
+/// Gauge: messages in the dead-letter queue of a Queue.
+pub const DEAD_MESSAGES: &str = "warren_operator_queue_dead_messages";

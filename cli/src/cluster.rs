@@ -16,6 +16,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, ResourceExt};
+use warren_api::metrics::LEADER;
 use warren_api::names::{SIDECAR_PORT, WORKER_LABEL};
 use warren_operator::scaler::record::Told;
 use warren_operator::scaler::sample::{self, Sample};
@@ -322,8 +323,7 @@ impl Cluster {
 
 /// What the one that leads says; none where all have answered and none leads.
 fn leading(metrics: Vec<anyhow::Result<Exposition>>) -> anyhow::Result<Option<Exposition>> {
-    let leads =
-        |metrics: &Exposition| metrics.sum("warren_operator_leader", &[]).is_some_and(|leads| leads > 0.0);
+    let leads = |metrics: &Exposition| metrics.sum(LEADER, &[]).is_some_and(|leads| leads > 0.0);
     let (mut unread, mut found) = (None, None);
     for metrics in metrics {
         match metrics {

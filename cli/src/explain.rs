@@ -12,6 +12,7 @@ use warren_api::conditions::worker::{SCALING_ACTIVE, TEMPLATE_VALID};
 use warren_api::worker::ScalingMode;
 use warren_api::{Queue, Worker, WorkerStatus};
 use warren_operator::condition::{find, is_true};
+use warren_operator::scaler::act::PATCHED_FOR;
 use warren_operator::scaler::asked::spec;
 use warren_operator::scaler::reason::Reason;
 use warren_operator::scaler::record::{Told, ToldDecision};
@@ -25,8 +26,6 @@ use crate::{Answer, name, one_line};
 const SHOWN: usize = 10;
 /// The kind as kubectl takes it, and as it prints it.
 const KINDS: [&str; 5] = ["worker", "workers", "wk", "workers.warren.dev", "worker.warren.dev"];
-/// Reasons of the events that tell of a change of replicas.
-const CHANGES: [&str; 3] = ["ScaledOut", "ScaledIn", "ScaleReverted"];
 
 /// Says why a Worker has the replicas that it has.
 #[derive(Debug, Args)]
@@ -83,7 +82,7 @@ impl Explain {
 fn changes(events: Vec<Event>) -> Vec<Change> {
     let mut changes: Vec<_> = events
         .into_iter()
-        .filter(|event| event.reason.as_deref().is_some_and(|reason| CHANGES.contains(&reason)))
+        .filter(|event| event.reason.as_deref().is_some_and(|reason| PATCHED_FOR.contains(&reason)))
         .map(|event| {
             let series = event.series.and_then(|series| series.last_observed_time).map(|time| time.0);
             let at = series

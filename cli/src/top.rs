@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 use kube::api::ListParams;
 use warren_api::conditions::READY;
+use warren_api::metrics::{DEAD_MESSAGES, READY_MESSAGES, RETRYING_MESSAGES};
 use warren_api::{Queue, Worker};
 use warren_operator::condition::find;
 
@@ -25,10 +26,6 @@ const OVER: Duration = Duration::from_secs(1);
 const UNKNOWN: &str = "?";
 /// What there is none of, and what nobody counts.
 const NONE: &str = "-";
-/// The operator's metrics of a Queue's messages.
-const READY_MESSAGES: &str = "warren_operator_queue_ready_messages";
-const RETRYING_MESSAGES: &str = "warren_operator_queue_retrying_messages";
-const DEAD_MESSAGES: &str = "warren_operator_queue_dead_messages";
 
 /// Shows Queues with what waits in them, and Workers with their pods.
 #[derive(Debug, Args)]

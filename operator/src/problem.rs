@@ -12,6 +12,10 @@ pub const ARGUMENTS_DIFFER: &str = "ArgumentsDiffer";
 pub const NOT_DURABLE: &str = "NotDurable";
 /// The reason where an older Queue has one of the names.
 pub const CONFLICT: &str = "Conflict";
+/// Reason of a name that somebody else has.
+pub const NAME_TAKEN: &str = "NameTaken";
+/// Reason of what the API server does not take.
+pub const REFUSED: &str = "Refused";
 /// The reason where Warren has let a Queue go, and another's finalizer keeps it.
 pub const OTHER_FINALIZER: &str = "OtherFinalizer";
 

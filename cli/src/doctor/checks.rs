@@ -5,8 +5,10 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 use kube::core::{Selector, SelectorExt as _};
+use warren_api::conditions::queue::{BROKER_REACHABLE, DELETION_BLOCKED};
 use warren_api::{Queue, Worker};
 use warren_broker::BrokerAccess;
+use warren_operator::scaler::reason::Reason;
 use warren_operator::worker::pods;
 
 use super::facts::{Facts, secret_names};
@@ -212,12 +214,12 @@ fn of_generation(kind: &str, name: &str, now: Option<i64>, seen: Option<i64>) ->
 
 fn of_condition(kind: &str, name: &str, condition: &Condition) -> Check {
     let what = match condition.type_.as_str() {
-        "BrokerReachable" => format!("{kind} {name}: BrokerReachable, from the operator"),
+        BROKER_REACHABLE => format!("{kind} {name}: {BROKER_REACHABLE}, from the operator"),
         other => format!("{kind} {name}: {other}"),
     };
     let detail = format!("{}: {}", condition.reason, condition.message);
     // What is wrong when it is there, rather than when it is not.
-    let good = if condition.type_ == "DeletionBlocked" { "False" } else { "True" };
+    let good = if condition.type_ == DELETION_BLOCKED { "False" } else { "True" };
     match condition.status.as_str() {
         status if status == good => Check::good(what),
         "Unknown" => Check::unknown(what, detail),
@@ -233,9 +235,9 @@ fn of_worker(worker: &Worker, facts: &Facts) -> Vec<Check> {
     let seen = status.and_then(|status| status.observed_generation);
     all.extend(of_generation("Worker", &name, worker.metadata.generation, seen));
     let unreachable = |reason| conditions.iter().any(|condition| condition.reason == reason);
-    if unreachable("MetricsUnreachable") {
+    if unreachable(Reason::MetricsUnreachable.as_str()) {
         all.push(policies(&name, facts));
-    } else if unreachable("SidecarsUnreachable") {
+    } else if unreachable(Reason::SidecarsUnreachable.as_str()) {
         // Others are reached: it may be something else.
         all.push(Check { verdict: Verdict::Unknown, ..policies(&name, facts) });
     }

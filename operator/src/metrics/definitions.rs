@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use prometheus::{IntCounterVec, IntGaugeVec, Opts};
+use warren_api::metrics;
 
 use crate::brokers::Key;
 
@@ -64,19 +65,19 @@ pub(super) const BROKERS: Definition = Definition {
     help: "Connections to brokers, one a distinct address, vhost and identity, by state (up, down).",
 };
 pub(super) const READY_MESSAGES: Definition = Definition {
-    name: "warren_operator_queue_ready_messages",
+    name: metrics::READY_MESSAGES,
     kind: "gauge",
     labels: &["namespace", "queue"],
     help: "Messages of a Queue that are ready for delivery, as last read; not there while that is not known, and for Queues without a Worker.",
 };
 pub(super) const RETRYING_MESSAGES: Definition = Definition {
-    name: "warren_operator_queue_retrying_messages",
+    name: metrics::RETRYING_MESSAGES,
     kind: "gauge",
     labels: &["namespace", "queue"],
     help: "Messages in the retry queues of a Queue, which wait to be tried again, as read in turn, one queue every few seconds; not there while the depth is not known.",
 };
 pub(super) const DEAD_MESSAGES: Definition = Definition {
-    name: "warren_operator_queue_dead_messages",
+    name: metrics::DEAD_MESSAGES,
     kind: "gauge",
     labels: &["namespace", "queue"],
     help: "Messages in the dead-letter queue of a Queue, as read in turn with the retry queues; not there while the depth is not known.",
@@ -118,7 +119,7 @@ pub(super) const DRIFT_INTERVAL: Definition = Definition {
     help: "Longest seconds between two checks that a Queue is still on its broker as declared: it grows with the Queues of a broker, so that each broker gets at most 100 checks a second.",
 };
 pub(super) const LEADER: Definition = Definition {
-    name: "warren_operator_leader",
+    name: metrics::LEADER,
     kind: "gauge",
     labels: &[],
     help: "1 on the replica that leads, once the caches of a first namespace are filled, 0 on those that stand by.",

@@ -6,6 +6,7 @@ use warren_api::conditions::queue::{
     BROKER_REACHABLE, CONSUMER_TIMEOUT_EFFECTIVE, DEAD_LETTER_AVAILABLE, DECLARED, DELETION_BLOCKED,
     PERSISTENT_MESSAGES,
 };
+use warren_api::names::dead_letter_queue;
 use warren_api::queue::AdoptionPolicy;
 use warren_api::{Queue, QueueStatus, QueueType};
 
@@ -219,10 +220,10 @@ fn dead_letter_available(queue: &Queue, seen: Option<&Seen>, former: &QueueStatu
         let message = "the dead-letter queue takes messages";
         return Some(Statement::new(DEAD_LETTER_AVAILABLE, true, "Available", message));
     }
-    let name = queue.broker_name();
+    let name = dead_letter_queue(queue.broker_name());
     let limit = queue.spec.dead_letter.max_length.unwrap_or_default();
     let message = format!(
-        "\"{name}.dlq\" holds the {limit} messages that deadLetter.maxLength allows and refuses more; what is to be dead-lettered stays unacknowledged until there is room, or is called again after most of the consumer timeout: look at its messages, and publish again or purge them"
+        "\"{name}\" holds the {limit} messages that deadLetter.maxLength allows and refuses more; what is to be dead-lettered stays unacknowledged until there is room, or is called again after most of the consumer timeout: look at its messages, and publish again or purge them"
     );
     Some(Statement::new(DEAD_LETTER_AVAILABLE, false, "Full", message))
 }
@@ -268,10 +269,11 @@ fn kept(kind: &'static str, former: &QueueStatus) -> Option<Statement> {
 fn described(queue: &Queue) -> String {
     let spec = &queue.spec;
     let name = queue.broker_name();
+    let dead_letters = dead_letter_queue(name);
     let rungs = spec.retry.delays_seconds.len();
     let bindings = spec.bindings.len();
     format!(
-        "queues \"{name}\" and \"{name}.dlq\", {rungs} retry queues and {bindings} bindings are on the broker"
+        "queues \"{name}\" and \"{dead_letters}\", {rungs} retry queues and {bindings} bindings are on the broker"
     )
 }
 

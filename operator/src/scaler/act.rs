@@ -10,6 +10,7 @@ use kube::{Api, ResourceExt};
 use serde_json::json;
 
 use super::board::{Entry, View};
+use super::reason::Reason;
 use super::sample::Work;
 use crate::brokers::Key;
 use crate::context::{Context, FIELD_MANAGER};
@@ -27,6 +28,8 @@ const UNKNOWN_COST: i64 = 1_000_000;
 const IN_VAIN_COST: i64 = -1;
 /// Why a number that somebody else has written is put back.
 pub(crate) const SCALE_REVERTED: &str = "ScaleReverted";
+/// Every reason for which replicas are patched.
+pub const PATCHED_FOR: [&str; 3] = [Reason::ScaledOut.as_str(), Reason::ScaledIn.as_str(), SCALE_REVERTED];
 /// How long a patch may take: what is decided anew must not wait for an API server that is gone.
 const PATCHING: Duration = Duration::from_secs(10);
 /// How long a look at the pods may take that are to be marked.

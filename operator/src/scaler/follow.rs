@@ -16,6 +16,7 @@ use warren_api::conditions::worker::AVAILABLE;
 use warren_api::{Queue, Worker};
 use warren_broker::declare::QueueDepth;
 
+use super::act::PATCHED_FOR;
 use super::asked::{decided_before, measured_before, spec};
 use super::board::{Entry, Handlers, View};
 use super::cadence::{AT_ZERO, pause};
@@ -188,7 +189,7 @@ impl Follower {
             self.show(worker, &self.view(worker, None, handlers, consumes));
             return OBSERVED;
         }
-        self.context.metrics.scales(&self.key, &carry::PATCHED_FOR);
+        self.context.metrics.scales(&self.key, &PATCHED_FOR);
         let floor = self.timetable.floor(&worker.spec.scaling.schedules, Timestamp::now());
         // A broker that is being connected to is not unknown yet, nor is a share before all have looked.
         let early = self.depth.is_none() || !context.board.all_have_looked(&self.key);

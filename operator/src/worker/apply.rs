@@ -17,7 +17,7 @@ use super::live::{Live, LiveConfigMap, LiveDeployment, LiveDisruptionBudget};
 use super::pods::{only, staying};
 use crate::context::{Context, FIELD_MANAGER};
 use crate::error::Error;
-use crate::problem::Problem;
+use crate::problem::{NAME_TAKEN, Problem, REFUSED};
 
 /// Annotation of a running pod: a digest of the sidecar's configuration that it was last told of.
 const CONFIG_DIGEST: &str = "warren.dev/config-digest";
@@ -257,7 +257,7 @@ where
                 let message = format!(
                     "{kind} \"{name}\" exists and is not this Worker's: rename or delete one of them"
                 );
-                let problem = Problem::new(TEMPLATE_VALID, "NameTaken", message);
+                let problem = Problem::new(TEMPLATE_VALID, NAME_TAKEN, message);
                 return Ok(Err(Refusal { code: 409, problem }));
             }
             found.is_none()
@@ -287,7 +287,7 @@ fn refused(kind: &str, code: u16, answer: &str) -> Problem {
         (_, _) => "",
     };
     let message = format!("the API server does not take the {kind}: {answer}{mend}");
-    Problem::new(TEMPLATE_VALID, "Refused", message)
+    Problem::new(TEMPLATE_VALID, REFUSED, message)
 }
 
 /// Whether an answer is about what was sent, so that sending it again changes nothing.

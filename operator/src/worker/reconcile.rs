@@ -28,7 +28,7 @@ use crate::brokers::Key;
 use crate::condition::{find, is_news};
 use crate::context::{Context, PASSING_FAILURES};
 use crate::error::Error;
-use crate::problem::Problem;
+use crate::problem::{NAME_TAKEN, Problem, REFUSED};
 use crate::scaler::act::{self, SCALE_REVERTED};
 use crate::scaler::board::{Entry, View};
 use crate::scope::tell_ordered;
@@ -125,7 +125,7 @@ pub fn note_all_told(context: &Context) {
 /// The time until a Worker is looked at again, whatever else brings it here.
 fn pause(problem: Option<&Problem>) -> Duration {
     match problem.map(|problem| problem.reason) {
-        Some("Refused" | NOT_APPLIED | "NameTaken") => REFUSED_RETRY,
+        Some(REFUSED | NOT_APPLIED | NAME_TAKEN) => REFUSED_RETRY,
         Some(DISORDER) => OTHERS_PODS,
         _ => RESYNC,
     }

@@ -12,7 +12,7 @@ use warren_broker::BrokerAccess;
 
 use super::dereference::{Surroundings, worker_secret};
 use super::pods::only;
-use crate::problem::{ALREADY_EXISTS, CONFLICT, Problem};
+use crate::problem::{ALREADY_EXISTS, CONFLICT, NAME_TAKEN, Problem};
 use crate::queue::plan::made_elsewhere;
 use crate::queue::status::{is_single, others};
 use crate::secrets::SecretState;
@@ -268,7 +268,7 @@ fn reserved(pod: &PodSpec) -> Result<(), Problem> {
             let message = format!(
                 "a container is named \"{SIDECAR_CONTAINER}\", which is the sidecar's name: rename it"
             );
-            return Err(Problem::new(TEMPLATE_VALID, "NameTaken", message));
+            return Err(Problem::new(TEMPLATE_VALID, NAME_TAKEN, message));
         }
         for port in container.ports.iter().flatten().map(|port| port.container_port) {
             if port == i32::from(SIDECAR_PORT) || port == i32::from(PUBLISH_PORT) {
@@ -286,7 +286,7 @@ fn reserved(pod: &PodSpec) -> Result<(), Problem> {
     for volume in pod.volumes.iter().flatten() {
         if [CONFIG_VOLUME, BROKER_VOLUME, NO_TOKEN_VOLUME].contains(&volume.name.as_str()) {
             let message = format!("volume \"{}\" has a name that the sidecar uses: rename it", volume.name);
-            return Err(Problem::new(TEMPLATE_VALID, "NameTaken", message));
+            return Err(Problem::new(TEMPLATE_VALID, NAME_TAKEN, message));
         }
     }
     Ok(())

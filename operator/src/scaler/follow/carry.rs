@@ -19,9 +19,6 @@ use crate::scaler::tell;
 
 /// What the API server has refused is tried again after so long.
 const REFUSED_AGAIN: Duration = Duration::from_secs(10);
-/// Every reason for which replicas are patched.
-pub(super) const PATCHED_FOR: [&str; 3] =
-    [Reason::ScaledOut.as_str(), Reason::ScaledIn.as_str(), SCALE_REVERTED];
 
 /// A change of replicas that was refused.
 pub(super) struct Refused {
