@@ -164,10 +164,8 @@ fn of_queue(queue: &Queue, facts: &Facts) -> Vec<Check> {
         .iter()
         .map(|secret| of_secret(&name, secret, facts.secrets.get(secret), queue))
         .collect();
-    let status = queue.status.as_ref();
-    let conditions = status.map(|status| status.conditions.as_slice()).unwrap_or_default();
-    all.extend(of_conditions("Queue", &name, conditions));
-    let seen = status.and_then(|status| status.observed_generation);
+    all.extend(of_conditions("Queue", &name, queue.conditions()));
+    let seen = queue.status.as_ref().and_then(|status| status.observed_generation);
     all.extend(of_generation("Queue", &name, queue.metadata.generation, seen));
     all
 }
@@ -229,10 +227,9 @@ fn of_condition(kind: &str, name: &str, condition: &Condition) -> Check {
 
 fn of_worker(worker: &Worker, facts: &Facts) -> Vec<Check> {
     let name = worker.name_any();
-    let status = worker.status.as_ref();
-    let conditions = status.map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let conditions = worker.conditions();
     let mut all = of_conditions("Worker", &name, conditions);
-    let seen = status.and_then(|status| status.observed_generation);
+    let seen = worker.status.as_ref().and_then(|status| status.observed_generation);
     all.extend(of_generation("Worker", &name, worker.metadata.generation, seen));
     let unreachable = |reason| conditions.iter().any(|condition| condition.reason == reason);
     if unreachable(Reason::MetricsUnreachable.as_str()) {
