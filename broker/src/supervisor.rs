@@ -37,13 +37,8 @@ pub enum LinkState {
     Connecting,
     /// There is a connection.
     Up(Link),
-    /// There is none; the next attempt follows by itself.
-    Down {
-        /// Why.
-        error: Arc<BrokerError>,
-        /// Failed attempts in a row.
-        attempts: u32,
-    },
+    /// There is none, for this reason; the next attempt follows by itself.
+    Down(Arc<BrokerError>),
 }
 
 impl LinkState {
@@ -51,7 +46,7 @@ impl LinkState {
     pub const fn link(&self) -> Option<&Link> {
         match self {
             Self::Up(link) => Some(link),
-            Self::Connecting | Self::Down { .. } => None,
+            Self::Connecting | Self::Down(_) => None,
         }
     }
 }
@@ -183,9 +178,8 @@ impl Keeper {
                 self.options.frame_max = self.options.larger_frame();
             }
             let pause = pace.failed(lived, access.endpoints());
-            let attempts = pace.attempts;
-            tracing::warn!(broker = %access.address(), name = %self.options.name, attempts, %error, "no connection to the broker");
-            self.publish.send_replace(LinkState::Down { error: Arc::new(error), attempts });
+            tracing::warn!(broker = %access.address(), name = %self.options.name, attempts = pace.attempts, %error, "no connection to the broker");
+            self.publish.send_replace(LinkState::Down(Arc::new(error)));
             endpoint += 1;
             if let Some(pause) = pause {
                 let changed = async {
@@ -398,7 +392,7 @@ mod tests {
             while peer.try_say(&changes).is_ok() {}
         });
         let mut state = supervisor.state();
-        let down = state.wait_for(|state| matches!(state, LinkState::Down { .. })).await.unwrap().clone();
+        let down = state.wait_for(|state| matches!(state, LinkState::Down(_))).await.unwrap().clone();
         assert!(format!("{down:?}").contains("without end"), "{down:?}");
     }
 
@@ -421,9 +415,9 @@ mod tests {
         let mut state = supervisor.state();
         state.wait_for(|state| state.link().is_some()).await.unwrap();
         connected.send(()).unwrap();
-        let down = state.wait_for(|state| matches!(state, LinkState::Down { .. })).await.unwrap().clone();
+        let down = state.wait_for(|state| matches!(state, LinkState::Down(_))).await.unwrap().clone();
         assert!(
-            matches!(&down, LinkState::Down { error, .. } if matches!(**error, BrokerError::Unreadable { .. })),
+            matches!(&down, LinkState::Down(error) if matches!(**error, BrokerError::Unreadable { .. })),
             "{down:?}"
         );
     }

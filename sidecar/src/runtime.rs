@@ -310,7 +310,7 @@ impl Runtime {
         match state {
             LinkState::Up(link) => self.link_up(link),
             LinkState::Connecting => {}
-            LinkState::Down { error, .. } => {
+            LinkState::Down(error) => {
                 self.link_down("the connection was lost");
                 if let BrokerError::Unreadable { .. } = **error {
                     self.step(Event::Unreadable);

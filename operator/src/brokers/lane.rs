@@ -106,7 +106,7 @@ impl Lane {
     /// Takes an order in; gives what has become of it. `there`: whether the main queue was declared here before.
     pub(super) fn order(&self, key: &Key, order: Order, there: bool) -> Option<Outcome> {
         let down = match &*self.shared.link.borrow() {
-            LinkState::Down { error, .. } => Some(problem::unreachable(error)),
+            LinkState::Down(error) => Some(problem::unreachable(error)),
             LinkState::Connecting | LinkState::Up(_) => None,
         };
         let mut entries = locked(&self.shared.entries);
@@ -172,7 +172,7 @@ impl Shared {
     fn link(&self) -> Result<Link, BrokerError> {
         match &*self.link.borrow() {
             LinkState::Up(link) => Ok(link.clone()),
-            LinkState::Down { error, .. } => Err(error.as_ref().clone()),
+            LinkState::Down(error) => Err(error.as_ref().clone()),
             LinkState::Connecting => {
                 Err(BrokerError::Closed { detail: "connecting for the first time".to_owned() })
             }
@@ -322,7 +322,7 @@ async fn run(shared: Arc<Shared>) {
                         // The broker may have come back empty.
                         locked(&shared.entries).all_due(Instant::now());
                     }
-                    LinkState::Down { error, .. } => {
+                    LinkState::Down(error) => {
                         pace.lost();
                         let since = down.map_or_else(Instant::now, |(since, _)| since);
                         down = Some((since, error));

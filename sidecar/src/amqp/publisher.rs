@@ -104,7 +104,7 @@ impl Publisher {
                 Err(PublishError::Blocked(Arc::clone(reason)))
             }
             LinkState::Up(link) => Ok(link.clone()),
-            LinkState::Connecting | LinkState::Down { .. } => Err(PublishError::Disconnected),
+            LinkState::Connecting | LinkState::Down(_) => Err(PublishError::Disconnected),
         }
     }
 

@@ -20,7 +20,7 @@ async fn link(states: &mut watch::Receiver<LinkState>, wanted: impl Fn(&Link) ->
 }
 
 async fn down(states: &mut watch::Receiver<LinkState>) -> Result<()> {
-    let down = states.wait_for(|state| matches!(state, LinkState::Down { .. }));
+    let down = states.wait_for(|state| matches!(state, LinkState::Down(_)));
     tokio::time::timeout(PATIENCE, down).await??;
     Ok(())
 }
