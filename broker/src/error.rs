@@ -159,9 +159,11 @@ impl BrokerError {
         said.strip_prefix(name).is_some_and(|rest| rest.starts_with('\''))
             || said.strip_suffix("...").is_some_and(|said| name.starts_with(said))
     }
+}
 
+impl From<Error> for BrokerError {
     /// What a library error on an open connection means.
-    pub fn from_lapin(error: &Error) -> Self {
+    fn from(error: Error) -> Self {
         let protocol = match error.kind() {
             ErrorKind::ProtocolError(protocol) => protocol,
             ErrorKind::ParsingError(error) => return Self::Unreadable { detail: error.to_string() },
@@ -187,12 +189,6 @@ impl BrokerError {
             }
             AMQPErrorKind::Soft(_) | AMQPErrorKind::Hard(_) => Self::Closed { detail },
         }
-    }
-}
-
-impl From<Error> for BrokerError {
-    fn from(error: Error) -> Self {
-        Self::from_lapin(&error)
     }
 }
 
@@ -236,7 +232,7 @@ mod tests {
     #[test]
     fn text_that_is_no_utf_8_is_told_from_a_connection_that_was_lost() {
         let error = lapin::types::parsing::parse_short_string(&[1, 0xE9][..]).unwrap_err();
-        let error = BrokerError::from_lapin(&ErrorKind::ParsingError(error).into());
+        let error = BrokerError::from(Error::from(ErrorKind::ParsingError(error)));
         assert!(matches!(error, BrokerError::Unreadable { .. }), "{error}");
     }
 
@@ -244,7 +240,7 @@ mod tests {
     fn a_limit_of_channels_is_no_refusal_of_what_was_asked_for_meanwhile() {
         let said = |text: &str| {
             let kind = AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED);
-            BrokerError::from_lapin(&ErrorKind::ProtocolError(AMQPError::new(kind, text.into())).into())
+            BrokerError::from(Error::from(ErrorKind::ProtocolError(AMQPError::new(kind, text.into()))))
         };
         for whose in [
             "for user 'u' has reached the maximum allowed user",

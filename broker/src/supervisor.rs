@@ -219,7 +219,7 @@ impl Keeper {
                     Some(Event::Error(error)) => {
                         // A refused declaration closes its channel and is reported to whoever made it.
                         if !connection.status().connected() {
-                            return BrokerError::from_lapin(&error);
+                            return error.into();
                         }
                     }
                     Some(event) => match alarm.hear(event, Instant::now()) {

@@ -93,9 +93,10 @@ impl Client {
     pub async fn ready(&self, queue: &str) -> Result<Option<u32>> {
         let channel = self.channel().await?;
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        match channel.queue_declare(queue.into(), options, FieldTable::default()).await {
+        let looked = channel.queue_declare(queue.into(), options, FieldTable::default()).await;
+        match looked.map_err(BrokerError::from) {
             Ok(answer) => Ok(Some(answer.message_count())),
-            Err(error) if matches!(BrokerError::from_lapin(&error), BrokerError::NotFound { .. }) => Ok(None),
+            Err(BrokerError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }

@@ -141,7 +141,7 @@ impl Session {
             Poll::Ready(Some(Ok(delivery))) => Poll::Ready(Arrival::Message(Box::new(delivery))),
             Poll::Ready(Some(Err(error))) => {
                 self.consumer = None;
-                Poll::Ready(Arrival::Lost(BrokerError::from_lapin(&error).to_string()))
+                Poll::Ready(Arrival::Lost(BrokerError::from(error).to_string()))
             }
             Poll::Ready(None) => {
                 self.consumer = None;
