@@ -68,7 +68,6 @@ impl Sidecar {
             }
         };
         let metrics = Arc::new(Metrics::new(labels).map_err(std::io::Error::other)?);
-        metrics.mark_start();
         let health = Arc::new(Health::default());
         let options =
             ConnectOptions::named(format!("warren-sidecar {} publish", fixed.instance)).with_large_frames();
@@ -141,7 +140,6 @@ pub async fn publish_only(
     let (sender, mut inbox) = mpsc::unbounded_channel();
     forward_signals(sender)?;
     let metrics = Arc::new(Metrics::new(Labels::default()).map_err(std::io::Error::other)?);
-    metrics.mark_start();
     let health = Arc::new(Health::default());
     let publisher = Publisher::new(
         access,

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
@@ -59,7 +59,6 @@ pub struct Metrics {
     failures: [IntCounter; 2],
     answers: IntCounterVec,
     publishes: IntCounterVec,
-    started: Gauge,
 }
 
 /// Whose metrics they are: nobody's where nothing is consumed.
@@ -202,7 +201,7 @@ impl Maker {
 }
 
 impl Metrics {
-    /// Fresh metrics.
+    /// Fresh metrics of a sidecar that starts now.
     ///
     /// # Errors
     /// Only if two metrics had the same name.
@@ -235,7 +234,10 @@ impl Metrics {
         let started = Gauge::with_opts(
             make.opts("warren_sidecar_start_time_seconds", "When the sidecar started, in seconds since 1970"),
         )?;
-        make.registry.register(Box::new(started.clone()))?;
+        if let Ok(since) = SystemTime::now().duration_since(UNIX_EPOCH) {
+            started.set(since.as_secs_f64());
+        }
+        make.registry.register(Box::new(started))?;
         Ok(Self {
             unsettled: make.gauge(names::UNSETTLED, "Messages delivered and not settled")?,
             in_flight: make.gauge(names::IN_FLIGHT, "Messages at the handler")?,
@@ -269,17 +271,9 @@ impl Metrics {
             unpublished: ["retry", "dead_letter"].map(|label| unpublished.with_label_values(&[label])),
             answers,
             publishes,
-            started,
             queue: current,
             registry: make.registry,
         })
-    }
-
-    /// Sets the start time to now.
-    pub fn mark_start(&self) {
-        if let Ok(since) = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH) {
-            self.started.set(since.as_secs_f64());
-        }
     }
 
     /// Counts how a handler call ended. Its duration counts only where it is that of work: the scaler takes it for what a
