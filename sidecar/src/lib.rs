@@ -20,6 +20,7 @@ pub mod delivery_id;
 pub mod handler;
 pub mod health;
 pub mod inbox;
+mod locked;
 pub mod logging;
 pub mod message;
 pub mod metrics;

@@ -2,7 +2,7 @@
 //! queue and enums.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::{
@@ -12,6 +12,7 @@ use warren_api::metrics as names;
 
 use crate::copy::cut;
 use crate::core::{Answers, Observation, Outcome, Snapshot, Target, has_failed, is_misconfigured, is_work};
+use crate::locked::locked;
 
 /// Seconds of a handler call: from a tenth of a millisecond to ten minutes.
 const HANDLER_BUCKETS: &[f64] = &[
@@ -360,13 +361,12 @@ impl Metrics {
 
     /// Names another queue from now on. What was counted goes on counting.
     pub fn follow(&self, queue: &str) {
-        let mut current = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        cut(queue, 255).clone_into(&mut current);
+        cut(queue, 255).clone_into(&mut locked(&self.queue));
     }
 
     /// All metrics. The library's labels cannot change, so the queue's is written over.
     fn families(&self) -> Vec<prometheus::proto::MetricFamily> {
-        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let queue = locked(&self.queue).clone();
         let mut families = self.registry.gather();
         let metrics = families.iter_mut().flat_map(|family| family.mut_metric());
         for label in metrics.flat_map(|metric| metric.mut_label()).filter(|label| label.name() == "queue") {

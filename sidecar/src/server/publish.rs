@@ -19,11 +19,12 @@ use warren_broker::lapin::types::ShortString;
 
 use super::parse::{self, Invalid};
 use super::refusals::{Refusals, Sent, limit};
-use super::{Reply, locked, reply};
+use super::{Reply, reply};
 use crate::amqp::line::{Letter, Outcome, Room};
 use crate::amqp::publisher::{PublishError, Publisher};
 use crate::handler::batch::JSON_LINES;
 use crate::handler::request::encoded;
+use crate::locked::locked;
 use crate::metrics::{Metrics, PublishClass};
 
 /// The largest body of a message, and of a batch: what a broker takes since RabbitMQ 4.0.
