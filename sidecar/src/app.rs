@@ -69,12 +69,10 @@ impl Sidecar {
         };
         let metrics = Arc::new(Metrics::new(labels).map_err(std::io::Error::other)?);
         let health = Arc::new(Health::default());
-        let options =
-            ConnectOptions::named(format!("warren-sidecar {} publish", fixed.instance)).with_large_frames();
         // What publishes turns to another broker when the consumer does, and not before: until then copies belong where their
         // messages came from.
         let (access, followed) = watch::channel(live.access.borrow().clone());
-        let publisher = Publisher::new(followed, options);
+        let publisher = publisher(followed, &fixed.instance);
         let drain_token = fixed.drain_token.as_deref().map(Arc::from);
         let servers = spawn_servers(
             admin,
@@ -141,10 +139,7 @@ pub async fn publish_only(
     forward_signals(sender)?;
     let metrics = Arc::new(Metrics::new(Labels::default()).map_err(std::io::Error::other)?);
     let health = Arc::new(Health::default());
-    let publisher = Publisher::new(
-        access,
-        ConnectOptions::named(format!("warren-sidecar {instance} publish")).with_large_frames(),
-    );
+    let publisher = publisher(access, instance);
     let servers = spawn_servers(
         admin,
         Admin { metrics: Arc::clone(&metrics), health: Arc::clone(&health), engine: None, drain_token: None },
@@ -166,6 +161,12 @@ pub async fn publish_only(
             },
         }
     }
+}
+
+/// What publishes for a sidecar, by whose name its connection goes.
+fn publisher(access: watch::Receiver<Arc<BrokerAccess>>, instance: &str) -> Publisher {
+    let options = ConnectOptions::named(format!("warren-sidecar {instance} publish")).with_large_frames();
+    Publisher::new(access, options)
 }
 
 /// Listeners of the application's port: at the address that was asked for, and at the IPv6 loopback beside that of IPv4.

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use warren_api::headers;
 
 use super::local::is_of_a_foreign_page;
-use super::{Reply, reply};
+use super::{Reply, reply, typed};
 use crate::health::Health;
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
@@ -38,10 +38,7 @@ impl Admin {
         };
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/metrics") => {
-                let mut response = reply(StatusCode::OK, self.metrics.render());
-                let text = http::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-                response.headers_mut().insert(http::header::CONTENT_TYPE, text);
-                response
+                typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.metrics.render())
             }
             (&Method::GET, "/livez") => probe(self.health.is_live()),
             (&Method::GET, "/readyz") => probe(self.health.is_ready()),

@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 use tokio::sync::{mpsc, oneshot};
 
 use super::publish::Publish;
-use super::{Reply, reply};
+use super::{Reply, reply, typed};
 use crate::core::{DeadReason, DeliveryId, Failure, LateReply, Verdict};
 use crate::delivery_id;
 use crate::handler::answer;
@@ -106,10 +106,7 @@ impl Local {
             "breakerOpen": snapshot.breaker.is_some(),
             "draining": snapshot.draining,
         });
-        let mut response = reply(StatusCode::OK, format!("{status}\n"));
-        let json = http::HeaderValue::from_static("application/json");
-        response.headers_mut().insert(http::header::CONTENT_TYPE, json);
-        response
+        typed(StatusCode::OK, "application/json", format!("{status}\n"))
     }
 }
 

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -56,6 +57,13 @@ const FAREWELL: Duration = Duration::from_secs(1);
 pub fn reply(status: StatusCode, body: impl Into<Bytes>) -> Reply {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
+    response
+}
+
+/// A reply of a status and a body with its content type.
+fn typed(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Reply {
+    let mut response = reply(status, body);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }
 

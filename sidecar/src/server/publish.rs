@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use futures::stream::FuturesOrdered;
 use futures::{FutureExt, StreamExt};
-use http::header::{CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue, RETRY_AFTER};
+use http::header::{EXPECT, HeaderMap, HeaderValue, RETRY_AFTER};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
@@ -19,7 +19,7 @@ use warren_broker::lapin::types::ShortString;
 
 use super::parse::{self, Invalid};
 use super::refusals::{Refusals, Sent, limit};
-use super::{Reply, reply};
+use super::{Reply, reply, typed};
 use crate::amqp::line::{Letter, Outcome, Room};
 use crate::amqp::publisher::{PublishError, Publisher};
 use crate::handler::batch::JSON_LINES;
@@ -152,9 +152,7 @@ impl Publish {
             lines.push('\n');
             number += 1;
         }
-        let mut response = reply(StatusCode::OK, lines);
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(JSON_LINES));
-        response
+        typed(StatusCode::OK, JSON_LINES, lines)
     }
 
     /// Reads the body of another request, in the room of those that are published; one that has none needs no room.
