@@ -78,7 +78,8 @@ impl Publisher {
         Self { link: Arc::new(link), line: Arc::default() }
     }
 
-    /// A publisher on the same connection with a channel of its own: what closes one channel leaves the other alone.
+    /// A publisher on the same connection with a channel of its own: what closes one channel leaves the other alone, and where one
+    /// message alone was sent, it is that message that is wrong. The channel ends when this is gone and what it sent is settled.
     pub fn on_own_channel(&self) -> Self {
         Self { link: Arc::clone(&self.link), line: Arc::default() }
     }
@@ -108,8 +109,13 @@ impl Publisher {
         }
     }
 
-    /// The channel that everything is sent on.
+    /// The channel that everything is sent on. Nothing is sent before it is there: if that takes too long, nothing has been.
     async fn line(&self) -> Result<Arc<Line>, PublishError> {
+        let unsent = || self.blocked().map_or(PublishError::Disconnected, PublishError::Blocked);
+        tokio::time::timeout(PATIENCE, self.open()).await.unwrap_or_else(|_| Err(unsent()))
+    }
+
+    async fn open(&self) -> Result<Arc<Line>, PublishError> {
         let link = self.connection().await?;
         let mut held = self.line.lock().await;
         if let Some((generation, line)) = &*held
@@ -123,29 +129,13 @@ impl Publisher {
         Ok(line)
     }
 
-    /// A channel that nothing else is sent on.
-    async fn own_line(&self) -> Result<Line, PublishError> {
-        let link = self.connection().await?;
-        Line::open(&link).await.map_err(broken)
-    }
-
     /// Publishes a copy and waits for the broker's confirm for as long as the channel lives, and for an hour at most: the
     /// broker has been given it, and a second one would be another message.
     ///
     /// # Errors
     /// Why the broker does not have it, or may not have it.
-    pub async fn publish_once(&self, letter: Letter) -> Outcome {
-        let outcome = self.in_time(self.line()).await?.send_copy(letter, Room::default());
-        confirmed(outcome, LONGEST_CONFIRM).await
-    }
-
-    /// As [`publish_once`](Self::publish_once), on a channel of its own: if the broker closes that over the message, it harms no
-    /// other, and it is this message that is wrong.
-    ///
-    /// # Errors
-    /// Why the broker does not have it, or may not have it.
-    pub async fn publish_alone(&self, letter: Letter) -> Outcome {
-        let outcome = self.in_time(self.own_line()).await?.send_copy(letter, Room::default());
+    pub async fn publish(&self, letter: Letter) -> Outcome {
+        let outcome = self.line().await?.send_copy(letter, Room::default());
         confirmed(outcome, LONGEST_CONFIRM).await
     }
 
@@ -158,40 +148,19 @@ impl Publisher {
         letter: Letter,
         room: Room,
     ) -> Result<impl Future<Output = Outcome> + use<>, PublishError> {
-        Ok(confirmed(self.in_time(self.line()).await?.send_whole(letter, room)?, PATIENCE))
-    }
-
-    /// As [`send`](Self::send), on a channel of its own, which ends with the future.
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn send_alone(
-        &self,
-        letter: Letter,
-        room: Room,
-    ) -> Result<impl Future<Output = Outcome> + use<>, PublishError> {
-        Ok(confirmed(self.in_time(self.own_line()).await?.send_whole(letter, room)?, PATIENCE))
-    }
-
-    /// A step before anything is sent: if it takes too long, nothing has been.
-    async fn in_time<T>(
-        &self,
-        step: impl Future<Output = Result<T, PublishError>>,
-    ) -> Result<T, PublishError> {
-        let unsent = || self.blocked().map_or(PublishError::Disconnected, PublishError::Blocked);
-        tokio::time::timeout(PATIENCE, step).await.unwrap_or_else(|_| Err(unsent()))
+        Ok(confirmed(self.line().await?.send_whole(letter, room)?, PATIENCE))
     }
 }
 
 /// Waits for the outcome of what was sent. Whatever the broker says meanwhile, what was given to the connection is not taken
 /// back: it may arrive later.
 async fn confirmed(outcome: oneshot::Receiver<Outcome>, patience: Duration) -> Outcome {
-    tokio::time::timeout(patience, ended(outcome)).await.unwrap_or(Err(PublishError::TimedOut))
-}
-
-/// A line that ends without a word took the message with it, or never sent it.
-async fn ended(outcome: oneshot::Receiver<Outcome>) -> Outcome {
-    outcome.await.unwrap_or(Err(PublishError::Disconnected))
+    match tokio::time::timeout(patience, outcome).await {
+        Ok(Ok(outcome)) => outcome,
+        // A line that ends without a word took the message with it, or never sent it.
+        Ok(Err(_)) => Err(PublishError::Disconnected),
+        Err(_) => Err(PublishError::TimedOut),
+    }
 }
 
 pub(super) fn broken(error: BrokerError) -> PublishError {

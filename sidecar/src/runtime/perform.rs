@@ -162,15 +162,10 @@ impl Runtime {
             }
         };
         let letter = Letter { exchange: "".into(), routing_key: copy::short(&target), properties, body };
-        let publisher = publisher.clone();
+        let publisher = if again { publisher.on_own_channel() } else { publisher.clone() };
         let sender = self.sender.clone();
         tokio::spawn(async move {
-            let outcome = if again {
-                publisher.publish_alone(letter).await
-            } else {
-                publisher.publish_once(letter).await
-            };
-            let (result, refusal) = result_of(outcome, target);
+            let (result, refusal) = result_of(publisher.publish(letter).await, target);
             // Without a loop there is nobody to tell.
             let _ = sender.send(Inbox::Published { id, result, refusal });
         });

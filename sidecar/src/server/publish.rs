@@ -298,7 +298,7 @@ impl Publish {
         place: &Sent,
         room: Room,
     ) -> Result<impl Future<Output = Outcome> + use<>, PublishError> {
-        let mut confirm = Box::pin(self.publisher.send_alone(letter, room).await?);
+        let mut confirm = Box::pin(self.publisher.on_own_channel().send(letter, room).await?);
         let said = tokio::time::timeout(SAID_AT_ONCE, &mut confirm).await;
         let sent = match said {
             Ok(outcome @ (Ok(()) | Err(PublishError::Unroutable | PublishError::Refused))) => {
