@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::publish::Publish;
 use super::{Reply, reply, typed};
-use crate::core::{DeadReason, DeliveryId, Failure, LateReply, Verdict};
+use crate::core::{DeadReason, Failure, LateReply, Verdict};
 use crate::delivery_id;
 use crate::handler::answer;
 use crate::inbox::{Inbox, ReplyBody};
@@ -21,15 +21,6 @@ pub struct Local {
     pub engine: Option<mpsc::UnboundedSender<Inbox>>,
     /// The publish API.
     pub publish: Publish,
-}
-
-/// What the application says about a delivery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Said {
-    Ack,
-    Retry,
-    DeadLetter,
-    Extend,
 }
 
 impl Local {
@@ -58,11 +49,17 @@ impl Local {
     async fn delivery(&self, path: &str, request: Request<Incoming>) -> Reply {
         let mut parts = path.trim_start_matches("/deliveries/").split('/');
         let (id, verb, rest) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
-        let said = match (verb, rest) {
-            (Some("ack"), None) => Said::Ack,
-            (Some("retry"), None) => Said::Retry,
-            (Some("dead-letter"), None) => Said::DeadLetter,
-            (Some("extend"), None) => Said::Extend,
+        // How the delivery ends; none: the application is still at work.
+        let verdict: Option<fn(&HeaderMap) -> Verdict> = match (verb, rest) {
+            (Some("ack"), None) => Some(|_| Verdict::Ack),
+            (Some("retry"), None) => Some(|headers| {
+                let after = answer::retry_after_of(headers, SystemTime::now());
+                Verdict::Retry(Failure { status: None, after, detail: reason(headers) })
+            }),
+            (Some("dead-letter"), None) => {
+                Some(|headers| Verdict::DeadLetter { reason: DeadReason::Rejected, detail: reason(headers) })
+            }
+            (Some("extend"), None) => None,
             _ => return reply(StatusCode::NOT_FOUND, "use /ack, /retry, /dead-letter or /extend\n"),
         };
         let Some(id) = delivery_id::parse(id) else {
@@ -78,14 +75,22 @@ impl Local {
             Err(ended) => return ended.reply(),
         };
         let body = ReplyBody::of(&head.headers, body);
-        match ask(engine, id, said, &head.headers, body).await {
-            Some(LateReply::Accepted) => reply(StatusCode::OK, ""),
-            Some(LateReply::Unknown) => reply(StatusCode::NOT_FOUND, "there is no such delivery\n"),
-            Some(LateReply::Ended) => reply(
+        let (send, wait) = oneshot::channel();
+        let message = match verdict {
+            // After the upload: a date to try again at is reckoned from now.
+            Some(verdict) => Inbox::LateAnswer { id, verdict: verdict(&head.headers), body, reply: send },
+            None => Inbox::Extend { id, reply: send },
+        };
+        // Without a loop nobody answers.
+        let _ = engine.send(message);
+        match wait.await {
+            Ok(LateReply::Accepted) => reply(StatusCode::OK, ""),
+            Ok(LateReply::Unknown) => reply(StatusCode::NOT_FOUND, "there is no such delivery\n"),
+            Ok(LateReply::Ended) => reply(
                 StatusCode::CONFLICT,
                 "the delivery has ended already, has timed out, or was lost with its connection: the broker may deliver it again\n",
             ),
-            None => reply(StatusCode::SERVICE_UNAVAILABLE, "the sidecar is ending\n"),
+            Err(_) => reply(StatusCode::SERVICE_UNAVAILABLE, "the sidecar is ending\n"),
         }
     }
 
@@ -110,6 +115,11 @@ impl Local {
     }
 }
 
+/// Why a delivery ends so, for people.
+fn reason(headers: &HeaderMap) -> String {
+    answer::reason_of(headers).unwrap_or_else(|| "the application said so later".to_owned())
+}
+
 /// Whether a browser sends this for a page of another machine, which anybody may have made: it asks nobody before it posts.
 pub(super) fn is_of_a_foreign_page(headers: &HeaderMap) -> bool {
     let is_here = |origin: &HeaderValue| {
@@ -119,32 +129,6 @@ pub(super) fn is_of_a_foreign_page(headers: &HeaderMap) -> bool {
     // An image that a page shows is asked for without an origin.
     headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site")
         || !headers.get_all(ORIGIN).iter().all(is_here)
-}
-
-async fn ask(
-    engine: &mpsc::UnboundedSender<Inbox>,
-    id: DeliveryId,
-    said: Said,
-    headers: &HeaderMap,
-    body: ReplyBody,
-) -> Option<LateReply> {
-    let (reply, wait) = oneshot::channel();
-    let reason = || answer::reason_of(headers).unwrap_or_else(|| "the application said so later".to_owned());
-    let message = match said {
-        Said::Extend => Inbox::Extend { id, reply },
-        Said::Ack => Inbox::LateAnswer { id, verdict: Verdict::Ack, body, reply },
-        Said::Retry => {
-            let after = answer::retry_after_of(headers, SystemTime::now());
-            let verdict = Verdict::Retry(Failure { status: None, after, detail: reason() });
-            Inbox::LateAnswer { id, verdict, body, reply }
-        }
-        Said::DeadLetter => {
-            let verdict = Verdict::DeadLetter { reason: DeadReason::Rejected, detail: reason() };
-            Inbox::LateAnswer { id, verdict, body, reply }
-        }
-    };
-    engine.send(message).ok()?;
-    wait.await.ok()
 }
 
 #[cfg(test)]
