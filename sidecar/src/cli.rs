@@ -293,9 +293,7 @@ fn local_config(args: &LocalArgs) -> Result<SidecarConfig, Failure> {
             "--reply answers one message and cannot be combined with --batch: leave one of them out".into()
         );
     }
-    let endpoint: http::Uri = args.handler.parse().map_err(|_| {
-        Endpoint::parse(&args.handler).err().map_or_else(|| "no handler".to_owned(), |e| e.to_string())
-    })?;
+    let endpoint = Endpoint::parse(&args.handler)?;
     let queue_type = if args.classic { QueueType::Classic } else { QueueType::Quorum };
     Ok(SidecarConfig {
         namespace: "local".to_owned(),

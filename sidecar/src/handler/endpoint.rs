@@ -65,6 +65,11 @@ impl Endpoint {
         format!("http://{}:{}{}", self.host, self.port, self.uri)
     }
 
+    /// The path, without a query.
+    pub fn path(&self) -> &str {
+        self.uri.path()
+    }
+
     /// The same application at another path.
     ///
     /// # Errors
