@@ -107,9 +107,7 @@ impl<'a> Line<'a> {
             base64: text.is_none().then(|| STANDARD.encode(&message.body)),
         }
     }
-}
 
-impl Line<'_> {
     /// How many of the message's own headers are left out.
     pub fn omitted(&self) -> usize {
         self.headers_omitted.len()

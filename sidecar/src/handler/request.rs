@@ -52,21 +52,21 @@ pub struct Head {
 /// The headers for one message. `delivery` names it for an answer that comes later; `traceparent` the trace that the call belongs to.
 pub fn head(message: &Message, delivery: &str, attempt: u32, constant: &Constant, traceparent: &str) -> Head {
     let properties = &message.properties;
+    let ours = HeaderName::from_static;
     let mut headers = HeaderMap::with_capacity(24);
-    headers.insert(HeaderName::from_static(names::QUEUE), constant.queue.clone());
-    headers.insert(HeaderName::from_static(names::MAX_ATTEMPTS), constant.max_attempts.clone());
-    headers.insert(HeaderName::from_static(names::EXCHANGE), encoded(&message.exchange));
-    headers.insert(HeaderName::from_static(names::ROUTING_KEY), encoded(&message.routing_key));
-    headers.insert(HeaderName::from_static(names::DELIVERY_ID), encoded(delivery));
-    headers.insert(HeaderName::from_static(names::ATTEMPT), HeaderValue::from(attempt));
+    headers.insert(ours(names::QUEUE), constant.queue.clone());
+    headers.insert(ours(names::MAX_ATTEMPTS), constant.max_attempts.clone());
+    headers.insert(ours(names::EXCHANGE), encoded(&message.exchange));
+    headers.insert(ours(names::ROUTING_KEY), encoded(&message.routing_key));
+    headers.insert(ours(names::DELIVERY_ID), encoded(delivery));
+    headers.insert(ours(names::ATTEMPT), HeaderValue::from(attempt));
     let redelivered = if message.redelivered { "true" } else { "false" };
-    headers.insert(HeaderName::from_static(names::REDELIVERED), HeaderValue::from_static(redelivered));
+    headers.insert(ours(names::REDELIVERED), HeaderValue::from_static(redelivered));
     if let Some(id) = message.id() {
         let id = encoded(id);
-        headers.insert(HeaderName::from_static(names::MESSAGE_ID), id.clone());
-        headers.insert(HeaderName::from_static(names::IDEMPOTENCY_KEY), id);
+        headers.insert(ours(names::MESSAGE_ID), id.clone());
+        headers.insert(ours(names::IDEMPOTENCY_KEY), id);
     }
-    let ours = HeaderName::from_static;
     for (name, value, say) in [
         (CONTENT_TYPE, properties.content_type(), standard as fn(&str) -> HeaderValue),
         (CONTENT_ENCODING, properties.content_encoding(), standard),
@@ -78,13 +78,13 @@ pub fn head(message: &Message, delivery: &str, attempt: u32, constant: &Constant
         }
     }
     if let Some(timestamp) = properties.timestamp() {
-        headers.insert(HeaderName::from_static(names::TIMESTAMP), HeaderValue::from(*timestamp));
+        headers.insert(ours(names::TIMESTAMP), HeaderValue::from(*timestamp));
     }
     if let Some(priority) = properties.priority() {
-        headers.insert(HeaderName::from_static(names::PRIORITY), HeaderValue::from(u16::from(*priority)));
+        headers.insert(ours(names::PRIORITY), HeaderValue::from(u16::from(*priority)));
     }
     if let Some(count) = message.delivery_count() {
-        headers.insert(HeaderName::from_static(names::DELIVERY_COUNT), HeaderValue::from(count));
+        headers.insert(ours(names::DELIVERY_COUNT), HeaderValue::from(count));
     }
     headers.insert(HeaderName::from_static(trace::TRACEPARENT), standard(traceparent));
     let omitted = own_headers(message, &mut headers);
