@@ -131,8 +131,9 @@ struct LocalArgs {
     /// Seconds after which a call counts as failed.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=86400))]
     timeout_seconds: u32,
-    /// Seconds that a failed message waits before each further attempt, such as 5,60,600.
-    #[arg(long, value_delimiter = ',', default_values_t = [5, 60, 600])]
+    /// Seconds that a failed message waits before each further attempt, such as 5,60,600. Without a value: no retries, the first
+    /// failure dead-letters.
+    #[arg(long, num_args = 0..=1, value_delimiter = ',', default_values_t = [5, 60, 600])]
     retry_delays_seconds: Vec<u32>,
     /// Attempts in all.
     #[arg(long, default_value_t = 24)]
@@ -379,6 +380,19 @@ mod tests {
         assert!(both.to_string().contains("--reply answers one message"), "{both}");
         let refused = config_of(&["--batch", "100", "--prefetch", "10"]).unwrap_err();
         assert!(refused.to_string().contains("--prefetch"), "{refused}");
+    }
+
+    #[test]
+    fn retry_delays_are_the_defaults_or_those_of_the_flag_and_none_where_it_has_no_value() {
+        for (flags, delays) in [
+            (&[][..], &[5, 60, 600][..]),
+            (&["--retry-delays-seconds", "2,30"], &[2, 30]),
+            (&["--retry-delays-seconds", "2", "--retry-delays-seconds=30"], &[2, 30]),
+            (&["--retry-delays-seconds"], &[]),
+            (&["--retry-delays-seconds", "--declare"], &[]),
+        ] {
+            assert_eq!(config_of(flags).unwrap().queue.retry_delays_seconds, delays, "{flags:?}");
+        }
     }
 
     #[test]
