@@ -80,6 +80,11 @@ impl Handler {
         self.down_since.is_none()
     }
 
+    /// Whether it has been away for so long that others get what is held.
+    fn is_away(&self, now: Time) -> bool {
+        self.down_since.is_some_and(|since| now >= since + HOLD)
+    }
+
     /// A call was refused; true if that is news.
     pub fn refused(&mut self, now: Time) -> bool {
         let news = self.down_since.is_none();
@@ -175,7 +180,9 @@ impl Engine {
     pub(super) fn reconcile_subscription(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let desired = self.desired(now);
         // Others get a try with all that is held here, also where the window to probe with is as large as the one before.
-        let outage = self.keeps_order() && self.breaker.open_since().is_some_and(|since| now >= since + HOLD);
+        let outage = self.settings.ordered
+            && !self.probes()
+            && self.breaker.open_since().is_some_and(|since| now >= since + HOLD);
         self.handing_back = false;
         let Some(generation) = self.generation else { return };
         match (self.subscription, desired) {
@@ -189,6 +196,12 @@ impl Engine {
             {
                 self.hand_back(desired, outage, now, effects);
             }
+            // What is held of a consumer that was cancelled for another window.
+            (Subscription::None, None)
+                if self.settings.ordered && self.gives_up(now) && self.window.unsettled() > 0 =>
+            {
+                self.hand_back(None, outage, now, effects);
+            }
             (Subscription::Active { prefetch }, desired) if desired != Some(prefetch) => {
                 self.subscription = Subscription::Cancelling { prefetch };
                 effects.push(Effect::Unsubscribe { generation });
@@ -199,6 +212,11 @@ impl Engine {
                 self.others_wait = None;
             }
         }
+    }
+
+    /// Whether nothing of the queue is wanted here, whatever the breaker says.
+    fn gives_up(&self, now: Time) -> bool {
+        self.settings.paused || self.drain != Drain::No || self.handler.is_away(now)
     }
 
     /// Whether calls may start at all.
@@ -241,14 +259,16 @@ impl Engine {
                 self.wake_at(Some(since + HOLD));
             }
         }
-        // Where an order is kept all was handed back when it opened, and given back later, a message would come again and
-        // again: the broker counts that, and the time would come when it delivers it no more.
-        let open = self.breaker.open_since().filter(|_| !self.settings.ordered);
-        open.filter(|since| now >= *since + HOLD).map(|_| self.places(now).window())
+        self.breaker.open_since().filter(|since| now >= *since + HOLD).map(|_| self.places(now).window())
     }
 
-    /// Gives back what waits though it cannot be handled here, once no consumer would bring it straight back.
+    /// Gives back what waits though it cannot be handled here, once no consumer would bring it straight back. Where an order is kept
+    /// all goes back at once, when the queue is given up and when the breaker opens: one by one it would come in another order, and
+    /// what came again and again, while the breaker is open, the broker would deliver no more at some time, since it counts that.
     pub(super) fn give_back(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if self.settings.ordered {
+            return;
+        }
         let Some(keep) = self.keep(now) else { return };
         if self.generation.is_none()
             || matches!(self.subscription, Subscription::Active { .. } | Subscription::Subscribing { .. })

@@ -38,10 +38,16 @@ impl Slot {
 }
 
 impl Engine {
-    /// Whether the consumer must not be cancelled. One that was started to probe with is the exception: what it holds could not
-    /// be told from new messages if it came again, and the breaker would never get past those that are poison.
+    /// Whether the consumer must not be cancelled. One that was started to probe with may be, for another window: what it holds
+    /// could not be told from new messages if it came again, and the breaker would never get past those that are poison.
     pub(super) fn keeps_order(&self) -> bool {
-        self.settings.ordered && self.breaker.open_since().is_none_or(|since| self.subscribed_at <= since)
+        let consumes = !self.settings.paused && self.drain == Drain::No && self.handler.is_up();
+        self.settings.ordered && !(consumes && self.probes())
+    }
+
+    /// Whether the consumer was started to probe with.
+    pub(super) fn probes(&self) -> bool {
+        self.breaker.open_since().is_some_and(|since| self.subscribed_at > since)
     }
 
     /// Hands back what is held once nothing is at work; until then nothing new starts. `wanted`: the window to consume with

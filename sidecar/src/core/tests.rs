@@ -278,6 +278,8 @@ impl World {
                 assert!(!self.replying.contains(&id), "given back after its work");
                 assert!(!self.at_handler.contains_key(&id), "given back while the handler works on it");
                 let message = self.unacked.remove(&id.tag).expect("settled twice");
+                let ordered = self.engine.settings.ordered && message.key.is_some();
+                assert!(!ordered, "given back alone, before or after others of its key");
                 self.delivered_to_consumer.remove(&id.tag);
                 self.returned.insert(message.number);
                 // What comes back is delivered first, in the order in which it came back.

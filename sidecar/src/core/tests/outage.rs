@@ -1,5 +1,6 @@
 //! What work that lasts, poison and a broker that takes no copies leave of the places to probe with, and of the way back.
 
+use super::super::flow::Subscription;
 use super::*;
 
 /// Ten calls at once, and an application that goes on for hours with as many messages as it is told.
@@ -156,6 +157,47 @@ fn copies_that_the_broker_does_not_take_leave_places_to_probe_with() {
             world.settle();
             world.answering(Duration::from_secs(60), |_, _| Verdict::Ack);
             assert!(world.queue.is_empty() && world.unacked.is_empty());
+        }
+    }
+}
+
+#[test]
+fn what_an_outage_is_probed_with_goes_back_in_order_too_when_the_queue_is_given_up() {
+    let leave: [fn(&mut World); 3] = [
+        |world| world.step(Event::Drain),
+        |world| {
+            let settings = Settings { paused: true, ..world.engine.settings.clone() };
+            world.step(Event::Configured(Box::new(settings)));
+        },
+        |world| {
+            world.port_open = false;
+            world.answer_all(Verdict::Unreached);
+        },
+    ];
+    for (index, leave) in leave.into_iter().enumerate() {
+        for cancelled in [false, true] {
+            let mut world = ordered_outage(40, (0..60).map(|number| number / 2));
+            let probing: fn(&World) -> bool = match cancelled {
+                // Another window is wanted, and what is held leaves no room for its consumer yet.
+                true => |world| world.engine.subscription == Subscription::None && world.calls_something(),
+                false => World::calls_something,
+            };
+            world.until(probing, |world| {
+                world.answer_all(retry(504));
+                world.settle();
+                world.pass(Duration::from_secs(1));
+            });
+            let probed = world.calls.len();
+            assert!(world.unacked.len() > probed, "{} held, {probed} at the handler", world.unacked.len());
+            leave(&mut world);
+            world.settle();
+            world.pass(Duration::from_secs(5));
+            world.answer_all(retry(504));
+            world.settle();
+            world.pass(Duration::from_secs(15));
+            let queue: Vec<u64> = world.queue.iter().map(|message| message.number).collect();
+            assert!(queue.is_sorted(), "case {index}, cancelled: {cancelled}: {queue:?}");
+            assert_eq!((world.unacked.len(), world.consuming), (0, None), "case {index}");
         }
     }
 }
