@@ -1,7 +1,6 @@
 //! Warren on a cluster, the one way it is installed anywhere: by its Helm chart.
 
-use anyhow::{Result, ensure};
-use serde_json::Value;
+use anyhow::{Result, bail};
 
 use crate::cluster::Cluster;
 use crate::images::Image;
@@ -20,14 +19,14 @@ pub async fn kill_operator(cluster: &Cluster) -> Result<()> {
 
 /// Takes Warren off a cluster, if it is there: its operator would change what another one on the same cluster keeps.
 pub async fn none(cluster: &Cluster) -> Result<()> {
-    // Another's is refused; one whose installation was broken off is in no list.
-    is_installed(cluster).await?;
+    refuse_another(cluster).await?;
     let uninstall = ["uninstall", RELEASE, "--namespace", NAMESPACE, "--ignore-not-found", "--wait"];
     cluster.helm(&uninstall).await.map(drop)
 }
 
 /// Installs or upgrades Warren with the images given, and waits until the operator is ready.
 pub async fn warren(cluster: &Cluster, images: &[Image]) -> Result<()> {
+    refuse_another(cluster).await?;
     let chart = workspace().join("charts/warren");
     let chart = chart.to_string_lossy();
     let release = ["upgrade", "--install", RELEASE, &chart, "--namespace", NAMESPACE, "--create-namespace"];
@@ -38,7 +37,7 @@ pub async fn warren(cluster: &Cluster, images: &[Image]) -> Result<()> {
     // Helm 3, which applies from its own side, has no conflicts.
     let adopt: &[&str] =
         if is_third { &["--take-ownership"] } else { &["--take-ownership", "--force-conflicts"] };
-    let installed = is_installed(cluster).await?;
+    let installed = cluster.helm(&["list", "--namespace", NAMESPACE, "--short"]).await?.contains(RELEASE);
     let result = cluster.helm(&[&release[..], &values, adopt].concat()).await;
     if let Err(error) = result {
         return Err(error.context(cluster.diagnostics(NAMESPACE).await));
@@ -53,17 +52,42 @@ pub async fn warren(cluster: &Cluster, images: &[Image]) -> Result<()> {
     Ok(())
 }
 
-/// Whether Warren is installed by this module. On a cluster that is not our own it may be somebody else's, which is left alone.
-async fn is_installed(cluster: &Cluster) -> Result<bool> {
-    let releases = cluster.helm(&["list", "--namespace", NAMESPACE, "--short"]).await?;
-    if !releases.lines().any(|name| name == RELEASE) {
-        return Ok(false);
+/// Leaves a cluster alone that is not our own and has a Warren of somebody else's, whose definitions and Workers would be taken over.
+async fn refuse_another(cluster: &Cluster) -> Result<()> {
+    if cluster.site().is_some() {
+        return Ok(());
     }
-    let values = ["get", "values", RELEASE, "--namespace", NAMESPACE, "--output", "json"];
-    let values: Value = serde_json::from_str(&cluster.helm(&values).await?)?;
-    ensure!(
-        values["image"]["tag"] == TAG,
-        "this cluster has a Warren of its own (release {RELEASE} in namespace {NAMESPACE}), which would be replaced: use another cluster, or uninstall it first"
-    );
-    Ok(true)
+    let operators = ["get", "deployments", "--all-namespaces", "-l", "app.kubernetes.io/name=warren", "-o"];
+    let each = "jsonpath={range .items[*]}{.metadata.namespace}/{.metadata.name} {.spec.template.spec.containers[0].image}{\"\\n\"}{end}";
+    let operators = cluster.kubectl(&[&operators[..], &[each]].concat()).await?;
+    if let Some(another) = another(&operators) {
+        bail!(
+            "this cluster has a Warren of its own, Deployment {another}: use another cluster, or uninstall it first"
+        );
+    }
+    Ok(())
+}
+
+/// One that is not installed from here, of lines of `namespace/name image`.
+fn another(operators: &str) -> Option<&str> {
+    let ours = |(name, image): &(&str, &str)| {
+        name.starts_with(&format!("{NAMESPACE}/")) && image.ends_with(&format!(":{TAG}"))
+    };
+    operators.lines().filter_map(|line| line.split_once(' ')).find(|one| !ours(one)).map(|(name, _)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operator_of_another_namespace_or_image_is_another_s() {
+        let ours = "warren-system/warren-operator localhost/warren-operator:dev\n";
+        assert_eq!(another(ours), None);
+        assert_eq!(another(""), None);
+        let elsewhere = "messaging/warren-operator localhost/warren-operator:dev\n";
+        assert_eq!(another(&format!("{ours}{elsewhere}")), Some("messaging/warren-operator"));
+        let released = "warren-system/warren-operator example.com/warren-operator:0.1.0\n";
+        assert_eq!(another(released), Some("warren-system/warren-operator"));
+    }
 }

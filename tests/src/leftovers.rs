@@ -67,17 +67,15 @@ async fn end_containers(site: &Site) -> Result<()> {
 
 fn container_processes(site: &Site) -> Result<Vec<Identity>> {
     let socket = site.run.join("containerd.sock").display().to_string();
-    let root = site.state.join("containerd").display().to_string();
-    let own_mounts = fs::read_link("/proc/self/ns/mnt")?;
+    let group = cgroups::name(site);
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let dir = entry?.path();
         let Some(pid) = dir.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok()) else { continue };
         let command = fs::read(dir.join("cmdline")).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         let is_shim = command.is_ok_and(|line| line.contains("containerd-shim") && line.contains(&socket));
-        let elsewhere = fs::read_link(dir.join("ns/mnt")).is_ok_and(|mounts| mounts != own_mounts);
-        let in_container = elsewhere
-            && fs::read_to_string(dir.join("mountinfo")).is_ok_and(|mounts| has_root_from(&mounts, &root));
+        let in_container =
+            fs::read_to_string(dir.join("cgroup")).is_ok_and(|groups| is_below(&groups, &group));
         if (is_shim || in_container)
             && let Some(process) = Identity::of(pid)
         {
@@ -87,10 +85,12 @@ fn container_processes(site: &Site) -> Result<Vec<Identity>> {
     Ok(found)
 }
 
-/// Whether a process with these mounts has a root made of layers that lie under `store`.
-fn has_root_from(mountinfo: &str, store: &str) -> bool {
-    let in_store = |line: &str| line.contains(&format!("={store}/")) || line.contains(&format!(":{store}/"));
-    mountinfo.lines().any(|line| line.split(' ').nth(4) == Some("/") && in_store(line))
+/// Whether a process with these control groups is in one below `group`, as all are that the kubelet has started.
+fn is_below(groups: &str, group: &str) -> bool {
+    groups
+        .lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2))
+        .any(|path| path.contains(&format!("{group}/")))
 }
 
 /// Removes all mounts under the folders.
@@ -165,10 +165,11 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_in_our_container_only_when_its_root_is() {
-        assert!(!has_root_from(MOUNTS, "/state/containerd"));
-        let inside = "9 1 0:30 / / rw - overlay overlay rw,lowerdir=/state/containerd/1/fs,upperdir=/x";
-        assert!(has_root_from(inside, "/state/containerd"));
-        assert!(!has_root_from(inside, "/state/contain"));
+    fn a_process_is_in_our_container_only_when_its_control_group_is_below_ours() {
+        let first = "12:cpuset:/warren-test-1a/kubepods/pod1/c1\n0::/\n";
+        assert!(is_below(first, "/warren-test-1a"));
+        assert!(is_below("0::/docker/7/warren-test-1a/kubepods/pod1/c1\n", "/warren-test-1a"));
+        assert!(!is_below(first, "/warren-test-1"));
+        assert!(!is_below("0::/user.slice\n", "/warren-test-1a"));
     }
 }

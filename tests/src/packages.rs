@@ -57,7 +57,9 @@ pub async fn install(packages: &[&str]) -> Result<()> {
         let mut command = Command::new("apt-get");
         // By itself an update that has fetched nothing ends well.
         let options = ["-y", "-q", "-o", "DPkg::Lock::Timeout=300", "-o", "APT::Update::Error-Mode=any"];
-        unlocked(command.env("DEBIAN_FRONTEND", "noninteractive").args(options).args(args)).await
+        // What it says is looked into.
+        command.env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive");
+        unlocked(command.args(options).args(args)).await
     };
     // What an installation that was killed has left is put right first: apt-get refuses to begin otherwise.
     let _ =

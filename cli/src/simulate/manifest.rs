@@ -14,13 +14,13 @@ pub enum ManifestError {
     #[error("the manifest cannot be read: {0}")]
     Yaml(#[from] serde_yaml::Error),
     /// A value that is not what its field takes.
-    #[error("{kind} \"{name}\", field \"{field}\": {why}")]
+    #[error("{kind} \"{name}\"{field}: {why}")]
     Value {
         /// Of the resource.
         kind: &'static str,
         /// Of the resource.
         name: String,
-        /// Its path.
+        /// Its path, with words around it; nothing where it is the resource itself.
         field: String,
         /// What is wrong with it.
         why: serde_yaml::Error,
@@ -128,7 +128,14 @@ fn strictly<T: DeserializeOwned>(kind: &'static str, value: Value) -> Result<T, 
         }
     });
     match (resource, unknown) {
-        (Err(why), _) => Err(ManifestError::Value { kind, name, field: track.path().to_string(), why }),
+        (Err(why), _) => {
+            let path = track.path();
+            let field = match path.iter().len() {
+                0 => String::new(),
+                _ => format!(", field \"{path}\""),
+            };
+            Err(ManifestError::Value { kind, name, field, why })
+        }
         (Ok(_), Some(field)) => Err(ManifestError::Unknown { kind, name, field }),
         (Ok(resource), None) => Ok(resource),
     }
@@ -203,6 +210,8 @@ mod tests {
         let expected =
             "Worker \"invoices\", field \"spec.scaling.targetWaitSeconds\": invalid type: string \"soon\"";
         assert!(told.starts_with(expected), "{told}");
+        let told = refused("apiVersion: warren.dev/v1alpha1\nkind: Worker\nmetadata: {name: bare}\n");
+        assert!(told.starts_with("Worker \"bare\": missing field `spec`"), "{told}");
         let told = refused(&queue("warren.dev/v1alpha1", "Fast"));
         assert!(told.starts_with("Queue \"orders\", field \"spec.type\": unknown variant `Fast`"), "{told}");
     }

@@ -151,7 +151,7 @@ fn what_a_formula_asks_for_and_is_not_given_is_said_to_be_cut() {
     inputs.workload.replicas = 3;
     inputs.sidecars = working(3);
     let mut history = History::with_service_seconds(1.0);
-    let cut = "none is added for that, as nothing waits for too long";
+    let cut = "no more are added for that before messages wait for too long";
     for now in 0..120 {
         // More than three pods can do; none of it waits.
         inputs.sidecars.settled += 4;

@@ -251,8 +251,8 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
         }
         None => {
             let pods = lasting.min(load.current);
-            let text = match pods.ceil() < lasting.ceil() && !unasked {
-                true => lasting_text + "; none is added for that, as nothing waits for too long",
+            let text = match pods.ceil() < lasting.ceil() {
+                true => lasting_text + "; no more are added for that before messages wait for too long",
                 false => lasting_text,
             };
             Need { pods, lasting, served, now, backlog, seconds, short: false, beyond, too_much: None, text }
