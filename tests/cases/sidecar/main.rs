@@ -10,6 +10,7 @@ mod later;
 mod modes;
 mod moods;
 mod odd;
+mod order;
 mod process;
 mod publish;
 mod responses;

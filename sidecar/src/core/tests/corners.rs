@@ -9,7 +9,7 @@ fn a_shorter_time_out_of_the_broker_counts_for_what_is_held_already() {
     world.step(Event::Configured(Box::new(Settings { consumer_timeout: Duration::from_secs(100), ..two })));
     world.pass(Duration::from_secs(75));
     assert_eq!(
-        (world.calls.len(), world.given_back),
+        (world.calls.len(), world.came_back),
         (1, 0),
         "the one that waits was given back, and has come again"
     );

@@ -207,3 +207,52 @@ fn a_copy_that_the_broker_does_not_take_keeps_an_outage_from_being_probed_for_a_
     world.answering(MINUTE, |_, _| retry(500));
     assert!(world.subscribed.len() > 1, "others were to get what is held here");
 }
+
+/// Messages of four keys, more than the window takes, through an outage that lasts until it is probed.
+fn of_four_keys_in_an_outage(prefetch: u16) -> World {
+    let ladder = Ladder { delays_seconds: vec![1], max_attempts: 100 };
+    let mut world = World::new(Settings { prefetch, concurrency: 2, ordered: true, ladder, ..settings() });
+    world.queue.extend((0..60).map(|number| Message { number, attempts: 0, key: Some(number % 4) }));
+    world.connect();
+    world.settle();
+    world.answering(MINUTE, |_, _| retry(500));
+    assert!(world.is_broken() && world.subscribed.len() > 1);
+    world
+}
+
+/// All go through, those of each key as they came.
+fn assert_in_order(mut world: World, case: &str) {
+    world.answering(MINUTE * 5, |_, _| Verdict::Ack);
+    for key in 0..4 {
+        let of_key: Vec<u64> = world.handled.iter().copied().filter(|number| number % 4 == key).collect();
+        assert!(of_key.is_sorted(), "{case}, key {key}: {of_key:?}");
+    }
+    assert_eq!(world.handled.len(), 60, "{case}");
+}
+
+#[test]
+fn an_outage_that_ends_leaves_each_key_in_order() {
+    for prefetch in [8, 20, 40] {
+        assert_in_order(of_four_keys_in_an_outage(prefetch), &format!("prefetch {prefetch}"));
+    }
+}
+
+#[test]
+fn a_pod_that_ends_or_loses_its_connection_in_an_outage_leaves_each_key_in_order() {
+    for prefetch in [8, 20, 40] {
+        let mut world = of_four_keys_in_an_outage(prefetch);
+        world.disconnect();
+        world.connect();
+        world.settle();
+        assert_in_order(world, &format!("a lost connection, prefetch {prefetch}"));
+        let mut world = of_four_keys_in_an_outage(prefetch);
+        let settings = world.engine.settings.clone();
+        world.step(Event::Terminate);
+        world.answering(MINUTE, |_, _| retry(500));
+        assert_eq!(world.exits, 1);
+        world.restart(settings);
+        world.connect();
+        world.settle();
+        assert_in_order(world, &format!("another pod, prefetch {prefetch}"));
+    }
+}
