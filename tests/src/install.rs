@@ -57,7 +57,8 @@ async fn refuse_another(cluster: &Cluster) -> Result<()> {
     if cluster.site().is_some() {
         return Ok(());
     }
-    let operators = ["get", "deployments", "--all-namespaces", "-l", "app.kubernetes.io/name=warren", "-o"];
+    let operators =
+        ["get", "deployments", "--all-namespaces", "-l", "app.kubernetes.io/part-of=warren", "-o"];
     let each = "jsonpath={range .items[*]}{.metadata.namespace}/{.metadata.name} {.spec.template.spec.containers[0].image}{\"\\n\"}{end}";
     let operators = cluster.kubectl(&[&operators[..], &[each]].concat()).await?;
     if let Some(another) = another(&operators) {

@@ -124,9 +124,11 @@ impl Engine {
         match self.breaker.open_since() {
             Some(since) if now >= since + HOLD => {
                 let places = self.places(now);
+                self.wake_at(self.caution.until(now));
                 // A quorum queue puts what comes back behind what came back before and is there still. What was handed back when the
-                // breaker opened is not to be, when this consumer gives up: it takes in as much.
-                let before = if self.settings.ordered { self.settings.prefetch } else { 0 };
+                // breaker opened is not to be, when this consumer gives up: it takes in as much, unless a message cannot be read.
+                let in_order = self.settings.ordered && !self.caution.is_on(now);
+                let before = if in_order { self.settings.prefetch } else { 0 };
                 let window = u16::try_from(places.window()).unwrap_or(u16::MAX).max(before);
                 // A queue of little else than one key is not taken in as a whole.
                 let most = places.stuck * MOST_BEHIND.max(usize::from(self.settings.prefetch));

@@ -39,3 +39,23 @@ fn a_quick_handler_is_cautious_for_a_minute_too_and_the_end_of_that_waits_for_no
     world.settle();
     assert_eq!(window(&world), 2);
 }
+
+#[test]
+fn in_an_outage_no_more_is_taken_with_one_that_cannot_be_read_than_is_probed_with() {
+    for ordered in [false, true] {
+        let settings = Settings { prefetch: 50, concurrency: 10, ordered, ..settings() };
+        let mut world = World::new(settings);
+        world.queue.extend((0..300).map(|number| Message { number, attempts: 0, key: Some(number) }));
+        world.connect();
+        world.settle();
+        world.until(World::is_broken, |world| {
+            world.answer_all(retry(500));
+            world.settle();
+        });
+        world.pass(Duration::from_secs(15));
+        for _ in 0..3 {
+            unreadable(&mut world);
+            assert_eq!((window(&world), world.unacked.len()), (2, 2), "ordered: {ordered}");
+        }
+    }
+}
