@@ -717,6 +717,27 @@ mod tests {
     }
 
     #[test]
+    fn a_look_that_ends_late_says_nothing_of_a_removal() {
+        for hangs in [true, false] {
+            let (mut entries, now) = (Entries::default(), Instant::now());
+            entries.order(&key(), keep(&[]), None, now);
+            entries.expect(&key(), true);
+            let due = entries.take_due(now).unwrap();
+            // The Queue is deleted while the look is on its way.
+            let remove = || order(Goal::Remove { only_if_empty: false, unbind: vec![] });
+            entries.order(&key(), remove(), None, now);
+            entries.expect(&key(), false);
+            entries.looked(&due.key, true, now);
+            if hangs {
+                entries.still_gone(&due.key);
+            } else {
+                entries.done(&due, failed(), DRIFT, now);
+            }
+            assert_eq!(entries.order(&key(), remove(), None, now), None, "hangs: {hangs}");
+        }
+    }
+
+    #[test]
     fn what_the_broker_refuses_is_asked_for_more_rarely_after_two_minutes_until_the_spec_is_another() {
         let (mut entries, now) = (Entries::default(), Instant::now());
         let refused = || {

@@ -59,10 +59,10 @@ impl Loss {
         self.there && now.duration_since(since) >= MOMENT
     }
 
-    /// A look has seen it, or missed it.
+    /// A look has seen it, or missed it, which is no news of one that is not to be there any more.
     pub(super) fn looked(&mut self, gone: bool) {
         self.unseen = false;
-        self.gone |= gone;
+        self.gone |= gone && self.there;
     }
 
     /// Whether it is known to be missing.

@@ -119,6 +119,10 @@ fn durability(queue: &Queue, context: &Context) -> Durability {
 /// Has the Queue kept on its broker; none while there is nothing to say.
 async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, Error> {
     let key = Key::of(queue);
+    // First: with another Secret it leaves the lane that has found it.
+    if context.brokers.take_recreated(&key) {
+        tell_recreated(queue, &key, context);
+    }
     let secret = dereference::secret(queue, context).await?;
     let access = match validate(queue, &secret) {
         Ok(access) => access,
@@ -157,11 +161,7 @@ async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, 
     if !record(queue, &address, context).await? {
         return Ok(None);
     }
-    let outcome = outcome(queue, &key, &access, &order, context);
-    if context.brokers.take_recreated(&key) {
-        tell_recreated(queue, &address, context);
-    }
-    match outcome {
+    match outcome(queue, &key, &access, &order, context) {
         Some(outcome) => Ok(Some(Progress::Observed { address, outcome })),
         None if first_answer_is_due(queue, context) => Ok(Some(Progress::Pending { address })),
         None => Ok(None),
@@ -239,11 +239,12 @@ fn tell_left_behind(queue: &Queue, now: &str, context: &Context) {
 }
 
 /// Logs, counts and publishes that messages are lost: `Ready` may say so for a moment only, or not at all.
-fn tell_recreated(queue: &Queue, address: &str, context: &Context) {
+fn tell_recreated(queue: &Queue, key: &Key, context: &Context) {
     let name = queue.broker_name();
+    let address = context.brokers.access_of(key).map(|access| access.address());
     let note = format!("queue \"{name}\" was gone, with its messages, and is declared again");
     tracing::warn!(namespace = queue.namespace(), queue = %queue.name_any(), broker = address, "{note}");
-    context.metrics.queue_recreated(&Key::of(queue), Timestamp::now());
+    context.metrics.queue_recreated(key, Timestamp::now());
     context.event(queue, EventType::Warning, "QueueRecreated", &note, "Declare");
 }
 

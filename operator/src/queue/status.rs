@@ -68,7 +68,7 @@ pub fn status(queue: &Queue, progress: Progress, durability: Durability, now: &T
         | Progress::Observed { .. }
         | Progress::Blocked(_) => None,
     };
-    let still = still_conflicting(queue, &progress);
+    let still = still(queue, &progress);
     let mut statements = match progress {
         Progress::Invalid(problem) => not_asked(&problem),
         Progress::Pending { .. } => pending(),
@@ -142,14 +142,17 @@ pub fn others(queue: &Queue) -> Option<(&'static str, &Condition)> {
 /// the spec asks for, or may be: it is declared after the dead-letter and the retry queues, and not where one of these is another. Under
 /// `AsIs` nothing is compared, and whoever made it is taken at the spec's word.
 pub fn is_single(queue: &Queue) -> bool {
-    let differs = |declared: &Condition| {
+    let compared = queue.spec.adoption_policy != AdoptionPolicy::AsIs;
+    queue.spec.single_active_consumer && !(compared && differing(queue).is_some())
+}
+
+/// What says that a queue on the broker is another than the spec asks for.
+fn differing(queue: &Queue) -> Option<&Condition> {
+    find(queue.conditions(), DECLARED).filter(|declared| {
         [ARGUMENTS_DIFFER, NOT_DURABLE].contains(&&*declared.reason)
             && declared.status == "False"
             && declared.message.starts_with("queue ")
-    };
-    let declared = find(queue.conditions(), DECLARED);
-    let compared = queue.spec.adoption_policy != AdoptionPolicy::AsIs;
-    queue.spec.single_active_consumer && !(compared && declared.is_some_and(differs))
+    })
 }
 
 /// What says that an older Queue has what this one names.
@@ -157,11 +160,21 @@ pub fn conflicting(queue: &Queue) -> Option<&Condition> {
     others(queue).filter(|(reason, _)| *reason == CONFLICT).map(|(_, declared)| declared)
 }
 
-/// A conflict lasts while the Queue's own Secret cannot be used: the names are the older one's all the same.
-fn still_conflicting(queue: &Queue, progress: &Progress) -> Option<Statement> {
-    let before = conflicting(queue).filter(|c| c.observed_generation == queue.metadata.generation)?;
-    let unseen = matches!(progress, Progress::Invalid(problem) if problem.condition != DECLARED);
-    unseen.then(|| Statement::of(DECLARED, before))
+/// What lasts of what was said of the broker's queue while the broker is not, or cannot be, asked. A conflict does while the Queue's own
+/// Secret cannot be used: the names are the older one's all the same. That the queue there is another does, since it decides who may
+/// consume, unless the broker is another one.
+fn still(queue: &Queue, progress: &Progress) -> Option<Statement> {
+    let last = queue.status.as_ref().and_then(|status| status.broker_address.as_ref());
+    let before = match progress {
+        Progress::Invalid(problem) if problem.condition != DECLARED => conflicting(queue)
+            .filter(|conflict| conflict.observed_generation == queue.metadata.generation)
+            .or_else(|| differing(queue)),
+        Progress::Pending { address } | Progress::Observed { address, outcome: Outcome::Unreachable(_) } => {
+            differing(queue).filter(|_| last == Some(address))
+        }
+        Progress::Invalid(_) | Progress::Observed { .. } | Progress::Blocked(_) => None,
+    };
+    before.map(|before| Statement::of(DECLARED, before))
 }
 
 fn pending() -> Vec<Statement> {
@@ -431,6 +444,31 @@ mod tests {
         renamed.metadata.generation = Some(2);
         assert_eq!(after(&mut renamed, bad()), None);
         assert_eq!(after(&mut queue, Progress::Pending { address: "amqp://h".to_owned() }), None);
+    }
+
+    #[test]
+    fn that_the_queue_there_is_another_lasts_while_its_broker_cannot_be_asked() {
+        let spec = QueueSpec { single_active_consumer: true, ..QueueSpec::default() };
+        let (here, elsewhere) = ("amqp://h:5672/v", "amqp://other:5672/v");
+        let at = |address: &str, outcome| Progress::Observed { address: address.to_owned(), outcome };
+        let differs = || Outcome::Refused(Problem::new(DECLARED, ARGUMENTS_DIFFER, "queue \"orders\": m"));
+        let away = || Outcome::Unreachable(Problem::new(BROKER_REACHABLE, "BrokerUnreachable", "m"));
+        let no_secret = || Progress::Invalid(Problem::new(BROKER_REACHABLE, "SecretNotFound", "m"));
+        for (progress, single) in [
+            (at(here, away()), false),
+            (no_secret(), false),
+            (Progress::Pending { address: here.to_owned() }, false),
+            (at(here, Outcome::Declared(Seen::default())), true),
+            (at(elsewhere, away()), true),
+        ] {
+            let mut queue = Queue::new("orders", spec.clone());
+            for progress in [at(here, differs()), progress.clone()] {
+                queue.status = Some(status(&queue, progress, Durability::default(), &now()));
+            }
+            assert_eq!(is_single(&queue), single, "{progress:?}");
+            let ready = find(queue.conditions(), READY).unwrap();
+            assert_ne!(ready.reason, ARGUMENTS_DIFFER, "Ready says what is wrong now");
+        }
     }
 
     #[test]
