@@ -125,15 +125,6 @@ impl Context {
         naming.of(&Key::of(queue)).filter_map(|worker| self.worker(worker)).collect()
     }
 
-    /// Workers of a namespace whose Queue is not there.
-    pub fn workers_without_queue(&self, namespace: Option<&str>) -> Vec<Arc<Worker>> {
-        let mut workers = self.stores.workers.state();
-        workers.retain(|worker| {
-            worker.metadata.namespace.as_deref() == namespace && self.queue_of(worker).is_none()
-        });
-        workers
-    }
-
     /// A Worker that is there.
     pub fn worker(&self, key: &Key) -> Option<Arc<Worker>> {
         self.stores.workers.get(&ObjectRef::from(key))

@@ -171,10 +171,6 @@ fn queue_event(event: &watcher::Event<Queue>, context: &Context) {
         watcher::Event::Apply(queue) | watcher::Event::InitApply(queue) => {
             queue::place::expect(queue, context);
             reconcile(&context.workers_of(queue), context);
-            // A new one may name the queue that Workers of one which is gone still consume.
-            if queue.status.is_none() {
-                reconcile(&context.workers_without_queue(queue.namespace().as_deref()), context);
-            }
         }
         watcher::Event::Delete(queue) => {
             let key = Key::of(queue);
