@@ -117,7 +117,7 @@ impl Engine {
         }
         if let Some(since) = self.handler.down_since {
             // A short absence of the application is no reason to give the queue up where that costs the order.
-            let stays = self.keeps_order() && now < since + HOLD;
+            let stays = self.keeps_order() && !self.handler.is_away(now);
             self.wake_at(Some(since + HOLD).filter(|_| stays));
             return self.subscription.prefetch().filter(|_| stays);
         }
@@ -253,16 +253,11 @@ impl Engine {
             Drain::Done { .. } => return Some(0),
             Drain::No => {}
         }
-        if self.settings.paused {
+        if self.settings.paused || self.handler.is_away(now) {
             return Some(0);
         }
-        if let Some(since) = self.handler.down_since {
-            if now >= since + HOLD {
-                return Some(0);
-            }
-            if self.window.open() > 0 {
-                self.wake_at(Some(since + HOLD));
-            }
+        if let Some(since) = self.handler.down_since.filter(|_| self.window.open() > 0) {
+            self.wake_at(Some(since + HOLD));
         }
         self.breaker.open_since().filter(|since| now >= *since + HOLD).map(|_| self.places(now).window())
     }
