@@ -12,9 +12,10 @@ use warren_api::names::CONFIG_KEY;
 use super::annotate::annotate;
 use super::build::{Built, digest};
 use super::covers::covers;
-use super::dereference::{Surroundings, consumes};
+use super::dereference::Surroundings;
 use super::live::{Live, LiveConfigMap, LiveDeployment, LiveDisruptionBudget};
-use super::pods::{only, staying};
+use super::owed::owed_config;
+use super::pods::staying;
 use crate::context::{Context, FIELD_MANAGER};
 use crate::error::Error;
 use crate::problem::{NAME_TAKEN, Problem, REFUSED};
@@ -80,20 +81,11 @@ pub async fn apply(
     Ok(Ok(Applied { made, budget }))
 }
 
-/// Names the pod that alone may consume for an order, where nothing else of a Worker could be applied: one that takes the place of
-/// another does not wait for what is to be mended. Nobody watches over the order of a Queue that the Worker names no more.
-pub async fn name_only_pod(worker: &Worker, around: &Surroundings, context: &Context) -> Result<(), Error> {
-    let live = around.config_map.as_deref().filter(|live| live.is_owned_by(worker));
-    let (Some((live, mut config)), Some(queue), None) =
-        (live.zip(around.told()), around.queue.as_deref(), &around.beside)
-    else {
+/// Has sidecars hold consuming or go on, where nothing else of a Worker could be applied.
+pub async fn hold_or_go_on(worker: &Worker, around: &Surroundings, context: &Context) -> Result<(), Error> {
+    let Some((live, config)) = around.config_map.as_deref().zip(owed_config(worker, around)) else {
         return Ok(());
     };
-    let only = only(&around.pods).unwrap_or_default();
-    if !consumes(&config, queue) || config.consumer.only_pod.as_ref().is_none_or(|told| *told == only) {
-        return Ok(());
-    }
-    config.consumer.only_pod = Some(only);
     let data = json!({CONFIG_KEY: serde_json::to_string_pretty(&config)?});
     let namespace = worker.namespace().unwrap_or_default();
     let config_maps: Api<LiveConfigMap> = Api::namespaced(context.client.clone(), &namespace);

@@ -16,7 +16,7 @@ use warren_api::conditions::worker::TEMPLATE_VALID;
 use warren_api::worker::ScalingMode;
 use warren_api::{SidecarConfig, Worker, WorkerStatus};
 
-use super::apply::{Applied, apply, name_only_pod};
+use super::apply::{Applied, apply, hold_or_go_on};
 use super::build::build;
 use super::dereference::{Surroundings, dereference, told_by};
 use super::live::LiveDeployment;
@@ -97,7 +97,7 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     write(&worker, said, &context).await?;
     if !applied {
         obey(&worker, &around, &entry, &context).await?;
-        name_only_pod(&worker, &around, &context).await?;
+        hold_or_go_on(&worker, &around, &context).await?;
     }
     if problem.as_ref().is_none_or(|problem| problem.reason != NOT_APPLIED) {
         context.retries.succeeded(worker.as_ref());

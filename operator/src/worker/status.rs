@@ -8,12 +8,12 @@ use warren_api::conditions::worker::{
 };
 use warren_api::names::WORKER_LABEL;
 use warren_api::worker::{ScalingMode, ScalingStatus};
-use warren_api::{Worker, WorkerStatus};
+use warren_api::{Queue, Worker, WorkerStatus};
 
 use super::dereference::Surroundings;
 use super::owed::is_held_back;
 use super::pods::{ended, ending, ready, sidecar_runs, staying, trouble};
-use super::validate::{HOLDS, is_unsure, port, queue_not_found};
+use super::validate::{hold, is_unsure, port, queue_not_found};
 use crate::condition::{Statement, Status, conditions, find};
 use crate::problem::Problem;
 use crate::scaler::asked::{measured_before, unchanged};
@@ -172,7 +172,10 @@ fn template_valid(problem: Option<&Problem>) -> Statement {
 }
 
 fn queue_ready(worker: &Worker, problem: Option<&Problem>, around: &Surroundings) -> Statement {
-    if let Some(problem) = problem.filter(|problem| problem.condition == QUEUE_READY) {
+    let of_queue = problem.filter(|problem| problem.condition == QUEUE_READY).cloned();
+    if let Some(problem) =
+        of_queue.or_else(|| hold(worker, around.queue.as_deref()?, around.beside.as_deref()))
+    {
         return Statement::new(QUEUE_READY, false, problem.reason, problem.message.clone());
     }
     let Some(queue) = around.queue.as_deref() else {
@@ -226,8 +229,8 @@ fn available(
     if worker.spec.consumer.paused {
         return Statement::new(AVAILABLE, true, "Paused", PAUSED);
     }
-    let unsure = around.queue.as_deref().is_some_and(is_unsure);
-    if told && (unsure || problem.is_some_and(|problem| HOLDS.contains(&problem.reason))) {
+    let holds = |queue: &Queue| is_unsure(queue) || hold(worker, queue, around.beside.as_deref()).is_some();
+    if told && around.queue.as_deref().is_some_and(holds) {
         let message = "consuming is held, see QueueReady: pods stay and consume nothing";
         return Statement::new(AVAILABLE, true, "Paused", message);
     }
@@ -345,10 +348,11 @@ mod tests {
 
     use super::super::build::{Rolled, build};
     use super::super::owed::tests::around;
-    use super::super::validate::tests::{saying, surroundings, worker};
-    use super::super::validate::validate;
+    use super::super::validate::tests::{declared, saying, surroundings, worker};
+    use super::super::validate::{DISORDER, validate};
     use super::*;
     use crate::brokers::Key;
+    use crate::problem::{ALREADY_EXISTS, CONFLICT};
     use crate::scaler::board::Handlers;
     use crate::scaler::reason::Reason;
     use crate::scaler::schedule::Schedules;
@@ -471,13 +475,24 @@ mod tests {
 
     #[test]
     fn whatever_has_consuming_held_is_said_and_the_pods_are_said_to_consume_nothing() {
-        let around = around(1, "u-1");
-        for reason in HOLDS {
-            let problem = Problem::new(QUEUE_READY, reason, "m");
-            let status = status(&worker(json!({})), Some(&problem), None, &around, &View::default(), &now());
-            let said = |kind| find(&status.conditions, kind).map(|c| (c.status.as_str(), c.reason.as_str()));
-            assert_eq!(said(AVAILABLE), Some(("True", "Paused")));
-            assert_eq!(said(READY), Some(("False", reason)));
+        let of = |queue: Queue| Surroundings { queue: Some(Arc::new(queue)), ..around(1, "u-1") };
+        let ordered = json!({"consumer": {"orderingKey": "x-customer"}});
+        let alone = json!({"consumer": {"orderingKey": "x-customer"}, "scaling": {"maxReplicas": 1}});
+        let beside = Surroundings { beside: Some("another consumes".to_owned()), ..around(1, "u-1") };
+        for (spec, around, reason) in [
+            (json!({}), of(declared("False", ALREADY_EXISTS)), ALREADY_EXISTS),
+            (json!({}), of(declared("False", CONFLICT)), CONFLICT),
+            (ordered, around(1, "u-1"), DISORDER),
+            (alone, beside, DISORDER),
+        ] {
+            for problem in [None, Some(Problem::new(TEMPLATE_VALID, "PortMissing", "name a port"))] {
+                let problem = problem.as_ref();
+                let status = status(&worker(spec.clone()), problem, None, &around, &View::default(), &now());
+                let said = |kind| find(&status.conditions, kind).map(|c| (&*c.status, &*c.reason));
+                assert_eq!(said(AVAILABLE), Some(("True", "Paused")));
+                assert_eq!(said(QUEUE_READY), Some(("False", reason)), "beside what else is wrong");
+                assert_eq!(said(READY), Some(("False", problem.map_or(reason, |problem| problem.reason))));
+            }
         }
     }
 
@@ -744,10 +759,10 @@ mod tests {
         };
         assert_eq!(said(&unsure, None, Some("sidecar:1")), "Paused");
         let pods = vec![Arc::new(Pod::default())];
-        let held = Problem::new(QUEUE_READY, HOLDS[0], "m");
-        let untold = Surroundings { pods, ..around(1, "u-1") };
-        assert_eq!(said(&untold, Some(&held), Some("sidecar:1")), "Paused");
-        assert_eq!(said(&untold, Some(&held), None), "PodsStarting", "they consume on");
+        let problem = Problem::new(TEMPLATE_VALID, "PortMissing", "name a port");
+        let untold = Surroundings { pods, ..unsure };
+        assert_eq!(said(&untold, Some(&problem), Some("sidecar:1")), "Paused");
+        assert_eq!(said(&untold, Some(&problem), None), "PodsStarting", "they consume on");
     }
 
     #[test]

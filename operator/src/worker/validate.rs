@@ -12,7 +12,7 @@ use warren_broker::BrokerAccess;
 
 use super::dereference::{Surroundings, worker_secret};
 use super::pods::only;
-use crate::problem::{ALREADY_EXISTS, CONFLICT, NAME_TAKEN, Problem};
+use crate::problem::{NAME_TAKEN, Problem};
 use crate::queue::plan::made_elsewhere;
 use crate::queue::status::{is_single, others};
 use crate::secrets::SecretState;
@@ -26,8 +26,6 @@ pub const NO_TOKEN_VOLUME: &str = "warren-no-token";
 
 /// Reason of an order that cannot be kept.
 pub const DISORDER: &str = "OrderingNotGuaranteed";
-/// Reasons of what has consuming held.
-pub const HOLDS: [&str; 3] = [ALREADY_EXISTS, CONFLICT, DISORDER];
 
 /// A Worker that can be built.
 #[derive(Clone, Debug)]
@@ -108,7 +106,7 @@ pub fn is_unsure(queue: &Queue) -> bool {
 }
 
 /// What is wrong that has consuming held; `beside`: whose pods may consume, too.
-fn hold(worker: &Worker, queue: &Queue, beside: Option<&str>) -> Option<Problem> {
+pub fn hold(worker: &Worker, queue: &Queue, beside: Option<&str>) -> Option<Problem> {
     not_ours(queue).or_else(|| unordered(worker, queue)).or_else(|| not_alone(worker, queue, beside))
 }
 
@@ -121,6 +119,14 @@ pub fn held(worker: &Worker, queue: &Queue, beside: Option<&str>) -> bool {
 pub fn port(worker: &Worker) -> Option<u16> {
     let pod = worker.spec.template.parse().ok()?.spec?;
     handler_port(worker, handler_container(worker, &pod).ok()?).ok()
+}
+
+/// Whether a Queue that must not have existed was made on another broker, which says nothing of this one. An error where the pods
+/// cannot use their Secret.
+pub fn has_moved(queue: &Queue, around: &Surroundings) -> Result<bool, Problem> {
+    let secret = worker_secret(queue);
+    let access = secret_is_usable(queue, secret, around.secret.as_ref())?;
+    Ok(secret == queue.spec.broker.secret_ref.name && made_elsewhere(queue, &access.address()))
 }
 
 /// Finds what is wrong, or gives what is to be built.
@@ -141,17 +147,14 @@ pub fn validate<'a>(worker: &'a Worker, around: &'a Surroundings) -> Result<Vali
     reserved(&pod)?;
 
     let queue = around.queue.as_deref().ok_or_else(|| queue_not_found(worker))?;
-    let secret = worker_secret(queue);
-    let access = secret_is_usable(queue, secret, around.secret.as_ref())?;
-    // What was made on another broker says nothing of this one.
-    let moved = secret == queue.spec.broker.secret_ref.name && made_elsewhere(queue, &access.address());
+    let moved = has_moved(queue, around)?;
     let beside = around.beside.as_deref();
     let drain_seconds = i64::from(drain_seconds(worker));
     let least_grace = drain_seconds + i64::from(DRAIN_MARGIN_SECONDS);
     Ok(ValidWorker {
         worker,
         queue,
-        secret: secret.to_owned(),
+        secret: worker_secret(queue).to_owned(),
         held: moved || held(worker, queue, beside),
         hold: hold(worker, queue, beside),
         // One that takes the place of another while no operator looks waits until one does: the other may not have ended.

@@ -329,13 +329,15 @@ async fn consuming_is_held_for_an_order_until_one_pod_alone_is_left() -> Result<
         .await
     };
     alone("second").await?;
-    // What else cannot be applied does not keep the next one from it.
+    // What else cannot be applied keeps neither two of them from holding, nor the one that is left from going on.
     let container = json!({"name": "app", "image": "app", "ports": [{"containerPort": 9400}]});
     let taken = json!({"spec": {"template": {"spec": {"containers": [container]}}}}).to_string();
     room.kubectl(&["patch", "wk", "invoices", "--type=merge", "-p", &taken]).await?;
     room.condition_of("wk", "invoices", "TemplateValid", ("False", "PortTaken", "9400")).await?;
-    room.end_pod("second").await?;
     room.pod("third", "invoices").await?;
+    room.consuming("invoices", held("pod second has not ended"), false).await?;
+    room.end_pod("second").await?;
+    room.consuming("invoices", consumes, true).await?;
     alone("third").await
 }
 
