@@ -136,14 +136,15 @@ impl Context {
     }
 
     /// Another Worker than `own` whose pods may consume a Queue, as far as is known: one that names it, or one that is gone or
-    /// has turned to another Queue and has pods that have not ended or not learned of it.
+    /// has turned to another Queue and has pods that have not ended or not learned of it, or whose next ones will not have.
     pub fn beside(&self, own: &Key, queue: &Key) -> Option<Key> {
         if let Some(naming) = locked(&self.naming).of(queue).find(|worker| *worker != own) {
             return Some(naming.clone());
         }
         let consumers = locked(&self.consumers);
         let mut holding = consumers.seen_to_hold(queue, Instant::now()).filter(|worker| *worker != own);
-        let holding = holding.find(|worker| self.pods.lives(worker)).cloned();
+        let lives = |worker: &&Key| self.pods.lives(worker) || consumers.is_told(worker, &queue.name);
+        let holding = holding.find(lives).cloned();
         let stranger = || self.pods.stranger(&queue.namespace, &consumers);
         holding.or_else(|| stranger().filter(|worker| worker != own))
     }

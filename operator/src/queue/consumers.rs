@@ -132,6 +132,11 @@ impl Consumers {
         workers.filter(move |worker| self.holds(worker, &queue.name, now))
     }
 
+    /// Whether a Worker's sidecars, those of pods that come later included, go on with a Queue that it names no more.
+    pub fn is_told(&self, worker: &Key, queue: &str) -> bool {
+        self.workers.get(worker).is_some_and(|history| history.told.contains(queue))
+    }
+
     /// The Queues that a Worker names, or did.
     pub fn queues(&self, worker: &Key) -> impl Iterator<Item = Key> {
         let queues = self.workers.get(worker).into_iter().flat_map(|history| &history.queues);

@@ -349,8 +349,7 @@ async fn sidecars_that_cannot_be_told_of_another_queue_hold_an_order_through_a_r
     room.ready("orders").await?;
     room.worker("away", "orders", json!({})).await?;
     room.consuming("away", ("True", "QueueReady", ""), true).await?;
-    room.pod("of-away", "away").await?;
-    // That Queue is not there: its sidecars go on with the one before.
+    // That Queue is not there: its sidecars would go on with the one before, whenever they come.
     let turned = r#"{"spec": {"queueRef": {"name": "mistyped"}}}"#;
     room.kubectl(&["patch", "wk", "away", "--type=merge", "-p", turned]).await?;
     room.condition_of("wk", "away", "QueueReady", ("False", "QueueNotFound", "mistyped")).await?;
@@ -358,6 +357,7 @@ async fn sidecars_that_cannot_be_told_of_another_queue_hold_an_order_through_a_r
     room.worker("invoices", "orders", ordered).await?;
     let held = ("False", "OrderingNotGuaranteed", "Worker \"away\"");
     room.consuming("invoices", held, false).await?;
+    room.pod("of-away", "away").await?;
     operator.stop().await?;
     let before = room.get("configmap", "invoices-sidecar").await?;
     let _second = room.operator("two").await?;
