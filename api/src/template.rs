@@ -95,7 +95,7 @@ impl JsonSchema for Template {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         // Fractions, too, as a Deployment does: `x-kubernetes-int-or-string` takes none, and another type cannot be named.
-        let any = json!({"x-kubernetes-preserve-unknown-fields": true});
+        let any = json!({"x-kubernetes-preserve-unknown-fields": true, "pattern": QUANTITY});
         let mut schema = kubernetes_schema::<PodTemplateSpec>(&any);
         bound_containers(&mut schema);
         schema.insert("required".to_owned(), json!(["spec"]));
@@ -103,9 +103,14 @@ impl JsonSchema for Template {
     }
 }
 
+/// The text of a quantity, see <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/>.
+const QUANTITY: &str =
+    r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+))?$";
+
 /// The schema of container resources, without descriptions.
 pub(crate) fn resources_schema(_: &mut SchemaGenerator) -> Schema {
-    Schema::from(kubernetes_schema::<ResourceRequirements>(&json!({"x-kubernetes-int-or-string": true})))
+    let quantity = json!({"x-kubernetes-int-or-string": true, "pattern": QUANTITY});
+    Schema::from(kubernetes_schema::<ResourceRequirements>(&quantity))
 }
 
 /// The schema of a Kubernetes type, inlined and made structural, with this one for each quantity.

@@ -1,5 +1,6 @@
 //! Puts the parts together: one server, and a set of controllers for each scope.
 
+use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -209,7 +210,7 @@ fn init_logs(format: LogFormat) {
     // A second initialisation, which only tests do, leaves the first.
     let _ = match format {
         LogFormat::Json => logs.with(fmt::layer().json().flatten_event(true)).try_init(),
-        LogFormat::Text => logs.with(fmt::layer()).try_init(),
+        LogFormat::Text => logs.with(fmt::layer().with_ansi(std::io::stdout().is_terminal())).try_init(),
     };
 }
 

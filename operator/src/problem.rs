@@ -16,6 +16,8 @@ pub const CONFLICT: &str = "Conflict";
 pub const NAME_TAKEN: &str = "NameTaken";
 /// Reason of what the API server does not take.
 pub const REFUSED: &str = "Refused";
+/// The reason of what the API server has not taken for longer.
+pub const NOT_APPLIED: &str = "NotApplied";
 /// The reason where Warren has let a Queue go, and another's finalizer keeps it.
 pub const OTHER_FINALIZER: &str = "OtherFinalizer";
 
@@ -35,6 +37,12 @@ impl Problem {
     pub fn new(condition: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
         Self { condition, reason, message: message.into() }
     }
+}
+
+/// A text without the words in it that have a digit, such as a port, a time or an id: what differs in these alone is said already.
+pub fn without_numbers(text: &str) -> String {
+    let words = text.split_whitespace().filter(|word| !word.contains(|letter: char| letter.is_ascii_digit()));
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// Why a broker cannot be used.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use warren_broker::BrokerAccess;
 use warren_broker::connect::ConnectOptions;
@@ -117,10 +117,16 @@ impl Sidecar {
 /// Runs a sidecar until a signal ends it.
 ///
 /// # Errors
-/// If a port is taken or the process may not listen to signals.
-pub async fn run(live: Live, fixed: Fixed, endpoint: Endpoint, ports: Ports) -> std::io::Result<()> {
+/// If a port is taken.
+pub async fn run(
+    signals: Signals,
+    live: Live,
+    fixed: Fixed,
+    endpoint: Endpoint,
+    ports: Ports,
+) -> std::io::Result<()> {
     let sidecar = Sidecar::bind(live, fixed, endpoint, ports).await?;
-    forward_signals(sidecar.inbox())?;
+    signals.forward(sidecar.inbox());
     sidecar.run().await;
     Ok(())
 }
@@ -128,15 +134,16 @@ pub async fn run(live: Live, fixed: Fixed, endpoint: Endpoint, ports: Ports) -> 
 /// Serves the publish API alone, for a producer that consumes nothing, until a signal ends it.
 ///
 /// # Errors
-/// If a port is taken or the process may not listen to signals.
+/// If a port is taken.
 pub async fn publish_only(
+    signals: Signals,
     access: watch::Receiver<Arc<BrokerAccess>>,
     instance: &str,
     ports: Ports,
 ) -> std::io::Result<()> {
     let (admin, local) = (listen(ports.admin).await?, listen_locally(ports.local).await?);
     let (sender, mut inbox) = mpsc::unbounded_channel();
-    forward_signals(sender)?;
+    signals.forward(sender);
     let metrics = Arc::new(Metrics::new(Labels::default()).map_err(std::io::Error::other)?);
     let health = Arc::new(Health::default());
     let publisher = publisher(access, instance);
@@ -196,26 +203,41 @@ fn spawn_servers(admin_port: TcpListener, admin: Admin, local_port: LocalPort, l
     closing
 }
 
-/// SIGTERM, and Ctrl-C at a terminal, which the second time does not wait.
-fn forward_signals(sender: mpsc::UnboundedSender<Inbox>) -> std::io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::spawn(async move {
-        let mut interrupted = false;
-        loop {
-            let message = tokio::select! {
-                _ = terminate.recv() => Inbox::Terminate,
-                _ = interrupt.recv() => {
-                    let again = std::mem::replace(&mut interrupted, true);
-                    if again { Inbox::Abandon } else { Inbox::Terminate }
+/// SIGTERM, and Ctrl-C at a terminal, which the second time does not wait. What comes after they are listened to is forwarded, also
+/// what comes before that begins. A process with PID 1 never learns of one that came before it listened, see signal(7) and
+/// `pid_namespaces(7)`.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Listens to them from now on.
+    ///
+    /// # Errors
+    /// If the process may not.
+    pub fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    fn forward(self, sender: mpsc::UnboundedSender<Inbox>) {
+        let Self { mut terminate, mut interrupt } = self;
+        tokio::spawn(async move {
+            let mut interrupted = false;
+            loop {
+                let message = tokio::select! {
+                    _ = terminate.recv() => Inbox::Terminate,
+                    _ = interrupt.recv() => {
+                        let again = std::mem::replace(&mut interrupted, true);
+                        if again { Inbox::Abandon } else { Inbox::Terminate }
+                    }
+                };
+                if sender.send(message).is_err() {
+                    return;
                 }
-            };
-            if sender.send(message).is_err() {
-                return;
             }
-        }
-    });
-    Ok(())
+        });
+    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use warren_api::worker::{DRAIN_MARGIN_SECONDS, PrefetchMode};
 use warren_broker::connect::{ConnectOptions, connect};
 use warren_broker::{BrokerAccess, SecretError, declare, topology};
 
-use crate::app::{self, Ports};
+use crate::app::{self, Ports, Signals};
 use crate::config::{self, Files, Fixed, Live};
 use crate::handler::endpoint::Endpoint;
 use crate::otlp;
@@ -188,6 +188,7 @@ impl Cli {
 }
 
 async fn run(args: RunArgs) -> Result<(), Failure> {
+    let signals = Signals::listen()?;
     crate::logging::start(&args.log_level);
     let longest_call_seconds = longest_call_seconds(args.drain_timeout_seconds);
     let files = Files {
@@ -207,7 +208,7 @@ async fn run(args: RunArgs) -> Result<(), Failure> {
         drain_token: args.drain_token.filter(|token| !token.is_empty()),
         spans: spans(),
     };
-    Ok(app::run(live, fixed, endpoint, Ports::pod()).await?)
+    Ok(app::run(signals, live, fixed, endpoint, Ports::pod()).await?)
 }
 
 /// Seconds that can be added to any moment.
@@ -249,7 +250,7 @@ async fn local(args: LocalArgs) -> Result<(), Failure> {
     let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let ports = Ports { admin: (here, args.admin_port).into(), local: (here, args.local_port).into() };
     tracing::info!(queue = %config.queue.name, handler = %endpoint.url(), broker = %access.address(), "local mode; Ctrl-C ends it");
-    Ok(app::run(Live::fixed(config, access), fixed, endpoint, ports).await?)
+    Ok(app::run(Signals::listen()?, Live::fixed(config, access), fixed, endpoint, ports).await?)
 }
 
 /// Where the environment wants spans to go. A sidecar that cannot obey says so and works without.
@@ -270,6 +271,7 @@ fn access(uri: &str, vhost: Option<&str>) -> Result<BrokerAccess, Failure> {
 }
 
 async fn publish(args: PublishArgs) -> Result<(), Failure> {
+    let signals = Signals::listen()?;
     crate::logging::start(&args.log_level);
     let access = match &args.amqp {
         Some(uri) => config::fixed_access(access(uri, args.vhost.as_deref())?),
@@ -278,7 +280,7 @@ async fn publish(args: PublishArgs) -> Result<(), Failure> {
     let mut ports = Ports::pod();
     ports.admin.set_port(args.admin_port);
     ports.local.set_port(args.local_port);
-    Ok(app::publish_only(access, &args.pod_name, ports).await?)
+    Ok(app::publish_only(signals, access, &args.pod_name, ports).await?)
 }
 
 fn local_config(args: &LocalArgs) -> Result<SidecarConfig, Failure> {

@@ -108,7 +108,7 @@ impl Entries {
                 entry.order = Arc::new(order);
                 entry.stands = Arc::default();
                 entry.declared = None;
-                entry.rest = Rest::default();
+                entry.rest.interrupted();
                 entry.refusals = 0;
                 entry
             }
@@ -169,7 +169,8 @@ impl Entries {
         entry.again = false;
         self.running.insert(key.clone());
         let age = entry.declared.map_or(Duration::ZERO, |declared| now.duration_since(declared));
-        let (rest, there) = (std::mem::take(&mut entry.rest), entry.loss.is_expected());
+        let (rest, there) = (entry.rest.clone(), entry.loss.is_expected());
+        entry.rest.interrupted();
         let (full, apart) = (entry.full, entry.suspect);
         let (order, stands) = (entry.order.clone(), Arc::downgrade(&entry.stands));
         Some(Due { order, stands, key, age, rest, full, there, apart })
@@ -180,7 +181,7 @@ impl Entries {
     pub(super) fn all_due(&mut self, now: Instant) {
         self.back = Back::at(now);
         for entry in self.entries.values_mut() {
-            entry.rest = Rest::default();
+            entry.rest.interrupted();
             entry.loss.connected();
         }
         let sound = self.entries.iter().filter(|(_, entry)| entry.failures == 0);
@@ -268,6 +269,7 @@ impl Entries {
         self.running.remove(key);
         let Some(entry) = self.entries.get_mut(key) else { return };
         let stands = stands.strong_count() > 0;
+        entry.rest.missed_as(rest);
         if stands {
             if result.is_ok() {
                 entry.rest = rest.clone();
@@ -278,6 +280,7 @@ impl Entries {
             }
         }
         if entry.loss.ended(order.declares(), &result) {
+            entry.rest.missed(now);
             self.scopes.tell(key);
         }
         let last = match result {
@@ -297,8 +300,12 @@ impl Entries {
                 last
             }
             Err(error) => {
-                entry.failures = entry.failures.saturating_add(1);
                 let terminal = error.error.category() != Category::Retryable;
+                // A refusal says nothing of how long the connection has failed since, nor the other way round.
+                if terminal != (entry.refusals > 0) {
+                    entry.failures = 0;
+                }
+                entry.failures = entry.failures.saturating_add(1);
                 // One that could not have a connection of its own, where their number is limited, has its turn on the shared one.
                 let no_own = error.error.is_at_limit();
                 // A sentence over a long name that the broker cuts within a character ends it, too.

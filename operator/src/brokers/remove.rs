@@ -13,7 +13,7 @@ use warren_broker::supervisor::Link;
 use warren_broker::topology::{QueuePlan, Role, Topology};
 use warren_broker::{BrokerError, Category};
 
-use super::counted::{count, leaders, of_leader};
+use super::counted::{count, depth_of, leaders, of_leader};
 use super::link::close;
 use super::rest::Rest;
 use super::work::{Patience, declare_all, of_main};
@@ -30,6 +30,9 @@ pub(super) async fn remove(
     patience: Patience<'_>,
     rest: &mut Rest,
 ) -> Result<Outcome, DeclareError> {
+    if only_if_empty && is_any_target_missing(link, order).await? {
+        rest.missed(Instant::now());
+    }
     let ours = ours(link, channel, order).await?;
     if only_if_empty
         && let Some(kept) = kept(link, channel, order, &ours, unbind, patience.held_back, rest).await?
@@ -66,9 +69,14 @@ async fn kept(
     rest: &mut Rest,
 ) -> Result<Option<Problem>, DeclareError> {
     let mut kept: Vec<String> = ours.iter().filter_map(|(queue, depth)| holds(&queue.name, *depth)).collect();
-    let rested = rest.seen(&order.main, kept.is_empty(), Instant::now());
-    if rested.is_some_and(|rested| rested < held_back) && may_hold_back(order) {
-        let message = "every queue reads empty, and deletionPolicy DeleteIfEmpty waits a little longer than three minutes: so long may the broker hold back a message that a full queue has refused";
+    let now = Instant::now();
+    let rested = rest.seen(&order.main, kept.is_empty(), now);
+    let settles = |rested| {
+        rested < held_back && may_be_refused(order)
+            || rest.missed_within(held_back, now) && order.queue_type == QueueType::Quorum
+    };
+    if rested.is_some_and(settles) {
+        let message = "every queue reads empty, and deletionPolicy DeleteIfEmpty waits a little longer than three minutes: so long may the broker hold back a message that a full or missing queue has not taken";
         return Ok(Some(Problem::new(DELETION_BLOCKED, "Settling", message)));
     }
     // Only what looks empty is unbound and counted again: without its bindings, what producers send is dropped.
@@ -87,8 +95,25 @@ fn not_empty(kept: &[String]) -> Problem {
 }
 
 /// Whether one of the queues may hold messages back that another has refused.
-fn may_hold_back(order: &Order) -> bool {
+fn may_be_refused(order: &Order) -> bool {
     order.queue_type == QueueType::Quorum && order.topology.queues.iter().any(QueuePlan::refuses_when_full)
+}
+
+/// Whether a queue is missing that takes what others give up, which may have done so since: the main queue from the rungs, and the
+/// dead-letter queue from the main queue.
+async fn is_any_target_missing(link: &Link, order: &Order) -> Result<bool, DeclareError> {
+    let (mut missing, mut there) = (false, false);
+    for QueuePlan { name, role, .. } in &order.topology.queues {
+        let is_there = match depth_of(link, name).await {
+            Ok(depth) => depth.is_some(),
+            Err(failed) if failed.category() == Category::Retryable => return Err(of_main(order, failed)),
+            // It is somebody's.
+            Err(_) => true,
+        };
+        there |= is_there;
+        missing |= !is_there && matches!(role, Role::Main | Role::DeadLetter);
+    }
+    Ok(missing && there)
 }
 
 /// The queues that are as Warren declares them, and how full they are: what exists otherwise belongs to others. A queue that
@@ -189,8 +214,8 @@ mod tests {
         };
         let dead_letter = DeadLetter { max_length: Some(2), ..DeadLetter::default() };
         let limited = QueueSpec { dead_letter, ..QueueSpec::default() };
-        assert!(!may_hold_back(&order(&QueueSpec::default())));
-        assert!(may_hold_back(&order(&limited)));
-        assert!(!may_hold_back(&order(&QueueSpec { queue_type: QueueType::Classic, ..limited })));
+        assert!(!may_be_refused(&order(&QueueSpec::default())));
+        assert!(may_be_refused(&order(&limited)));
+        assert!(!may_be_refused(&order(&QueueSpec { queue_type: QueueType::Classic, ..limited })));
     }
 }

@@ -1,8 +1,9 @@
 //! How long queues that are to go have read empty. Pure.
 //!
 //! A quorum queue takes a message that expires out of its count, and holds it back until the queue that it goes to has taken
-//! it. Where that one refuses, as it does when it is full, the broker asks again after three minutes (`settle_timeout` of
-//! `rabbit_fifo_dlx_worker`). A queue that has read empty for longer than that, while the other had room, holds nothing back.
+//! it. Where that one refuses, as it does when it is full, or is missing, the broker asks again after three minutes
+//! (`settle_timeout` of `rabbit_fifo_dlx_worker`). A queue that has read empty for longer than that, while the other was there and
+//! had room, holds nothing back.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,9 +14,31 @@ use tokio::time::Instant;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rest {
     since: BTreeMap<String, Instant>,
+    /// When a queue that takes what others give up was last seen to be missing.
+    missing: Option<Instant>,
 }
 
 impl Rest {
+    /// Looks do not follow on each other: what they have seen of queues that are there says nothing any more.
+    pub(super) fn interrupted(&mut self) {
+        self.since.clear();
+    }
+
+    /// A queue that takes what others give up is missing, or was until now.
+    pub(super) fn missed(&mut self, now: Instant) {
+        self.missing = Some(now);
+    }
+
+    /// Takes over what another has seen of that.
+    pub(super) fn missed_as(&mut self, other: &Self) {
+        self.missing = self.missing.max(other.missing);
+    }
+
+    /// Whether one was missing less than `held_back` ago.
+    pub(super) fn missed_within(&self, held_back: Duration, now: Instant) -> bool {
+        self.missing.is_some_and(|missing| now.duration_since(missing) < held_back)
+    }
+
     /// Takes in whether a queue was empty, and could give away what it held back, at a look; gives for how long it was at all
     /// of them.
     pub(super) fn seen(&mut self, queue: &str, empty: bool, now: Instant) -> Option<Duration> {
@@ -41,5 +64,23 @@ mod tests {
         assert_eq!(rest.seen("orders.retry.60s", true, at(30)), Some(Duration::ZERO));
         assert_eq!(rest.seen("orders.retry.5s", false, at(60)), None);
         assert_eq!(rest.seen("orders.retry.5s", true, at(90)), Some(Duration::ZERO));
+        rest.interrupted();
+        assert_eq!(rest.seen("orders.retry.60s", true, at(100)), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn that_a_queue_was_missing_counts_from_the_last_time_and_through_interruptions() {
+        let (mut rest, start) = (Rest::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let within = |rest: &Rest, seconds| rest.missed_within(Duration::from_secs(200), at(seconds));
+        assert!(!within(&rest, 0));
+        rest.missed(at(10));
+        rest.interrupted();
+        assert!(within(&rest, 209) && !within(&rest, 210));
+        let mut later = Rest::default();
+        later.missed(at(50));
+        rest.missed_as(&later);
+        rest.missed_as(&Rest::default());
+        assert!(within(&rest, 249) && !within(&rest, 250));
     }
 }

@@ -166,7 +166,7 @@ impl Metrics {
     pub fn queue_messages(&self, queue: &Key, ready: Option<u64>, retrying: Option<u64>, dead: Option<u64>) {
         let families = [&READY_MESSAGES, &RETRYING_MESSAGES, &DEAD_MESSAGES];
         for (family, messages) in families.into_iter().zip([ready, retrying, dead]) {
-            match messages {
+            match messages.filter(|_| ready.is_some()) {
                 Some(messages) => self.of_queues.set(queue, family, "", messages as f64),
                 None if ready.is_none() => self.of_queues.unset(queue, family),
                 None => {}
@@ -292,7 +292,7 @@ mod tests {
         metrics.queue_messages(&key, Some(8), None, None);
         let text = metrics.text().unwrap();
         assert!(text.contains("queue_dead_messages{"), "another Worker's pods may have counted them: {text}");
-        metrics.queue_messages(&key, None, None, None);
+        metrics.queue_messages(&key, None, None, Some(3));
         let text = metrics.text().unwrap();
         assert!(!text.contains("queue_ready_messages{") && !text.contains("queue_dead_messages{"), "{text}");
         metrics.forget_worker(&key);

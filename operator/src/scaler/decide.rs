@@ -60,7 +60,9 @@ pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (
     let fresh = inputs.ready.filter(|(_, age)| (0.0..=STALE_SECONDS).contains(age));
     let Some((ready, _)) = fresh else {
         let why = match inputs.ready {
-            None => "the queue's depth is not known; replicas are held until the broker answers".to_owned(),
+            None => {
+                "the queue's depth is not known, see QueueReady; replicas are held until it is".to_owned()
+            }
             Some(_) => format!(
                 "the queue's depth has not been read for more than {STALE_SECONDS:.0} s; replicas are held"
             ),
@@ -141,7 +143,7 @@ fn trouble(
         return Some((
             Reason::Stalled,
             format!(
-                "messages wait and nothing has moved for more than {patience:.0} s, which is longer than a call may take: see whether the condition Available says that sidecars are not connected, look at the handler's logs, and whether it answers 429 to all; replicas are held"
+                "messages wait and nothing has moved for more than {patience:.0} s, which is longer than a call may take: see whether the condition Available says that sidecars are not connected, or DeadLetterAvailable of the Queue that its dead-letter queue is full, look at the handler's logs, and whether it answers 429 to all; replicas are held"
             ),
         ));
     }

@@ -41,21 +41,26 @@ enum Clock {
 }
 
 impl Schedules {
-    /// Reads every entry that can be read, and says what is wrong with the first that cannot.
+    /// Reads every entry that can be read, and says what is wrong with the first that cannot, and how many others there are.
     pub fn parse(schedules: &[Schedule]) -> (Self, Option<Problem>) {
-        let (mut entries, mut wrong) = (Vec::new(), None);
+        let (mut entries, mut wrong) = (Vec::new(), Vec::new());
         for (index, schedule) in schedules.iter().enumerate() {
             match Entry::parse(schedule) {
                 Ok(entry) => entries.push(entry),
-                Err(why) => {
-                    let message = format!(
-                        "scaling.schedules[{index}] is left out: {why}. The other entries and the load still count"
-                    );
-                    wrong = wrong.or(Some(Problem::new(SCALING_ACTIVE, SCHEDULE_INVALID, message)));
-                }
+                Err(why) => wrong.push((index, why)),
             }
         }
-        (Self(entries), wrong)
+        let problem = wrong.first().map(|(index, why)| {
+            let left_out = match wrong.len() - 1 {
+                0 => "is left out".to_owned(),
+                more => format!("and {more} more are left out, the first"),
+            };
+            let message = format!(
+                "scaling.schedules[{index}] {left_out}: {why}. The other entries and the load still count"
+            );
+            Problem::new(SCALING_ACTIVE, SCHEDULE_INVALID, message)
+        });
+        (Self(entries), problem)
     }
 
     /// The entry that fired last; of several at the same time, the one with most pods.
@@ -325,11 +330,13 @@ mod tests {
             (schedule(", * * * *", "UTC", 1), "empty item"),
             (schedule("0 8,,9 * * *", "UTC", 1), "empty item"),
         ] {
-            let (schedules, problem) = Schedules::parse(&[wrong, schedule("0 8 * * *", "UTC", 3)]);
+            let (schedules, problem) = Schedules::parse(&[wrong.clone(), schedule("0 8 * * *", "UTC", 3)]);
             let problem = problem.unwrap();
             assert_eq!((problem.condition, problem.reason), (SCALING_ACTIVE, SCHEDULE_INVALID));
             assert!(problem.message.contains(said), "{}", problem.message);
-            assert!(problem.message.contains("schedules[0]"), "{}", problem.message);
+            assert!(problem.message.contains("schedules[0] is left out"), "{}", problem.message);
+            let both = Schedules::parse(&[wrong.clone(), wrong]).1.unwrap().message;
+            assert!(both.contains("schedules[0] and 1 more are left out, the first: "), "{both}");
             assert_eq!(schedules.floor(at("2026-11-23T09:00:00Z")).map(|floor| floor.replicas), Some(3));
         }
     }

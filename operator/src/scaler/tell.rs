@@ -8,6 +8,7 @@ use super::board::View;
 use super::decide::Decision;
 use crate::brokers::Key;
 use crate::context::Context;
+use crate::problem::without_numbers;
 
 /// Tells what `view` says that `former` did not.
 pub(super) fn if_news(context: &Context, worker: &Worker, former: &View, view: &View) {
@@ -26,7 +27,7 @@ pub(super) fn if_news(context: &Context, worker: &Worker, former: &View, view: &
             handlers.most_held(),
             handlers.misconfigured,
             handlers.disconnected,
-            view.refused.clone(),
+            view.refused.as_deref().map(without_numbers),
             view.misread.clone(),
         )
     };

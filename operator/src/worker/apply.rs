@@ -288,9 +288,11 @@ fn is_refusal(code: u16, message: &str) -> bool {
         400 | 413 | 422 => true,
         // 403 is admission's word for quotas and policies too; a namespace that is going refuses everything.
         403 => true,
-        // So server-side apply answers where a field does not fit the schema. Any other 500, such as over a webhook that is
-        // down, passes by itself.
-        500 => message.contains("typed patch object"),
+        // So server-side apply answers where a field does not fit the schema, or is no quantity. Any other 500, such as over a
+        // webhook that is down, passes by itself.
+        500 => {
+            ["typed patch object", "failed to convert new object"].iter().any(|text| message.contains(text))
+        }
         _ => false,
     }
 }
@@ -309,7 +311,8 @@ mod tests {
         }
         assert!(told("ConfigMap", 422).ends_with("take the ConfigMap: no"));
         let schema = "failed to create typed patch object (shop/a; apps/v1, Kind=Deployment): field not declared in schema";
+        let quantity = "failed to convert new object (shop/a; apps/v1, Kind=Deployment) to proper version: quantities must match the regular expression";
         let webhook = "Internal error occurred: failed calling webhook \"a.example\": connection refused";
-        assert!(is_refusal(500, schema) && !is_refusal(500, webhook));
+        assert!(is_refusal(500, schema) && is_refusal(500, quantity) && !is_refusal(500, webhook));
     }
 }

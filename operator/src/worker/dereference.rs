@@ -116,7 +116,9 @@ pub fn beside(worker: &Worker, queue: &Queue, context: &Context) -> Option<Strin
         ));
     }
     pods::extra(&context.pods.of(&own)).map(|pod| {
-        format!("pod {pod} has not ended. It goes on by itself then; where the pod's node is lost, delete that Node")
+        format!(
+            "pod {pod} has not ended. It goes on by itself then: one that is deleted and waits out its grace period ends at once with kubectl delete pod {pod} --force; where the pod's node is lost, delete that Node"
+        )
     })
 }
 

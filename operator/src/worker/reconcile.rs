@@ -28,7 +28,7 @@ use crate::brokers::Key;
 use crate::condition::{find, is_news};
 use crate::context::{Context, PASSING_FAILURES};
 use crate::error::Error;
-use crate::problem::{NAME_TAKEN, Problem, REFUSED};
+use crate::problem::{NAME_TAKEN, NOT_APPLIED, Problem, REFUSED};
 use crate::scaler::act::{self, SCALE_REVERTED};
 use crate::scaler::board::{Entry, View};
 use crate::scope::tell_ordered;
@@ -45,8 +45,6 @@ const REFUSED_RETRY: Duration = Duration::from_secs(20);
 
 /// The longest until a Worker that has failed looks for a place again.
 const PLACE: Duration = Duration::from_secs(5);
-/// The reason of what the API server has not taken for longer.
-const NOT_APPLIED: &str = "NotApplied";
 
 /// Runs the controller until `context.shutdown`.
 pub async fn run(

@@ -15,7 +15,7 @@ use super::owed::is_held_back;
 use super::pods::{ended, ending, ready, sidecar_runs, staying, trouble};
 use super::validate::{hold, is_unsure, port, queue_not_found};
 use crate::condition::{Statement, Status, conditions, find};
-use crate::problem::Problem;
+use crate::problem::{NOT_APPLIED, Problem, REFUSED, without_numbers};
 use crate::scaler::asked::{measured_before, unchanged};
 use crate::scaler::board::View;
 use crate::scaler::decide::Decision;
@@ -100,6 +100,14 @@ fn kept(statement: Statement, worker: &Worker, around: &Surroundings, view: &Vie
         && [PODS_STARTING, PODS_READY].contains(&statement.reason.as_str())
     {
         return Statement::of(AVAILABLE, before);
+    }
+    // What the API server says may have a port in it, a time or an id.
+    if [REFUSED, NOT_APPLIED, SCALE_REFUSED].contains(&&*statement.reason)
+        && before.reason == statement.reason
+        && unchanged(worker)
+        && without_numbers(&before.message) == without_numbers(&statement.message)
+    {
+        return Statement::of(statement.kind, before);
     }
     if statement.kind != SCALING_ACTIVE {
         return statement;
@@ -508,6 +516,28 @@ mod tests {
         let third =
             status(&worker, None, None, &surroundings(), &decided(Reason::Stalled, "3 waiting"), &now());
         assert_eq!(find(&third.conditions, SCALING_ACTIVE).unwrap().message, "3 waiting");
+    }
+
+    #[test]
+    fn what_is_refused_again_in_words_that_differ_in_numbers_alone_is_not_written_anew() {
+        let answer = |port| format!("read tcp 10.0.0.7:{port}->10.96.3.4:443: connection reset by peer");
+        let say = |before: &Worker, answer: String, reason| {
+            let view = View { refused: Some(answer.clone()), ..decided(Reason::ScaledOut, "m") };
+            let problem = Problem::new(TEMPLATE_VALID, reason, answer);
+            status(before, Some(&problem), None, &surroundings(), &view, &now())
+        };
+        for reason in [REFUSED, NOT_APPLIED] {
+            let mut worker = worker(json!({}));
+            let first = say(&worker, answer(30_001), reason);
+            worker.status = Some(first.clone());
+            assert_eq!(say(&worker, answer(30_002), reason), first);
+            assert_ne!(say(&worker, "connection refused".to_owned(), reason), first);
+            worker.metadata.generation = Some(7);
+            assert_ne!(
+                say(&worker, answer(30_002), reason).conditions[1].message,
+                first.conditions[1].message
+            );
+        }
     }
 
     #[test]

@@ -7,6 +7,10 @@ use super::event::{Copy, DeliveryId, Effect, Observation, PublishResult, Seen, T
 use super::flow::Subscription;
 use super::window::State;
 
+/// How long an application is waited for that has never listened: until it does it may not handle the SIGTERM that follows a drain,
+/// of which a process with PID 1 never learns then, and its pod would wait out the grace period.
+const BOOT: Duration = Duration::from_secs(10);
+
 /// The drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Drain {
@@ -157,8 +161,14 @@ impl Engine {
         let Drain::Active { since, port } = self.drain else { return };
         let complete = self.has_ended();
         let deadline = since + self.settings.drain_timeout;
-        if !complete && now < deadline {
-            self.wake_at(Some(deadline));
+        let boots = !self.terminating && self.handler.never_listened();
+        let until = match (complete, boots) {
+            (false, _) => deadline,
+            (true, true) => deadline.min(since + BOOT),
+            (true, false) => now,
+        };
+        if now < until {
+            self.wake_at(Some(until));
             return;
         }
         self.drain = Drain::Done { since, port };

@@ -80,6 +80,11 @@ impl Handler {
         self.down_since.is_none()
     }
 
+    /// Whether it has refused since the start.
+    pub fn never_listened(&self) -> bool {
+        self.down_since == Some(Time::ZERO)
+    }
+
     /// Whether it has been away for so long that others get what is held.
     fn is_away(&self, now: Time) -> bool {
         self.down_since.is_some_and(|since| now >= since + HOLD)
@@ -322,7 +327,7 @@ impl Engine {
 
     pub(super) fn handler_port(&mut self, seen: Seen, now: Time, effects: &mut Vec<Effect>) {
         self.handler.probing = false;
-        let never_up = self.handler.down_since == Some(Time::ZERO) && seen != Seen::Accepting;
+        let never_up = self.handler.never_listened() && seen != Seen::Accepting;
         if never_up && now >= STARTING && !std::mem::replace(&mut self.handler.missed, true) {
             effects.push(Effect::Observe(Observation::HandlerDown));
         }

@@ -1230,6 +1230,39 @@ fn a_pod_that_is_deleted_while_its_application_starts_stays_drained_when_the_por
 }
 
 #[test]
+fn a_drain_waits_for_an_application_that_starts_until_it_listens_for_ten_seconds_at_most() {
+    let starting = || {
+        let mut world = World::new(settings());
+        world.port_open = false;
+        world.connect();
+        world.settle();
+        world.step(Event::Drain);
+        world.settle();
+        world.pass(Duration::from_secs(9));
+        assert_eq!(world.drained, [] as [bool; 0], "it may not handle SIGTERM yet");
+        world
+    };
+    let mut never = starting();
+    never.pass(Duration::from_secs(2));
+    assert_eq!(never.drained, [true]);
+    let mut terminated = starting();
+    terminated.step(Event::Terminate);
+    assert_eq!(
+        (terminated.drained.as_slice(), terminated.exits),
+        ([true].as_slice(), 1),
+        "the others have ended"
+    );
+    let mut listens = World::new(settings());
+    listens.port_open = false;
+    listens.connect();
+    listens.settle();
+    listens.step(Event::Drain);
+    listens.port_open = true;
+    listens.pass(Duration::from_secs(2));
+    assert_eq!(listens.drained, [true]);
+}
+
+#[test]
 fn whoever_waits_for_a_drain_is_told_when_it_is_reversed() {
     let mut world = World::running(settings(), 1);
     world.step(Event::Drain);

@@ -102,6 +102,23 @@ async fn quantities_may_be_numbers_as_in_a_deployment() {
 }
 
 #[tokio::test]
+async fn a_quantity_with_a_unit_that_there_is_not_is_refused_with_its_field() {
+    let limits = |memory: &str| format!("resources: {{limits: {{memory: {memory}}}}}");
+    let of_app =
+        |memory: &str| format!("{{spec: {{containers: [{{name: app, image: app, {}}}]}}}}", limits(memory));
+    let of_sidecar = |memory: &str| worker(&format!("sidecar: {{{}}},", limits(memory)));
+    for wrong in ["64MB", "128mb", "1 Gi"] {
+        let field = "spec.template.spec.containers[0].resources.limits.memory";
+        refused(&named("invoices", "", &of_app(wrong)), field).await;
+        refused(&of_sidecar(wrong), "spec.sidecar.resources.limits.memory").await;
+    }
+    for right in ["64M", "1.5Gi", "1e9", "134217728", "128974848000m", ".5Gi"] {
+        assert!(send(&named("invoices", "", &of_app(right))).await.is_ok(), "{right}");
+        assert!(send(&of_sidecar(right)).await.is_ok(), "{right}");
+    }
+}
+
+#[tokio::test]
 async fn a_template_without_containers_is_refused() {
     refused(&named("invoices", "", "{spec: {containers: []}}"), "at least 1 items").await;
 }

@@ -24,6 +24,7 @@ warren_tests::on_each_release!(
     delete_if_empty_says_what_is_in_each_queue_and_puts_the_bindings_back,
     delete_if_empty_counts_rungs_that_the_spec_has_dropped,
     delete_if_empty_waits_for_what_the_broker_may_hold_back,
+    delete_if_empty_waits_for_what_a_rung_may_hold_back_since_the_main_queue_was_missing,
     delete_if_empty_does_not_believe_the_zero_of_a_queue_without_its_leader,
     a_deletion_leaves_a_queue_that_was_never_warren_s,
     a_deletion_that_is_taken_back_deletes_nothing_more,
@@ -160,6 +161,49 @@ async fn delete_if_empty_waits_for_what_the_broker_may_hold_back(vhost: Vhost) -
     assert_eq!(look::bindings(&vhost, "orders").await?, ["shop  "], "messages still come");
     queue.gone().await?;
     none_is_left(&client).await
+}
+
+/// A quorum queue does not count a message that has expired and finds no queue to go to, and tries again after three minutes.
+async fn delete_if_empty_waits_for_what_a_rung_may_hold_back_since_the_main_queue_was_missing(
+    vhost: Vhost,
+) -> Result<()> {
+    let client = Client::connect(&vhost.uri()).await?;
+    for made_again in [false, true] {
+        // Nothing is looked at but when it is ordered.
+        let proof = if std::env::var("PROOF").is_ok() { 200 } else { 20 };
+        let keeper = Keeper::with(Duration::from_secs(3600), Duration::from_secs(proof));
+        let mut short = spec("DeleteIfEmpty", "Quorum");
+        short["retry"] = json!({"delaysSeconds": [1]});
+        let mut queue = keeper.queue(&vhost.uri(), short.clone())?;
+        queue.ready().await?;
+        client.publish("orders.retry.1s", b"would be lost").await?;
+        client.delete("orders").await?;
+        eventually(PATIENCE, "it has expired", async || {
+            ensure!(client.ready("orders.retry.1s").await? == Some(0), "not yet");
+            Ok(())
+        })
+        .await?;
+        if made_again {
+            short["bindings"] = json!([]);
+            queue.respec(short)?;
+            queue.ready().await?;
+            ensure!(client.ready("orders").await? == Some(0), "it is held back");
+        }
+        let message = queue.kept_by("Settling").await?;
+        ensure!(message.contains("full or missing queue"), "{message}");
+        if std::env::var("PROOF").is_ok() {
+            eventually(Duration::from_secs(240), "it comes back", async || {
+                ensure!(client.ready("orders").await? == Some(1), "not yet");
+                Ok(())
+            })
+            .await?;
+        }
+        queue.end().await?;
+        for queue in ["orders", "orders.retry.1s", "orders.dlq"] {
+            client.delete(queue).await?;
+        }
+    }
+    Ok(())
 }
 
 /// A passive declaration of a quorum queue without a leader answers 0 messages as a success.

@@ -45,7 +45,8 @@ impl Keeper {
         Self::with(drift_check, Duration::from_secs(2))
     }
 
-    fn with(drift_check: Duration, held_back: Duration) -> Self {
+    /// Both.
+    pub fn with(drift_check: Duration, held_back: Duration) -> Self {
         let leadership = Leadership::none();
         leadership.permanent();
         let options = LaneOptions {
