@@ -24,6 +24,7 @@ pub(super) fn if_news(context: &Context, worker: &Worker, former: &View, view: &
         let handlers = &view.handlers;
         (
             handlers.scraped > 0,
+            handlers.listened,
             handlers.most_held(),
             handlers.misconfigured,
             handlers.disconnected,

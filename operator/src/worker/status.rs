@@ -307,10 +307,13 @@ fn by_decision(decision: &Decision) -> Statement {
 
 fn handler_healthy(worker: &Worker, desired: i32, view: &View, former: &WorkerStatus) -> Option<Statement> {
     let handlers = &view.handlers;
-    if handlers.scraped == 0 {
-        // Pods that have not been looked into are as they were; without pods there is nothing to say.
+    // Pods that have not been looked into are as they were; without pods there is nothing to say.
+    let before = || {
         let before = find(&former.conditions, HANDLER_HEALTHY).filter(|_| desired > 0);
-        return before.map(|before| Statement::of(HANDLER_HEALTHY, before));
+        before.map(|before| Statement::of(HANDLER_HEALTHY, before))
+    };
+    if handlers.scraped == 0 {
+        return before();
     }
     let port = port(worker).map(|port| format!(":{port}")).unwrap_or_default();
     let url = format!("http://localhost{port}{}", worker.spec.handler.http.path);
@@ -329,6 +332,10 @@ fn handler_healthy(worker: &Worker, desired: i32, view: &View, former: &WorkerSt
             )
         };
         return Some(Statement::new(HANDLER_HEALTHY, false, "HandlerFailing", message));
+    }
+    // Where nothing has listened yet, applications start.
+    if !handlers.listened {
+        return before();
     }
     Some(Statement::new(HANDLER_HEALTHY, true, "Handling", "the handler takes messages"))
 }
@@ -793,6 +800,24 @@ mod tests {
         let untold = Surroundings { pods, ..unsure };
         assert_eq!(said(&untold, Some(&problem), Some("sidecar:1")), "Paused");
         assert_eq!(said(&untold, Some(&problem), None), "PodsStarting", "they consume on");
+    }
+
+    #[test]
+    fn a_handler_is_said_to_take_messages_once_one_has_listened() {
+        let said = |listened, former: Option<WorkerStatus>| {
+            let mut worker = worker(json!({}));
+            worker.status = former;
+            let view = View {
+                handlers: Handlers { scraped: 1, listened, ..Handlers::default() },
+                ..View::default()
+            };
+            status(&worker, None, None, &around(1, "u-1"), &view, &now())
+        };
+        let healthy = |status: &WorkerStatus| find(&status.conditions, HANDLER_HEALTHY).cloned();
+        assert_eq!(healthy(&said(false, None)), None, "it starts");
+        let listens = said(true, None);
+        assert_eq!(healthy(&listens).unwrap().reason, "Handling");
+        assert_eq!(healthy(&said(false, Some(listens.clone()))), healthy(&listens), "others took its place");
     }
 
     #[test]
