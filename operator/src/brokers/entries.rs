@@ -823,6 +823,51 @@ mod tests {
     }
 
     #[test]
+    fn a_lost_channel_after_refusals_is_no_news_either_and_is_tried_again_soon() {
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        entries.order(&key(), keep(&[]), None, now);
+        let mut attempt = |error| {
+            let at = entries.first_due().unwrap();
+            let due = entries.take_due(at).unwrap();
+            let object = warren_broker::declare::Object::Exchange("shop".to_owned());
+            entries.done(&due, Err(DeclareError { object, error }), DRIFT, at);
+            (wrong(&mut entries, "orders"), entries.first_due().unwrap() - at)
+        };
+        let missing =
+            || BrokerError::NotFound { detail: "NOT_FOUND - no exchange 'shop' in vhost '/'".to_owned() };
+        (0..10).for_each(|_| _ = attempt(missing()));
+        let (told, wait) = attempt(BrokerError::Closed { detail: "x".to_owned() });
+        assert_eq!(told, Some("ExchangeNotFound"));
+        assert!(wait <= Duration::from_secs(1), "{wait:?}");
+    }
+
+    #[test]
+    fn that_a_queue_was_missing_is_known_to_the_removal_that_follows_whatever_comes_between() {
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        let missed = |due: &Due| due.rest.missed_within(Duration::from_secs(200), now);
+        let remove = || order(Goal::Remove { only_if_empty: true, unbind: vec![] });
+        entries.order(&key(), keep(&[]), None, now);
+        entries.expect(&key(), true);
+        let due = entries.take_due(now).unwrap();
+        entries.looked(&key(), true, now);
+        entries.done(&due, declared(), DRIFT, now);
+        entries.order(&key(), remove(), None, now);
+        entries.all_due(now);
+        assert!(missed(&entries.take_due(now).unwrap()), "it was made again");
+
+        let mut entries = Entries::default();
+        entries.order(&key(), remove(), None, now);
+        let mut due = entries.take_due(now).unwrap();
+        assert!(!missed(&due));
+        due.rest.missed(now);
+        let object = warren_broker::declare::Object::Queue("orders".to_owned());
+        let error = BrokerError::Closed { detail: "x".to_owned() };
+        entries.done(&due, Err(DeclareError { object, error }), DRIFT, now);
+        let at = entries.first_due().unwrap();
+        assert!(missed(&entries.take_due(at).unwrap()), "an attempt that failed has seen it");
+    }
+
+    #[test]
     fn an_order_that_was_apart_and_is_refused_goes_back_to_the_connection_of_the_others() {
         let (mut entries, now) = (Entries::default(), Instant::now());
         entries.order(&key(), keep(&[]), None, now);
