@@ -45,6 +45,7 @@ impl Autoscaler for Warren {
         let inputs = Inputs {
             ready: Some((ready, 0.0)),
             contradicted: false,
+            unconsumed: false,
             shared: false,
             elsewhere: false,
             workload: Workload { replicas, ..Workload::default() },

@@ -116,6 +116,14 @@ fn patience(spec: &Spec) -> f64 {
     spec.handler_timeout + STALL_MARGIN
 }
 
+/// Whether a zero that was read is true. Where nobody consumes, a queue without a leader says the same as one that was purged.
+fn is_zero_confirmed(history: &History, inputs: &Inputs, spec: &Spec, now: f64) -> bool {
+    let nobody_knows = spec.quorum && inputs.unconsumed && history.was_loaded();
+    let agree = history.zero_reads() >= AGREEING_ZEROS
+        && !(nobody_knows && history.seconds_of_zeros(now) < BLIND_SECONDS);
+    agree || history.accounts_for_all(&inputs.sidecars)
+}
+
 /// What forbids any move.
 fn trouble(
     history: &History,
@@ -313,7 +321,7 @@ fn scale_in_blocked(
             "the queue says empty and without consumers, while sidecars consume: it has no leader just now";
         return Some((Reason::ZeroUnconfirmed, why.to_owned()));
     }
-    if ready == 0 && history.zero_reads() < AGREEING_ZEROS && !history.accounts_for_all(sidecars) {
+    if ready == 0 && !is_zero_confirmed(history, inputs, spec, now) {
         return Some((
             Reason::ZeroUnconfirmed,
             "the queue says empty, which is not confirmed yet".to_owned(),

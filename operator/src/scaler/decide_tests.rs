@@ -80,6 +80,7 @@ impl World {
         Inputs {
             ready: Some((self.queue as u64, 0.0)),
             contradicted: false,
+            unconsumed: false,
             shared: false,
             elsewhere: false,
             workload: Workload { replicas: self.replicas, ..Workload::default() },
@@ -987,6 +988,29 @@ fn a_queue_without_consumers_is_not_believed_while_sidecars_consume() {
 }
 
 #[test]
+fn where_nobody_consumes_a_zero_after_messages_is_believed_after_a_minute() {
+    let (spec, mut inputs, history) = a_minute_of_work();
+    inputs.ready = Some((0, 0.0));
+    inputs.unconsumed = true;
+    let believed_after = |spec: &Spec, inputs: &Inputs| {
+        let mut history = history.clone();
+        (60..200).find(|now| {
+            let (decision, next) = decide(std::mem::take(&mut history), inputs, spec, f64::from(*now));
+            history = next;
+            decision.reason != Reason::ZeroUnconfirmed
+        })
+    };
+    assert_eq!(believed_after(&spec, &inputs), Some(120));
+    assert_eq!(
+        believed_after(&Spec { quorum: false, ..spec.clone() }, &inputs),
+        Some(62),
+        "it has no leader"
+    );
+    inputs.sidecars.settled = 8;
+    assert_eq!(believed_after(&spec, &inputs), Some(60), "they have settled what waited");
+}
+
+#[test]
 fn what_is_delivered_and_not_begun_waits_like_what_is_ready() {
     let (spec, mut inputs, history) = a_minute_of_work();
     let spec = Spec { max: 4, quorum: false, ..spec };
@@ -1570,6 +1594,7 @@ prop_compose! {
         Inputs {
             ready,
             contradicted,
+            unconsumed: contradicted || held % 5 == 0,
             shared: held % 3 == 0,
             elsewhere: held % 4 == 0,
             floor: floor.map(by_schedule),

@@ -52,6 +52,8 @@ pub struct History {
     running: f64,
     seen_at: Option<f64>,
     zero_reads: u32,
+    /// When the first of these was.
+    zero_since: f64,
     /// Messages held and settled so far, when the queue was not empty last; none where its depth was in doubt since.
     loaded: Option<(u64, u64)>,
     read_at: Option<f64>,
@@ -192,6 +194,9 @@ impl History {
             self.read_at = Some(read_at);
             let zero = ready == 0 && !inputs.contradicted;
             self.zero_reads = if zero { self.zero_reads.saturating_add(1) } else { 0 };
+            if self.zero_reads <= 1 {
+                self.zero_since = now;
+            }
         }
         match ready {
             0 => self.waiting_since = None,
@@ -357,6 +362,16 @@ impl History {
     /// How many reads in a row said zero.
     pub(super) const fn zero_reads(&self) -> u32 {
         self.zero_reads
+    }
+
+    /// Seconds since the first of the reads in a row that said zero.
+    pub(super) fn seconds_of_zeros(&self, now: f64) -> f64 {
+        now - self.zero_since
+    }
+
+    /// Whether messages were there before the queue read zero.
+    pub(super) const fn was_loaded(&self) -> bool {
+        self.loaded.is_some()
     }
 
     /// Whether sidecars have settled, or have now, what was there when the queue was not empty last: a zero is true then.

@@ -52,6 +52,8 @@ pub struct Inputs {
     /// Whether the broker counts no consumer while a sidecar consumes, as a quorum queue without a leader does: then its zero
     /// says nothing.
     pub contradicted: bool,
+    /// Whether the broker counts no consumer.
+    pub unconsumed: bool,
     /// Whether other Workers consume the same Queue.
     pub shared: bool,
     /// Whether somebody consumes while this Worker has no pod.

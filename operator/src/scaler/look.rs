@@ -44,6 +44,7 @@ impl Look<'_> {
         Inputs {
             ready: self.depth.map(|(depth, age)| (part(depth.ready.into(), share), age)),
             contradicted: self.contradicted(),
+            unconsumed: self.unconsumed(),
             shared: share < 1.0 || self.another_consumes(),
             elsewhere: current == 0 && self.pods.iter().all(|pod| pods::ended(pod)) && consumers > 0,
             workload: Workload {
@@ -69,8 +70,11 @@ impl Look<'_> {
 
     /// Whether sidecars consume, and the broker counts no consumer.
     fn contradicted(&self) -> bool {
-        let unled = self.depth.is_some_and(|(depth, _)| depth.consumers == 0);
-        unled && (self.consumes || self.another_consumes())
+        self.unconsumed() && (self.consumes || self.another_consumes())
+    }
+
+    fn unconsumed(&self) -> bool {
+        self.depth.is_some_and(|(depth, _)| depth.consumers == 0)
     }
 
     fn another_consumes(&self) -> bool {
