@@ -1001,11 +1001,7 @@ fn where_nobody_consumes_a_zero_after_messages_is_believed_after_a_minute() {
         })
     };
     assert_eq!(believed_after(&spec, &inputs), Some(120));
-    assert_eq!(
-        believed_after(&Spec { quorum: false, ..spec.clone() }, &inputs),
-        Some(62),
-        "it has no leader"
-    );
+    assert_eq!(believed_after(&Spec { quorum: false, ..spec }, &inputs), Some(62), "it has no leader");
     inputs.sidecars.settled = 8;
     assert_eq!(believed_after(&spec, &inputs), Some(60), "they have settled what waited");
 }
