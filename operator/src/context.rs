@@ -149,6 +149,11 @@ impl Context {
         holding.or_else(|| stranger().filter(|worker| worker != own))
     }
 
+    /// See [`Consumers::is_told`].
+    pub fn is_told(&self, worker: &Key, queue: &str) -> bool {
+        locked(&self.consumers).is_told(worker, queue)
+    }
+
     /// Notes which Queue a Worker consumes; gives whether that is new.
     pub fn note_consumer(&self, worker: &Worker) -> bool {
         let queue = &worker.spec.queue_ref.name;

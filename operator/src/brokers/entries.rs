@@ -214,6 +214,9 @@ impl Entries {
     pub(super) fn looked(&mut self, key: &Key, gone: bool, now: Instant) {
         if let Some(entry) = self.entries.get_mut(key) {
             entry.loss.looked(gone);
+            if gone {
+                entry.rest.missed(now);
+            }
         }
         if self.back.looked(gone, now) {
             for (key, entry) in self.entries.iter_mut().filter(|(_, entry)| entry.loss.may_be_gone()) {
@@ -272,7 +275,7 @@ impl Entries {
         entry.rest.missed_as(rest);
         if stands {
             if result.is_ok() {
-                entry.rest = rest.clone();
+                entry.rest.looked_as(rest);
             }
             if let Ok(Outcome::Declared(seen)) = &result {
                 entry.declared.get_or_insert(now);
@@ -280,7 +283,6 @@ impl Entries {
             }
         }
         if entry.loss.ended(order.declares(), &result) {
-            entry.rest.missed(now);
             self.scopes.tell(key);
         }
         let last = match result {
@@ -850,10 +852,11 @@ mod tests {
         entries.expect(&key(), true);
         let due = entries.take_due(now).unwrap();
         entries.looked(&key(), true, now);
-        entries.done(&due, declared(), DRIFT, now);
         entries.order(&key(), remove(), None, now);
+        entries.expect(&key(), true);
+        entries.done(&due, declared(), DRIFT, now);
         entries.all_due(now);
-        assert!(missed(&entries.take_due(now).unwrap()), "it was made again");
+        assert!(missed(&entries.take_due(now).unwrap()), "it was made again meanwhile");
 
         let mut entries = Entries::default();
         entries.order(&key(), remove(), None, now);

@@ -30,7 +30,7 @@ pub(super) async fn remove(
     patience: Patience<'_>,
     rest: &mut Rest,
 ) -> Result<Outcome, DeclareError> {
-    if only_if_empty && is_any_target_missing(link, order).await? {
+    if only_if_empty && order.queue_type == QueueType::Quorum && is_any_target_missing(link, order).await? {
         rest.missed(Instant::now());
     }
     let ours = ours(link, channel, order).await?;

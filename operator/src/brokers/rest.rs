@@ -29,9 +29,14 @@ impl Rest {
         self.missing = Some(now);
     }
 
-    /// Takes over what another has seen of that.
+    /// Takes over what another has seen to be missing.
     pub(super) fn missed_as(&mut self, other: &Self) {
         self.missing = self.missing.max(other.missing);
+    }
+
+    /// Takes over what another's looks have seen of queues that are there.
+    pub(super) fn looked_as(&mut self, other: &Self) {
+        self.since.clone_from(&other.since);
     }
 
     /// Whether one was missing less than `held_back` ago.

@@ -166,10 +166,10 @@ impl Metrics {
     pub fn queue_messages(&self, queue: &Key, ready: Option<u64>, retrying: Option<u64>, dead: Option<u64>) {
         let families = [&READY_MESSAGES, &RETRYING_MESSAGES, &DEAD_MESSAGES];
         for (family, messages) in families.into_iter().zip([ready, retrying, dead]) {
-            match messages.filter(|_| ready.is_some()) {
-                Some(messages) => self.of_queues.set(queue, family, "", messages as f64),
-                None if ready.is_none() => self.of_queues.unset(queue, family),
-                None => {}
+            match (ready, messages) {
+                (None, _) => self.of_queues.unset(queue, family),
+                (_, Some(messages)) => self.of_queues.set(queue, family, "", messages as f64),
+                (_, None) => {}
             }
         }
     }

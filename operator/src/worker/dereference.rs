@@ -110,14 +110,19 @@ pub async fn dereference(worker: &Worker, context: &Context) -> Result<Surroundi
 pub fn beside(worker: &Worker, queue: &Queue, context: &Context) -> Option<String> {
     worker.spec.consumer.ordering_key.as_ref()?;
     let own = Key::of(worker);
-    if let Some(Key { name, .. }) = context.beside(&own, &Key::of(queue)) {
+    if let Some(other @ Key { name, .. }) = &context.beside(&own, &Key::of(queue)) {
+        if context.is_told(other, &queue.name_any()) {
+            return Some(format!(
+                "the sidecars of Worker \"{name}\", which has named the same Queue, cannot be told of another: see its conditions, or delete it"
+            ));
+        }
         return Some(format!(
             "the pods of Worker \"{name}\" consume the same Queue. Use a Queue with singleActiveConsumer: true, or give each Worker a Queue of its own"
         ));
     }
     pods::extra(&context.pods.of(&own)).map(|pod| {
         format!(
-            "pod {pod} has not ended. It goes on by itself then: one that is deleted and waits out its grace period ends at once with kubectl delete pod {pod} --force; where the pod's node is lost, delete that Node"
+            "pod {pod} has not ended. It goes on by itself then: one that is deleted and waits out its grace period ends soon with kubectl delete pod {pod} --grace-period=1; where the pod's node is lost, delete that Node"
         )
     })
 }

@@ -4,8 +4,7 @@
 use warren_api::{SidecarConfig, Worker};
 
 use super::dereference::{Surroundings, consumes};
-use super::pods::only;
-use super::validate::{has_moved, held};
+use super::validate::{has_moved, held, only_pod};
 
 /// Pods that the Worker's Deployment asks for, and those that somebody else wants.
 fn numbers(worker: &Worker, around: &Surroundings) -> Option<(i32, i32)> {
@@ -45,8 +44,9 @@ pub fn owed_config(worker: &Worker, around: &Surroundings) -> Option<SidecarConf
             let moved = has_moved(queue, around).unwrap_or(told.consumer.paused);
             consumer.paused = moved || held(worker, queue, around.beside.as_deref());
             // While there are others that may consume, each stays as it is.
-            if told.consumer.only_pod.is_some() && around.beside.is_none() {
-                consumer.only_pod = Some(only(&around.pods).unwrap_or_default());
+            let only = only_pod(worker, queue, &around.pods);
+            if only.is_none() || around.beside.is_none() {
+                consumer.only_pod = only;
             }
         }
         None => consumer.paused |= worker.spec.consumer.paused,
@@ -169,6 +169,15 @@ pub(crate) mod tests {
         let alone = told(&one, &["a"], around(1, "u-1"));
         let joined = Surroundings { beside, ..alone };
         assert_eq!(consumer(&one, &joined), Some((true, Some("a".to_owned()))));
+        let more = Surroundings {
+            pods: joined.pods.iter().cycle().take(2).cloned().collect(),
+            ..told(&one, &["a"], around(1, "u-1"))
+        };
+        assert_eq!(
+            consumer(&worker(json!({})), &more),
+            Some((false, None)),
+            "no order is asked for any more"
+        );
         let unsure = Surroundings { secret: None, ..left };
         assert_eq!(consumer(&one, &unsure), Some((true, Some("b".to_owned()))), "its broker is not known");
     }

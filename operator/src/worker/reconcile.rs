@@ -23,7 +23,7 @@ use super::live::LiveDeployment;
 use super::owed::owed;
 use super::pods::{cannot_get, is_any_on_trial};
 use super::status::status;
-use super::validate::{DISORDER, validate};
+use super::validate::{DISORDER, hold, validate};
 use crate::brokers::Key;
 use crate::condition::{find, is_news};
 use crate::context::{Context, PASSING_FAILURES};
@@ -94,14 +94,18 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     let said = status(&worker, problem.as_ref(), image, &around, &view, &Time(Timestamp::now()));
     write(&worker, said, &context).await?;
     if !applied {
-        obey(&worker, &around, &entry, &context).await?;
-        hold_or_go_on(&worker, &around, &context).await?;
+        // Where something was refused, or failed, the ConfigMap had come before it. Neither of these waits for the other.
+        let tried = problem.as_ref().is_some_and(|problem| [REFUSED, NOT_APPLIED].contains(&problem.reason));
+        let consuming = if tried { Ok(()) } else { hold_or_go_on(&worker, &around, &context).await };
+        obey(&worker, &around, &entry, &context).await.and(consuming)?;
     }
     if problem.as_ref().is_none_or(|problem| problem.reason != NOT_APPLIED) {
         context.retries.succeeded(worker.as_ref());
     }
     let on_trial = is_any_on_trial(&around.pods, Timestamp::now());
-    let again = if on_trial { OTHERS_PODS } else { pause(problem.as_ref()) };
+    let hold = around.queue.as_deref().and_then(|queue| hold(&worker, queue, around.beside.as_deref()));
+    let waits = on_trial || hold.is_some_and(|hold| hold.reason == DISORDER);
+    let again = if waits { OTHERS_PODS } else { pause(problem.as_ref()) };
     Ok(Action::requeue(again.mul_f64(rand::random_range(0.7..1.0))))
 }
 
@@ -124,7 +128,6 @@ pub fn note_all_told(context: &Context) {
 fn pause(problem: Option<&Problem>) -> Duration {
     match problem.map(|problem| problem.reason) {
         Some(REFUSED | NOT_APPLIED | NAME_TAKEN) => REFUSED_RETRY,
-        Some(DISORDER) => OTHERS_PODS,
         _ => RESYNC,
     }
 }

@@ -238,7 +238,9 @@ fn available(
         return Statement::new(AVAILABLE, true, "Paused", PAUSED);
     }
     let holds = |queue: &Queue| is_unsure(queue) || hold(worker, queue, around.beside.as_deref()).is_some();
-    if told && around.queue.as_deref().is_some_and(holds) {
+    // What had them held may be over, and they cannot be told.
+    let untold = problem.is_some() && around.is_told_to_pause();
+    if told && around.queue.as_deref().is_some_and(holds) || untold {
         let message = "consuming is held, see QueueReady: pods stay and consume nothing";
         return Statement::new(AVAILABLE, true, "Paused", message);
     }
@@ -800,6 +802,19 @@ mod tests {
         let untold = Surroundings { pods, ..unsure };
         assert_eq!(said(&untold, Some(&problem), Some("sidecar:1")), "Paused");
         assert_eq!(said(&untold, Some(&problem), None), "PodsStarting", "they consume on");
+    }
+
+    #[test]
+    fn pods_that_cannot_be_told_to_go_on_are_said_to_be_paused() {
+        let (before, queue) = (worker(json!({"consumer": {"paused": true}})), surroundings());
+        let built = build(&validate(&before, &queue).unwrap(), &Rolled::default(), "sidecar:new", 1);
+        let config_map = Some(Arc::new(from_value(built.config_map).unwrap()));
+        let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+        let pods = vec![Arc::new(from_value(ready).unwrap())];
+        let missing = Surroundings { config_map, queue: None, pods, ..around(1, "u-1") };
+        let (now_runs, problem) = (worker(json!({})), queue_not_found(&before));
+        let status = status(&now_runs, Some(&problem), None, &missing, &View::default(), &now());
+        assert_eq!(find(&status.conditions, AVAILABLE).unwrap().reason, "Paused");
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Step 2: everything that can be wrong with a Worker, found before anything is applied. Pure; later steps read only
 //! [`ValidWorker`].
 
-use k8s_openapi::api::core::v1::{Container, PodSpec};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use kube::ResourceExt;
 use warren_api::conditions::worker::{QUEUE_READY, TEMPLATE_VALID};
 use warren_api::names::{PUBLISH_PORT, SIDECAR_CONTAINER, SIDECAR_PORT};
@@ -115,6 +117,13 @@ pub fn held(worker: &Worker, queue: &Queue, beside: Option<&str>) -> bool {
     worker.spec.consumer.paused || is_unsure(queue) || hold(worker, queue, beside).is_some()
 }
 
+/// The pod that alone may consume, where an order depends on that; empty: none yet. One that takes the place of another while no
+/// operator looks waits until one does: the other may not have ended.
+pub fn only_pod(worker: &Worker, queue: &Queue, pods: &[Arc<Pod>]) -> Option<String> {
+    let depends = worker.spec.consumer.ordering_key.is_some() && !is_single(queue);
+    depends.then(|| only(pods).unwrap_or_default())
+}
+
 /// The port that the handler listens on; none where the template names none.
 pub fn port(worker: &Worker) -> Option<u16> {
     let pod = worker.spec.template.parse().ok()?.spec?;
@@ -157,9 +166,7 @@ pub fn validate<'a>(worker: &'a Worker, around: &'a Surroundings) -> Result<Vali
         secret: worker_secret(queue).to_owned(),
         held: moved || held(worker, queue, beside),
         hold: hold(worker, queue, beside),
-        // One that takes the place of another while no operator looks waits until one does: the other may not have ended.
-        only_pod: (worker.spec.consumer.ordering_key.is_some() && !is_single(queue))
-            .then(|| only(&around.pods).unwrap_or_default()),
+        only_pod: only_pod(worker, queue, &around.pods),
         container: container.name.clone(),
         port,
         drain_seconds,
