@@ -367,6 +367,7 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use warren_api::QueueType;
+    use warren_broker::declare::Object;
     use warren_broker::topology::Topology;
 
     use super::*;
@@ -389,6 +390,14 @@ mod tests {
 
     fn declared() -> Result<Outcome, DeclareError> {
         Ok(Outcome::Declared(Seen::default()))
+    }
+
+    /// Has the next attempt fail; gives it, and when it was.
+    fn fail(entries: &mut Entries, object: Object, error: BrokerError) -> (Due, Instant) {
+        let at = entries.first_due().unwrap();
+        let due = entries.take_due(at).unwrap();
+        entries.done(&due, Err(DeclareError { object, error }), DRIFT, at);
+        (due, at)
     }
 
     #[test]
@@ -466,7 +475,7 @@ mod tests {
         };
         let seen = |full| Ok(Outcome::Declared(Seen { dead_letter_full: Some(full), ..Seen::default() }));
         let closed = warren_broker::BrokerError::Closed { detail: "x".to_owned() };
-        let object = warren_broker::declare::Object::Queue("orders".to_owned());
+        let object = Object::Queue("orders".to_owned());
         assert!(!look(0, seen(true)), "nothing was seen before");
         assert!(look(2, Err(DeclareError { object, error: closed })));
         assert!(look(4, seen(false)));
@@ -491,7 +500,7 @@ mod tests {
             before
         };
         let closed = warren_broker::BrokerError::Closed { detail: "x".to_owned() };
-        let object = warren_broker::declare::Object::Queue("orders".to_owned());
+        let object = Object::Queue("orders".to_owned());
         look(0, declared(), false);
         assert_eq!(look(2, declared(), true), rested);
         assert_eq!(look(4, Err(DeclareError { object, error: closed }), false), Rest::default());
@@ -506,7 +515,7 @@ mod tests {
         let mut apart_after = |error| {
             hours += 1;
             let due = entries.take_due(now + Duration::from_secs(3600 * hours)).unwrap();
-            let object = warren_broker::declare::Object::Queue("orders".to_owned());
+            let object = Object::Queue("orders".to_owned());
             entries.done(&due, Err(DeclareError { object, error }), DRIFT, now);
             entries.entries[&key()].suspect
         };
@@ -585,7 +594,7 @@ mod tests {
     }
 
     fn failed() -> Result<Outcome, DeclareError> {
-        let object = warren_broker::declare::Object::Queue("orders".to_owned());
+        let object = Object::Queue("orders".to_owned());
         Err(DeclareError { object, error: warren_broker::BrokerError::Closed { detail: "x".to_owned() } })
     }
 
@@ -750,7 +759,7 @@ mod tests {
     fn what_the_broker_refuses_is_asked_for_more_rarely_after_two_minutes_until_the_spec_is_another() {
         let (mut entries, now) = (Entries::default(), Instant::now());
         let refused = || {
-            let object = warren_broker::declare::Object::Queue("orders".to_owned());
+            let object = Object::Queue("orders".to_owned());
             Err(DeclareError { object, error: BrokerError::AuthRefused { user: "u".to_owned() } })
         };
         let look = |entries: &mut Entries| {
@@ -780,7 +789,7 @@ mod tests {
         let due = entries.take_due(now).unwrap();
         entries.looked(&due.key, true, now);
         let error = BrokerError::AuthRefused { user: "u".to_owned() };
-        let object = warren_broker::declare::Object::Queue("orders".to_owned());
+        let object = Object::Queue("orders".to_owned());
         entries.done(&due, Err(DeclareError { object, error }), DRIFT, now);
         let said = wrong(&mut entries, "a");
         assert!(said.is_some_and(|reason| reason != "QueueNotFound"), "{said:?}");
@@ -810,10 +819,7 @@ mod tests {
             let (mut entries, now) = (Entries::default(), Instant::now());
             entries.order(&key(), keep(&[]), None, now);
             let attempts = (1..10_u32).find(|_| {
-                let at = entries.first_due().unwrap();
-                let due = entries.take_due(at).unwrap();
-                let object = warren_broker::declare::Object::Exchange("shop".to_owned());
-                entries.done(&due, Err(DeclareError { object, error: error.clone() }), DRIFT, at);
+                fail(&mut entries, Object::Exchange("shop".to_owned()), error.clone());
                 wrong(&mut entries, "orders").is_some()
             });
             attempts.unwrap()
@@ -829,10 +835,7 @@ mod tests {
         let (mut entries, now) = (Entries::default(), Instant::now());
         entries.order(&key(), keep(&[]), None, now);
         let mut attempt = |error| {
-            let at = entries.first_due().unwrap();
-            let due = entries.take_due(at).unwrap();
-            let object = warren_broker::declare::Object::Exchange("shop".to_owned());
-            entries.done(&due, Err(DeclareError { object, error }), DRIFT, at);
+            let (_, at) = fail(&mut entries, Object::Exchange("shop".to_owned()), error);
             (wrong(&mut entries, "orders"), entries.first_due().unwrap() - at)
         };
         let missing =
@@ -863,7 +866,7 @@ mod tests {
         let mut due = entries.take_due(now).unwrap();
         assert!(!missed(&due));
         due.rest.missed(now);
-        let object = warren_broker::declare::Object::Queue("orders".to_owned());
+        let object = Object::Queue("orders".to_owned());
         let error = BrokerError::Closed { detail: "x".to_owned() };
         entries.done(&due, Err(DeclareError { object, error }), DRIFT, now);
         let at = entries.first_due().unwrap();
@@ -874,13 +877,7 @@ mod tests {
     fn an_order_that_was_apart_and_is_refused_goes_back_to_the_connection_of_the_others() {
         let (mut entries, now) = (Entries::default(), Instant::now());
         entries.order(&key(), keep(&[]), None, now);
-        let mut attempt = |error| {
-            let at = entries.first_due().unwrap();
-            let due = entries.take_due(at).unwrap();
-            let object = warren_broker::declare::Object::Queue("orders".to_owned());
-            entries.done(&due, Err(DeclareError { object, error }), DRIFT, at);
-            due.apart
-        };
+        let mut attempt = |error| fail(&mut entries, Object::Queue("orders".to_owned()), error).0.apart;
         let closed = || BrokerError::Closed { detail: "x".to_owned() };
         let refused = || BrokerError::AccessRefused { detail: "x".to_owned() };
         assert_eq!([attempt(closed()), attempt(refused()), attempt(refused())], [false, true, false]);

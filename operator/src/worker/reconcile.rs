@@ -103,8 +103,7 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
         context.retries.succeeded(worker.as_ref());
     }
     let on_trial = is_any_on_trial(&around.pods, Timestamp::now());
-    let hold = around.queue.as_deref().and_then(|queue| hold(&worker, queue, around.beside.as_deref()));
-    let waits = on_trial || hold.is_some_and(|hold| hold.reason == DISORDER);
+    let waits = on_trial || hold(&worker, &around).is_some_and(|hold| hold.reason == DISORDER);
     let again = if waits { OTHERS_PODS } else { pause(problem.as_ref()) };
     Ok(Action::requeue(again.mul_f64(rand::random_range(0.7..1.0))))
 }

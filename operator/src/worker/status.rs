@@ -8,7 +8,7 @@ use warren_api::conditions::worker::{
 };
 use warren_api::names::WORKER_LABEL;
 use warren_api::worker::{ScalingMode, ScalingStatus};
-use warren_api::{Queue, Worker, WorkerStatus};
+use warren_api::{Worker, WorkerStatus};
 
 use super::dereference::Surroundings;
 use super::owed::is_held_back;
@@ -128,7 +128,7 @@ fn kept(statement: Statement, worker: &Worker, around: &Surroundings, view: &Vie
 /// Why a handler is said to fail, which has more than one cause, without the numbers.
 fn cause(reason: &str, message: &str) -> Option<String> {
     let why = message.split(": ").next().filter(|_| reason == Reason::HandlerFailing.as_str())?;
-    Some(why.chars().filter(|letter| !letter.is_ascii_digit()).collect())
+    Some(without_numbers(why))
 }
 
 /// What was decided before. How long messages of a Worker took that was changed meanwhile, which no operator has seen, is not known.
@@ -181,9 +181,7 @@ fn template_valid(problem: Option<&Problem>) -> Statement {
 
 fn queue_ready(worker: &Worker, problem: Option<&Problem>, around: &Surroundings) -> Statement {
     let of_queue = problem.filter(|problem| problem.condition == QUEUE_READY).cloned();
-    if let Some(problem) =
-        of_queue.or_else(|| hold(worker, around.queue.as_deref()?, around.beside.as_deref()))
-    {
+    if let Some(problem) = of_queue.or_else(|| hold(worker, around)) {
         return Statement::new(QUEUE_READY, false, problem.reason, problem.message.clone());
     }
     let Some(queue) = around.queue.as_deref() else {
@@ -237,10 +235,10 @@ fn available(
     if worker.spec.consumer.paused {
         return Statement::new(AVAILABLE, true, "Paused", PAUSED);
     }
-    let holds = |queue: &Queue| is_unsure(queue) || hold(worker, queue, around.beside.as_deref()).is_some();
+    let holds = around.queue.as_deref().is_some_and(is_unsure) || hold(worker, around).is_some();
     // What had them held may be over, and they cannot be told.
     let untold = problem.is_some() && around.is_told_to_pause();
-    if told && around.queue.as_deref().is_some_and(holds) || untold {
+    if told && holds || untold {
         let message = "consuming is held, see QueueReady: pods stay and consume nothing";
         return Statement::new(AVAILABLE, true, "Paused", message);
     }
@@ -362,6 +360,7 @@ mod tests {
     use k8s_openapi::api::core::v1::Pod;
     use k8s_openapi::jiff::Timestamp;
     use serde_json::{from_value, json};
+    use warren_api::Queue;
 
     use super::super::build::{Rolled, build};
     use super::super::owed::tests::around;

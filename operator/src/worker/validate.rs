@@ -108,13 +108,18 @@ pub fn is_unsure(queue: &Queue) -> bool {
 }
 
 /// What is wrong that has consuming held; `beside`: whose pods may consume, too.
-pub fn hold(worker: &Worker, queue: &Queue, beside: Option<&str>) -> Option<Problem> {
+fn hold_of(worker: &Worker, queue: &Queue, beside: Option<&str>) -> Option<Problem> {
     not_ours(queue).or_else(|| unordered(worker, queue)).or_else(|| not_alone(worker, queue, beside))
 }
 
-/// Whether consuming is held; `beside`: see [`hold`].
+/// The same of the Queue that the Worker names.
+pub fn hold(worker: &Worker, around: &Surroundings) -> Option<Problem> {
+    hold_of(worker, around.queue.as_deref()?, around.beside.as_deref())
+}
+
+/// Whether consuming is held; `beside`: see [`hold_of`].
 pub fn held(worker: &Worker, queue: &Queue, beside: Option<&str>) -> bool {
-    worker.spec.consumer.paused || is_unsure(queue) || hold(worker, queue, beside).is_some()
+    worker.spec.consumer.paused || is_unsure(queue) || hold_of(worker, queue, beside).is_some()
 }
 
 /// The pod that alone may consume, where an order depends on that; empty: none yet. One that takes the place of another while no
@@ -165,7 +170,7 @@ pub fn validate<'a>(worker: &'a Worker, around: &'a Surroundings) -> Result<Vali
         queue,
         secret: worker_secret(queue).to_owned(),
         held: moved || held(worker, queue, beside),
-        hold: hold(worker, queue, beside),
+        hold: hold(worker, around),
         only_pod: only_pod(worker, queue, &around.pods),
         container: container.name.clone(),
         port,
@@ -444,7 +449,7 @@ pub(crate) mod tests {
         let mut around =
             Surroundings { beside: Some("the pods of Worker \"other\" …".to_owned()), ..surroundings() };
         let one = worker(json!({"consumer": {"orderingKey": "x-customer"}, "scaling": {"maxReplicas": 1}}));
-        let problem = hold(&one, around.queue.as_deref().unwrap(), around.beside.as_deref()).unwrap();
+        let problem = hold(&one, &around).unwrap();
         assert!(problem.message.contains("Worker \"other\""), "{}", problem.message);
         assert!(validate(&one, &around).unwrap().held);
         assert!(!validate(&worker(json!({})), &around).unwrap().held, "it asks for no order");
