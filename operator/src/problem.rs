@@ -10,6 +10,8 @@ pub const ALREADY_EXISTS: &str = "AlreadyExists";
 pub const ARGUMENTS_DIFFER: &str = "ArgumentsDiffer";
 /// Reason of one that exists and is not durable.
 pub const NOT_DURABLE: &str = "NotDurable";
+/// Reason of a binding's exchange that does not exist.
+pub const EXCHANGE_NOT_FOUND: &str = "ExchangeNotFound";
 /// The reason where an older Queue has one of the names.
 pub const CONFLICT: &str = "Conflict";
 /// Reason of a name that somebody else has.
@@ -86,7 +88,7 @@ pub fn refused(error: &DeclareError) -> Problem {
         BrokerError::NotFound { detail } => {
             match object.exchange().filter(|_| !detail.contains("no queue '")) {
                 Some(name) => (
-                    "ExchangeNotFound",
+                    EXCHANGE_NOT_FOUND,
                     format!(
                         "exchange \"{name}\" does not exist: create it, or let Warren do so with bindings[].declare: {{type: ...}}"
                     ),

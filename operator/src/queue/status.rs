@@ -13,7 +13,9 @@ use warren_api::{Queue, QueueStatus, QueueType};
 use super::plan::{begun, declared, made_elsewhere};
 use crate::brokers::{Outcome, Seen};
 use crate::condition::{Statement, Status, conditions, find};
-use crate::problem::{ALREADY_EXISTS, ARGUMENTS_DIFFER, CONFLICT, NOT_DURABLE, OTHER_FINALIZER, Problem};
+use crate::problem::{
+    ALREADY_EXISTS, ARGUMENTS_DIFFER, CONFLICT, EXCHANGE_NOT_FOUND, NOT_DURABLE, OTHER_FINALIZER, Problem,
+};
 use crate::scaler::board::Durability;
 
 /// How far a Queue has come.
@@ -122,11 +124,17 @@ fn observed(queue: &Queue, next: &mut QueueStatus, outcome: Outcome) -> Vec<Stat
             pending()
         }
         Outcome::Removed => pending(),
-        Outcome::Refused(problem) => vec![
-            Statement::new(READY, false, problem.reason, problem.message.clone()),
-            Statement::new(BROKER_REACHABLE, true, "Connected", "the broker answers"),
-            Statement::new(DECLARED, false, problem.reason, problem.message),
-        ],
+        Outcome::Refused(problem) => {
+            if let Some(declared) = &mut next.declared {
+                // Queues come before what is bound to them.
+                declared.main_queue |= problem.reason == EXCHANGE_NOT_FOUND;
+            }
+            vec![
+                Statement::new(READY, false, problem.reason, problem.message.clone()),
+                Statement::new(BROKER_REACHABLE, true, "Connected", "the broker answers"),
+                Statement::new(DECLARED, false, problem.reason, problem.message),
+            ]
+        }
         Outcome::Unreachable(problem) => not_asked(&problem),
     }
 }
@@ -321,10 +329,13 @@ mod tests {
     fn an_order_that_failed_is_recorded_with_the_bindings_that_it_may_have_made() {
         let bindings = vec![binding("shop")];
         let queue = Queue::new("orders", QueueSpec { bindings, ..QueueSpec::default() });
-        let refused = Outcome::Refused(Problem::new(DECLARED, "ExchangeNotFound", "m"));
-        let progress = Progress::Observed { address: "amqp://h:1/v".to_owned(), outcome: refused };
-        let declared = status(&queue, progress, Durability::default(), &now()).declared.unwrap();
-        assert_eq!(declared.bindings[0].exchange, "shop");
+        for (reason, main_queue) in [(EXCHANGE_NOT_FOUND, true), (ARGUMENTS_DIFFER, false)] {
+            let refused = Outcome::Refused(Problem::new(DECLARED, reason, "m"));
+            let progress = Progress::Observed { address: "amqp://h:1/v".to_owned(), outcome: refused };
+            let declared = status(&queue, progress, Durability::default(), &now()).declared.unwrap();
+            assert_eq!(declared.bindings[0].exchange, "shop");
+            assert_eq!(declared.main_queue, main_queue, "{reason}: a queue is declared before its bindings");
+        }
     }
 
     #[test]

@@ -58,8 +58,9 @@ pub async fn apply(
     }
     let live = around.deployment.as_deref();
     let made = match one(&deployments, worker, &built.deployment, live).await? {
-        Err(Refusal { code: 422, .. }) if live.is_some_and(|live| live.is_owned_by(worker)) => {
-            replace_spec(&deployments, worker, &built.deployment).await?
+        // One that is not in the cache is this Worker's too, or there is none: of somebody else's the refusal is another.
+        Err(refusal) if refusal.code == 422 && live.is_none_or(|live| live.is_owned_by(worker)) => {
+            replace_spec(&deployments, worker, &built.deployment, refusal).await?
         }
         made => made,
     };
@@ -126,8 +127,7 @@ async fn change_strategy(
     live: &LiveDeployment,
     desired: &Value,
 ) -> Result<(), Error> {
-    let recreates = desired["spec"]["strategy"]["type"] == "Recreate";
-    if !recreates || live.object()["spec"]["strategy"]["rollingUpdate"].is_null() {
+    if !recreates(desired) || live.object()["spec"]["strategy"]["rollingUpdate"].is_null() {
         return Ok(());
     }
     let params = PatchParams::apply(FIELD_MANAGER);
@@ -140,20 +140,30 @@ async fn change_strategy(
     }
 }
 
+/// Whether a Deployment's old pods end before the new ones start.
+fn recreates(deployment: &Value) -> bool {
+    deployment["spec"]["strategy"]["type"] == "Recreate"
+}
+
 /// Applies a Deployment that is there and was refused, without what others have put into its lists, such as by `kubectl set env` or
 /// `rollout undo`: server-side apply leaves that beside what the Worker asks for, and a variable with two sources is refused.
 async fn replace_spec(
     api: &Api<LiveDeployment>,
     worker: &Worker,
     desired: &Value,
+    refusal: Refusal,
 ) -> Result<Result<bool, Refusal>, Error> {
     let name = desired["metadata"]["name"].as_str().unwrap_or_default();
-    let required = required(worker, desired);
+    let mut required = required(worker, desired);
+    if recreates(desired) {
+        required["spec"]["strategy"]["rollingUpdate"] = Value::Null;
+    }
     // All of it, so that what is refused for another reason is refused here too, and nothing is rolled out in part.
     let annotations = json!({"annotations": required["metadata"]["annotations"]});
     let whole = Patch::Merge(json!({"metadata": annotations, "spec": required["spec"]}));
     match api.patch(name, &PatchParams::apply(FIELD_MANAGER).validation_strict(), &whole).await {
         Ok(_) => {}
+        Err(kube::Error::Api(answer)) if answer.code == 404 => return Ok(Err(refusal)),
         Err(kube::Error::Api(refusal)) if is_refusal(refusal.code, &refusal.message) => {
             return Ok(Err(Refusal::of("Deployment", &refusal)));
         }

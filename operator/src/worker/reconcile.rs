@@ -104,7 +104,7 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     }
     let on_trial = is_any_on_trial(&around.pods, Timestamp::now());
     let waits = on_trial || hold(&worker, &around).is_some_and(|hold| hold.reason == DISORDER);
-    let again = if waits { OTHERS_PODS } else { pause(problem.as_ref()) };
+    let again = pause(problem.as_ref(), waits);
     Ok(Action::requeue(again.mul_f64(rand::random_range(0.7..1.0))))
 }
 
@@ -123,10 +123,11 @@ pub fn note_all_told(context: &Context) {
     }
 }
 
-/// The time until a Worker is looked at again, whatever else brings it here.
-fn pause(problem: Option<&Problem>) -> Duration {
+/// The time until a Worker is looked at again, whatever else brings it here; `waits`: for what pods do.
+fn pause(problem: Option<&Problem>, waits: bool) -> Duration {
     match problem.map(|problem| problem.reason) {
         Some(REFUSED | NOT_APPLIED | NAME_TAKEN) => REFUSED_RETRY,
+        _ if waits => OTHERS_PODS,
         _ => RESYNC,
     }
 }
@@ -257,10 +258,18 @@ mod tests {
     #[test]
     fn a_name_that_somebody_else_has_is_asked_for_again_soon() {
         let taken = Problem::new(TEMPLATE_VALID, "NameTaken", "rename it");
-        assert_eq!(pause(Some(&taken)), REFUSED_RETRY);
+        assert_eq!(pause(Some(&taken), false), REFUSED_RETRY);
         let late = Error::Api(kube::Error::Service("no answer in time".into()));
         let problem = not_applied(&late);
         assert!(problem.message.contains("no answer in time"), "{}", problem.message);
-        assert_eq!(pause(Some(&problem)), REFUSED_RETRY);
+        assert_eq!(pause(Some(&problem), false), REFUSED_RETRY);
+    }
+
+    #[test]
+    fn what_is_refused_is_not_asked_for_more_often_while_pods_are_waited_for() {
+        let [refused, disorder] = [REFUSED, DISORDER].map(|reason| Problem::new(TEMPLATE_VALID, reason, "m"));
+        assert_eq!(pause(Some(&refused), true), REFUSED_RETRY);
+        assert_eq!((pause(Some(&disorder), true), pause(None, true)), (OTHERS_PODS, OTHERS_PODS));
+        assert_eq!(pause(None, false), RESYNC);
     }
 }

@@ -235,7 +235,8 @@ fn available(
     if worker.spec.consumer.paused {
         return Statement::new(AVAILABLE, true, "Paused", PAUSED);
     }
-    let holds = around.queue.as_deref().is_some_and(is_unsure) || hold(worker, around).is_some();
+    let holds = around.queue.as_deref().is_some_and(|queue| is_unsure(worker, queue))
+        || hold(worker, around).is_some();
     // What had them held may be over, and they cannot be told.
     let untold = problem.is_some() && around.is_told_to_pause();
     if told && holds || untold {

@@ -101,10 +101,18 @@ fn not_ours(queue: &Queue) -> Option<Problem> {
     Some(Problem::new(QUEUE_READY, reason, message))
 }
 
-/// Whether a Queue's Workers wait to know that the queue of its name, which must not have existed, is its own.
-pub fn is_unsure(queue: &Queue) -> bool {
+/// Whether a Worker waits to know of the broker's queue what it depends on: that the one which must not have existed is its Queue's own,
+/// or that the one which is to keep an order gives its messages to one consumer at a time.
+pub fn is_unsure(worker: &Worker, queue: &Queue) -> bool {
     let made = queue.status.as_ref().is_some_and(|status| status.created == Some(true));
-    queue.spec.adoption_policy == AdoptionPolicy::FailIfExists && !made
+    let keeps_order = worker.spec.consumer.ordering_key.is_some() && queue.spec.single_active_consumer;
+    let there = queue.declared().is_some_and(|declared| declared.main_queue);
+    match queue.spec.adoption_policy {
+        AdoptionPolicy::Adopt => keeps_order && !there,
+        AdoptionPolicy::FailIfExists => !made || keeps_order && !there,
+        // Nothing is compared: whoever made it is taken at the spec's word.
+        AdoptionPolicy::AsIs => false,
+    }
 }
 
 /// What is wrong that has consuming held; `beside`: whose pods may consume, too.
@@ -119,7 +127,7 @@ pub fn hold(worker: &Worker, around: &Surroundings) -> Option<Problem> {
 
 /// Whether consuming is held; `beside`: see [`hold_of`].
 pub fn held(worker: &Worker, queue: &Queue, beside: Option<&str>) -> bool {
-    worker.spec.consumer.paused || is_unsure(queue) || hold_of(worker, queue, beside).is_some()
+    worker.spec.consumer.paused || is_unsure(worker, queue) || hold_of(worker, queue, beside).is_some()
 }
 
 /// The pod that alone may consume, where an order depends on that; empty: none yet. One that takes the place of another while no
@@ -312,6 +320,7 @@ pub(crate) mod tests {
     use std::sync::Arc;
 
     use serde_json::{Value, json};
+    use warren_api::queue::Declared;
     use warren_api::{QueueSpec, QueueStatus};
     use warren_broker::declare::Object;
 
@@ -453,8 +462,30 @@ pub(crate) mod tests {
         assert!(problem.message.contains("Worker \"other\""), "{}", problem.message);
         assert!(validate(&one, &around).unwrap().held);
         assert!(!validate(&worker(json!({})), &around).unwrap().held, "it asks for no order");
-        Arc::make_mut(around.queue.as_mut().unwrap()).spec.single_active_consumer = true;
+        let mut queue = declared_once(Some(true));
+        queue.spec.single_active_consumer = true;
+        around.queue = Some(Arc::new(queue));
         assert!(!validate(&one, &around).unwrap().held);
+    }
+
+    #[test]
+    fn an_order_that_a_single_active_consumer_is_to_keep_waits_until_the_broker_s_queue_was_compared_with_it()
+    {
+        use AdoptionPolicy::{Adopt, AsIs, FailIfExists};
+        let ordered = worker(json!({"consumer": {"orderingKey": "x-customer"}}));
+        let held = |worker: &Worker, adoption_policy, queue: Queue| {
+            let spec = QueueSpec { single_active_consumer: true, adoption_policy, ..queue.spec };
+            let queue = Some(Arc::new(Queue { spec, ..queue }));
+            validate(worker, &Surroundings { queue, ..surroundings() }).unwrap().held
+        };
+        // Such as where the right to declare the dead-letter queue is missing, which comes before the main queue.
+        for queue in [declared_once(None), declared_once(Some(false)), declared("False", "AccessRefused")] {
+            assert!(held(&ordered, Adopt, queue.clone()), "{queue:?}");
+            assert!(held(&ordered, FailIfExists, queue.clone()));
+            assert!(!held(&ordered, AsIs, queue.clone()), "nothing is compared");
+            assert!(!held(&worker(json!({})), Adopt, queue), "it asks for no order");
+        }
+        assert!(!held(&ordered, Adopt, declared_once(Some(true))), "also while the broker is away");
     }
 
     #[test]
@@ -489,6 +520,14 @@ pub(crate) mod tests {
     /// A Queue that says so of its declaration.
     pub(crate) fn declared(status: &str, reason: &str) -> Queue {
         saying("Declared", status, reason)
+    }
+
+    /// A Queue whose status says whether its main queue was declared.
+    fn declared_once(main_queue: Option<bool>) -> Queue {
+        let mut queue = surroundings().queue.map(Arc::unwrap_or_clone).unwrap();
+        let declared = main_queue.map(|main_queue| Declared { main_queue, ..Declared::default() });
+        queue.status = Some(QueueStatus { declared, ..QueueStatus::default() });
+        queue
     }
 
     /// A Queue with a condition.

@@ -514,6 +514,32 @@ async fn what_somebody_has_put_into_a_deployment_s_template_does_not_keep_the_wo
 }
 
 #[tokio::test]
+async fn a_deployment_that_has_lost_its_label_is_taken_back_also_where_what_else_was_changed_is_refused()
+-> Result<()> {
+    let room = Room::new("no-label").await?;
+    let _operator = room.operator("one").await?;
+    room.queue("orders", json!({})).await?;
+    let ordered = json!({"consumer": {"orderingKey": "x-customer"}, "scaling": {"maxReplicas": 1}});
+    room.worker("invoices", "orders", ordered).await?;
+    let is_ours = async || {
+        room.eventually("the Deployment has its label and its strategy", async || {
+            let path = "jsonpath={.metadata.labels.warren\\.dev/worker} {.spec.strategy}";
+            let shown = room.kubectl(&["get", "deployment", "invoices", "-o", path]).await?;
+            ensure!(shown.starts_with("invoices ") && !shown.contains("rollingUpdate"), "{shown}");
+            Ok(())
+        })
+        .await
+    };
+    is_ours().await?;
+    // Server-side apply leaves the figures of a rolling update, and the API server refuses them beside `Recreate`.
+    let rolling = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 1}});
+    let patch = json!({"metadata": {"labels": {"warren.dev/worker": null}}, "spec": {"strategy": rolling}});
+    room.kubectl(&["patch", "deployment", "invoices", "--type=merge", "-p", &patch.to_string()]).await?;
+    is_ours().await?;
+    room.condition_of("wk", "invoices", "TemplateValid", ("True", "Accepted", "")).await
+}
+
+#[tokio::test]
 async fn a_deployment_that_somebody_scales_is_put_back_and_told_where_others_decide_too() -> Result<()> {
     let room = Room::new("reverted").await?;
     let _operator = room.operator("one").await?;
