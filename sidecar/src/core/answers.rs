@@ -205,8 +205,9 @@ impl Engine {
     }
 
     /// A failure while the breaker is open is no attempt. After three of them it is the message's own fault if others have
-    /// succeeded meanwhile, else it makes room for another to be tried. No failure: the application said "not now", which
-    /// is never an attempt.
+    /// succeeded meanwhile, else it makes room for another to be tried, and once three probes have failed, whatever they were of, at
+    /// once: a burst of messages that always fail may stand before good ones. No failure: the application said "not now", which is
+    /// never an attempt.
     fn probe_failed(
         &mut self,
         id: DeliveryId,
@@ -214,16 +215,20 @@ impl Engine {
         now: Time,
         effects: &mut Vec<Effect>,
     ) {
-        let successes = self.breaker.successes;
+        let (successes, probes) = (self.breaker.successes, self.breaker.failed_probes());
         let first_rung = self.settings.ladder.delays_seconds.first().copied();
         let Some(slot) = self.window.get_mut(id) else { return };
         if slot.probe_failures == 0 {
             slot.successes_then = successes;
         }
-        slot.probe_failures = slot.probe_failures.saturating_add(1);
+        let keyed = slot.incoming.key.is_some();
+        slot.probe_failures = match keyed {
+            false if probes >= PROBES => PROBES,
+            _ => slot.probe_failures.saturating_add(1),
+        };
         let alone = slot.probe_failures < PROBES;
         let own_fault = failure.filter(|_| successes > slot.successes_then);
-        let (attempts, keyed) = (slot.incoming.attempts, slot.incoming.key.is_some());
+        let attempts = slot.incoming.attempts;
         match own_fault {
             _ if alone => self.call_again(id, true),
             Some(failure) => self.failed(id, failure, now, effects),

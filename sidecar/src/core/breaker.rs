@@ -18,7 +18,7 @@ const DISTINCT: usize = 3;
 /// How many failures tell the status while it is open: one that answers otherwise is no news, and a mended path is soon.
 const LATEST: usize = 3;
 /// How many probes a message may fail before others' success makes the failure its own.
-pub const PROBES: u8 = 3;
+pub const PROBES: u32 = 3;
 
 /// Which message an answer was about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,6 +51,8 @@ pub(super) struct Breaker {
 struct Open {
     since: Time,
     next_probe: Time,
+    /// How many probes have failed.
+    failed: u32,
     backoff: Backoff,
     status: Option<u16>,
 }
@@ -74,6 +76,11 @@ impl Breaker {
     /// Since when it is open.
     pub fn open_since(&self) -> Option<Time> {
         self.open.as_ref().map(|open| open.since)
+    }
+
+    /// How many probes have failed since it opened.
+    pub fn failed_probes(&self) -> u32 {
+        self.open.as_ref().map_or(0, |open| open.failed)
     }
 
     /// When the next message may be tried, while it is open.
@@ -110,6 +117,7 @@ impl Breaker {
             // Calls that were on the way when it opened are no probes.
             if now >= open.next_probe {
                 open.next_probe = now + open.backoff.pause();
+                open.failed = open.failed.saturating_add(1);
                 open.status = common_status(&self.recent, LATEST);
             }
             return Change::None;
@@ -119,7 +127,8 @@ impl Breaker {
         }
         let status = common_status(&self.recent, SAMPLES);
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30), seed);
-        self.open = Some(Open { since: now, next_probe: now + backoff.pause(), backoff, status });
+        let next_probe = now + backoff.pause();
+        self.open = Some(Open { since: now, next_probe, failed: 0, backoff, status });
         Change::Opened(status)
     }
 

@@ -1080,6 +1080,29 @@ fn a_poison_message_without_a_key_that_comes_again_and_again_has_not_all_of_the_
 }
 
 #[test]
+fn messages_that_always_fail_do_not_stop_the_good_ones_behind_them_for_more_than_a_try_each() {
+    for prefetch in [1, 10] {
+        let mut world = World::running(Settings { prefetch, concurrency: prefetch, ..settings() }, 60);
+        let poison = 0..40;
+        let (mut calls_of_all, mut first) = (0, None);
+        world.answering(Duration::from_secs(3600), |world, calls| {
+            let number = world.unacked.get(&calls[0].id.tag).map(|message| message.number);
+            if number.is_some_and(|number| poison.contains(&number)) {
+                calls_of_all += 1;
+                return retry(500);
+            }
+            first.get_or_insert((world.now, calls_of_all));
+            Verdict::Ack
+        });
+        let (at, calls) = first.unwrap();
+        // Those of the twenty calls that open the breaker come again beside them.
+        assert!(calls <= 40 + 20, "{calls} calls of messages that fail came first at prefetch {prefetch}");
+        assert!(at < Duration::from_secs(20 * 30), "{at:?} at prefetch {prefetch}");
+        assert_eq!((world.handled.len(), world.dead.len()), (20, 0));
+    }
+}
+
+#[test]
 fn an_answer_after_a_reconnect_is_dropped_and_the_message_comes_again() {
     let mut world = World::running(settings(), 1);
     let call = *world.calls.keys().next().unwrap();

@@ -52,7 +52,7 @@ pub(super) struct Slot {
     /// Failed attempts in this process that no copy has recorded.
     pub local_attempts: u32,
     /// Failures while the breaker was open.
-    pub probe_failures: u8,
+    pub probe_failures: u32,
     /// The breaker's count of successes at the first of them.
     pub successes_then: u64,
     /// Whether the broker's time-out was warned of.
