@@ -11,6 +11,9 @@ pub const LATE: &str = "warren_sidecar_late";
 pub const DELIVERIES: &str = "warren_sidecar_deliveries_total";
 /// Counter: settled deliveries, by `outcome`.
 pub const OUTCOMES: &str = "warren_sidecar_outcomes_total";
+/// Counter: copies for the retry ladder or the dead-letter queue that the broker did not take, by `target`; each is tried again at least
+/// once a minute.
+pub const COPIES_FAILED: &str = "warren_sidecar_copies_failed_total";
 /// Histogram: seconds of a handler call that was work, or from the call to the end of a late delivery.
 pub const HANDLER_SECONDS: &str = "warren_sidecar_handler_duration_seconds";
 /// Counter: of what [`HANDLER_SECONDS`] counts, what failed so that its messages are to be tried again, by `attempt` (`first`,

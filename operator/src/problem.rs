@@ -10,8 +10,8 @@ pub const ALREADY_EXISTS: &str = "AlreadyExists";
 pub const ARGUMENTS_DIFFER: &str = "ArgumentsDiffer";
 /// Reason of one that exists and is not durable.
 pub const NOT_DURABLE: &str = "NotDurable";
-/// Reason of a binding's exchange that does not exist.
-pub const EXCHANGE_NOT_FOUND: &str = "ExchangeNotFound";
+/// Reason of a queue that is gone.
+pub const QUEUE_NOT_FOUND: &str = "QueueNotFound";
 /// The reason where an older Queue has one of the names.
 pub const CONFLICT: &str = "Conflict";
 /// Reason of a name that somebody else has.
@@ -32,12 +32,14 @@ pub struct Problem {
     pub reason: &'static str,
     /// A sentence that says what to do.
     pub message: String,
+    /// What the broker has refused, where it is that.
+    pub object: Option<Object>,
 }
 
 impl Problem {
     /// A problem of a condition.
     pub fn new(condition: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { condition, reason, message: message.into() }
+        Self { condition, reason, message: message.into(), object: None }
     }
 }
 
@@ -88,12 +90,12 @@ pub fn refused(error: &DeclareError) -> Problem {
         BrokerError::NotFound { detail } => {
             match object.exchange().filter(|_| !detail.contains("no queue '")) {
                 Some(name) => (
-                    EXCHANGE_NOT_FOUND,
+                    "ExchangeNotFound",
                     format!(
                         "exchange \"{name}\" does not exist: create it, or let Warren do so with bindings[].declare: {{type: ...}}"
                     ),
                 ),
-                None => ("QueueNotFound", format!("{object}: {detail}")),
+                None => (QUEUE_NOT_FOUND, format!("{object}: {detail}")),
             }
         }
         BrokerError::AccessRefused { detail } => (
@@ -119,7 +121,7 @@ pub fn refused(error: &DeclareError) -> Problem {
             ("BrokerUnreachable", format!("{object}: {error}. It is tried again by itself"))
         }
     };
-    Problem::new(DECLARED, reason, message)
+    Problem { object: Some(object.clone()), ..Problem::new(DECLARED, reason, message) }
 }
 
 /// The right whose lack a 403 tells of: newer brokers say it, for older ones it follows from what was asked.

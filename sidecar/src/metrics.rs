@@ -218,7 +218,7 @@ impl Metrics {
             "Settled deliveries, by outcome: ack, retry, dead_letter, or returned to the queue unhandled",
             "outcome",
         )?;
-        let unpublished = make.counters("warren_sidecar_copies_failed_total", "Copies for the retry ladder or the dead-letter queue that the broker did not take; their deliveries stay unacknowledged, and the copies are tried again", "target")?;
+        let unpublished = make.counters(names::COPIES_FAILED, "Copies for the retry ladder or the dead-letter queue that the broker did not take; their deliveries stay unacknowledged, and the copies are tried again", "target")?;
         let answers = make.counters("warren_sidecar_answers_total", "Handler calls that ended, by how: success (2xx), client_error, not_now (429, 503), server_error, other, timed_out, broken, unreached", "answer")?;
         let failures = make.counters(names::HANDLER_FAILURES, "Of the calls and late deliveries in the handler's duration, those that failed so that their messages are to be tried again, by attempt: the message's first, with batches also its first by itself, or a further one", "attempt")?;
         for class in AnswerClass::ALL {

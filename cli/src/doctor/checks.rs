@@ -274,7 +274,7 @@ fn connections(worker: &str, facts: &Facts) -> Option<Check> {
 /// Whether the broker takes what the sidecars publish. Where they are not all connected, or do not answer, [`connections`]
 /// says so, and those that are blocked are named all the same.
 fn publishing(worker: &str, facts: &Facts) -> Option<Check> {
-    let what = format!("Worker {worker}: the broker takes what its pods publish");
+    let what = format!("Worker {worker}: no alarm of the broker holds up what its pods publish");
     let sidecars = of(worker, facts.sidecars.as_ref().ok()?);
     let blocked =
         sidecars.iter().filter(|one| one.said.as_ref().is_ok_and(|said| said.publish_blocked)).count();
@@ -480,7 +480,7 @@ pub(super) mod tests {
             for index in blocked {
                 facts.sidecars.as_mut().unwrap()[*index].said.as_mut().unwrap().publish_blocked = true;
             }
-            let what = "Worker invoices: the broker takes what its pods publish";
+            let what = "Worker invoices: no alarm of the broker holds up what its pods publish";
             let check = checks(&facts).into_iter().find(|check| check.what == what);
             check.map(|check| (check.verdict, check.detail.unwrap_or_default()))
         };

@@ -100,9 +100,9 @@ impl Setting {
             (0.0..=3600.0).contains(&startup_seconds),
         )?;
         let (worker, mut queue) = manifest::parse(manifest, wanted)?;
-        // What has become of it on a broker is no part of a simulation.
+        // What has become of it on a broker is no part of a simulation: the spec is taken at its word.
         queue.status = None;
-        queue.spec.adoption_policy = AdoptionPolicy::Adopt;
+        queue.spec.adoption_policy = AdoptionPolicy::AsIs;
         let (scaling, consumer) = (&worker.spec.scaling, &worker.spec.consumer);
         if scaling.mode != ScalingMode::Builtin {
             return Err(SettingError::NotBuiltin(scaling.mode));

@@ -100,7 +100,7 @@ fn claim(queue: &Queue) -> Claim {
 pub fn was_declared(queue: &Queue, address: &str) -> bool {
     let Some(status) = &queue.status else { return false };
     let there = status.declared.as_ref().is_some_and(|declared| declared.main_queue);
-    there && status.broker_address.as_deref() == Some(address)
+    there && status.broker_address.as_deref().is_some_and(|former| same_broker(former, address))
 }
 
 /// Whether `status.created` is about another broker or vhost than the one at `address`: what is there may be somebody's.
@@ -404,6 +404,7 @@ pub(super) mod tests {
         queue.status = Some(QueueStatus { broker_address, declared, ..QueueStatus::default() });
         let elsewhere = "amqp://a:5672/other";
         assert!(was_declared(&queue, ADDRESS) && !was_declared(&queue, elsewhere));
+        assert!(was_declared(&queue, "amqp://a:5672,b:5672/shop"), "it is written in another way");
         // The broker is down, or refuses: the status keeps it, also over a changed spec and another process.
         queue.spec.bindings.push(binding("b"));
         assert!(begun(&queue, ADDRESS).unwrap().main_queue);

@@ -9,12 +9,13 @@ use warren_api::conditions::queue::{
 use warren_api::names::dead_letter_queue;
 use warren_api::queue::AdoptionPolicy;
 use warren_api::{Queue, QueueStatus, QueueType};
+use warren_broker::declare::Object;
 
 use super::plan::{begun, declared, made_elsewhere};
 use crate::brokers::{Outcome, Seen};
 use crate::condition::{Statement, Status, conditions, find};
 use crate::problem::{
-    ALREADY_EXISTS, ARGUMENTS_DIFFER, CONFLICT, EXCHANGE_NOT_FOUND, NOT_DURABLE, OTHER_FINALIZER, Problem,
+    ALREADY_EXISTS, ARGUMENTS_DIFFER, CONFLICT, NOT_DURABLE, OTHER_FINALIZER, Problem, QUEUE_NOT_FOUND,
 };
 use crate::scaler::board::Durability;
 
@@ -126,8 +127,7 @@ fn observed(queue: &Queue, next: &mut QueueStatus, outcome: Outcome) -> Vec<Stat
         Outcome::Removed => pending(),
         Outcome::Refused(problem) => {
             if let Some(declared) = &mut next.declared {
-                // Queues come before what is bound to them.
-                declared.main_queue |= problem.reason == EXCHANGE_NOT_FOUND;
+                declared.main_queue = is_main_there(queue, &problem).unwrap_or(declared.main_queue);
             }
             vec![
                 Statement::new(READY, false, problem.reason, problem.message.clone()),
@@ -136,6 +136,18 @@ fn observed(queue: &Queue, next: &mut QueueStatus, outcome: Outcome) -> Vec<Stat
             ]
         }
         Outcome::Unreachable(problem) => not_asked(&problem),
+    }
+}
+
+/// Whether the main queue is there as the spec asks for it, where a refusal tells: queues are declared before what is bound to them.
+fn is_main_there(queue: &Queue, refusal: &Problem) -> Option<bool> {
+    match refusal.object.as_ref()? {
+        // It may have gone in between.
+        Object::Exchange(_) | Object::Binding(_) => (refusal.reason != QUEUE_NOT_FOUND).then_some(true),
+        Object::Queue(name) => {
+            let differs = [ARGUMENTS_DIFFER, NOT_DURABLE].contains(&refusal.reason);
+            (differs && name == queue.broker_name()).then_some(false)
+        }
     }
 }
 
@@ -302,6 +314,7 @@ fn described(queue: &Queue) -> String {
 mod tests {
     use k8s_openapi::jiff::Timestamp;
     use warren_api::QueueSpec;
+    use warren_api::queue::Declared;
     use warren_broker::release::Release;
 
     use super::super::plan::tests::binding;
@@ -329,12 +342,31 @@ mod tests {
     fn an_order_that_failed_is_recorded_with_the_bindings_that_it_may_have_made() {
         let bindings = vec![binding("shop")];
         let queue = Queue::new("orders", QueueSpec { bindings, ..QueueSpec::default() });
-        for (reason, main_queue) in [(EXCHANGE_NOT_FOUND, true), (ARGUMENTS_DIFFER, false)] {
-            let refused = Outcome::Refused(Problem::new(DECLARED, reason, "m"));
-            let progress = Progress::Observed { address: "amqp://h:1/v".to_owned(), outcome: refused };
+        let exchange = Object::Exchange("shop".to_owned());
+        let of = |name: &str| Object::Queue(name.to_owned());
+        for (object, reason, before, main_queue) in [
+            (exchange.clone(), "ExchangeNotFound", false, true),
+            (exchange.clone(), "AccessRefused", false, true),
+            (exchange, QUEUE_NOT_FOUND, false, false),
+            (of("orders"), ARGUMENTS_DIFFER, true, false),
+            (of("orders.dlq"), ARGUMENTS_DIFFER, true, true),
+            (of("orders.dlq"), "AccessRefused", false, false),
+        ] {
+            let problem = Problem { object: Some(object), ..Problem::new(DECLARED, reason, "m") };
+            let progress = Progress::Observed {
+                address: "amqp://h:1/v".to_owned(),
+                outcome: Outcome::Refused(problem.clone()),
+            };
+            let declared = Some(Declared { main_queue: before, ..Declared::default() });
+            let before = QueueStatus {
+                declared,
+                broker_address: Some("amqp://h:1/v".to_owned()),
+                ..QueueStatus::default()
+            };
+            let queue = Queue { status: Some(before), ..queue.clone() };
             let declared = status(&queue, progress, Durability::default(), &now()).declared.unwrap();
             assert_eq!(declared.bindings[0].exchange, "shop");
-            assert_eq!(declared.main_queue, main_queue, "{reason}: a queue is declared before its bindings");
+            assert_eq!(declared.main_queue, main_queue, "{problem:?}: queues come before bindings");
         }
     }
 

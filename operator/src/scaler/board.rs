@@ -28,7 +28,7 @@ pub struct Handlers {
     pub listened: bool,
     /// The HTTP status that tells of a wrong path or missing rights.
     pub misconfigured: Option<u16>,
-    /// Whether sidecars answer, and none has been connected to the broker for longer than connecting takes.
+    /// Whether sidecars answer, and most have not been connected to the broker for longer than connecting takes.
     pub disconnected: bool,
 }
 

@@ -148,10 +148,18 @@ fn trouble(
     // Of such a queue a pod of another Worker gets the messages.
     let stands_by = spec.single && inputs.shared && sidecars.unsettled == 0;
     if ready > 0 && !stands_by && sidecars.scraped > 0 && !inputs.workload.rolling && idle > patience {
+        let see = match history.movement.copies_fail(now) {
+            true => {
+                "the broker does not take what is to be tried again or dead-lettered: see the logs of container warren-sidecar, whether its user has the right to write to amq.default, and whether DeadLetterAvailable of the Queue says that its dead-letter queue is full"
+            }
+            false => {
+                "see whether the condition Available says that sidecars are not connected, look at the handler's logs, and whether it answers 429 to all"
+            }
+        };
         return Some((
             Reason::Stalled,
             format!(
-                "messages wait and nothing has moved for more than {patience:.0} s, which is longer than a call may take: see whether the condition Available says that sidecars are not connected, or DeadLetterAvailable of the Queue that its dead-letter queue is full, look at the handler's logs, and whether it answers 429 to all; replicas are held"
+                "messages wait and nothing has moved for more than {patience:.0} s, which is longer than a call may take: {see}; replicas are held"
             ),
         ));
     }

@@ -1121,7 +1121,22 @@ fn a_stalled_consumer_is_not_no_load_and_gets_no_more_pods() {
     }
     let last = last.unwrap();
     assert_eq!(last.reason, Reason::Stalled);
-    assert!(!last.reason.is_active());
+    assert!(!last.reason.is_active() && last.message.contains("429"), "{}", last.message);
+    // Copies that are tried again and again are no movement, and the cause while they are.
+    let mut told = |copies_failed, now| {
+        inputs.sidecars.copies_failed = copies_failed;
+        let (decision, next) = decide(std::mem::take(&mut history), &inputs, &spec(), now);
+        history = next;
+        assert_eq!(decision.reason, Reason::Stalled);
+        decision.message
+    };
+    for (copies_failed, now, waits) in
+        [(1, 100.0, true), (1, 219.0, true), (1, 221.0, false), (2, 222.0, true)]
+    {
+        let message = told(copies_failed, now);
+        assert_eq!(message.contains("amq.default"), waits, "{message}");
+        assert_eq!(message.contains("429"), !waits, "{message}");
+    }
 }
 
 #[test]
@@ -1613,6 +1628,7 @@ prop_compose! {
                 deliveries: counters.0,
                 settled: counters.1,
                 extensions: counters.0,
+                copies_failed: counters.1,
                 calls: counters.2,
                 failed: counters.0,
                 failed_first: counters.1,

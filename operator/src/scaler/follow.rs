@@ -58,7 +58,7 @@ struct Follower {
     tracker: Tracker,
     history: History,
     timetable: Timetable,
-    /// Since when sidecars answer and none is connected.
+    /// Since when sidecars answer and most are not connected.
     unconnected: Option<f64>,
     /// What `depth` is of: the Queue, its broker as its status has it, and the broker's queue.
     followed: Option<(Key, Option<String>, String)>,
@@ -268,13 +268,15 @@ impl Follower {
             .filter_map(|answer| answer.sample.misconfigured)
             .min();
         let now = self.now();
-        let connected = answers.iter().any(|answer| !answer.ending && answer.sample.connected);
+        let (connected, away): (Vec<_>, Vec<_>) =
+            answers.iter().filter(|answer| !answer.ending).partition(|answer| answer.sample.connected);
+        let most_connected = connected.len() >= away.len();
         let sidecars = self.tracker.observe(answers, &living, &staying, now);
         self.unconnected = match sidecars {
             Sidecars { started: 0, .. } => None,
             // Nobody says anything else.
             Sidecars { scraped: 0, .. } => self.unconnected,
-            _ if connected => None,
+            _ if most_connected => None,
             _ => self.unconnected.or(Some(now)),
         };
         let handlers = Handlers {
@@ -318,7 +320,7 @@ impl Follower {
     }
 }
 
-/// Whether another operator has found all sidecars without a connection last.
+/// Whether another operator has found most sidecars without a connection last.
 fn was_disconnected(worker: &Worker) -> bool {
     let available = find(worker.conditions(), AVAILABLE);
     available.is_some_and(|available| available.reason == SIDECARS_DISCONNECTED)

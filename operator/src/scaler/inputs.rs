@@ -122,6 +122,8 @@ pub struct Sidecars {
     pub settled: u64,
     /// Times so far that a handler asked for more time for a delivery that it ends later.
     pub extensions: u64,
+    /// Tries so far at which the broker did not take a copy of a failed message.
+    pub copies_failed: u64,
     /// Ended handler calls so far.
     pub calls: u64,
     /// Of those, how many failed.

@@ -2,6 +2,9 @@
 
 use super::inputs::Sidecars;
 
+/// Seconds within which a copy that the broker does not take has been tried again: twice as long as a sidecar pauses.
+const COPIES_AGAIN: f64 = 120.0;
+
 /// What was seen of that.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Movement {
@@ -15,6 +18,8 @@ pub(super) struct Movement {
     ended_at: Option<f64>,
     /// Extensions of late deliveries so far, and when they last became more.
     extended: (u64, f64),
+    /// Tries so far at which the broker did not take a copy, and when they last became more.
+    copies_failed: (u64, f64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,6 +45,9 @@ impl Movement {
         let seen = Mark { at: now, settled, in_flight, deliveries, calls, extensions };
         if extensions > self.extended.0 {
             self.extended = (extensions, now);
+        }
+        if sidecars.copies_failed > self.copies_failed.0 {
+            self.copies_failed = (sidecars.copies_failed, now);
         }
         let ended = self.last.is_some_and(|before| before.settled != settled);
         if ended {
@@ -71,6 +79,11 @@ impl Movement {
     /// Seconds for which nothing has moved while there was something to do.
     pub(super) fn seconds_without(&self, now: f64) -> f64 {
         self.last.map_or(0.0, |last| now - last.at)
+    }
+
+    /// Whether copies of failed messages wait for the broker.
+    pub(super) fn copies_fail(&self, now: f64) -> bool {
+        self.copies_failed.0 > 0 && now - self.copies_failed.1 <= COPIES_AGAIN
     }
 
     /// Seconds that some call has run for at least, while none has ended.

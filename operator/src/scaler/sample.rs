@@ -14,13 +14,14 @@ use super::startup::SLOWEST_START_SECONDS;
 /// A handler that was never up is told to be away after so many seconds.
 const STARTING_SECONDS: f64 = 30.0;
 /// What is read of a sidecar: how these begin.
-const READ: [&str; 13] = [
+const READ: [&str; 14] = [
     metrics::UNSETTLED,
     metrics::IN_FLIGHT,
     metrics::LATE,
     metrics::EXTENSIONS,
     metrics::DELIVERIES,
     metrics::OUTCOMES,
+    metrics::COPIES_FAILED,
     metrics::HANDLER_SECONDS,
     metrics::HANDLER_FAILURES,
     metrics::TRANSIENT,
@@ -49,6 +50,8 @@ pub struct Sample {
     pub deliveries: u64,
     /// Settled deliveries since its start; one that was given back to the queue is none.
     pub settled: u64,
+    /// Tries since its start at which the broker did not take a copy of a failed message.
+    pub copies_failed: u64,
     /// Ended handler calls since its start.
     pub calls: u64,
     /// Seconds of those calls.
@@ -122,6 +125,7 @@ pub fn parse(text: &str) -> Option<Sample> {
             metrics::LATE => sample.late += count,
             metrics::DELIVERIES => sample.deliveries += count,
             metrics::OUTCOMES if !line.contains(RETURNED) => sample.settled += count,
+            metrics::COPIES_FAILED => sample.copies_failed += count,
             metrics::HANDLER_FAILURES => {
                 sample.failed += count;
                 if line.contains(FIRST) {
@@ -204,6 +208,7 @@ impl Tracker {
             self.total.deliveries += deliveries;
             self.total.extensions += sample.extensions.saturating_sub(base.extensions);
             self.total.settled += sample.settled.saturating_sub(base.settled);
+            self.total.copies_failed += sample.copies_failed.saturating_sub(base.copies_failed);
             if !crashes {
                 self.total.calls += sample.calls.saturating_sub(base.calls);
                 self.total.failed += sample.failed.saturating_sub(base.failed);
@@ -241,6 +246,7 @@ impl Tracker {
         self.recent.observe(seen, now);
         sums.deliveries = self.total.deliveries;
         sums.settled = self.total.settled;
+        sums.copies_failed = self.total.copies_failed;
         sums.extensions = self.total.extensions;
         sums.calls = self.total.calls;
         (sums.failed, sums.failed_first) = (self.total.failed, self.total.failed_first);
@@ -454,6 +460,7 @@ something_else NaN
         assert_eq!(read(&line(metrics::LATE, 2)).late, 2);
         assert_eq!(read(&line(metrics::EXTENSIONS, 3)).extensions, 3);
         assert_eq!(read(&line(metrics::TRANSIENT, 4)).transient, 4);
+        assert_eq!(read(&line(metrics::COPIES_FAILED, 5)).copies_failed, 5);
         assert_eq!([0, 1].map(|up| read(&line(metrics::HANDLER_UP, up)).handler_up), [false, true]);
         assert_eq!([0, 1].map(|up| read(&line(metrics::CONNECTED, up)).connected), [false, true]);
         let status = |status| read(&line(metrics::HANDLER_MISCONFIGURED, status)).misconfigured;

@@ -79,6 +79,8 @@ pub fn build(valid: &ValidWorker<'_>, rolled: &Rolled, newest: &str, replicas: u
             "metadata": metadata(&name, json!({TEMPLATE_DIGEST: digest})),
             "spec": {
                 "replicas": replicas,
+                // Somebody's `kubectl rollout pause` would keep every change from the pods, and nothing would say so.
+                "paused": false,
                 "revisionHistoryLimit": REVISION_HISTORY,
                 "selector": {"matchLabels": {WORKER_LABEL: name}},
                 "strategy": strategy(valid),

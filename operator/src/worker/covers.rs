@@ -36,7 +36,9 @@ fn is_empty(value: &Value) -> bool {
 /// other than nothing, and many of them are in no list: these here are the ones that do not.
 fn is_left_out(key: &str, value: &Value) -> bool {
     match key {
-        "hostIPC" | "hostNetwork" | "hostPID" | "readOnly" | "stdin" | "stdinOnce" | "tty" => *value == false,
+        "hostIPC" | "hostNetwork" | "hostPID" | "paused" | "readOnly" | "stdin" | "stdinOnce" | "tty" => {
+            *value == false
+        }
         "hostPort" | "initialDelaySeconds" => *value == 0,
         _ => false,
     }

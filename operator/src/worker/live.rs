@@ -111,6 +111,11 @@ impl<K, F> Live<K, F> {
 }
 
 impl LiveDeployment {
+    /// Whether somebody has paused its rollouts.
+    pub fn is_paused(&self) -> bool {
+        self.object()["spec"]["paused"] == true
+    }
+
     /// What runs: the digest on the Deployment and the sidecar's image in its template.
     pub fn rolled(&self) -> Rolled {
         let object = self.object();

@@ -152,6 +152,7 @@ async fn converge(
     // What nothing runs with protects nothing.
     rolled.image = rolled.image.filter(|image| !cannot_get(&around.pods, image));
     let built = build(&valid, &rolled, &context.sidecar_image, replicas);
+    let paused = around.deployment.as_deref().is_some_and(LiveDeployment::is_paused);
     match apply(worker, &built, around, context).await? {
         Ok(Applied { made, budget }) => {
             if let Some(live) = foreign {
@@ -159,6 +160,10 @@ async fn converge(
                     "someone else set {live} replicas on the Deployment; spec.replicas puts back {replicas}. An autoscaler is to name the Worker in its scaleTargetRef (apiVersion warren.dev/v1alpha1, kind Worker)"
                 );
                 context.event(worker, EventType::Warning, SCALE_REVERTED, &note, "Reconcile");
+            }
+            if paused {
+                let note = "someone paused the Deployment's rollouts, and they go on: leave spec.template as it is to keep the pods, and set consumer.paused to stop consuming";
+                context.event(worker, EventType::Warning, "RolloutResumed", note, "Reconcile");
             }
             let made_before = worker.status.as_ref().is_some_and(|status| status.sidecar_version.is_some());
             if made && made_before {

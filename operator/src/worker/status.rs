@@ -248,7 +248,7 @@ fn available(
     }
     // A pod is not ready before its sidecar was connected once.
     if view.handlers.disconnected {
-        let message = "no sidecar is connected to the broker: see the logs of container warren-sidecar, the Secret that the Queue names for Workers and its user's rights, and network policies";
+        let message = "more than half of the sidecars are not connected to the broker: see the logs of container warren-sidecar, the Secret that the Queue names for Workers and its user's rights, and network policies";
         return Statement::new(AVAILABLE, false, SIDECARS_DISCONNECTED, message);
     }
     if !around.pods.iter().any(|pod| ready(pod) && !ending(pod)) {

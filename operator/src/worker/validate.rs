@@ -105,7 +105,7 @@ fn not_ours(queue: &Queue) -> Option<Problem> {
 /// or that the one which is to keep an order gives its messages to one consumer at a time.
 pub fn is_unsure(worker: &Worker, queue: &Queue) -> bool {
     let made = queue.status.as_ref().is_some_and(|status| status.created == Some(true));
-    let keeps_order = worker.spec.consumer.ordering_key.is_some() && queue.spec.single_active_consumer;
+    let keeps_order = worker.spec.consumer.ordering_key.is_some() && is_single(queue);
     let there = queue.declared().is_some_and(|declared| declared.main_queue);
     match queue.spec.adoption_policy {
         AdoptionPolicy::Adopt => keeps_order && !there,
@@ -486,6 +486,11 @@ pub(crate) mod tests {
             assert!(!held(&worker(json!({})), Adopt, queue), "it asks for no order");
         }
         assert!(!held(&ordered, Adopt, declared_once(Some(true))), "also while the broker is away");
+        // One that is known to differ keeps no order, and one pod does without.
+        let mut differs = declared("False", "ArgumentsDiffer");
+        differs.status.as_mut().unwrap().conditions[0].message = "queue \"orders\" exists".to_owned();
+        let one = worker(json!({"consumer": {"orderingKey": "x-customer"}, "scaling": {"maxReplicas": 1}}));
+        assert!(held(&ordered, Adopt, differs.clone()) && !held(&one, Adopt, differs));
     }
 
     #[test]

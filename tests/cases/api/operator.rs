@@ -540,6 +540,25 @@ async fn a_deployment_that_has_lost_its_label_is_taken_back_also_where_what_else
 }
 
 #[tokio::test]
+async fn a_rollout_that_somebody_has_paused_goes_on_and_is_told() -> Result<()> {
+    let room = Room::new("paused").await?;
+    let _operator = room.operator("one").await?;
+    room.queue("orders", json!({})).await?;
+    room.worker("invoices", "orders", json!({})).await?;
+    room.replicas("invoices", 0).await?;
+    room.kubectl(&["rollout", "pause", "deployment/invoices"]).await?;
+    room.eventually("it is told, and goes on", async || {
+        let told = room.events("RolloutResumed").await?;
+        ensure!(told.contains("consumer.paused"), "{told}");
+        let paused = ["get", "deployment", "invoices", "-o", "jsonpath={.spec.paused}"];
+        let paused = room.kubectl(&paused).await?;
+        ensure!(paused.is_empty(), "{paused}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
 async fn a_deployment_that_somebody_scales_is_put_back_and_told_where_others_decide_too() -> Result<()> {
     let room = Room::new("reverted").await?;
     let _operator = room.operator("one").await?;
