@@ -254,7 +254,7 @@ fn inputs_and_decisions(told: &Told) -> String {
         ending => format!("; {ending} more in pods that end"),
     };
     let pods = match (told.rolling, told.failing) {
-        (false, false) => "as they should be",
+        (false, false) => "none crashes, and no rollout is under way",
         (true, false) => "a rollout is under way",
         (false, true) => "some cannot start or crash",
         (true, true) => "a rollout is under way, and some cannot start or crash",

@@ -158,7 +158,10 @@ fn blocked(reason: &'static str, message: String) -> End {
 
 /// The broker cannot be asked.
 fn away(why: &Problem) -> End {
-    let message = format!("{}. To let go without the broker, set deletionPolicy: Retain", why.message);
+    let message = format!(
+        "{}. To let go without the broker, as in a namespace that is being deleted, where nothing can be created, set deletionPolicy: Retain",
+        why.message
+    );
     End::Blocked(Problem::new(why.condition, why.reason, message))
 }
 
