@@ -1131,7 +1131,7 @@ fn a_stalled_consumer_is_not_no_load_and_gets_no_more_pods() {
         decision.message
     };
     for (copies_failed, now, waits) in
-        [(1, 100.0, true), (1, 219.0, true), (1, 221.0, false), (2, 222.0, true)]
+        [(1, 100.0, true), (1, 159.0, true), (1, 161.0, false), (2, 162.0, true)]
     {
         let message = told(copies_failed, now);
         assert_eq!(message.contains("amq.default"), waits, "{message}");

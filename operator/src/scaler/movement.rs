@@ -3,7 +3,7 @@
 use super::inputs::Sidecars;
 
 /// Seconds within which a copy that the broker does not take has been tried again: twice as long as a sidecar pauses.
-const COPIES_AGAIN: f64 = 120.0;
+const COPIES_AGAIN: f64 = 60.0;
 
 /// What was seen of that.
 #[derive(Clone, Debug, Default, PartialEq)]

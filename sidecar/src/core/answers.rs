@@ -206,8 +206,8 @@ impl Engine {
 
     /// A failure while the breaker is open is no attempt. After three of them it is the message's own fault if others have
     /// succeeded meanwhile, else it makes room for another to be tried, and once three probes have failed, whatever they were of, at
-    /// once: a burst of messages that always fail may stand before good ones. No failure: the application said "not now", which is
-    /// never an attempt.
+    /// its first: a burst of messages that always fail may stand before good ones. No failure: the application said "not now", which
+    /// is never an attempt.
     fn probe_failed(
         &mut self,
         id: DeliveryId,
@@ -216,15 +216,18 @@ impl Engine {
         effects: &mut Vec<Effect>,
     ) {
         let (successes, probes) = (self.breaker.successes, self.breaker.failed_probes());
+        let opened = self.breaker.open_since();
         let first_rung = self.settings.ladder.delays_seconds.first().copied();
         let Some(slot) = self.window.get_mut(id) else { return };
         if slot.probe_failures == 0 {
             slot.successes_then = successes;
         }
         let keyed = slot.incoming.key.is_some();
-        slot.probe_failures = match keyed {
-            false if probes >= PROBES => PROBES,
-            _ => slot.probe_failures.saturating_add(1),
+        // What was called before the breaker opened is no probe: all that ran then may fail.
+        let is_probe = failure.is_some() && opened.is_some_and(|since| slot.called > since);
+        slot.probe_failures = match is_probe && !keyed && probes >= PROBES {
+            true => PROBES,
+            false => slot.probe_failures.saturating_add(1),
         };
         let alone = slot.probe_failures < PROBES;
         let own_fault = failure.filter(|_| successes > slot.successes_then);

@@ -17,7 +17,8 @@ pub const SHARE_PERCENT: usize = 80;
 const DISTINCT: usize = 3;
 /// How many failures tell the status while it is open: one that answers otherwise is no news, and a mended path is soon.
 const LATEST: usize = 3;
-/// How many probes a message may fail before others' success makes the failure its own.
+/// How many probes a message may fail before others' success makes the failure its own, and how many may fail in all before one without
+/// a key makes room at its first.
 pub const PROBES: u32 = 3;
 
 /// Which message an answer was about.

@@ -1103,6 +1103,28 @@ fn messages_that_always_fail_do_not_stop_the_good_ones_behind_them_for_more_than
 }
 
 #[test]
+fn what_ran_when_the_breaker_opened_is_no_probe_and_goes_back_to_the_queue() {
+    let mut world = World::running(Settings { prefetch: 60, concurrency: 60, ..settings() }, 60);
+    world.pass(Duration::from_secs(1));
+    let mut calls: Vec<CallId> = world.calls.keys().copied().collect();
+    calls.sort();
+    assert_eq!(calls.len(), 60);
+    let (first, rest) = calls.split_at(20);
+    for call in first {
+        world.answer(*call, retry(500));
+    }
+    world.settle();
+    assert!(world.engine.snapshot().breaker.is_some());
+    let before = world.retried.len();
+    for call in rest {
+        world.pass(Duration::from_secs(1));
+        world.answer(*call, retry(500));
+        world.settle();
+    }
+    assert_eq!(world.retried.len(), before, "{:?}", world.retried);
+}
+
+#[test]
 fn an_answer_after_a_reconnect_is_dropped_and_the_message_comes_again() {
     let mut world = World::running(settings(), 1);
     let call = *world.calls.keys().next().unwrap();
