@@ -268,9 +268,9 @@ impl Follower {
             .filter_map(|answer| answer.sample.misconfigured)
             .min();
         let now = self.now();
-        let (connected, away): (Vec<_>, Vec<_>) =
-            answers.iter().filter(|answer| !answer.ending).partition(|answer| answer.sample.connected);
-        let most_connected = connected.len() >= away.len();
+        let answering = answers.iter().filter(|answer| !answer.ending);
+        let connected = answering.clone().filter(|answer| answer.sample.connected).count();
+        let most_connected = connected * 2 >= answering.count();
         let sidecars = self.tracker.observe(answers, &living, &staying, now);
         self.unconnected = match sidecars {
             Sidecars { started: 0, .. } => None,

@@ -59,6 +59,8 @@ impl Facts for () {
 pub struct Scale {
     /// Replicas that are asked for.
     pub desired: Option<i32>,
+    /// Whether somebody has paused its rollouts.
+    pub paused: bool,
     /// Replicas that exist.
     pub existing: i32,
     /// Whether pods of an older template are still there.
@@ -87,6 +89,7 @@ impl Facts for Scale {
         let text = |value: &Value| value.as_str().map(str::to_owned);
         Self {
             desired: count(&spec["replicas"]),
+            paused: spec["paused"] == true,
             existing: of_status("replicas"),
             rolling: status.is_null() || !observed || both && !given_up,
             half_rolled: observed && both && given_up,
@@ -111,11 +114,6 @@ impl<K, F> Live<K, F> {
 }
 
 impl LiveDeployment {
-    /// Whether somebody has paused its rollouts.
-    pub fn is_paused(&self) -> bool {
-        self.object()["spec"]["paused"] == true
-    }
-
     /// What runs: the digest on the Deployment and the sidecar's image in its template.
     pub fn rolled(&self) -> Rolled {
         let object = self.object();

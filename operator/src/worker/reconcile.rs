@@ -152,7 +152,7 @@ async fn converge(
     // What nothing runs with protects nothing.
     rolled.image = rolled.image.filter(|image| !cannot_get(&around.pods, image));
     let built = build(&valid, &rolled, &context.sidecar_image, replicas);
-    let paused = around.deployment.as_deref().is_some_and(LiveDeployment::is_paused);
+    let paused = around.deployment.as_deref().is_some_and(|live| live.facts.paused);
     match apply(worker, &built, around, context).await? {
         Ok(Applied { made, budget }) => {
             if let Some(live) = foreign {
