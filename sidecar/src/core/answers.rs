@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 use std::time::Duration;
 
 use super::breaker::{Change, Identity, PROBES};
-use super::engine::Engine;
+use super::engine::{AtHandler, Engine};
 use super::event::{
     Answers, CallId, Copy, DeadReason, DeliveryId, Effect, Failure, Incoming, LateReply, Observation,
     Outcome, PublishResult, Target, Time, Verdict,
@@ -55,40 +55,40 @@ impl Engine {
         }
         let mut each = match answers {
             Answers::Each(verdicts) => {
-                for (verdict, (id, _)) in verdicts.iter().zip(&ended.deliveries) {
-                    self.judge_handler(verdict, Some(*id), now, effects);
+                for (verdict, one) in verdicts.iter().zip(&ended.deliveries) {
+                    self.judge_handler(verdict, Some(one.id), ended.started, now, effects);
                 }
                 verdicts.into_iter()
             }
             Answers::All(verdict) => {
                 // One answer is one piece of news about the application, however many messages it is for.
-                self.judge_handler(&verdict, ended.deliveries.first().map(|(id, _)| *id), now, effects);
+                let first = ended.deliveries.first().map(|one| one.id);
+                self.judge_handler(&verdict, first, ended.started, now, effects);
                 vec![verdict; ended.deliveries.len()].into_iter()
             }
         };
-        let mut concluded: Vec<_> =
-            ended.deliveries.into_iter().map(|delivery| (delivery, each.next())).collect();
+        let mut concluded: Vec<_> = ended.deliveries.into_iter().map(|one| (one, each.next())).collect();
         if concluded.iter().any(|(_, verdict)| matches!(verdict, Some(Verdict::Unreached))) {
             // What goes back to the front keeps its order if the last is put there first.
             concluded.reverse();
         }
-        for ((id, key), verdict) in concluded {
+        for (AtHandler { id, key, ended }, verdict) in concluded {
             let verdict = verdict.unwrap_or_else(|| {
                 let detail = "the handler's answer has no outcome for this message".to_owned();
                 Verdict::Retry(Failure { detail, ..Failure::default() })
             });
-            let connected = self.generation.is_some();
-            let slot = self.window.get_mut(id);
-            let Some(slot) = slot.filter(|slot| connected && slot.state == State::Running { call }) else {
-                match (verdict, key) {
-                    (Verdict::Later, Some(key)) => self.outlive(id, key, now + self.settings.late_timeout),
+            if self.window.get(id).is_none_or(|slot| slot.state != State::Running { call }) {
+                match (verdict, ended, key) {
+                    (Verdict::Later, None, Some(key)) => {
+                        self.outlive(id, key, now + self.settings.late_timeout);
+                    }
                     _ => self.ready.release(key),
                 }
                 effects.push(Effect::Observe(Observation::Stale));
                 continue;
-            };
-            match (verdict, slot.early.take()) {
-                (Verdict::Later, Some(early)) => self.end_late(id, early, now, effects),
+            }
+            match (verdict, ended) {
+                (Verdict::Later, Some(ended)) => self.end_late(id, ended, now, effects),
                 // The answer is the last word on anything that was said before it.
                 (verdict, _) => self.conclude(id, verdict, now, effects),
             }
@@ -100,6 +100,7 @@ impl Engine {
         &mut self,
         verdict: &Verdict,
         id: Option<DeliveryId>,
+        called: Time,
         now: Time,
         effects: &mut Vec<Effect>,
     ) {
@@ -118,12 +119,12 @@ impl Engine {
                 self.throttle.succeeded();
                 Change::None
             }
-            Verdict::Retry(failure) => self.breaker.failed(identity, failure.status, now, self.seed),
+            Verdict::Retry(failure) => self.breaker.failed(identity, failure.status, called, now, self.seed),
             Verdict::NotNow { after, status } => {
                 let running = self.calls.len() + 1;
                 self.throttle.not_now(running, *after, now);
                 if *status == 503 {
-                    self.breaker.failed(identity, Some(*status), now, self.seed)
+                    self.breaker.failed(identity, Some(*status), called, now, self.seed)
                 } else {
                     Change::None
                 }
@@ -216,7 +217,6 @@ impl Engine {
         effects: &mut Vec<Effect>,
     ) {
         let (successes, probes) = (self.breaker.successes, self.breaker.failed_probes());
-        let opened = self.breaker.open_since();
         let first_rung = self.settings.ladder.delays_seconds.first().copied();
         let Some(slot) = self.window.get_mut(id) else { return };
         if slot.probe_failures == 0 {
@@ -224,7 +224,7 @@ impl Engine {
         }
         let keyed = slot.incoming.key.is_some();
         // What was called before the breaker opened is no probe: all that ran then may fail.
-        let is_probe = failure.is_some() && opened.is_some_and(|since| slot.called > since);
+        let is_probe = failure.is_some() && self.breaker.is_open_at(slot.called);
         slot.probe_failures = match is_probe && !keyed && probes >= PROBES {
             true => PROBES,
             false => slot.probe_failures.saturating_add(1),
@@ -266,7 +266,7 @@ impl Engine {
         if let Some(slot) = self.window.get_mut(id) {
             slot.state = State::Publishing { copy: copy.clone(), tries, since: now };
             if tries == 0 {
-                slot.copied = Some(now);
+                slot.copied = now;
             }
             // The first try's timer is that of the others too, until it has run out.
             let due = slot.copy_until(held_long);
@@ -289,9 +289,6 @@ impl Engine {
         now: Time,
         effects: &mut Vec<Effect>,
     ) {
-        if self.generation.is_none() {
-            return;
-        }
         let held_long = self.held_long();
         let Some(slot) = self.window.get_mut(id) else { return };
         let State::Publishing { copy, tries, .. } = &slot.state else { return };
@@ -381,30 +378,31 @@ impl Engine {
         let reply = self.late_state(id);
         effects.push(Effect::Late(reply));
         self.end_outlived(id);
-        let Some(slot) = self.window.get_mut(id).filter(|_| reply == LateReply::Accepted) else { return };
-        if matches!(slot.state, State::Running { .. }) {
-            slot.early = Some(verdict);
-        } else {
+        // Also where its channel is gone, and with it the slot: its key is free once the call has ended, too.
+        let mut at_handler = self.calls.values_mut().flat_map(|call| &mut call.deliveries);
+        if let Some(one) = at_handler.find(|one| one.id == id) {
+            one.ended.get_or_insert(verdict);
+        } else if reply == LateReply::Accepted {
             self.end_late(id, verdict, now, effects);
         }
     }
 
     /// Ends a delivery that the application had answered with `later`.
     fn end_late(&mut self, id: DeliveryId, verdict: Verdict, now: Time, effects: &mut Vec<Effect>) {
-        if let Some(slot) = self.window.get_mut(id) {
-            if let State::Later { call, .. } = slot.state
-                && let Entry::Occupied(mut left) = self.late.entry(call)
-            {
-                *left.get_mut() -= 1;
-                if *left.get() == 0 {
-                    left.remove();
-                }
+        let Some(slot) = self.window.get(id) else { return };
+        if let State::Later { call, .. } = slot.state
+            && let Entry::Occupied(mut left) = self.late.entry(call)
+        {
+            *left.get_mut() -= 1;
+            if *left.get() == 0 {
+                left.remove();
             }
-            let (took, failed) = (now.saturating_sub(slot.called), failed(&verdict));
-            let first = self.settings.is_first(slot.attempt());
-            effects.push(Effect::Observe(Observation::LateEnded { took, first, failed }));
         }
-        self.judge_handler(&verdict, Some(id), now, effects);
+        let called = slot.called;
+        let (took, failed) = (now.saturating_sub(called), failed(&verdict));
+        let first = self.settings.is_first(slot.attempt());
+        effects.push(Effect::Observe(Observation::LateEnded { took, first, failed }));
+        self.judge_handler(&verdict, Some(id), called, now, effects);
         self.conclude(id, verdict, now, effects);
     }
 

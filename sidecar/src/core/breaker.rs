@@ -79,6 +79,11 @@ impl Breaker {
         self.open.as_ref().map(|open| open.since)
     }
 
+    /// Whether it is open, and was at that time: what was called before is no probe.
+    pub fn is_open_at(&self, at: Time) -> bool {
+        self.open.as_ref().is_some_and(|open| at > open.since)
+    }
+
     /// How many probes have failed since it opened.
     pub fn failed_probes(&self) -> u32 {
         self.open.as_ref().map_or(0, |open| open.failed)
@@ -105,18 +110,19 @@ impl Breaker {
         Change::None
     }
 
-    /// The application failed on a message.
+    /// The application failed on a message that it was called for then.
     pub fn failed(
         &mut self,
         identity: Option<Identity>,
         status: Option<u16>,
+        called: Time,
         now: Time,
         seed: u64,
     ) -> Change {
         self.record(Sample { failed: true, status, identity });
         if let Some(open) = &mut self.open {
-            // Calls that were on the way when it opened are no probes.
-            if now >= open.next_probe {
+            // Calls that were on the way when it opened are no probes, however late they end.
+            if called > open.since && now >= open.next_probe {
                 open.next_probe = now + open.backoff.pause();
                 open.failed = open.failed.saturating_add(1);
                 open.status = common_status(&self.recent, LATEST);
@@ -171,7 +177,7 @@ mod tests {
     use super::*;
 
     fn fail(breaker: &mut Breaker, identity: u64) -> Change {
-        breaker.failed(Some(Identity::Message(identity)), Some(500), Time::ZERO, 1)
+        breaker.failed(Some(Identity::Message(identity)), Some(500), Time::ZERO, Time::ZERO, 1)
     }
 
     #[test]
@@ -206,10 +212,10 @@ mod tests {
     #[test]
     fn failures_without_an_answer_count_against_a_status_that_few_have() {
         let mut breaker = Breaker::new();
-        breaker.failed(Some(Identity::Message(0)), Some(404), Time::ZERO, 1);
+        breaker.failed(Some(Identity::Message(0)), Some(404), Time::ZERO, Time::ZERO, 1);
         let mut change = Change::None;
         for n in 1..20 {
-            change = breaker.failed(Some(Identity::Message(n)), None, Time::ZERO, 1);
+            change = breaker.failed(Some(Identity::Message(n)), None, Time::ZERO, Time::ZERO, 1);
         }
         assert_eq!(change, Change::Opened(None));
     }
@@ -223,7 +229,7 @@ mod tests {
         let mut told = Vec::new();
         for status in [Some(404), Some(500), Some(404), Some(404), None, None] {
             let now = breaker.next_probe().unwrap();
-            breaker.failed(Some(Identity::Message(1)), status, now, 1);
+            breaker.failed(Some(Identity::Message(1)), status, now, now, 1);
             told.push(breaker.status());
         }
         assert_eq!(told, [Some(500), Some(500), Some(404), Some(404), Some(404), None]);
@@ -251,7 +257,7 @@ mod tests {
             let next = breaker.next_probe().unwrap();
             assert!(next > now && next - now <= Duration::from_secs(30));
             now = next;
-            breaker.failed(Some(Identity::Message(n)), None, now, 1);
+            breaker.failed(Some(Identity::Message(n)), None, now, now, 1);
         }
         assert!(now > Duration::from_secs(200));
     }
@@ -265,8 +271,10 @@ mod tests {
         let next = breaker.next_probe();
         for n in 0..100 {
             fail(&mut breaker, n);
+            // Also those that end long after.
+            breaker.failed(Some(Identity::Message(n)), Some(500), Time::ZERO, Duration::from_secs(n), 1);
         }
-        assert_eq!(breaker.next_probe(), next);
+        assert_eq!((breaker.next_probe(), breaker.failed_probes()), (next, 0));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::caution::Caution;
 use super::drain::Drain;
 use super::event::{
     CallId, Called, Copy, DeadReason, DeliveryId, Effect, Event, Incoming, LateReply, Observation, Time,
+    Verdict,
 };
 use super::flow::{Handler, Subscription};
 use super::prefetch::AutoPrefetch;
@@ -32,8 +33,17 @@ const SPARE_TIMERS: usize = 1024;
 /// A call that runs, also when the channel of its deliveries is gone.
 #[derive(Debug)]
 pub(super) struct Call {
-    pub deliveries: Vec<(DeliveryId, Option<u64>)>,
+    pub deliveries: Vec<AtHandler>,
     pub started: Time,
+}
+
+/// A delivery of a call that runs.
+#[derive(Debug)]
+pub(super) struct AtHandler {
+    pub id: DeliveryId,
+    pub key: Option<u64>,
+    /// How the application has ended it while the call runs: it may do so before its answer `later` is read.
+    pub ended: Option<Verdict>,
 }
 
 /// The consumer engine of one queue.
@@ -41,7 +51,7 @@ pub(super) struct Call {
 pub struct Engine {
     pub(super) settings: Settings,
     pub(super) seed: u64,
-    /// The channel, while there is one.
+    /// The channel, while there is one. Without one the window is empty, and nothing is ready.
     pub(super) generation: Option<u64>,
     pub(super) subscription: Subscription,
     /// When the consumer was started.
@@ -152,11 +162,7 @@ impl Engine {
             Event::HandlerPort { seen } => self.handler_port(seen, now, effects),
             Event::Drain => self.begin_drain(now, effects),
             Event::Terminate => self.terminate(now, effects),
-            Event::Leaving => {
-                if self.generation.is_some() {
-                    self.window.flush_all(effects);
-                }
-            }
+            Event::Leaving => self.window.flush_all(effects),
             Event::Tick => {}
         }
         self.evaluate(now, effects);
@@ -223,7 +229,7 @@ impl Engine {
 
     /// The keys of what the application works on, whatever became of its channel.
     pub(super) fn busy_keys(&self) -> impl Iterator<Item = u64> {
-        let calls = self.calls.values().flat_map(|call| call.deliveries.iter().filter_map(|(_, key)| *key));
+        let calls = self.calls.values().flat_map(|call| call.deliveries.iter().filter_map(|one| one.key));
         calls.chain(self.outlived.values().map(|(key, _)| *key))
     }
 
@@ -293,12 +299,13 @@ impl Engine {
 
     /// Whether a delivery waits for the application's late answer, or has not had it yet while its call runs: the application
     /// may go on before its answer `later` is read.
-    pub(super) fn late_state(&self, id: DeliveryId) -> LateReply {
-        let connected = self.generation.is_some();
+    pub fn late_state(&self, id: DeliveryId) -> LateReply {
         if let Some(slot) = self.window.get(id) {
             let waits = match slot.state {
                 State::Later { .. } => true,
-                State::Running { .. } => slot.early.is_none(),
+                State::Running { call } => self.calls.get(&call).is_some_and(|call| {
+                    call.deliveries.iter().any(|one| one.id == id && one.ended.is_none())
+                }),
                 State::Received
                 | State::Waiting { .. }
                 | State::Publishing { .. }
@@ -306,10 +313,10 @@ impl Engine {
                 | State::Finished { .. }
                 | State::Settled => false,
             };
-            return if connected && waits { LateReply::Accepted } else { LateReply::Ended };
+            return if waits { LateReply::Accepted } else { LateReply::Ended };
         }
         let earlier = id.generation >= 1 && id.generation < self.window.generation;
-        let lost = !connected && id.generation == self.window.generation;
+        let lost = self.generation.is_none() && id.generation == self.window.generation;
         if earlier || lost || self.window.has_seen(id) { LateReply::Ended } else { LateReply::Unknown }
     }
 
@@ -319,10 +326,8 @@ impl Engine {
         self.reverse_drain(now, effects);
         self.drop_replies(now, effects);
         let prefetch = self.subscription.prefetch().unwrap_or(self.settings.prefetch);
-        if self.generation.is_some() {
-            self.window.flush(now, prefetch, effects);
-            self.wake_at(self.window.ack_due());
-        }
+        self.window.flush(now, prefetch, effects);
+        self.wake_at(self.window.ack_due());
         self.probe_handler(effects);
         self.reconcile_subscription(now, effects);
         self.give_back(now, effects);
@@ -363,10 +368,11 @@ impl Engine {
     fn dispatch(&mut self, now: Time, effects: &mut Vec<Effect>) {
         while self.may_dispatch(now) {
             let taken = self.calls.len() + self.late.len();
-            let start = match self.breaker.open_since().zip(self.breaker.next_probe()) {
-                Some((since, _)) if self.is_probing(since, now) => None,
-                _ if taken >= usize::from(self.settings.concurrency.max(1)) => None,
-                Some((_, probe)) => self.throttle.may_start(0).map(|start| start.max(probe)),
+            if taken >= usize::from(self.settings.concurrency) || self.is_probing(now) {
+                return;
+            }
+            let start = match self.breaker.next_probe() {
+                Some(probe) => self.throttle.may_start(0).map(|start| start.max(probe)),
                 None => self.throttle.may_start(self.calls.len()),
             };
             let Some(start) = start else { return };
@@ -381,12 +387,13 @@ impl Engine {
 
     /// Whether a probe has not ended. What began before the breaker opened is none: waiting for it could take as long as the
     /// work does. So is one that the application, which goes on with it, extends beyond the time of a call.
-    fn is_probing(&mut self, since: Time, now: Time) -> bool {
-        if self.calls.values().any(|call| call.started > since) {
+    fn is_probing(&mut self, now: Time) -> bool {
+        if self.calls.values().any(|call| self.breaker.is_open_at(call.started)) {
             return true;
         }
         let longest = self.settings.late_timeout;
-        let later = |slot: &&Slot| matches!(slot.state, State::Later { .. }) && slot.called > since;
+        let later =
+            |slot: &&Slot| matches!(slot.state, State::Later { .. }) && self.breaker.is_open_at(slot.called);
         let until = self.window.open_slots().filter(later).map(|slot| slot.called + longest).max();
         let until = until.filter(|until| *until > now);
         self.wake_at(until);
@@ -420,12 +427,12 @@ impl Engine {
                 }
                 1
             }
-            None => self.settings.batch.map_or(1, |batch| usize::from(batch.max_messages.max(1))),
+            None => self.settings.batch.map_or(1, |batch| usize::from(batch.max_messages)),
         };
         self.next_call += 1;
         let call = CallId(self.next_call);
         let mut deliveries = Vec::with_capacity(most.min(self.ready.len()));
-        let mut owners = Vec::with_capacity(most.min(self.ready.len()));
+        let mut at_handler = Vec::with_capacity(most.min(self.ready.len()));
         while deliveries.len() < most {
             let Some(id) = self.ready.pop() else { break };
             let Some(slot) = self.window.get_mut(id) else { continue };
@@ -438,7 +445,7 @@ impl Engine {
             slot.state = State::Running { call };
             slot.called = now;
             deliveries.push(Called { id, attempt });
-            owners.push((id, slot.incoming.key));
+            at_handler.push(AtHandler { id, key: slot.incoming.key, ended: None });
             if attempt > 1 {
                 break;
             }
@@ -447,7 +454,7 @@ impl Engine {
             return;
         }
         self.throttle.started(now);
-        self.calls.insert(call, Call { deliveries: owners, started: now });
+        self.calls.insert(call, Call { deliveries: at_handler, started: now });
         effects.push(Effect::Call { call, deliveries });
     }
 

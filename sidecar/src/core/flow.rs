@@ -238,11 +238,7 @@ impl Engine {
             }
             Drain::Done { .. } => false,
         };
-        draining
-            && !self.handing_back
-            && self.generation.is_some()
-            && self.handler.is_up()
-            && !self.settings.paused
+        draining && !self.handing_back && self.handler.is_up() && !self.settings.paused
     }
 
     /// How many of the waiting messages to keep; none: all of them.
@@ -275,9 +271,7 @@ impl Engine {
             return;
         }
         let Some(keep) = self.keep(now) else { return };
-        if self.generation.is_none()
-            || matches!(self.subscription, Subscription::Active { .. } | Subscription::Subscribing { .. })
-        {
+        if matches!(self.subscription, Subscription::Active { .. } | Subscription::Subscribing { .. }) {
             return;
         }
         // Until then each copy is tried again: given back, its message would be handled again.

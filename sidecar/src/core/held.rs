@@ -55,7 +55,7 @@ impl Engine {
     /// Gives back what has waited for long, and warns of what is held for long otherwise. The broker counts from a delivery's coming,
     /// so one that it brings straight back has its time anew.
     pub(super) fn end_long_waits(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        if self.generation.is_none() || self.window.open() == 0 {
+        if self.window.open() == 0 {
             return;
         }
         if now >= self.next_held_long {

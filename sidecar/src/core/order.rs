@@ -47,7 +47,7 @@ impl Engine {
 
     /// Whether the consumer was started to probe with.
     pub(super) fn probes(&self) -> bool {
-        self.breaker.open_since().is_some_and(|since| self.subscribed_at > since)
+        self.breaker.is_open_at(self.subscribed_at)
     }
 
     /// Hands back what is held once nothing is at work; until then nothing new starts. `wanted`: the window to consume with

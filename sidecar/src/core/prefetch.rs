@@ -50,7 +50,7 @@ impl AutoPrefetch {
             self.window = None;
             return settings.prefetch;
         }
-        let per_call = settings.batch.map_or(1, |batch| batch.max_messages.max(1));
+        let per_call = settings.batch.map_or(1, |batch| batch.max_messages);
         let at_work = settings.concurrency.saturating_mul(per_call).clamp(1, settings.prefetch);
         let current =
             self.window.unwrap_or_else(|| at_work.saturating_mul(2)).clamp(at_work, settings.prefetch);

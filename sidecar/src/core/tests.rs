@@ -1489,6 +1489,25 @@ fn the_next_of_a_key_waits_for_late_work_whose_channel_is_gone() {
         assert_eq!(world.late_replies, [LateReply::Ended]);
         assert_eq!(world.calls.len(), 1, "it was redelivered, and is called again");
     }
+    // What has ended before its answer is read is not waited for any more, whether the connection was lost after that or before.
+    for ends_first in [true, false] {
+        let mut world = late();
+        let end = Event::LateAnswer { id: DeliveryId { generation: 1, tag: 1 }, verdict: Verdict::Ack };
+        if ends_first {
+            world.step(end);
+            world.disconnect();
+        } else {
+            world.disconnect();
+            world.step(end);
+        }
+        world.connect();
+        world.settle();
+        assert_eq!(world.calls.len(), 1, "the call runs still");
+        world.early.insert(DeliveryId { generation: 1, tag: 1 });
+        world.answer_all(Verdict::Later);
+        world.settle();
+        assert_eq!(world.calls.len(), 1, "it was redelivered, and is called again");
+    }
     // Who never says that it has ended is waited for as long as for any late work, over a second loss, too.
     let mut world = late();
     world.answer_all(Verdict::Later);
@@ -2101,6 +2120,9 @@ fn apply(world: &mut World, op: Op, settings: &mut Settings) {
                 let id = running[index % running.len()];
                 if world.engine.late_state(id) == LateReply::Accepted {
                     assert!(world.is_held(id) && world.early.insert(id));
+                } else if !world.is_held(id) {
+                    // Its channel is gone, and its work has ended all the same.
+                    world.early.insert(id);
                 }
                 world.step(Event::LateAnswer { id, verdict: Verdict::Ack });
             }

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::breaker::PROBES;
-use super::event::{CallId, Copy, DeliveryId, Effect, Incoming, Time, Verdict};
+use super::event::{CallId, Copy, DeliveryId, Effect, Incoming, Time};
 use super::flow::HOLD;
 
 /// How long a finished delivery waits at most for others to be acknowledged with.
@@ -46,9 +46,7 @@ pub(super) struct Slot {
     /// When its last call began.
     pub called: Time,
     /// When its last copy was sent first.
-    pub copied: Option<Time>,
-    /// What the application has said of it while its call runs: it may do so before its answer `later` is read.
-    pub early: Option<Verdict>,
+    pub copied: Time,
     /// Failed attempts in this process that no copy has recorded.
     pub local_attempts: u32,
     /// Failures while the breaker was open.
@@ -78,7 +76,7 @@ impl Slot {
     /// Until when its copy is worth another try, where it may be held for so `long`: for a moment also after work that took longer,
     /// which would be done again.
     pub fn copy_until(&self, long: Duration) -> Time {
-        (self.since + long).max(self.copied.unwrap_or(self.since) + HOLD)
+        (self.since + long).max(self.copied + HOLD)
     }
 
     /// Since when its copy is on the way.
@@ -136,8 +134,7 @@ impl Window {
             state: State::Received,
             since: now,
             called: now,
-            copied: None,
-            early: None,
+            copied: now,
             local_attempts: 0,
             probe_failures: 0,
             successes_then: 0,

@@ -77,16 +77,13 @@ impl Runtime {
             Inbox::Terminate => self.step(Event::Terminate),
             Inbox::Abandon => self.exit = true,
             Inbox::LateAnswer { id, verdict, body, reply } => {
-                let earlier = self.replies.get(&id).cloned();
-                let verdict = self.late_verdict(id, verdict, body);
+                // What is refused must not put its reply in the place of the one that was accepted.
+                let verdict = match self.engine.late_state(id) {
+                    LateReply::Accepted => self.late_verdict(id, verdict, body),
+                    LateReply::Ended | LateReply::Unknown => verdict,
+                };
                 self.step(Event::LateAnswer { id, verdict });
                 if let Some(answer) = self.late_reply.take() {
-                    // What is refused must not put its reply in the place of the one that was accepted.
-                    if answer != LateReply::Accepted
-                        && let (Some(earlier), Some(reply)) = (earlier, self.replies.get_mut(&id))
-                    {
-                        *reply = earlier;
-                    }
                     // The application may have hung up.
                     let _ = reply.send(answer);
                 }
