@@ -1,9 +1,8 @@
 //! A channel on a connection, whatever became of those before it.
 
-use lapin::protocol::AMQPErrorKind;
 use lapin::{Channel, ErrorKind};
 
-use crate::error::BrokerError;
+use crate::error::{BrokerError, is_of_channel};
 use crate::supervisor::Link;
 
 /// Opens a channel.
@@ -27,13 +26,8 @@ pub async fn open(link: &Link) -> Result<Channel, BrokerError> {
             return Err(closed("no number is left for another channel"));
         }
         if !connection.status().connected() {
-            return Err(match error.kind() {
-                // An old answer says nothing of a connection that ended meanwhile.
-                ErrorKind::ProtocolError(error) if matches!(error.kind(), AMQPErrorKind::Soft(_)) => {
-                    closed("the connection ended")
-                }
-                _ => error.into(),
-            });
+            // An old answer says nothing of a connection that ended meanwhile.
+            return Err(if is_of_channel(&error) { closed("the connection ended") } else { error.into() });
         }
     }
 }

@@ -192,6 +192,11 @@ impl From<Error> for BrokerError {
     }
 }
 
+/// Whether that has ended a channel, and not its connection.
+pub(crate) fn is_of_channel(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(error) if matches!(error.kind(), AMQPErrorKind::Soft(_)))
+}
+
 /// What a 406 says of one argument that differs: a declaration stops at the first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {

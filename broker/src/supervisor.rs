@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use crate::access::BrokerAccess;
 use crate::alarm::{Alarm, Heard};
 use crate::connect::{ConnectOptions, hang_up, open};
-use crate::error::BrokerError;
+use crate::error::{BrokerError, is_of_channel};
 
 /// The first wait before connecting again.
 const MIN_BACKOFF: Duration = Duration::from_millis(250);
@@ -217,8 +217,9 @@ impl Keeper {
                 biased;
                 event = events.next() => match event {
                     Some(Event::Error(error)) => {
-                        // A refused declaration closes its channel and is reported to whoever made it.
-                        if !connection.status().connected() {
+                        // A refused declaration closes its channel and is reported to whoever made it: it is not why the connection
+                        // has ended, if that has ended meanwhile.
+                        if !is_of_channel(&error) && !connection.status().connected() {
                             return error.into();
                         }
                     }

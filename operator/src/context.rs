@@ -17,7 +17,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::sync::{Semaphore, SemaphorePermit, TryAcquireError, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use warren_api::{Queue, SidecarConfig, Worker};
 
@@ -46,8 +46,6 @@ pub const PASSING_FAILURES: u32 = 4;
 pub const SIDECARS_LEARN: Duration = Duration::from_secs(150);
 /// What has failed is tried again far sooner, if it is there.
 const GONE: Duration = Duration::from_secs(600);
-/// Reconciles at once of objects whose last two failed.
-const FAILING_AT_ONCE: usize = 4;
 
 /// Caches of a scope, filled by watches.
 #[derive(Clone)]
@@ -306,30 +304,14 @@ impl Seen {
 }
 
 /// Counts failed reconciles in a row, by uid: an object that has the name of another begins anew.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Retries {
     counts: Mutex<HashMap<String, (u32, Instant)>>,
-    places: Semaphore,
-}
-
-impl Default for Retries {
-    fn default() -> Self {
-        Self { counts: Mutex::default(), places: Semaphore::new(FAILING_AT_ONCE) }
-    }
 }
 
 impl Retries {
-    /// A place for one more try of an object that has failed again, if one is free: a webhook of its namespace that hangs would take
-    /// those of all others otherwise. One that has not failed, or once, needs none: it must not wait for those that do.
-    ///
-    /// # Errors
-    /// There is no place.
-    pub fn place(&self, object: &impl ResourceExt) -> Result<Option<SemaphorePermit<'_>>, TryAcquireError> {
-        if self.in_a_row(object) < 2 { Ok(None) } else { self.places.try_acquire().map(Some) }
-    }
-
     /// Counts one more; gives the number of those before.
-    fn failed(&self, object: &impl ResourceExt, now: Instant) -> u32 {
+    pub(crate) fn failed(&self, object: &impl ResourceExt, now: Instant) -> u32 {
         let mut counts = locked(&self.counts);
         let (count, last) = counts.entry(object.uid().unwrap_or_default()).or_insert((0, now));
         (*count, *last) = (count.saturating_add(1), now);
@@ -418,28 +400,6 @@ mod tests {
         retries.failed(&queue("b"), now + GONE);
         retries.forget_gone(now + GONE);
         assert_eq!(locked(&retries.counts).keys().collect::<Vec<_>>(), ["b"]);
-    }
-
-    #[test]
-    fn what_fails_has_places_of_its_own_and_what_does_not_needs_none() {
-        let (retries, now) = (Retries::default(), Instant::now());
-        let queue = |uid: usize| {
-            let mut queue = Queue::new("orders", Default::default());
-            queue.metadata.uid = Some(uid.to_string());
-            queue
-        };
-        for uid in 0..=FAILING_AT_ONCE {
-            retries.failed(&queue(uid), now);
-            assert!(retries.place(&queue(uid)).unwrap().is_none(), "it may have been by chance");
-            retries.failed(&queue(uid), now);
-        }
-        let mut places: Vec<_> =
-            (0..FAILING_AT_ONCE).map(|uid| retries.place(&queue(uid)).unwrap().unwrap()).collect();
-        let last = queue(FAILING_AT_ONCE);
-        assert!(retries.place(&last).is_err());
-        assert!(retries.place(&queue(99)).unwrap().is_none());
-        places.pop();
-        assert!(retries.place(&last).unwrap().is_some());
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod args;
 pub mod brokers;
 pub mod condition;
 pub mod context;
+mod controller;
 pub mod error;
 pub mod leader;
 mod locked;

@@ -66,6 +66,17 @@ pub(super) fn older_to_come(queue: &Queue, key: &Key, order: &Order, context: &C
     context.brokers.older_to_come(key, age(queue), &order.names())
 }
 
+/// Why a Queue that an older one has kept out waits still, though that one is gone; none: it need not.
+pub(super) fn waits(queue: &Queue, key: &Key, order: &Order, context: &Context) -> Option<String> {
+    if let Some(older) = older_to_come(queue, key, order, context) {
+        return Some(format!("{}, or delete that Queue", waits_for(&older)));
+    }
+    (!context.brokers.all_listed()).then(|| {
+        "an older Queue of that name may be in a namespace whose Queues cannot be listed yet: see the operator's log, and that its Role is in each of watchNamespaces"
+            .to_owned()
+    })
+}
+
 /// Why a Queue waits for an older one of which it is not known on which broker.
 pub(super) fn waits_for(older: &Key) -> String {
     let Key { namespace, name } = older;

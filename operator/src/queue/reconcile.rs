@@ -3,19 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{FutureExt, Stream, StreamExt};
+use futures::Stream;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
-use kube::runtime::controller::{Action, Config};
+use kube::ResourceExt;
+use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
-use kube::runtime::{Controller, watcher};
-use kube::{Resource, ResourceExt};
+use kube::runtime::watcher;
 use warren_api::conditions::READY;
 use warren_api::conditions::queue::{BROKER_REACHABLE, DEAD_LETTER_AVAILABLE, DECLARED, DELETION_BLOCKED};
 use warren_api::{Queue, Worker};
 
-use super::place::{FIRST_ANSWER, conflict, older_to_come, outcome, patience, waits_for};
+use super::place::{FIRST_ANSWER, conflict, outcome, patience, waits};
 use super::removal::{End, end};
 use super::status::{Progress, conflicting, status};
 use super::validate::validate;
@@ -23,12 +23,14 @@ use super::{dereference, finalizer, plan};
 use crate::brokers::{Key, Outcome, Seen};
 use crate::condition::{find, is_false, is_news, is_true};
 use crate::context::Context;
+use crate::controller::Controlled;
 use crate::error::Error;
 use crate::problem::{CONFLICT, OTHER_FINALIZER, Problem};
 use crate::scaler::board::Durability;
 use crate::secrets::SecretState;
-use crate::watch::Complaints;
 
+/// What metrics and logs call it.
+const KIND: &str = "queue";
 /// Reconciles at once: none of them waits for a broker.
 const CONCURRENCY: u16 = 32;
 /// What keeps a deletion, such as a Worker's pods, is looked at again so often.
@@ -44,18 +46,9 @@ pub async fn run(
     changed: impl Stream<Item = ObjectRef<Queue>> + Send + 'static,
     context: Arc<Context>,
 ) {
-    let shutdown = context.shutdown.clone();
-    let mut complaints = Complaints::about(Queue::kind(&()), context.namespace.as_deref());
-    Controller::for_stream(queues, context.stores.queues.clone())
-        .with_config(Config::default().concurrency(CONCURRENCY))
-        .reconcile_on(changed)
-        .graceful_shutdown_on(async move { shutdown.cancelled().await })
-        .run(|queue, context| reconcile(queue, context).boxed(), error_policy, context)
-        .for_each(|reconciled| {
-            complaints.hear(&reconciled);
-            std::future::ready(())
-        })
-        .await;
+    let store = context.stores.queues.clone();
+    let controlled = Controlled { kind: KIND, at_once: CONCURRENCY, store, reconcile, error_policy };
+    controlled.run(queues, changed, context).await;
 }
 
 async fn reconcile(queue: Arc<Queue>, context: Arc<Context>) -> Result<Action, Error> {
@@ -65,8 +58,6 @@ async fn reconcile(queue: Arc<Queue>, context: Arc<Context>) -> Result<Action, E
 }
 
 async fn step(queue: Arc<Queue>, context: Arc<Context>) -> Result<Action, Error> {
-    context.caches_filled().await;
-    let _timer = context.metrics.reconciling("queue");
     let progress = if queue.metadata.deletion_timestamp.is_some() {
         match end(&queue, &context).await? {
             End::Gone => {
@@ -148,15 +139,13 @@ async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, 
     }
     // After a restart the older one may be in a namespace that is late, or it is not known where it is before its Secret can
     // be read.
-    if conflicting(queue).is_some() {
-        let older = older_to_come(queue, &key, &order, context);
-        if let Some(older) = older.as_ref().filter(|_| context.seen_for(queue) >= patience(&key, context)) {
-            let message = format!("{}, or delete that Queue", waits_for(older));
+    if conflicting(queue).is_some()
+        && let Some(message) = waits(queue, &key, &order, context)
+    {
+        if context.seen_for(queue) >= patience(&key, context) {
             say(queue, Progress::Invalid(Problem::new(DECLARED, CONFLICT, message)), context).await?;
         }
-        if older.is_some() || !context.brokers.all_listed() {
-            return Ok(None);
-        }
+        return Ok(None);
     }
     if !record(queue, &address, context).await? {
         return Ok(None);
@@ -250,5 +239,5 @@ fn tell_recreated(queue: &Queue, key: &Key, context: &Context) {
 
 #[expect(clippy::needless_pass_by_value, reason = "the controller's signature")]
 fn error_policy(queue: Arc<Queue>, error: &Error, context: Arc<Context>) -> Action {
-    context.failed("queue", queue.as_ref(), error)
+    context.failed(KIND, queue.as_ref(), error)
 }

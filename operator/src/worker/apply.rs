@@ -248,10 +248,10 @@ where
     Live<K, F>: DeserializeOwned + Clone,
 {
     let name = desired["metadata"]["name"].as_str().unwrap_or_default();
-    let made = match live {
+    let made = match live.filter(|live| live.is_warrens()) {
         Some(live) if covers(&live.object(), &required(worker, desired)) => return Ok(Ok(false)),
         Some(_) => false,
-        // What is not in the cache, which holds labelled objects only, may be somebody else's.
+        // What is not in the cache, which holds labelled objects only, may be somebody else's, as may what has the label alone.
         None => {
             let found = api.get_metadata_opt(name).await?;
             if found.as_ref().is_some_and(|found| !owned(found, worker)) {

@@ -354,7 +354,7 @@ fn sidecar(valid: &ValidWorker<'_>, image: &str, token: &str, telemetry: Vec<Val
         json!({"name": "WARREN_GRACE_PERIOD_SECONDS", "value": valid.grace_seconds.min(u32::MAX.into()).to_string()}),
         json!({"name": "WARREN_DRAIN_TOKEN", "value": token}),
         json!({"name": "WARREN_BROKER_SECRET", "value": valid.secret}),
-        json!({"name": "WARREN_LOG_LEVEL", "value": sidecar.log_level.as_str()}),
+        json!({"name": "WARREN_LOG_LEVEL", "value": sidecar.log_level}),
         json!({"name": "WARREN_POD_NAME", "valueFrom": field("metadata.name")}),
         json!({"name": "WARREN_POD_NAMESPACE", "valueFrom": field("metadata.namespace")}),
     ];

@@ -1,4 +1,4 @@
-//! Step 1: what the Worker points to and what exists of it, all from caches.
+//! Step 1: what the Worker points to and what exists of it, from caches, and its Secret, which is asked for at times.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

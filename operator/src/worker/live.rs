@@ -107,6 +107,11 @@ impl<K, F> Live<K, F> {
         serde_json::from_str(&self.text).unwrap_or_default()
     }
 
+    /// Whether Warren made it, for whichever Worker.
+    pub fn is_warrens(&self) -> bool {
+        !self.text.is_empty()
+    }
+
     /// Whether it is this Worker's.
     pub fn is_owned_by(&self, worker: &Worker) -> bool {
         worker.metadata.uid.as_deref().is_some_and(|uid| self.owners.iter().any(|owner| **owner == *uid))

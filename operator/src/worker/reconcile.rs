@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{FutureExt, Stream, StreamExt};
+use futures::Stream;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::runtime::controller::{Action, Config};
+use kube::ResourceExt;
+use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
-use kube::runtime::{Controller, watcher};
-use kube::{Resource, ResourceExt};
+use kube::runtime::watcher;
 use warren_api::conditions::READY;
 use warren_api::conditions::worker::TEMPLATE_VALID;
 use warren_api::worker::ScalingMode;
@@ -27,13 +27,15 @@ use super::validate::{DISORDER, hold, validate};
 use crate::brokers::Key;
 use crate::condition::{find, is_news};
 use crate::context::{Context, PASSING_FAILURES};
+use crate::controller::Controlled;
 use crate::error::Error;
 use crate::problem::{NAME_TAKEN, NOT_APPLIED, Problem, REFUSED};
 use crate::scaler::act::{self, SCALE_REVERTED};
 use crate::scaler::board::{Entry, View};
 use crate::scope::tell_ordered;
-use crate::watch::Complaints;
 
+/// What metrics and logs call it.
+const KIND: &str = "worker";
 /// Reconciles at once.
 const CONCURRENCY: u16 = 16;
 /// Everything else brings a Worker here by itself; this is a net.
@@ -43,49 +45,35 @@ const OTHERS_PODS: Duration = Duration::from_secs(5);
 /// What the API server refused may pass later, such as a quota, and nobody tells of the end of what is not Warren's.
 const REFUSED_RETRY: Duration = Duration::from_secs(20);
 
-/// The longest until a Worker that has failed looks for a place again.
-const PLACE: Duration = Duration::from_secs(5);
-
 /// Runs the controller until `context.shutdown`.
 pub async fn run(
     workers: impl Stream<Item = Result<Worker, watcher::Error>> + Send + 'static,
     changed: impl Stream<Item = ObjectRef<Worker>> + Send + 'static,
     context: Arc<Context>,
 ) {
-    let shutdown = context.shutdown.clone();
-    let mut complaints = Complaints::about(Worker::kind(&()), context.namespace.as_deref());
-    Controller::for_stream(workers, context.stores.workers.clone())
-        .with_config(Config::default().concurrency(CONCURRENCY))
-        .reconcile_on(changed)
-        .graceful_shutdown_on(async move { shutdown.cancelled().await })
-        .run(|worker, context| reconcile(worker, context).boxed(), error_policy, context)
-        .for_each(|reconciled| {
-            complaints.hear(&reconciled);
-            std::future::ready(())
-        })
-        .await;
+    let store = context.stores.workers.clone();
+    let controlled = Controlled { kind: KIND, at_once: CONCURRENCY, store, reconcile, error_policy };
+    controlled.run(workers, changed, context).await;
 }
 
 async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action, Error> {
-    context.caches_filled().await;
     // The garbage collector takes what the Worker owns.
     if worker.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
-    let Ok(_place) = context.retries.place(worker.as_ref()) else {
-        return Ok(Action::requeue(PLACE.mul_f64(rand::random_range(0.2..1.0))));
-    };
-    let _timer = context.metrics.reconciling("worker");
     let entry = context.board.entry(&Key::of(worker.as_ref()));
     let around = dereference(&worker, &context).await?;
-    let (problem, image) = match converge(&worker, &around, &entry, &context).await {
+    let (image, problem) = match converge(&worker, &around, &entry, &context).await {
         // It tells itself, and what does not need it goes on.
         Err(error @ Error::Api(_)) if context.retries.in_a_row(worker.as_ref()) >= PASSING_FAILURES => {
             let problem = not_applied(&error);
-            context.failed("worker", worker.as_ref(), &error);
-            (Some(problem), None)
+            context.failed(KIND, worker.as_ref(), &error);
+            (None, Some(problem))
         }
-        converged => converged?,
+        converged => match converged? {
+            Ok(Converged { image, budget }) => (Some(image), budget),
+            Err(problem) => (None, Some(problem)),
+        },
     };
     let applied = image.is_some();
     let told = if applied { None } else { around.told() };
@@ -132,16 +120,24 @@ fn pause(problem: Option<&Problem>, waits: bool) -> Duration {
     }
 }
 
-/// Validates, builds and applies; gives what is wrong, and the sidecar image that the pods were rolled with.
+/// What has been applied.
+struct Converged {
+    /// The sidecar image that the pods were rolled with.
+    image: String,
+    /// What is wrong with the PodDisruptionBudget, without which the rest does its work.
+    budget: Option<Problem>,
+}
+
+/// Validates, builds and applies. The inner error is what keeps the Worker from that.
 async fn converge(
     worker: &Worker,
     around: &Surroundings,
     entry: &Entry,
     context: &Context,
-) -> Result<(Option<Problem>, Option<String>), Error> {
+) -> Result<Result<Converged, Problem>, Error> {
     let valid = match validate(worker, around) {
         Ok(valid) => valid,
-        Err(problem) => return Ok((Some(problem), None)),
+        Err(problem) => return Ok(Err(problem)),
     };
     let _writing = entry.writing.lock().await;
     let view = entry.view_of(worker);
@@ -170,10 +166,9 @@ async fn converge(
                 let note = "the Deployment was gone, and is made again: to stop, set consumer.paused or delete the Worker";
                 context.event(worker, EventType::Warning, "DeploymentRecreated", note, "Reconcile");
             }
-            // What holds consuming comes first: the other is told when that is over.
-            Ok((valid.hold.or(budget), Some(built.image)))
+            Ok(Ok(Converged { image: built.image, budget }))
         }
-        Err(problem) => Ok((Some(problem), None)),
+        Err(problem) => Ok(Err(problem)),
     }
 }
 
@@ -253,7 +248,7 @@ async fn write(worker: &Worker, status: WorkerStatus, context: &Context) -> Resu
 #[expect(clippy::needless_pass_by_value, reason = "the controller's signature")]
 fn error_policy(worker: Arc<Worker>, error: &Error, context: Arc<Context>) -> Action {
     note_told(&worker, told_by(&worker, &context).as_ref(), &context);
-    context.failed("worker", worker.as_ref(), error)
+    context.failed(KIND, worker.as_ref(), error)
 }
 
 #[cfg(test)]

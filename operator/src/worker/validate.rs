@@ -14,7 +14,7 @@ use warren_broker::BrokerAccess;
 
 use super::dereference::{Surroundings, worker_secret};
 use super::pods::only;
-use crate::problem::{NAME_TAKEN, Problem};
+use crate::problem::{NAME_TAKEN, Problem, QUEUE_NOT_FOUND};
 use crate::queue::plan::made_elsewhere;
 use crate::queue::status::{is_single, others};
 use crate::secrets::SecretState;
@@ -44,8 +44,6 @@ pub struct ValidWorker<'a> {
     pub port: u16,
     /// Whether consuming is held.
     pub held: bool,
-    /// What is wrong that has it held.
-    pub hold: Option<Problem>,
     /// The pod that alone may consume, where an order depends on that; empty: none yet.
     pub only_pod: Option<String>,
     /// Seconds that a drain may take.
@@ -178,7 +176,6 @@ pub fn validate<'a>(worker: &'a Worker, around: &'a Surroundings) -> Result<Vali
         queue,
         secret: worker_secret(queue).to_owned(),
         held: moved || held(worker, queue, beside),
-        hold: hold(worker, around),
         only_pod: only_pod(worker, queue, &around.pods),
         container: container.name.clone(),
         port,
@@ -194,7 +191,7 @@ pub fn queue_not_found(worker: &Worker) -> Problem {
     let message = format!(
         "there is no Queue \"{name}\" in namespace \"{namespace}\": create it, or name another in spec.queueRef"
     );
-    Problem::new(QUEUE_READY, "QueueNotFound", message)
+    Problem::new(QUEUE_READY, QUEUE_NOT_FOUND, message)
 }
 
 /// Whether sidecars can take a broker's address and credentials from the Secret that they mount.
@@ -505,7 +502,7 @@ pub(crate) mod tests {
             let conditions = &mut queue.status.as_mut().unwrap().conditions;
             conditions[0].message = format!("{object} exists");
             around.queue = Some(Arc::new(queue));
-            validate(&many, &around).unwrap().hold.map(|problem| problem.message)
+            hold(&many, &around).map(|problem| problem.message)
         };
         let queue = |name: &str| Object::Queue(name.to_owned()).to_string();
         let differs = held(Adopt, "ArgumentsDiffer", &queue("orders"));
@@ -549,8 +546,9 @@ pub(crate) mod tests {
         let problem = |queue| {
             let around = Surroundings { queue: Some(Arc::new(queue)), ..surroundings() };
             let valid = validate(&worker, &around).unwrap();
-            assert_eq!(valid.held, valid.hold.is_some());
-            valid.hold
+            let hold = hold(&worker, &around);
+            assert_eq!(valid.held, hold.is_some());
+            hold
         };
         for reason in ["AlreadyExists", "Conflict"] {
             let problem = problem(declared("False", reason)).unwrap();

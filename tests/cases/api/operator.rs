@@ -622,6 +622,24 @@ async fn a_worker_is_made_soon_after_somebody_else_s_deployment_of_its_name_is_g
 }
 
 #[tokio::test]
+async fn what_has_the_label_of_a_worker_and_is_somebody_else_s_is_left_as_it_is() -> Result<()> {
+    let room = Room::new("labelled").await?;
+    let _operator = room.operator("one").await?;
+    room.queue("orders", json!({})).await?;
+    let name = "invoices-sidecar";
+    let metadata = json!({"name": name, "namespace": room.name, "labels": {"warren.dev/worker": "invoices"}});
+    let theirs = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"config.json": "theirs"}});
+    room.cluster.apply(&theirs.to_string()).await?;
+    room.worker("invoices", "orders", json!({})).await?;
+    let taken = ("False", "NameTaken", "ConfigMap \"invoices-sidecar\"");
+    room.condition_of("wk", "invoices", "TemplateValid", taken).await?;
+    let left: Value = serde_json::from_str(&room.kubectl(&["get", "configmap", name, "-o", "json"]).await?)?;
+    assert_eq!((&left["data"], &left["metadata"]["ownerReferences"]), (&theirs["data"], &Value::Null));
+    room.kubectl(&["delete", "configmap", name]).await?;
+    room.condition_of("wk", "invoices", "TemplateValid", ("True", "Accepted", "")).await
+}
+
+#[tokio::test]
 async fn a_time_that_no_calendar_knows_in_managed_fields_keeps_no_object_from_its_work() -> Result<()> {
     let room = Room::new("calendar").await?;
     room.queue("orders", json!({"deletionPolicy": "Delete"})).await?;
