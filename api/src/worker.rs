@@ -446,19 +446,6 @@ pub enum LogLevel {
     Trace,
 }
 
-impl LogLevel {
-    /// The level as a `tracing` filter.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Error => "error",
-            Self::Warn => "warn",
-            Self::Info => "info",
-            Self::Debug => "debug",
-            Self::Trace => "trace",
-        }
-    }
-}
-
 /// When a new operator's sidecar image reaches the pods.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UpgradePolicy {

@@ -150,10 +150,9 @@ impl BrokerAccess {
             // The library takes "localhost" where it finds no domain: also in the place of an IPv6 address.
             match url.host() {
                 Some(Host::Domain(_)) if is_host(&parsed.authority.host) => {}
-                Some(Host::Ipv4(address)) => parsed.authority.host = address.to_string(),
                 Some(Host::Ipv6(address)) => parsed.authority.host = address.to_string(),
                 // A login that is escaped whole would be shown as a part of the host.
-                Some(Host::Domain(_)) => {
+                Some(Host::Domain(_) | Host::Ipv4(_)) => {
                     return Err(invalid(
                         "its host is no name or address: the \":\" and \"@\" around user and password are written as they are",
                     ));

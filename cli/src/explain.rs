@@ -39,8 +39,8 @@ pub struct Explain {
 #[derive(Debug)]
 struct Seen {
     worker: Worker,
-    /// Whether the Queue gives messages to one pod at most.
-    single: bool,
+    /// Its Queue, where it could be read.
+    queue: Option<Queue>,
     operator: Read<Option<Told>>,
     /// From events, oldest first.
     changes: Read<Vec<Change>>,
@@ -74,8 +74,7 @@ impl Explain {
         let changes = events.map(|events| changes(events.items));
         // Who may not read Queues is told the Worker's own limit.
         let queue = cluster.api::<Queue>().get_opt(&worker.spec.queue_ref.name).await.ok().flatten();
-        let single = queue.is_some_and(|queue| queue.spec.single_active_consumer);
-        Ok(Seen { worker, single, operator, changes, now: Timestamp::now() }.text().into())
+        Ok(Seen { worker, queue, operator, changes, now: Timestamp::now() }.text().into())
     }
 }
 
@@ -98,7 +97,7 @@ fn changes(events: Vec<Event>) -> Vec<Change> {
 
 impl Seen {
     fn text(&self) -> String {
-        let Self { worker, single: _, operator: _, changes, now } = self;
+        let Self { worker, queue: _, operator: _, changes, now } = self;
         let (mode, status) = (worker.spec.scaling.mode, worker.status.clone().unwrap_or_default());
         let mut text = format!(
             "Worker {} has {} pods and wants {}.\n{}\n",
@@ -168,11 +167,11 @@ impl Seen {
     }
 
     fn decision(&self, made: &ToldDecision, scheduled: u32, when: &str) -> String {
-        let scaling = &self.worker.spec.scaling;
-        let least = scaling.min_replicas.max(0).unsigned_abs();
-        let (most, limit) = match (self.single, scaling.max_replicas.max(0).unsigned_abs()) {
-            (true, _) => (least.max(1), format!("{} for the Queue's singleActiveConsumer", least.max(1))),
-            (false, most) => (most, format!("maxReplicas {most}")),
+        let spec = spec(&self.worker, self.queue.as_ref(), None);
+        let (least, most) = (spec.min, spec.max);
+        let limit = match spec.single {
+            true => format!("{most} for the Queue's singleActiveConsumer"),
+            false => format!("maxReplicas {most}"),
         };
         let scheduled = most.min(scheduled);
         let holds = |reason: Reason| reason.as_str() == made.reason;
@@ -196,8 +195,8 @@ impl Seen {
             made.replicas,
             made.reason,
             one_line(&made.message),
-            scaling.target_wait_seconds,
-            spec(&self.worker, None, None).window(),
+            spec.target_wait,
+            spec.window(),
         )
     }
 }
@@ -348,7 +347,7 @@ mod tests {
                 "scaling": {"replicas": 50, "raw": 80, "reason": "AtMaximum", "message": "80 pods wanted"}}});
         Seen {
             worker: serde_json::from_value(worker).unwrap(),
-            single: false,
+            queue: None,
             operator: Ok(Some(told())),
             changes: Ok(vec![(Some(at(10)), "0 to 50 pods".to_owned())]),
             now: at(190),
@@ -424,7 +423,9 @@ mod tests {
 
     #[test]
     fn a_queue_with_a_single_active_consumer_is_named_as_the_limit() {
-        let text = Seen { single: true, ..seen(&json!({})) }.text();
+        let queue = json!({"apiVersion": "warren.dev/v1alpha1", "kind": "Queue", "metadata": {"name": "orders"},
+            "spec": {"singleActiveConsumer": true}});
+        let text = Seen { queue: serde_json::from_value(queue).unwrap(), ..seen(&json!({})) }.text();
         assert!(
             text.contains("200 pods, raised no further than 1 for the Queue's singleActiveConsumer"),
             "{text}"

@@ -79,7 +79,7 @@ type Name = (String, String);
 #[derive(Debug, Default)]
 struct Slot {
     state: Option<(SecretState, Instant)>,
-    /// When it was last asked for.
+    /// When it was last read, or that was tried.
     tried: Option<Instant>,
     users: HashMap<(&'static str, String), (User, Instant)>,
     /// Held while it is read, so that many readers make one request.

@@ -63,9 +63,9 @@ pub fn properties(
         }
         Copy::Reply => {}
     }
-    let mut properties = BasicProperties::default().with_headers(table).with_delivery_mode(2);
-    let id = original.message_id().clone().filter(|id| !id.as_str().is_empty());
-    properties = properties.with_message_id(id.unwrap_or_else(|| short(&fresh_id())));
+    let id = message.id().map_or_else(fresh_id, str::to_owned);
+    let mut properties =
+        BasicProperties::default().with_headers(table).with_delivery_mode(2).with_message_id(short(&id));
     macro_rules! keep {
         ($($get:ident $with:ident),*) => {
             $(if let Some(value) = original.$get() { properties = properties.$with(value.clone()); })*

@@ -148,7 +148,6 @@ pub async fn run(parts: Parts) {
     runtime.step(Event::Tick);
     let mut pulse = tokio::time::interval(PULSE);
     pulse.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let (mut configs_open, mut accesses_open) = (true, true);
     while !runtime.exit {
         let wake = runtime.engine.next_wake().map(|at| tokio::time::Instant::from_std(runtime.started + at));
         tokio::select! {
@@ -167,21 +166,12 @@ pub async fn run(parts: Parts) {
                     runtime.arrived(arrival);
                 }
             }
-            changed = links.changed() => {
-                // The supervisor lives as long as this loop.
-                if changed.is_ok() {
-                    let state = links.borrow_and_update().clone();
-                    runtime.link_changed(&state);
-                }
+            () = changed(&mut links) => {
+                let state = links.borrow_and_update().clone();
+                runtime.link_changed(&state);
             }
-            changed = runtime.configs.changed(), if configs_open => match changed {
-                Ok(()) => runtime.follow(),
-                Err(_) => configs_open = false,
-            },
-            changed = runtime.accesses.changed(), if accesses_open => match changed {
-                Ok(()) => runtime.follow(),
-                Err(_) => accesses_open = false,
-            },
+            () = changed(&mut runtime.configs) => runtime.follow(),
+            () = changed(&mut runtime.accesses) => runtime.follow(),
             () = sleep_until(wake) => runtime.step(Event::Tick),
             () = runtime.opening.due() => runtime.open_session(),
             _ = pulse.tick() => runtime.pulse(),
@@ -190,6 +180,13 @@ pub async fn run(parts: Parts) {
         runtime.metrics.set(&runtime.engine.snapshot());
     }
     runtime.goodbye().await;
+}
+
+/// The next change; none comes once there is no sender.
+async fn changed<T>(receiver: &mut watch::Receiver<T>) {
+    if receiver.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 async fn sleep_until(wake: Option<tokio::time::Instant>) {
@@ -378,8 +375,8 @@ impl Runtime {
             let _ = closed.await;
         }
         for waiting in self.drains.drain(..) {
-            // Whoever asked may be gone.
-            let _ = waiting.send(true);
+            // Cut off before the drain's end. Whoever asked may be gone.
+            let _ = waiting.send(false);
         }
         // Each has its own time limit, and the flush above has waited for the same broker.
         while self.drained.join_next().await.is_some() {}

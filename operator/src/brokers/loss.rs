@@ -11,7 +11,7 @@ use warren_api::conditions::queue::DECLARED;
 use warren_broker::declare::{DeclareError, Object};
 
 use super::Outcome;
-use crate::problem::Problem;
+use crate::problem::{Problem, QUEUE_NOT_FOUND};
 
 /// A queue that is missing for no longer is no reason to say that its Queue is not Ready.
 pub(super) const MOMENT: Duration = Duration::from_secs(3);
@@ -142,7 +142,7 @@ pub(super) fn presumed_gone(main: &str) -> Problem {
 }
 
 fn problem(message: String) -> Problem {
-    Problem::new(DECLARED, "QueueNotFound", message)
+    Problem::new(DECLARED, QUEUE_NOT_FOUND, message)
 }
 
 #[cfg(test)]

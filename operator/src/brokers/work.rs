@@ -22,7 +22,7 @@ use super::remove::{bind_again, remove};
 use super::rest::Rest;
 use super::rungs::{Leaders, retired};
 use super::{Claim, Goal, Order, Outcome, Seen};
-use crate::problem::{ALREADY_EXISTS, Problem};
+use crate::problem::{ALREADY_EXISTS, Problem, QUEUE_NOT_FOUND};
 
 /// How long an attempt at an order may take, and what is bound again after it.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -126,7 +126,7 @@ async fn keep(
                 let message = format!(
                     "queue \"{main}\" does not exist, and adoptionPolicy AsIs leaves it to others: create it, or use adoptionPolicy: Adopt"
                 );
-                return Ok(Outcome::Refused(Problem::new(DECLARED, "QueueNotFound", message)));
+                return Ok(Outcome::Refused(Problem::new(DECLARED, QUEUE_NOT_FOUND, message)));
             };
             let beside = beside(&order.topology);
             let dead_letters = dead_letters(&beside, &declare_all(link, channel, &beside).await?);

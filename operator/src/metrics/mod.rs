@@ -44,64 +44,46 @@ pub struct Metrics {
     api_writes: IntCounter,
 }
 
+/// A collector that was made, once the registry has it.
+fn registered<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    made: prometheus::Result<C>,
+) -> prometheus::Result<C> {
+    let collector = made?;
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
 impl Metrics {
     /// Registers everything.
     ///
     /// # Errors
     /// A name or label that Prometheus does not take, which a test rules out.
     pub fn new() -> prometheus::Result<Self> {
-        let metrics = Self {
-            registry: Registry::new(),
-            reconcile_seconds: HistogramVec::new(
-                HistogramOpts::from(RECONCILE_SECONDS.opts())
-                    .buckets(vec![0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0]),
-                RECONCILE_SECONDS.labels,
+        let registry = Registry::new();
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(Self {
+            reconcile_seconds: registered(
+                &registry,
+                HistogramVec::new(
+                    HistogramOpts::from(RECONCILE_SECONDS.opts())
+                        .buckets(vec![0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0]),
+                    RECONCILE_SECONDS.labels,
+                ),
             )?,
-            reconcile_errors: RECONCILE_ERRORS.counters()?,
-            queues: Readiness::new(&QUEUES, &QUEUE_NOT_READY)?,
-            workers: Readiness::new(&WORKERS, &WORKER_NOT_READY)?,
-            brokers: BROKERS.int_gauges()?,
+            reconcile_errors: registered(&registry, RECONCILE_ERRORS.counters())?,
+            queues: Readiness::new(registered(&registry, QUEUES.int_gauges())?, &QUEUE_NOT_READY),
+            workers: Readiness::new(registered(&registry, WORKERS.int_gauges())?, &WORKER_NOT_READY),
+            brokers: registered(&registry, BROKERS.int_gauges())?,
             losses: Series::new(&[&QUEUE_RECREATED]),
             of_queues: Series::new(&[&READY_MESSAGES, &RETRYING_MESSAGES, &DEAD_MESSAGES]),
             of_workers: Series::new(&[&WORKER_REPLICAS, &DECISIONS, &SCALINGS, &SERVICE_SECONDS]),
-            probe_interval: Gauge::with_opts(PROBE_INTERVAL.opts())?,
-            drift_interval: Gauge::with_opts(DRIFT_INTERVAL.opts())?,
-            leader: IntGauge::with_opts(LEADER.opts())?,
-            api_writes: IntCounter::with_opts(API_WRITES.opts())?,
-        };
-        metrics.register_all()?;
-        Ok(metrics)
-    }
-
-    fn register_all(&self) -> prometheus::Result<()> {
-        let Self {
+            probe_interval: registered(&registry, Gauge::with_opts(PROBE_INTERVAL.opts()))?,
+            drift_interval: registered(&registry, Gauge::with_opts(DRIFT_INTERVAL.opts()))?,
+            leader: registered(&registry, IntGauge::with_opts(LEADER.opts()))?,
+            api_writes: registered(&registry, IntCounter::with_opts(API_WRITES.opts()))?,
             registry,
-            reconcile_seconds,
-            reconcile_errors,
-            queues,
-            workers,
-            brokers,
-            losses: _,
-            of_queues: _,
-            of_workers: _,
-            probe_interval,
-            drift_interval,
-            leader,
-            api_writes,
-        } = self;
-        let collectors: [Box<dyn Collector>; 9] = [
-            Box::new(reconcile_seconds.clone()),
-            Box::new(reconcile_errors.clone()),
-            Box::new(queues.gauges.clone()),
-            Box::new(workers.gauges.clone()),
-            Box::new(brokers.clone()),
-            Box::new(probe_interval.clone()),
-            Box::new(drift_interval.clone()),
-            Box::new(leader.clone()),
-            Box::new(api_writes.clone()),
-        ];
-        collectors.into_iter().try_for_each(|collector| registry.register(collector))?;
-        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
+        })
     }
 
     /// The Prometheus text format.

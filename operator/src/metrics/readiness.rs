@@ -13,15 +13,15 @@ use crate::locked::locked;
 #[derive(Debug)]
 pub(super) struct Readiness {
     /// By whether they are Ready, as of the last [`Self::count`].
-    pub gauges: IntGaugeVec,
+    gauges: IntGaugeVec,
     not_ready: &'static Definition,
     /// Why each is not Ready; none for those that are.
     known: Mutex<HashMap<Key, Option<&'static str>>>,
 }
 
 impl Readiness {
-    pub fn new(number: &Definition, not_ready: &'static Definition) -> prometheus::Result<Self> {
-        Ok(Self { gauges: number.int_gauges()?, not_ready, known: Mutex::default() })
+    pub fn new(gauges: IntGaugeVec, not_ready: &'static Definition) -> Self {
+        Self { gauges, not_ready, known: Mutex::default() }
     }
 
     pub fn set(&self, resource: &Key, not_ready: Option<&'static str>) {

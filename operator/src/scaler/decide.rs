@@ -48,7 +48,7 @@ pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (
     let current = inputs.workload.replicas;
     let hold = |reason: Reason, raw: u32, why: String| {
         // What the user allows holds even then.
-        let replicas = current.clamp(spec.min, spec.most());
+        let replicas = current.clamp(spec.min, spec.max);
         let message = if replicas == current {
             why
         } else {
@@ -89,11 +89,11 @@ pub fn decide(mut history: History, inputs: &Inputs, spec: &Spec, now: f64) -> (
     if let Some((reason, why)) = trouble(&history, ready, inputs, spec, now) {
         return (hold(reason, raw, format!("{why}: {}", need.text)), history);
     }
-    history.observe_fewer(to_pods(need.now) < current, now);
+    history.observe_fewer(to_pods(need.arriving) < current, now);
     if need.beyond {
         history.goes_beyond(inputs.sidecars.settled, need.seconds, now);
     }
-    if raw > spec.most() {
+    if raw > spec.max {
         history.observe_at_most(now);
     }
     let decision = within_limits(&history, &need, raw, ready, inputs, spec, now);
@@ -177,7 +177,7 @@ fn within_limits(
     now: f64,
 ) -> Decision {
     let current = inputs.workload.replicas;
-    let max = spec.most();
+    let max = spec.max;
     let scheduled = inputs.floor.as_ref().filter(|floor| floor.replicas.min(max) > spec.min);
     let min = scheduled.map_or(spec.min, |floor| floor.replicas.min(max));
     let decision = |replicas: u32, reason: Reason, why: &str| Decision {

@@ -33,9 +33,9 @@ impl Spec {
         self.stabilization.max(RATE_WINDOW)
     }
 
-    /// Most pods, before schedules.
-    pub(super) fn most(&self) -> u32 {
-        self.max.max(self.min)
+    /// Messages at the handler at once in a pod.
+    pub(super) fn at_once(&self) -> f64 {
+        f64::from(self.concurrency)
     }
 
     /// What sets the most pods.

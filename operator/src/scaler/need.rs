@@ -76,7 +76,7 @@ pub(super) struct Need {
     /// The same without what waits of it.
     pub served: f64,
     /// Pods, as a fraction, for what arrives just now.
-    pub now: f64,
+    pub arriving: f64,
     /// Messages that wait: ready, or delivered and not begun.
     pub backlog: f64,
     /// Seconds of a pod that a message takes.
@@ -161,13 +161,13 @@ impl Load<'_> {
 
     /// Pods for so many calls at once, as busy as they may be.
     fn kept_for(&self, calls: f64) -> f64 {
-        calls / f64::from(self.spec.concurrency.max(1)) / self.hottest()
+        calls / self.spec.at_once() / self.hottest()
     }
 
     /// So many calls at once, which were too much for the pods that are there. The step out of a backlog is larger than the load:
     /// what all those pods would be no warmer for than the coolest that are kept was not shown to be too few.
     fn too_much(&self, calls: f64) -> TooMuch {
-        let coolest = calls / f64::from(self.spec.concurrency.max(1)) / COOLEST;
+        let coolest = calls / self.spec.at_once() / COOLEST;
         TooMuch { calls, pods: coolest.ceil().max(self.current) as u32 }
     }
 
@@ -179,7 +179,7 @@ impl Load<'_> {
 
     /// Seconds of a pod that a message takes.
     fn seconds(&self) -> f64 {
-        self.service / f64::from(self.spec.concurrency.max(1))
+        self.service / self.spec.at_once()
     }
 
     fn per_message(&self) -> String {
@@ -193,7 +193,7 @@ impl Load<'_> {
 /// The need of what is waiting, running and arriving.
 pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, now: f64) -> Need {
     let sidecars = &inputs.sidecars;
-    let at_once = f64::from(spec.concurrency.max(1));
+    let at_once = spec.at_once();
     let in_flight = sidecars.in_flight.min(sidecars.unsettled);
     let begun_later = sidecars.unsettled.saturating_sub(in_flight).saturating_sub(sidecars.put_off);
     let backlog = ready.saturating_add(begun_later) as f64;
@@ -238,16 +238,15 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
     let long_work = long_work(history, inputs, spec, now);
     let (lasting, lasting_text) = lasting(&load, history, lately, long_work, now);
     let served = load.kept((lately.rate - backlog / lately.over).max(0.0));
-    let now = load.kept(history.rate());
+    let arriving = load.kept(history.rate());
     let seconds = load.seconds();
     // What all of them begin at once does not wait.
-    let places = (f64::from(spec.most()) * at_once - in_flight as f64).max(0.0);
-    let beyond =
-        known == MEASURED && (backlog - places) * seconds / f64::from(spec.most()) > spec.target_wait;
+    let places = (f64::from(spec.max) * at_once - in_flight as f64).max(0.0);
+    let beyond = known == MEASURED && (backlog - places) * seconds / f64::from(spec.max) > spec.target_wait;
     match more {
         Some(More { pods, text, tells }) => {
             let too_much = (tells && load.current > 0.0).then(|| load.too_much(lately.rate * service));
-            Need { pods, lasting, served, now, backlog, seconds, short: true, beyond, too_much, text }
+            Need { pods, lasting, served, arriving, backlog, seconds, short: true, beyond, too_much, text }
         }
         None => {
             let pods = lasting.min(load.current);
@@ -255,7 +254,18 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
                 true => lasting_text + "; no more are added for that before messages wait for too long",
                 false => lasting_text,
             };
-            Need { pods, lasting, served, now, backlog, seconds, short: false, beyond, too_much: None, text }
+            Need {
+                pods,
+                lasting,
+                served,
+                arriving,
+                backlog,
+                seconds,
+                short: false,
+                beyond,
+                too_much: None,
+                text,
+            }
         }
     }
 }
@@ -303,7 +313,7 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     };
     // The last calls need only begin by then: a further pod begins some at once, and as many each time that these have ended. Those
     // of a busy one end at any time.
-    let at_once = f64::from(load.spec.concurrency.max(1));
+    let at_once = load.spec.at_once();
     let each = at_once * (1.0 + (clearing * UTILISATION / load.service).floor());
     let idle = (able * at_once - in_flight as f64).max(0.0);
     let missed = left - able * clearing * pace - idle - (current - able) * each;
@@ -415,7 +425,7 @@ fn lasting(
             ));
         }
     }
-    if history.beyond.is_often(f64::from(load.spec.most()), now) {
+    if history.beyond.is_often(f64::from(load.spec.max), now) {
         pods = pods.max(load.current);
         text.push_str("; bursts come often that take all allowed pods longer than targetWaitSeconds: these are kept for the next");
     }

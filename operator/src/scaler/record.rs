@@ -98,20 +98,14 @@ impl Records {
     pub fn note(&self, worker: &Key, inputs: Inputs, service: Option<Measured>, decision: &Decision) {
         let looked = Instant::now();
         let mut records = locked(&self.0);
-        let record = records.entry(worker.clone()).or_insert_with(|| Record {
-            looked,
-            inputs: Inputs::default(),
-            service: None,
-            decision: decision.clone(),
-            decisions: VecDeque::new(),
-        });
-        (record.looked, record.inputs, record.service) = (looked, inputs, service);
-        record.decision = decision.clone();
+        let mut decisions = records.remove(worker).map(|record| record.decisions).unwrap_or_default();
         let same = |last: &Decision| (last.replicas, last.reason) == (decision.replicas, decision.reason);
-        if !record.decisions.front().is_some_and(|(_, last)| same(last)) {
-            record.decisions.push_front((looked, decision.clone()));
-            record.decisions.truncate(KEPT);
+        if !decisions.front().is_some_and(|(_, last)| same(last)) {
+            decisions.push_front((looked, decision.clone()));
+            decisions.truncate(KEPT);
         }
+        let record = Record { looked, inputs, service, decision: decision.clone(), decisions };
+        records.insert(worker.clone(), record);
     }
 
     /// A Worker is gone, or not Warren's to scale any more.

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use warren_api::Queue;
 use warren_api::names::{dead_letter_queue, retry_queue};
 
+use super::decide::AGREEING_ZEROS;
+
 /// Looks at a Queue for each look at one of the queues beside it.
 pub const LOOKS: u32 = 5;
-/// Zeros in a row after which a queue that held messages is believed to be empty: without a leader a quorum queue says zero too.
-const AGREEING_ZEROS: u32 = 3;
 
 /// What was last read of each.
 #[derive(Debug, Default)]

@@ -176,7 +176,7 @@ pub async fn close(session: Session) {
     let _ = tokio::time::timeout(FLUSH, session.channel.close(200, "done".into())).await;
 }
 
-/// Closes a channel and waits until what it held is the broker's again; false: the broker says nothing. `done` tells when whoever
+/// Closes a channel and waits until what it held is the broker's again, and tells whether the broker was silent. `done` tells when whoever
 /// waits for a drain has waited for long enough.
 pub async fn hand_back(session: Session, done: oneshot::Sender<()>) -> bool {
     let closing = patiently("the channel's end", session.channel.close(200, "done".into()));
@@ -188,7 +188,7 @@ pub async fn hand_back(session: Session, done: oneshot::Sender<()>) -> bool {
         Ok(result) => result,
         Err(_) => closing.await,
     };
-    !matches!(result, Err(BrokerError::TimedOut { .. }))
+    matches!(result, Err(BrokerError::TimedOut { .. }))
 }
 
 /// Waits until the broker has read everything that was sent on the channel before: it answers in order. It is asked for

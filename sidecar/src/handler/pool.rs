@@ -310,7 +310,7 @@ async fn read(
         let length = more.as_ref().map_or(body.len(), BytesMut::len);
         cut = length + data.len() > limit;
         let data = if cut { data.slice(..limit.saturating_sub(length)) } else { data };
-        if length == 0 && more.is_none() {
+        if length == 0 {
             body = data;
         } else {
             more.get_or_insert_with(|| BytesMut::from(body.as_ref())).extend_from_slice(&data);

@@ -1,5 +1,6 @@
 //! The request that carries one message: DESIGN's table of headers, built from a message without I/O.
 
+use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
@@ -190,13 +191,8 @@ pub(crate) fn encoded(value: &str) -> HeaderValue {
         return HeaderValue::try_from(format!("{begin}{}{end}", utf8_percent_encode(inner, VALUE)))
             .unwrap_or_else(|_| HeaderValue::from_static(""));
     }
-    if value.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b'%')
-        && let Ok(value) = HeaderValue::from_str(value)
-    {
-        return value;
-    }
-    let value = utf8_percent_encode(value, VALUE).to_string();
-    HeaderValue::try_from(value).unwrap_or_else(|_| HeaderValue::from_static(""))
+    let value = Cow::from(utf8_percent_encode(value, VALUE));
+    HeaderValue::from_str(&value).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 #[cfg(test)]

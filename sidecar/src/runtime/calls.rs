@@ -26,18 +26,18 @@ const REPLY_LIMIT: usize = 16 * 1024 * 1024;
 /// How a call was made, and so how its answer is to be read: the configuration may change while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
-    /// One message; whether the answer's body goes to its `reply_to`.
-    Single { reply: bool },
-    /// JSON lines.
-    Batch,
+    /// One message; its id where the answer's body goes to its `reply_to`.
+    Single { reply: Option<DeliveryId> },
+    /// JSON lines, one for each of so many.
+    Batch { size: usize },
 }
 
 impl Form {
     /// How much of the answer's body is read.
     const fn limit(self) -> usize {
         match self {
-            Self::Single { reply: false } => ANSWER_LIMIT,
-            Self::Single { reply: true } | Self::Batch => REPLY_LIMIT,
+            Self::Single { reply: None } => ANSWER_LIMIT,
+            Self::Single { reply: Some(_) } | Self::Batch { .. } => REPLY_LIMIT,
         }
     }
 }
@@ -45,7 +45,6 @@ impl Form {
 /// A call that runs: what its answer is about.
 #[derive(Debug)]
 pub(super) struct Open {
-    deliveries: Vec<DeliveryId>,
     /// Whether it is the message's first attempt, or the first by itself.
     first: bool,
     form: Form,
@@ -66,13 +65,13 @@ impl Runtime {
         let ((request, span), form) = match (deliveries, self.config.handler.batch) {
             ([called], None) => {
                 let reply = self.config.handler.reply && self.wants_reply(called.id);
+                let reply = reply.then_some(called.id);
                 (self.single_request(*called), Form::Single { reply })
             }
-            _ => (self.batch_request(deliveries), Form::Batch),
+            _ => (self.batch_request(deliveries), Form::Batch { size: deliveries.len() }),
         };
         let first = deliveries.first().is_none_or(|called| self.engine.settings().is_first(called.attempt));
-        let deliveries = deliveries.iter().map(|called| called.id).collect();
-        self.calls.insert(call, Open { deliveries, first, form, span });
+        self.calls.insert(call, Open { first, form, span });
         self.pool.call(Job { call, request, timeout, limit: form.limit() });
     }
 
@@ -81,9 +80,7 @@ impl Runtime {
         let (traceparent, traced) = traced(message, self.spans.as_ref().map(Spans::sampler));
         let delivery = delivery_id::format(called.id);
         let head = request::head(message, &delivery, called.attempt, &self.constant, &traceparent);
-        if head.omitted > 0 {
-            self.metrics.headers_omitted.inc_by(head.omitted as u64);
-        }
+        self.metrics.headers_omitted.inc_by(head.omitted as u64);
         tracing::debug!(id = message.id(), attempt = called.attempt, traceparent, "calling the handler");
         let request = self.pool.endpoint().request(head.headers, message.body.clone());
         let span = traced.map(|(context, span_id)| {
@@ -135,7 +132,7 @@ impl Runtime {
     pub(super) fn called(&mut self, mut done: Done) {
         self.pool.take_back(&mut done);
         let Done { call, result, took, .. } = done;
-        let Some(Open { deliveries, first, form, span }) = self.calls.remove(&call) else { return };
+        let Some(Open { first, form, span }) = self.calls.remove(&call) else { return };
         if let (Some(spans), Some(span)) = (&self.spans, &span) {
             let status = result.as_ref().ok().map(|answer| answer.status);
             let error = match &result {
@@ -146,7 +143,7 @@ impl Runtime {
             spans.end(span, &self.config.queue.name, status, error);
         }
         let (class, answers) = match result {
-            Ok(answer) => (AnswerClass::of(answer.status), self.answers(form, &deliveries, answer)),
+            Ok(answer) => (AnswerClass::of(answer.status), self.answers(form, answer)),
             Err(error) => {
                 let retry = Verdict::Retry(Failure { detail: error.to_string(), ..Failure::default() });
                 let (class, verdict) = match error {
@@ -163,17 +160,16 @@ impl Runtime {
     }
 
     /// What an answer means for the messages of its call.
-    fn answers(&mut self, form: Form, deliveries: &[DeliveryId], answer: Answer) -> Answers {
-        if form == Form::Batch && answer.cut {
+    fn answers(&mut self, form: Form, answer: Answer) -> Answers {
+        if matches!(form, Form::Batch { .. }) && answer.cut {
             tracing::warn!(
                 limit = REPLY_LIMIT,
                 "the handler's answer to a batch is too large: messages whose line is beyond the limit are tried again"
             );
         }
-        match (read(form, deliveries.len(), answer, SystemTime::now()), deliveries) {
-            (Read::Reply(body), [id]) => Answers::All(self.with_reply(*id, body)),
-            (Read::Reply(_), _) => Answers::All(Verdict::Ack),
-            (Read::Answers(answers), _) => answers,
+        match read(form, answer, SystemTime::now()) {
+            Read::Reply(id, body) => Answers::All(self.with_reply(id, body)),
+            Read::Answers(answers) => answers,
         }
     }
 
@@ -219,24 +215,24 @@ fn traced(message: &Message, sampler: Option<Sampler>) -> (String, Option<(Conte
 enum Read {
     /// What it says.
     Answers(Answers),
-    /// The work is done, and this goes to whoever wants a reply.
-    Reply(ReplyBody),
+    /// The work is done, and this goes to whoever wants a reply to that message.
+    Reply(DeliveryId, ReplyBody),
 }
 
-fn read(form: Form, size: usize, answer: Answer, wall: SystemTime) -> Read {
+fn read(form: Form, answer: Answer, wall: SystemTime) -> Read {
     let Answer { status, headers, body, cut } = answer;
     let verdict = || answer::classify(status, &headers, &body, wall);
     match form {
-        Form::Batch => Read::Answers(
+        Form::Batch { size } => Read::Answers(
             batch::verdicts(status, &headers, &body, size).unwrap_or_else(|| Answers::All(verdict())),
         ),
         // An error's page is no reply, also where its headers say that the work is done.
-        Form::Single { reply } => match (verdict(), reply && (200..300).contains(&status)) {
-            (Verdict::Ack, true) if cut => {
+        Form::Single { reply } => match (verdict(), reply.filter(|_| (200..300).contains(&status))) {
+            (Verdict::Ack, Some(_)) if cut => {
                 let detail = format!("the reply is larger than {REPLY_LIMIT} bytes");
                 Read::Answers(Answers::All(Verdict::Retry(Failure { detail, ..Failure::default() })))
             }
-            (Verdict::Ack, true) => Read::Reply(ReplyBody::of(&headers, body)),
+            (Verdict::Ack, Some(id)) => Read::Reply(id, ReplyBody::of(&headers, body)),
             (verdict, _) => Read::Answers(Answers::All(verdict)),
         },
     }
@@ -257,8 +253,10 @@ mod tests {
         Answer { status: 200, headers, body: Bytes::from_static(body.as_bytes()), cut: false }
     }
 
-    fn read(form: Form, size: usize, answer: Answer) -> Read {
-        super::read(form, size, answer, SystemTime::UNIX_EPOCH)
+    const REPLY: Form = Form::Single { reply: Some(DeliveryId { generation: 1, tag: 1 }) };
+
+    fn read(form: Form, answer: Answer) -> Read {
+        super::read(form, answer, SystemTime::UNIX_EPOCH)
     }
 
     #[test]
@@ -267,7 +265,7 @@ mod tests {
             "{\"id\":0,\"outcome\":\"ack\"}\n{\"id\":1,\"outcome\":\"dead-letter\",\"reason\":\"no\"}\n";
         let dead = Verdict::DeadLetter { reason: DeadReason::Rejected, detail: "no".to_owned() };
         assert_eq!(
-            read(Form::Batch, 2, answer("application/x-ndjson", lines)),
+            read(Form::Batch { size: 2 }, answer("application/x-ndjson", lines)),
             Read::Answers(Answers::Each(vec![Verdict::Ack, dead]))
         );
     }
@@ -275,12 +273,14 @@ mod tests {
     #[test]
     fn the_answer_of_a_large_batch_has_room_for_a_long_reason_of_each_message_and_what_is_beyond_is_done_again()
      {
-        assert!(Form::Batch.limit() >= 2000 * 8 * 1024);
+        assert!(Form::Batch { size: 2000 }.limit() >= 2000 * 8 * 1024);
         let cut = Answer {
             cut: true,
             ..answer("application/x-ndjson", "{\"id\":0,\"outcome\":\"ack\"}\n{\"id\":1,\"outc")
         };
-        let Read::Answers(Answers::Each(verdicts)) = read(Form::Batch, 2, cut) else { panic!("no lines") };
+        let Read::Answers(Answers::Each(verdicts)) = read(Form::Batch { size: 2 }, cut) else {
+            panic!("no lines")
+        };
         assert!(matches!(verdicts.as_slice(), [Verdict::Ack, Verdict::Retry(_)]), "{verdicts:?}");
     }
 
@@ -311,17 +311,16 @@ mod tests {
     fn json_lines_of_a_single_message_are_its_answers_body() {
         let line = "{\"id\":0,\"outcome\":\"retry\"}\n";
         assert_eq!(
-            read(Form::Single { reply: false }, 1, answer("application/x-ndjson", line)),
+            read(Form::Single { reply: None }, answer("application/x-ndjson", line)),
             Read::Answers(Answers::All(Verdict::Ack))
         );
-        let Read::Reply(reply) = read(Form::Single { reply: true }, 1, answer("application/x-ndjson", line))
-        else {
+        let Read::Reply(_, reply) = read(REPLY, answer("application/x-ndjson", line)) else {
             panic!("no reply")
         };
         assert_eq!(reply.body, line);
         let mut packed = answer("text/plain", "x");
         packed.headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        let Read::Reply(reply) = read(Form::Single { reply: true }, 1, packed) else { panic!("no reply") };
+        let Read::Reply(_, reply) = read(REPLY, packed) else { panic!("no reply") };
         assert_eq!(reply.content_encoding, Some(HeaderValue::from_static("gzip")));
     }
 
@@ -329,16 +328,13 @@ mod tests {
     fn an_error_whose_headers_say_that_the_work_is_done_is_no_reply() {
         let mut done = Answer { status: 500, ..answer("text/html", "an error's page") };
         done.headers.insert(warren_api::headers::OUTCOME, HeaderValue::from_static("ack"));
-        assert_eq!(read(Form::Single { reply: true }, 1, done), Read::Answers(Answers::All(Verdict::Ack)));
+        assert_eq!(read(REPLY, done), Read::Answers(Answers::All(Verdict::Ack)));
     }
 
     #[test]
     fn a_reply_that_is_too_large_is_tried_again_and_without_replies_the_size_does_not_matter() {
         let cut = || Answer { cut: true, ..answer("text/plain", "x") };
-        assert!(matches!(
-            read(Form::Single { reply: true }, 1, cut()),
-            Read::Answers(Answers::All(Verdict::Retry(_)))
-        ));
-        assert_eq!(read(Form::Single { reply: false }, 1, cut()), Read::Answers(Answers::All(Verdict::Ack)));
+        assert!(matches!(read(REPLY, cut()), Read::Answers(Answers::All(Verdict::Retry(_)))));
+        assert_eq!(read(Form::Single { reply: None }, cut()), Read::Answers(Answers::All(Verdict::Ack)));
     }
 }

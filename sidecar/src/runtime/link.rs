@@ -164,7 +164,7 @@ impl Runtime {
         self.opening.closed = Some(closed);
         let sender = self.sender.clone();
         tokio::spawn(async move {
-            let silent = !session::hand_back(session, done).await;
+            let silent = session::hand_back(session, done).await;
             // Without a loop there is nobody to tell.
             let _ = sender.send(Inbox::HandedBack { link, silent });
         });

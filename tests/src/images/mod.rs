@@ -46,7 +46,6 @@ pub async fn warren(cluster: &Cluster, progress: &dyn Progress) -> Result<Vec<Im
     for (reference, binary) in [OPERATOR, SIDECAR].into_iter().zip(&binaries) {
         let image = step_noting(progress, &format!("Image {reference}"), async |_| {
             let image = program(cluster, reference, binary).await?;
-            #[allow(clippy::cast_precision_loss, reason = "shown with one digit")]
             let mebibytes = image.size as f64 / (1024.0 * 1024.0);
             let over = if image.size > BUDGET { ", OVER THE BUDGET" } else { "" };
             let unchanged = if image.changed { "" } else { ", unchanged" };

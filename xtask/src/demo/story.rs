@@ -46,7 +46,6 @@ async fn facts(stage: &Stage<'_>, published: u64, first_publish: u64, peak: u64)
         invoices: ledger.invoices,
         dead_lettered: dead_lettered.into(),
         duplicates: ledger.duplicates,
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small count")]
         redelivered: redelivered as u64,
         peak_replicas: peak,
         final_replicas: pods(stage).await?.len() as u64,
@@ -78,7 +77,6 @@ impl<'a> View<'a> {
             self.stage.cluster.diagnostics(NAMESPACE).await
         );
         let moment = Moment::now(&self.stage.prometheus).await?;
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of pods")]
         let ready = moment.ready as u64;
         self.peak = self.peak.max(ready);
         if self.last != Some(moment) {
@@ -123,7 +121,6 @@ async fn pods(stage: &Stage<'_>) -> Result<Vec<String>> {
     Ok(stage.cluster.kubectl(&args).await?.lines().map(str::to_owned).collect())
 }
 
-#[allow(clippy::cast_possible_truncation, reason = "fits for some hundred million years")]
 fn unix_milliseconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }

@@ -33,10 +33,8 @@ impl Moment {
 
     /// One line: a bar of the backlog and a box a pod.
     pub(crate) fn line(&self, seconds: u64, most: u64) -> String {
-        let share = if most == 0 { 0.0 } else { (self.backlog / whole(most)).clamp(0.0, 1.0) };
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to BAR")]
-        let filled = (share * whole(BAR as u64)).ceil() as usize;
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of pods")]
+        let share = if most == 0 { 0.0 } else { (self.backlog / most as f64).clamp(0.0, 1.0) };
+        let filled = (share * BAR as f64).ceil() as usize;
         let (ready, desired) = (self.ready as usize, self.desired as usize);
         let pods = "■".repeat(ready) + &"□".repeat(desired.saturating_sub(ready));
         format!(
@@ -46,11 +44,6 @@ impl Moment {
             self.rate,
         )
     }
-}
-
-#[allow(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-fn whole(count: u64) -> f64 {
-    count as f64
 }
 
 #[cfg(test)]
