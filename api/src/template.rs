@@ -94,8 +94,9 @@ impl JsonSchema for Template {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        // Fractions, too, as a Deployment does: `x-kubernetes-int-or-string` takes none, and another type cannot be named.
-        let any = json!({"x-kubernetes-preserve-unknown-fields": true, "pattern": QUANTITY});
+        // Fractions, too, as a Deployment does: `x-kubernetes-int-or-string` takes none, and another type cannot be named. No lists
+        // and objects, which may go deeper than an operator can read.
+        let any = json!({"x-kubernetes-preserve-unknown-fields": true, "pattern": QUANTITY, "maxItems": 0, "maxProperties": 0});
         let mut schema = kubernetes_schema::<PodTemplateSpec>(&any);
         bound_containers(&mut schema);
         schema.insert("required".to_owned(), json!(["spec"]));

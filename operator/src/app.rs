@@ -36,8 +36,8 @@ const SILENCE: Duration = Duration::from_secs(100);
 const ANSWER: Duration = Duration::from_secs(30);
 /// How long controllers get to end what they are doing.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long a quorum queue may hold back a message that it no longer counts: three minutes, and some.
-const HELD_BACK: Duration = Duration::from_secs(200);
+/// How long a quorum queue may hold back a message that it no longer counts: twice three minutes, and some.
+const HELD_BACK: Duration = Duration::from_secs(380);
 
 /// Parts that all scopes share.
 pub(crate) struct Shared {
@@ -122,7 +122,10 @@ async fn lead(
         tracing::info!("standing by");
         let lease = tokio::select! {
             lease = elector.acquire() => lease,
-            () = shared.shutdown.clone().cancelled() => return Ok(()),
+            () = shared.shutdown.clone().cancelled() => {
+                elector.withdraw().await;
+                return Ok(());
+            }
         };
         ready.store(false, Ordering::Relaxed);
         Some(lease)

@@ -263,6 +263,11 @@ impl Elector {
             return;
         }
         self.leadership.end();
+        self.withdraw().await;
+    }
+
+    /// Gives the Lease back if it is this process's: the API server may have it that it is, though no answer has said so yet.
+    pub async fn withdraw(&self) {
         let release = async {
             match self.give_back().await {
                 // A renewal that was on its way when the work ended came between.
@@ -276,7 +281,7 @@ impl Elector {
     }
 
     async fn give_back(&self) -> kube::Result<()> {
-        let mut lease = self.leases.get(LEASE).await?;
+        let Some(mut lease) = self.leases.get_opt(LEASE).await? else { return Ok(()) };
         let Some(spec) = lease.spec.as_mut() else { return Ok(()) };
         if spec.holder_identity.as_deref() != Some(self.identity.as_str()) {
             return Ok(());

@@ -11,6 +11,7 @@ use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 /// How much of an error is kept: it may quote the object.
@@ -23,7 +24,7 @@ pub enum Tolerant<K> {
     Read(K),
     /// It could not be.
     Unreadable {
-        /// Its name and namespace alone.
+        /// Its name, namespace and version alone.
         metadata: Box<ObjectMeta>,
         /// What is wrong with it.
         error: String,
@@ -32,18 +33,39 @@ pub enum Tolerant<K> {
 
 impl<'de, K: DeserializeOwned> Deserialize<'de> for Tolerant<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let object = without_managed_fields(deserializer)?;
-        let text = |field: &str| object["metadata"][field].as_str().map(str::to_owned);
-        let metadata =
-            ObjectMeta { name: text("name"), namespace: text("namespace"), ..ObjectMeta::default() };
-        Ok(match serde_json::from_value(object) {
+        // Objects in objects without an end, which the parser gives up over, end this one here and not the list around it.
+        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        Ok(match read(raw.get()) {
             Ok(object) => Self::Read(object),
             Err(error) => {
                 let error = error.to_string().chars().take(LONGEST_ERROR).collect();
-                Self::Unreadable { metadata: Box::new(metadata), error }
+                Self::Unreadable { metadata: Box::new(name_of(raw.get())), error }
             }
         })
     }
+}
+
+fn read<K: DeserializeOwned>(text: &str) -> serde_json::Result<K> {
+    serde_json::from_value(without_managed_fields(&mut serde_json::Deserializer::from_str(text))?)
+}
+
+/// What tells an object from others, and a watch where it is.
+fn name_of(text: &str) -> ObjectMeta {
+    #[derive(Deserialize, Default)]
+    struct Object {
+        #[serde(default)]
+        metadata: Metadata,
+    }
+    #[derive(Deserialize, Default)]
+    #[serde(rename_all = "camelCase")]
+    struct Metadata {
+        name: Option<String>,
+        namespace: Option<String>,
+        resource_version: Option<String>,
+    }
+    let Object { metadata: Metadata { name, namespace, resource_version } } =
+        serde_json::from_str(text).unwrap_or_default();
+    ObjectMeta { name, namespace, resource_version, ..ObjectMeta::default() }
 }
 
 impl<K: Resource<DynamicType = ()>> Resource for Tolerant<K> {
@@ -157,7 +179,7 @@ impl<K: Resource<DynamicType = ()> + Clone + Debug> Sieve<K> {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-    use kube::api::ObjectList;
+    use kube::api::{ObjectList, WatchEvent};
     use kube::runtime::reflector::store;
     use serde_json::json;
     use warren_api::{Queue, Worker};
@@ -193,6 +215,25 @@ mod tests {
         assert_eq!((metadata.name.as_deref(), metadata.namespace.as_deref()), (Some("bad"), Some("b")));
         assert!(error.contains("3000000000"), "{error}");
         assert!(matches!(&list[1], Tolerant::Read(queue) if queue.name_any() == "good"));
+    }
+
+    #[test]
+    fn an_object_that_is_nested_too_deep_is_named_and_leaves_the_rest_of_its_list() {
+        let deep = "[".repeat(5000) + &"]".repeat(5000);
+        let bad = format!(
+            r#"{{"metadata": {{"name": "bad", "namespace": "b", "resourceVersion": "7"}}, "spec": {{"queueRef": {{"name": "q"}}, "template": {{"spec": {deep}}}}}}}"#
+        );
+        let good = json!({"metadata": {"name": "good"}, "spec": {"queueRef": {"name": "q"}, "template": {}}});
+        let list = list::<Worker>(&[bad.clone(), good.to_string()]);
+        let Tolerant::Unreadable { metadata, error } = &list[0] else { panic!("{list:?}") };
+        assert_eq!((metadata.name.as_deref(), metadata.namespace.as_deref()), (Some("bad"), Some("b")));
+        // Without it a watch would begin anew.
+        assert_eq!(metadata.resource_version.as_deref(), Some("7"));
+        assert!(error.contains("recursion limit"), "{error}");
+        assert!(matches!(&list[1], Tolerant::Read(worker) if worker.name_any() == "good"));
+        let event = format!(r#"{{"type": "MODIFIED", "object": {bad}}}"#);
+        let event = serde_json::from_str::<WatchEvent<Tolerant<Worker>>>(&event).unwrap();
+        assert!(matches!(event, WatchEvent::Modified(Tolerant::Unreadable { .. })), "{event:?}");
     }
 
     #[test]

@@ -132,13 +132,15 @@ impl Entry {
     }
 }
 
-/// What a CronJob takes and the library does not: `5/15`, from 5 on each 15th, and `@midnight`
+/// What a CronJob takes and the library does not, or otherwise: `5/15`, from 5 on each 15th, `*/1`, and `@midnight`
 /// (<https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/#schedule-syntax>).
 fn as_in_a_cron_job(text: &str) -> String {
     if text.trim().eq_ignore_ascii_case("@midnight") {
         return "@daily".to_owned();
     }
     let item = |item: &str, last: Option<&u8>| match (item.split_once('/'), last) {
+        // Every day is no day in particular: with a day of the other field that one counts alone.
+        (Some(("*", "1")), _) => "*".to_owned(),
         (Some((start, step)), Some(last)) if start.parse::<u8>().is_ok() => format!("{start}-{last}/{step}"),
         _ => item.to_owned(),
     };
@@ -249,6 +251,8 @@ mod tests {
             // Not on Sunday.
             ("0 8 * * 1/2", "0 8 * * 1-6/2"),
             ("*/5 0-9/3 * * MON-FRI", "*/5 0-9/3 * * MON-FRI"),
+            ("0 8 */1 * 1-5", "0 8 * * 1-5"),
+            ("0 8 */2 * 1-5", "0 8 */2 * 1-5"),
             (" @Midnight ", "@daily"),
             ("@hourly", "@hourly"),
         ] {

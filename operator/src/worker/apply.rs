@@ -10,7 +10,7 @@ use warren_api::conditions::worker::TEMPLATE_VALID;
 use warren_api::names::CONFIG_KEY;
 
 use super::annotate::annotate;
-use super::build::{Built, digest};
+use super::build::{Built, TEMPLATE_DIGEST, digest};
 use super::covers::covers;
 use super::dereference::Surroundings;
 use super::live::{Live, LiveConfigMap, LiveDeployment, LiveDisruptionBudget};
@@ -20,6 +20,8 @@ use crate::context::{Context, FIELD_MANAGER};
 use crate::error::Error;
 use crate::problem::{NAME_TAKEN, Problem, REFUSED};
 
+/// The digest of a Deployment that was replaced, until server-side apply alone owns what it has.
+pub const REPLACED: &str = "replaced";
 /// Annotation of a running pod: a digest of the sidecar's configuration that it was last told of.
 const CONFIG_DIGEST: &str = "warren.dev/config-digest";
 
@@ -54,6 +56,9 @@ pub async fn apply(
         hasten(&built.config_map["data"], around, context).await;
     }
     if let Some(live) = around.deployment.as_deref().filter(|live| live.is_owned_by(worker)) {
+        if live.facts.replaced {
+            disown(&deployments, &live.name_any()).await?;
+        }
         change_strategy(&deployments, live, &built.deployment).await?;
     }
     let live = around.deployment.as_deref();
@@ -159,7 +164,7 @@ async fn replace_spec(
         required["spec"]["strategy"]["rollingUpdate"] = Value::Null;
     }
     // All of it, so that what is refused for another reason is refused here too, and nothing is rolled out in part.
-    let annotations = json!({"annotations": required["metadata"]["annotations"]});
+    let annotations = json!({"annotations": {TEMPLATE_DIGEST: REPLACED}});
     let whole = Patch::Merge(json!({"metadata": annotations, "spec": required["spec"]}));
     match api.patch(name, &PatchParams::apply(FIELD_MANAGER).validation_strict(), &whole).await {
         Ok(_) => {}
@@ -169,9 +174,9 @@ async fn replace_spec(
         }
         Err(error) => return Err(error.into()),
     }
+    disown(api, name).await?;
     let applied = one(api, worker, desired, None).await?;
     if applied.is_ok() {
-        disown(api, name).await?;
         tracing::warn!(
             namespace = worker.namespace(),
             name,
@@ -183,7 +188,8 @@ async fn replace_spec(
 
 /// Has what [`replace_spec`] has written be owned by server-side apply alone: what the Worker asks for no more would else stay.
 async fn disown(api: &Api<LiveDeployment>, name: &str) -> Result<(), Error> {
-    for _ in 0..DISOWNING {
+    let mut tries = 1..DISOWNING;
+    loop {
         let Some(live) = api.get_metadata_opt(name).await? else { return Ok(()) };
         let mut owners = live.metadata.managed_fields.clone().unwrap_or_default();
         owners.retain(|owner| {
@@ -195,12 +201,10 @@ async fn disown(api: &Api<LiveDeployment>, name: &str) -> Result<(), Error> {
         let patch = Patch::Merge(json!({"metadata": metadata}));
         match api.patch(name, &PatchParams::default(), &patch).await {
             // The Deployment's controller has written its status meanwhile, as it does after each change.
-            Err(kube::Error::Api(answer)) if answer.code == 409 => {}
+            Err(kube::Error::Api(answer)) if answer.code == 409 && tries.next().is_some() => {}
             disowned => return Ok(disowned.map(drop)?),
         }
     }
-    tracing::warn!(name, "what was put back into the Deployment stays when the Worker asks for it no more");
-    Ok(())
 }
 
 /// What an object must have. In mode Builtin the scaler writes a Deployment's replicas, and a cache that has not seen that

@@ -15,6 +15,7 @@ use serde_json::Value;
 use warren_api::Worker;
 use warren_api::names::{CONFIG_KEY, MANAGED_BY, MANAGED_BY_LABEL, SIDECAR_CONTAINER, WORKER_LABEL};
 
+use super::apply::REPLACED;
 use super::build::{Rolled, TEMPLATE_DIGEST};
 use crate::tolerant::without_managed_fields;
 
@@ -61,6 +62,8 @@ pub struct Scale {
     pub desired: Option<i32>,
     /// Whether somebody has paused its rollouts.
     pub paused: bool,
+    /// Whether it was replaced, and who owns its fields is not put right yet.
+    pub replaced: bool,
     /// Replicas that exist.
     pub existing: i32,
     /// Whether pods of an older template are still there.
@@ -90,6 +93,7 @@ impl Facts for Scale {
         Self {
             desired: count(&spec["replicas"]),
             paused: spec["paused"] == true,
+            replaced: object["metadata"]["annotations"][TEMPLATE_DIGEST] == REPLACED,
             existing: of_status("replicas"),
             rolling: status.is_null() || !observed || both && !given_up,
             half_rolled: observed && both && given_up,

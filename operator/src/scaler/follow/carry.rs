@@ -52,6 +52,8 @@ impl Follower {
         let Some(live) = live else {
             if !foreign {
                 self.history.not_scaled();
+                // One that is made with another number is nobody else's.
+                self.own.decided(current);
             }
             self.show(worker, &view);
             return;
