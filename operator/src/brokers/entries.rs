@@ -145,6 +145,18 @@ impl Entries {
         }
     }
 
+    /// Whether there is an order of a Queue.
+    pub(super) fn has(&self, key: &Key) -> bool {
+        self.entries.contains_key(key)
+    }
+
+    /// Takes in that nothing is known of the time before: what takes in what others give up may have been missing just now.
+    pub(super) fn unseen(&mut self, key: &Key, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.rest.missed(now);
+        }
+    }
+
     pub(super) fn forget(&mut self, key: &Key) {
         if let Some(mut entry) = self.entries.remove(key) {
             self.due.clear(key, &mut entry.due);

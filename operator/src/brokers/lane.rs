@@ -104,14 +104,18 @@ impl Lane {
     }
 
     /// Takes an order in; gives what has become of it. `there`: whether the main queue was declared here before.
-    pub(super) fn order(&self, key: &Key, order: Order, there: bool) -> Option<Outcome> {
+    pub(super) fn order(&self, key: &Key, order: Order, there: bool, declared: bool) -> Option<Outcome> {
         let down = match &*self.shared.link.borrow() {
             LinkState::Down(error) => Some(problem::unreachable(error)),
             LinkState::Connecting | LinkState::Up(_) => None,
         };
         let mut entries = locked(&self.shared.entries);
-        let outcome = entries.order(key, order, down, Instant::now());
+        let (is_new, now) = (!entries.has(key), Instant::now());
+        let outcome = entries.order(key, order, down, now);
         entries.expect(key, there);
+        if is_new && declared {
+            entries.unseen(key, now);
+        }
         drop(entries);
         self.shared.changed.notify_one();
         outcome
@@ -261,10 +265,17 @@ impl Shared {
             stands,
         };
         let work = carry_out(link, channels, order, patience, (rest, *full));
-        let mut outcome =
-            self.options.leadership.fenced(work).await.unwrap_or_else(|lost| {
-                Err(of_main(order, BrokerError::Closed { detail: lost.to_string() }))
-            })?;
+        let done = self.options.leadership.fenced(work).await;
+        let done = done.unwrap_or_else(|lost| Err(of_main(order, closed(&lost.to_string()))));
+        let mut outcome = done.map_err(|failed| match failed.error {
+            // Over the refusal of a channel that was given up the library ends the connection, and answers all that is asked on it so.
+            BrokerError::NotFound { .. } | BrokerError::AccessRefused { .. } | BrokerError::Locked { .. }
+                if !link.connection.status().connected() =>
+            {
+                DeclareError { error: closed("the connection ended"), ..failed }
+            }
+            _ => failed,
+        })?;
         if let Outcome::Declared(seen) = &mut outcome
             && order.topology.main().is_some_and(QueuePlan::has_consumer_timeout)
         {
@@ -272,6 +283,10 @@ impl Shared {
         }
         Ok(outcome)
     }
+}
+
+fn closed(detail: &str) -> BrokerError {
+    BrokerError::Closed { detail: detail.to_owned() }
 }
 
 /// Asks for a queue's depth on a channel that is used again, which changes nothing. It ends by its answer, also where nobody

@@ -238,7 +238,7 @@ impl Brokers {
         let former = state.assigned.insert(key.clone(), lane.clone());
         drop(state);
         self.leave(key, former.filter(|former| !Arc::ptr_eq(former, &lane)));
-        let outcome = lane.order(key, order, there);
+        let outcome = lane.order(key, order, there, there || declared);
         if declares && matches!(outcome, Some(Outcome::Declared(_))) {
             locked(&self.state).claims.note_declared(key, true, true);
         }
@@ -288,6 +288,12 @@ impl Brokers {
     /// An older Queue, of any scope, that names one of `names` and of which it is not known on which broker.
     pub fn older_to_come(&self, key: &Key, age: i64, names: &[String]) -> Option<Key> {
         locked(&self.state).claims.older_to_come(key, age, names).cloned()
+    }
+
+    /// Whether something is still being done for a Queue in another way than by this `access`.
+    pub fn carries_out_elsewhere(&self, key: &Key, access: &BrokerAccess) -> bool {
+        let state = locked(&self.state);
+        state.lanes.iter().any(|(other, lane)| other != access && lane.carries_out(key))
     }
 
     /// Whether something is being done on a broker for a Queue, be it what is not wanted any more: that takes some seconds to end.

@@ -76,7 +76,7 @@ async fn kept(
             || rest.missed_within(held_back, now) && order.queue_type == QueueType::Quorum
     };
     if rested.is_some_and(settles) {
-        let message = "every queue reads empty, and deletionPolicy DeleteIfEmpty waits a little longer than three minutes: so long may the broker hold back a message that a full or missing queue has not taken";
+        let message = "every queue reads empty, and deletionPolicy DeleteIfEmpty waits a little longer than six minutes: so long may the broker hold back a message that a full or missing queue has not taken";
         return Ok(Some(Problem::new(DELETION_BLOCKED, "Settling", message)));
     }
     // Only what looks empty is unbound and counted again: without its bindings, what producers send is dropped.

@@ -1,9 +1,9 @@
 //! How long queues that are to go have read empty. Pure.
 //!
 //! A quorum queue takes a message that expires out of its count, and holds it back until the queue that it goes to has taken
-//! it. Where that one refuses, as it does when it is full, or is missing, the broker asks again after three minutes
-//! (`settle_timeout` of `rabbit_fifo_dlx_worker`). A queue that has read empty for longer than that, while the other was there and
-//! had room, holds nothing back.
+//! it. Where that one refuses, as it does when it is full, or is missing, the broker asks again, each three minutes, for what was
+//! refused at least three minutes ago (`settle_timeout` of `rabbit_fifo_dlx_worker`): that may take nearly six. A queue that has read
+//! empty for longer than that, while the other was there and had room, holds nothing back.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -106,7 +106,7 @@ async fn keep(
     patience: Patience<'_>,
     (rest, was_full): Before<'_>,
 ) -> Result<Outcome, DeclareError> {
-    let main = &order.main;
+    let (main, begun) = (&order.main, Instant::now());
     let (dead_letters, depth, room) = match claim {
         Claim::Declare => {
             let declared = declare_all(link, channel, &order.topology).await;
@@ -151,6 +151,12 @@ async fn keep(
     let mut leftover = Vec::new();
     for delay in retire {
         let rung = retry_queue(main, order.queue_type, *delay);
+        // Each is counted by itself: many have their turn when the first of them have gone.
+        if begun.elapsed() > TIMEOUT / 2 {
+            rest.seen(&rung.name, false, Instant::now());
+            leftover.push(*delay);
+            continue;
+        }
         let mut may_go =
             |empty| match (rest.seen(&rung.name, empty && room, Instant::now()), order.queue_type) {
                 (Some(waited), QueueType::Quorum) => waited >= patience.held_back,

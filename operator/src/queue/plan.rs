@@ -119,7 +119,7 @@ pub fn left_behind<'a>(queue: &'a Queue, now: &str) -> Option<&'a str> {
 }
 
 /// Whether two addresses name one broker and vhost: they have a host in common. With TLS it listens on another port.
-fn same_broker<'a>(one: &'a str, other: &'a str) -> bool {
+pub(super) fn same_broker<'a>(one: &'a str, other: &'a str) -> bool {
     let parts = |address: &'a str| {
         let (scheme, rest) = address.split_once("://")?;
         let (hosts, vhost) = rest.rsplit_once('/')?;
@@ -151,8 +151,7 @@ pub fn declared(queue: &Queue, leftover: &[u32]) -> Declared {
 /// rungs, which are taken back once the spec drops them. Sidecars go by the rungs that are there for certain, so new ones are
 /// apart from these.
 pub fn begun(queue: &Queue, address: &str) -> Option<Declared> {
-    let claim = claim(queue);
-    let binds = claim == Claim::Declare && !made_elsewhere(queue, address);
+    let (claim, binds) = (claim(queue), declares(queue, address));
     let rungs = &queue.spec.retry.delays_seconds;
     let mut declared = match queue.declared() {
         Some(former) => former.clone(),
@@ -170,6 +169,18 @@ pub fn begun(queue: &Queue, address: &str) -> Option<Declared> {
         declared.begun_delays_seconds.extend(rungs.iter().filter(|delay| !known.contains(delay)));
     }
     Some(declared)
+}
+
+/// The same of an order that the broker has refused in part: the rungs of a new Queue may be there, too.
+pub fn refused(queue: &Queue, address: &str) -> Option<Declared> {
+    let rungs =
+        || Declared { retry_delays_seconds: queue.spec.retry.delays_seconds.clone(), ..Declared::default() };
+    begun(queue, address).or_else(|| declares(queue, address).then(rungs))
+}
+
+/// Whether an order to the broker at `address` declares the main queue.
+fn declares(queue: &Queue, address: &str) -> bool {
+    claim(queue) == Claim::Declare && !made_elsewhere(queue, address)
 }
 
 /// The patch of a status that records what an order may bind, before it is placed: what binds and is then dropped at once could
@@ -269,7 +280,9 @@ pub(super) mod tests {
         let removed = QueueSpec { deletion_policy: DeletionPolicy::Delete, ..third.spec.clone() };
         let removed = names(remove(&queue(removed, third.status.unwrap())).unwrap());
         assert!(removed.contains(&"orders.retry.60s".to_owned()), "{removed:?}");
-        assert_eq!(begun(&queue(bound(&[], &[5]), QueueStatus::default()), ADDRESS), None);
+        let unbound = queue(bound(&[], &[5]), QueueStatus::default());
+        assert_eq!(begun(&unbound, ADDRESS), None);
+        assert_eq!(refused(&unbound, ADDRESS).unwrap().retry_delays_seconds, [5]);
         // Before its absence is known, nothing is made.
         let new = QueueSpec { adoption_policy: AdoptionPolicy::FailIfExists, ..bound(&["a"], &[5]) };
         assert_eq!(begun(&queue(new, QueueStatus::default()), ADDRESS), None);

@@ -139,6 +139,10 @@ async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> R
         }
         return Ok(blocked(CONFLICT, format!("{}, or set deletionPolicy: Retain here", waits_for(&older))));
     }
+    // What has begun by way of another Secret would declare again what is removed by this one.
+    if context.brokers.carries_out_elsewhere(key, &access) {
+        return Ok(End::Underway);
+    }
     match outcome(queue, key, &access, &order, context) {
         Some(Outcome::Removed) => Ok(End::Gone),
         Some(Outcome::Refused(refused)) => Ok(blocked(refused.reason, refused.message)),

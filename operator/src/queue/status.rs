@@ -11,7 +11,7 @@ use warren_api::queue::AdoptionPolicy;
 use warren_api::{Queue, QueueStatus, QueueType};
 use warren_broker::declare::Object;
 
-use super::plan::{begun, declared, made_elsewhere};
+use super::plan::{begun, declared, refused, same_broker};
 use crate::brokers::{Outcome, Seen};
 use crate::condition::{Statement, Status, conditions, find};
 use crate::problem::{
@@ -48,13 +48,18 @@ pub fn status(queue: &Queue, progress: Progress, durability: Durability, now: &T
         Progress::Pending { address } | Progress::Observed { address, .. } => Some(address.as_str()),
         Progress::Invalid(_) | Progress::Blocked(_) => None,
     };
+    let is_refused = matches!(progress, Progress::Observed { outcome: Outcome::Refused(_), .. });
     let mut next = QueueStatus {
         observed_generation: queue.metadata.generation,
         queue_name: Some(name.to_owned()),
         // Where it was last, while that is not known: what was made there is not made elsewhere.
         broker_address: address.or(former.broker_address.as_deref()).map(str::to_owned),
-        created: former.created.filter(|_| address.is_none_or(|address| !made_elsewhere(queue, address))),
+        created: former.created.filter(|_| {
+            let both = former.broker_address.as_deref().zip(address);
+            both.is_none_or(|(former, now)| same_broker(former, now))
+        }),
         declared: match address {
+            Some(address) if is_refused => refused(queue, address),
             Some(address) => begun(queue, address),
             None => former.declared.clone(),
         },
@@ -186,9 +191,9 @@ pub fn conflicting(queue: &Queue) -> Option<&Condition> {
 fn still(queue: &Queue, progress: &Progress) -> Option<Statement> {
     let last = queue.status.as_ref().and_then(|status| status.broker_address.as_ref());
     let before = match progress {
-        Progress::Invalid(problem) if problem.condition != DECLARED => conflicting(queue)
-            .filter(|conflict| conflict.observed_generation == queue.metadata.generation)
-            .or_else(|| differing(queue)),
+        Progress::Invalid(problem) if problem.condition != DECLARED => {
+            conflicting(queue).or_else(|| differing(queue))
+        }
         Progress::Pending { address } | Progress::Observed { address, outcome: Outcome::Unreachable(_) } => {
             differing(queue).filter(|_| last == Some(address))
         }
@@ -483,9 +488,9 @@ mod tests {
         assert_eq!(after(&mut queue, bad()), Some(CONFLICT));
         let ready = find(&queue.status.as_ref().unwrap().conditions, READY).unwrap();
         assert_eq!(ready.reason, "SecretNotFound");
-        let mut renamed = queue.clone();
-        renamed.metadata.generation = Some(2);
-        assert_eq!(after(&mut renamed, bad()), None);
+        // Whatever of the spec was changed: it is known again when the Secret can be read.
+        queue.metadata.generation = Some(2);
+        assert_eq!(after(&mut queue, bad()), Some(CONFLICT));
         assert_eq!(after(&mut queue, Progress::Pending { address: "amqp://h".to_owned() }), None);
     }
 

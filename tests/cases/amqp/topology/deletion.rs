@@ -157,13 +157,13 @@ async fn delete_if_empty_waits_for_what_the_broker_may_hold_back(vhost: Vhost) -
     let channel = client.channel().await?;
     channel.queue_unbind("orders".into(), "shop".into(), "".into(), FieldTable::default()).await?;
     let message = queue.kept_by("Settling").await?;
-    ensure!(message.contains("three minutes"), "{message}");
+    ensure!(message.contains("six minutes"), "{message}");
     assert_eq!(look::bindings(&vhost, "orders").await?, ["shop  "], "messages still come");
     queue.gone().await?;
     none_is_left(&client).await
 }
 
-/// A quorum queue does not count a message that has expired and finds no queue to go to, and tries again after three minutes.
+/// A quorum queue does not count a message that has expired and finds no queue to go to, and tries again each three minutes.
 async fn delete_if_empty_waits_for_what_a_rung_may_hold_back_since_the_main_queue_was_missing(
     vhost: Vhost,
 ) -> Result<()> {
