@@ -91,7 +91,7 @@ pub fn fitting(properties: BasicProperties, frame: usize) -> BasicProperties {
     if let Some(detail) = left.remove(headers::DEAD_DETAIL) {
         size -= 1 + headers::DEAD_DETAIL.len() + value_size(&detail);
     }
-    let foreign = left.iter().filter(|(name, _)| !name.as_str().starts_with("warren-"));
+    let foreign = left.iter().filter(|(name, value)| !is_needed(name.as_str(), value));
     let mut foreign: Vec<_> = foreign.map(|(name, value)| (value_size(value), name.clone())).collect();
     // Once, and not for each that is dropped: a frame holds tens of thousands.
     foreign.sort();
@@ -108,6 +108,22 @@ pub fn fitting(properties: BasicProperties, frame: usize) -> BasicProperties {
         set_text(&mut table, headers::HEADERS_DROPPED, cut(&dropped, LONGEST_DETAIL));
     }
     properties.with_headers(table)
+}
+
+/// Whether a header is one that Warren goes by, or people who look at a dead message. A producer may have given it as well, and of
+/// any length.
+fn is_needed(name: &str, value: &AMQPValue) -> bool {
+    const NEEDED: [&str; 8] = [
+        headers::ATTEMPTS,
+        headers::ORIGIN_EXCHANGE,
+        headers::ORIGIN_ROUTING_KEY,
+        headers::ORIGIN_QUEUE,
+        headers::ORIGINAL_EXPIRATION,
+        headers::ORIGINAL_USER_ID,
+        headers::DEAD_REASON,
+        headers::HEADERS_DROPPED,
+    ];
+    NEEDED.contains(&name) && value_size(value) <= LONGEST_DETAIL + 5
 }
 
 /// What the names of the dropped headers take at most, in bytes.
@@ -317,6 +333,17 @@ mod tests {
         assert_eq!(get(&small, headers::HEADERS_DROPPED).as_deref(), Some("longer"));
         assert!(get(&small, "long").is_some() && get(&small, headers::DEAD_REASON).is_some());
         assert!(size(&small) + FRAME_OVERHEAD <= whole - 600);
+    }
+
+    #[test]
+    fn a_long_header_of_a_producer_is_dropped_though_its_name_is_as_warren_s() {
+        for name in ["warren-anything", headers::ORIGIN_ROUTING_KEY, headers::HEADERS_DROPPED] {
+            let long = long(&"x".repeat(130_900));
+            let copy = fitting(dead(headers(&[(name, long)]), "detail"), 131_072);
+            assert!(fits(&copy, 131_072), "{name}");
+            assert_eq!(get(&copy, headers::HEADERS_DROPPED).as_deref(), Some(name));
+            assert_eq!(get(&copy, headers::ORIGIN_QUEUE).as_deref(), Some("orders"));
+        }
     }
 
     #[test]

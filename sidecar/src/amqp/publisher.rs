@@ -12,8 +12,8 @@ use super::line::{Letter, Line, Outcome, Room};
 
 /// How long a confirm may take.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a copy's confirm is waited for at most: its delivery is the broker's again long before.
-const LONGEST_CONFIRM: Duration = Duration::from_secs(3600);
+/// How long a copy's confirm is waited for at most: the largest `consumerTimeoutSeconds`, after which its delivery is the broker's again.
+const LONGEST_CONFIRM: Duration = Duration::from_secs(2_000_000);
 /// How long a publish waits for the first connection.
 const FIRST_CONNECTION: Duration = Duration::from_secs(5);
 
@@ -129,8 +129,8 @@ impl Publisher {
         Ok(line)
     }
 
-    /// Publishes a copy and waits for the broker's confirm for as long as the channel lives, and for an hour at most: the
-    /// broker has been given it, and a second one would be another message.
+    /// Publishes a copy and waits for the broker's confirm for as long as the channel lives: the broker has been given it, and a
+    /// second one would be another message.
     ///
     /// # Errors
     /// Why the broker does not have it, or may not have it.
