@@ -47,6 +47,8 @@ impl Port {
             (Self::Unseen | Self::Accepted, Seen::Accepting) => Some(Self::Accepted),
             (Self::Accepted | Self::Gone, Seen::Refusing) => Some(Self::Gone),
             (Self::Unseen, Seen::Refusing) => Some(Self::Unseen),
+            // On this host only who listens keeps callers waiting.
+            (Self::Unseen, Seen::Silent) => Some(Self::Accepted),
             (same, Seen::Silent) => Some(same),
         }
     }
@@ -64,8 +66,10 @@ impl Engine {
                     effects.push(Effect::ProbeHandler { after: Duration::ZERO });
                 }
             }
-            Drain::Active { .. } => {}
+            Drain::Active { since, .. } => self.drain = Drain::Active { since, port: Port::Unseen },
             Drain::Done { .. } => {
+                // The pod may end only now: what its port did before says nothing of that.
+                self.drain = Drain::Done { since: now, port: Port::Unseen };
                 self.window.flush_all(effects);
                 effects.push(Effect::Drained { complete: self.has_ended() });
             }

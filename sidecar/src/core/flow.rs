@@ -32,8 +32,8 @@ struct Places {
 }
 
 impl Places {
-    fn window(self) -> usize {
-        PROBE_WINDOW + self.stuck + self.behind
+    fn window(self, free: usize) -> usize {
+        free + self.stuck + self.behind
     }
 }
 
@@ -134,7 +134,8 @@ impl Engine {
                 // breaker opened is not to be, when this consumer gives up: it takes in as much, unless a message cannot be read.
                 let in_order = self.settings.ordered && !self.caution.is_on(now);
                 let before = if in_order { self.settings.prefetch } else { 0 };
-                let window = u16::try_from(places.window()).unwrap_or(u16::MAX).max(before);
+                let free = if self.caution.is_on(now) { 1 } else { PROBE_WINDOW };
+                let window = u16::try_from(places.window(free)).unwrap_or(u16::MAX).max(before);
                 // A queue of little else than one key is not taken in as a whole.
                 let most = places.stuck * MOST_BEHIND.max(usize::from(self.settings.prefetch));
                 self.subscription.prefetch().filter(|_| places.behind > most).or(Some(window))
@@ -177,7 +178,7 @@ impl Engine {
     /// work does not count at all: it would take the places of what is to be probed with.
     fn has_room(&self, prefetch: u16, now: Time) -> bool {
         let (held, prefetch) = match self.breaker.open_since() {
-            Some(_) => (self.places(now).free, PROBE_WINDOW),
+            Some(_) => (self.places(now).free, PROBE_WINDOW.min(prefetch.into())),
             // What the outage has left of copies that the broker does not take came on top of the window.
             None => {
                 let left = self.window.open_slots().filter(|slot| slot.is_stuck(now) && slot.has_copy());
@@ -260,7 +261,10 @@ impl Engine {
         if let Some(since) = self.handler.down_since.filter(|_| self.window.open() > 0) {
             self.wake_at(Some(since + HOLD));
         }
-        self.breaker.open_since().filter(|since| now >= *since + HOLD).map(|_| self.places(now).window())
+        self.breaker
+            .open_since()
+            .filter(|since| now >= *since + HOLD)
+            .map(|_| self.places(now).window(PROBE_WINDOW))
     }
 
     /// Gives back what waits though it cannot be handled here, once no consumer would bring it straight back. Where an order is kept

@@ -411,3 +411,52 @@ fn a_batch_to_which_the_window_lets_no_further_message_come_does_not_wait_for_on
     let world = World::running(Settings { prefetch: 3, batch, ..settings() }, 6);
     assert_eq!(world.calls.values().map(Vec::len).collect::<Vec<_>>(), [3]);
 }
+
+#[test]
+fn a_pod_that_is_deleted_after_a_restart_of_its_application_began_stays_drained() {
+    let mut world = World::running(settings(), 1);
+    world.answer_all(Verdict::Ack);
+    world.step(Event::Drain);
+    world.settle();
+    world.pass(Duration::from_secs(2));
+    // Killed, and boots again, when the pod is deleted: its SIGTERM may have come before anybody handled it.
+    world.port_open = false;
+    world.pass(Duration::from_secs(10));
+    world.step(Event::Drain);
+    world.settle();
+    assert_eq!(world.drained, [true, true]);
+    world.queue.push_back(Message { number: 9, attempts: 0, key: None });
+    world.port_open = true;
+    world.pass(Duration::from_secs(6));
+    assert_eq!((world.consuming, world.saw(&Observation::DrainReversed)), (None, 0));
+}
+
+#[test]
+fn the_grace_period_is_that_of_the_last_drain() {
+    let mut world = World::running(settings(), 0);
+    let grace = world.engine.settings.grace_period;
+    world.step(Event::Drain);
+    world.settle();
+    world.pass(grace - Duration::from_secs(5));
+    world.step(Event::Drain);
+    world.settle();
+    world.pass(Duration::from_secs(10));
+    assert_eq!((world.consuming, world.saw(&Observation::DrainReversed)), (None, 0));
+    world.pass(grace);
+    assert_eq!(world.saw(&Observation::DrainReversed), 1, "the pod lives on after all");
+}
+
+#[test]
+fn an_application_that_hung_is_consumed_for_again_when_it_has_restarted() {
+    let mut world = World::running(settings(), 0);
+    // Nothing takes connections, and the system's queue of them is full.
+    (world.port_open, world.port_silent) = (false, true);
+    world.step(Event::Drain);
+    world.settle();
+    world.pass(Duration::from_secs(5));
+    world.port_silent = false;
+    world.pass(Duration::from_secs(5));
+    world.port_open = true;
+    world.pass(Duration::from_secs(6));
+    assert_eq!((world.consuming, world.saw(&Observation::DrainReversed)), (Some(1), 1));
+}

@@ -201,3 +201,12 @@ fn what_an_outage_is_probed_with_goes_back_in_order_too_when_the_queue_is_given_
         }
     }
 }
+
+#[test]
+fn batches_that_fail_in_turn_are_an_outage_however_few_they_are() {
+    let batch = Some(Batch { max_messages: 100, max_wait: Duration::from_millis(20) });
+    let settings = Settings { prefetch: 200, concurrency: 200, batch, ..settings() };
+    let mut world = World::running(settings, 1000);
+    world.answering(Duration::from_secs(600), |_, _| Verdict::NotNow { after: None, status: 503 });
+    assert_eq!((world.engine.snapshot().breaker, world.unacked.len()), (Some(503), 2));
+}
