@@ -98,10 +98,10 @@ impl Secrets {
         Self { client, slots: Mutex::default() }
     }
 
-    /// Reads a Secret, and has `user` reconciled when it changes.
+    /// Reads a Secret, and has `user` reconciled when it changes. While the API server cannot give it, what was read last counts.
     ///
     /// # Errors
-    /// The API server did not answer.
+    /// The API server did not answer, and never has.
     pub async fn get(&self, namespace: &str, name: &str, user: User) -> Result<SecretState, kube::Error> {
         let key = (namespace.to_owned(), name.to_owned());
         let reading = {
@@ -117,7 +117,12 @@ impl Secrets {
         if let Some(state) = locked(&self.slots).get(&key).and_then(Slot::fresh) {
             return Ok(state);
         }
-        self.read(&key).await
+        let read = self.read(&key).await;
+        read.or_else(|error| {
+            let slots = locked(&self.slots);
+            let last = slots.get(&key).and_then(|slot| slot.state.as_ref());
+            last.map(|(state, _)| state.clone()).ok_or(error)
+        })
     }
 
     async fn read(&self, key: &Name) -> Result<SecretState, kube::Error> {
@@ -316,6 +321,27 @@ mod tests {
             (names(2), names(9)),
             (vec!["d".into(), "b".into()], ["d", "b", "c", "a"].map(String::from).into())
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_read_last_counts_while_the_api_server_cannot_give_it() {
+        let fails = Arc::new(Mutex::new(false));
+        let asked = fails.clone();
+        let server = tower::util::service_fn(move |_: http::Request<kube::client::Body>| {
+            let status = if *asked.lock().unwrap() { 500 } else { 200 };
+            let secret = serde_json::json!({"data": {"uri": "YQ=="}}).to_string();
+            let answer = http::Response::builder().status(status);
+            let answer = answer.body(kube::client::Body::from(secret.into_bytes())).unwrap();
+            std::future::ready(Ok::<_, std::convert::Infallible>(answer))
+        });
+        let secrets = Secrets::new(Client::new(server, "shop"));
+        let (sender, _receiver) = futures::channel::mpsc::unbounded();
+        let user = || User::Queue(ObjectRef::new("orders").within("shop"), sender.clone());
+        let read = secrets.get("shop", "rabbitmq", user()).await.unwrap();
+        *fails.lock().unwrap() = true;
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert_eq!(secrets.get("shop", "rabbitmq", user()).await.unwrap(), read);
+        assert!(secrets.get("shop", "never", user()).await.is_err());
     }
 
     #[tokio::test]

@@ -51,7 +51,7 @@ pub(super) fn conflict(
     let (name, older) = context.brokers.claim(key, age(queue), address, order.names())?;
     let Key { namespace, name: holder } = older;
     let message = format!(
-        "queue \"{name}\" of this broker is kept by the older Queue \"{holder}\" in namespace \"{namespace}\": delete one of the two; to have both, make this one again with another queueName"
+        "queue \"{name}\" of this broker is kept by the older Queue \"{holder}\" in namespace \"{namespace}\": delete one of the two, and its Workers before it; to have both, make this one again with another queueName"
     );
     Some(Problem::new(DECLARED, CONFLICT, message))
 }

@@ -15,7 +15,7 @@ use super::status::conflicting;
 use super::validate::validate;
 use super::{dereference, finalizer, plan};
 use crate::brokers::{Key, Order, Outcome};
-use crate::context::Context;
+use crate::context::{Context, PASSING_FAILURES};
 use crate::error::Error;
 use crate::problem::{CONFLICT, Problem};
 use crate::secrets::SecretState;
@@ -82,9 +82,12 @@ async fn is_bound_again(queue: &Queue, key: &Key, context: &Context) -> Result<b
     if !plan::may_be_unbound(queue) {
         return Ok(true);
     }
-    let why = match access(queue, key, context).await? {
-        Err(wrong) => wrong.message,
-        Ok(access) => {
+    let why = match access(queue, key, context).await {
+        // It must not keep the Queue for ever that the API server cannot give its Secret.
+        Err(error) if context.retries.in_a_row(queue) >= PASSING_FAILURES => error.to_string(),
+        Err(error) => return Err(error),
+        Ok(Err(wrong)) => wrong.message,
+        Ok(Ok(access)) => {
             let address = access.address();
             let order = plan::keep_under(queue, &address, &context.workers_of(queue));
             if conflict(queue, key, &address, &order, context).is_some()

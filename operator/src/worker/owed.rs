@@ -4,7 +4,7 @@
 use warren_api::{SidecarConfig, Worker};
 
 use super::dereference::{Surroundings, consumes};
-use super::validate::{has_moved, held, only_pod};
+use super::validate::{has_moved, held, leads_elsewhere, only_pod};
 
 /// Pods that the Worker's Deployment asks for, and those that somebody else wants.
 fn numbers(worker: &Worker, around: &Surroundings) -> Option<(i32, i32)> {
@@ -40,8 +40,9 @@ pub fn owed_config(worker: &Worker, around: &Surroundings) -> Option<SidecarConf
     let consumer = &mut config.consumer;
     match around.queue.as_deref().filter(|queue| consumes(&told, queue)) {
         Some(queue) => {
-            // Nobody knows with a Secret that cannot be used.
-            let moved = has_moved(queue, around).unwrap_or(told.consumer.paused);
+            // Nobody knows with a Secret that cannot be used, unless it names another virtual host, to which the sidecars turn.
+            let moved = has_moved(queue, around)
+                .unwrap_or_else(|_| told.consumer.paused || leads_elsewhere(queue, around));
             consumer.paused = moved || held(worker, queue, around.beside.as_deref());
             // While there are others that may consume, each stays as it is.
             let only = only_pod(worker, queue, &around.pods);

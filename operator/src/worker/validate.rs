@@ -228,6 +228,14 @@ fn secret_is_usable(
     }
 }
 
+/// Whether the Secret of a Worker's sidecars names another virtual host than the Queue's.
+pub fn leads_elsewhere(queue: &Queue, around: &Surroundings) -> bool {
+    let Some(SecretState::Found(keys)) = &around.secret else { return false };
+    let access = BrokerAccess::parse(keys, queue.spec.broker.vhost.as_deref());
+    let expected = other_vhost(queue, worker_secret(queue));
+    access.ok().zip(expected).is_some_and(|(access, vhost)| vhost != access.vhost())
+}
+
 /// The virtual host that the Queue was last seen in, where sidecars learn of theirs from another Secret than the operator.
 fn other_vhost(queue: &Queue, secret: &str) -> Option<String> {
     let address = queue.status.as_ref()?.broker_address.as_deref()?;
@@ -611,6 +619,8 @@ pub(crate) mod tests {
         for word in ["\"other\"", "\"mail\"", "\"shop\""] {
             assert!(problem.message.contains(word), "{}", problem.message);
         }
+        let leads = |around: &Surroundings| leads_elsewhere(around.queue.as_deref().unwrap(), around);
+        assert!(leads(&around(address, wrong, other())), "what consumes there is to stop");
         for fine in [
             around(address, "amqp://u:p@out/shop", other()),
             around(Some("amqp://in:5672/%2F"), "amqp://u:p@out", other()),
@@ -619,7 +629,7 @@ pub(crate) mod tests {
             // The Queue's own Secret, which it has yet to read again.
             around(address, wrong, json!({})),
         ] {
-            assert!(validate(&worker, &fine).is_ok(), "{:?}", fine.secret);
+            assert!(validate(&worker, &fine).is_ok() && !leads(&fine), "{:?}", fine.secret);
         }
     }
 
