@@ -118,8 +118,10 @@ macro_rules! same_or_absent {
         .message("consumerTimeoutSeconds works on quorum queues only: remove it, set type: Quorum, or set consumer_timeout on the broker"),
     validation = Rule::new("self.type == 'Quorum' || self.retry.delaysSeconds.size() == 0 || self.limits.overflow == 'DropHead' || (!has(self.limits.maxLength) && !has(self.limits.maxLengthBytes))")
         .message("a length limit with overflow: RejectPublish beside a retry ladder needs type: Quorum: a full classic queue drops expired retries. Use type: Quorum, overflow: DropHead, or retry: {delaysSeconds: []}"),
-    validation = Rule::new("self.type == 'Quorum' || !has(self.deadLetter.maxLength) || (!has(self.limits.messageTtlSeconds) && (self.limits.overflow != 'DropHead' || (!has(self.limits.maxLength) && !has(self.limits.maxLengthBytes))))")
+    // One that came before this rule could not be changed otherwise: none of these fields can.
+    validation = Rule::new("oldSelf.hasValue() || self.type == 'Quorum' || !has(self.deadLetter.maxLength) || (!has(self.limits.messageTtlSeconds) && (self.limits.overflow != 'DropHead' || (!has(self.limits.maxLength) && !has(self.limits.maxLengthBytes))))")
         .message("deadLetter.maxLength beside limits.messageTtlSeconds, or a length limit with overflow: DropHead, needs type: Quorum: what a classic queue dead-letters by itself is lost where the dead-letter queue is full. Use type: Quorum, or leave deadLetter.maxLength out")
+        .optional_old_self(true)
 )]
 pub struct QueueSpec {
     /// The broker that holds the queue.

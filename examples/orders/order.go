@@ -48,6 +48,8 @@ func ParseOrder(body []byte) (Order, error) {
 		return Order{}, fmt.Errorf("the order's id has %d bytes, more than 100", len(order.ID))
 	case order.Customer == "":
 		return Order{}, fmt.Errorf("order %s has no customer", order.ID)
+	case len(order.Customer) > 200:
+		return Order{}, fmt.Errorf("order %s: the customer has more than 200 bytes", order.ID)
 	case order.Country == "":
 		return Order{}, fmt.Errorf("order %s has no country", order.ID)
 	case len(order.Lines) == 0:

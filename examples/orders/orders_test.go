@@ -117,6 +117,7 @@ func TestABadOrderAnswers422WithAReasonAndIsNotInvoiced(t *testing.T) {
 		`nonsense`,
 		`{"id":"o","customer":"c","country":"DE","lines":[{"sku":"UNICORN","quantity":1}]}`,
 		`{"id":"o","customer":"c","country":"Ünknown","lines":[{"sku":"MUG-ACK","quantity":1}]}`,
+		`{"id":"o","customer":"` + strings.Repeat("<", 201) + `","country":"DE","lines":[{"sku":"MUG-ACK","quantity":1}]}`,
 	} {
 		response := post(t, shop.handler, body)
 		if response.StatusCode != http.StatusUnprocessableEntity || response.Header.Get("warren-reason") == "" {

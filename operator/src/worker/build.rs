@@ -219,14 +219,16 @@ fn pod_template(valid: &ValidWorker<'_>, image: &str) -> Value {
     let account = service_account(&mut spec);
     spec.insert("serviceAccountName".to_owned(), account.into());
     spec.insert("terminationGracePeriodSeconds".to_owned(), valid.grace_seconds.into());
-    let containers = take_list(&mut spec, "containers").into_iter().map(|container| match container {
+    let containers = take_list(&mut spec, "containers").into_iter().map(with_protocols);
+    let containers = containers.map(|container| match container {
         Value::Object(container) if container.get("name").is_some_and(|name| *name == valid.container) => {
             with_drain_hook(container, &token)
         }
         other => other,
     });
     let containers: Vec<Value> = containers.collect();
-    let mut init = take_list(&mut spec, "initContainers");
+    let mut init: Vec<Value> =
+        take_list(&mut spec, "initContainers").into_iter().map(with_protocols).collect();
     init.push(sidecar(valid, image, &token, telemetry(valid, &containers)));
     let mut volumes: Vec<Value> = take_list(&mut spec, "volumes").into_iter().map(with_source).collect();
     volumes.push(json!({"name": CONFIG_VOLUME, "configMap": {"name": config_map(&valid.worker.name_any())}}));
@@ -239,6 +241,15 @@ fn pod_template(valid: &ValidWorker<'_>, image: &str) -> Value {
     template.insert("metadata".to_owned(), metadata.into());
     template.insert("spec".to_owned(), spec.into());
     template.into()
+}
+
+/// Server-side apply knows a port by its number and protocol, and an empty one, which is stored as TCP, is another port each time.
+fn with_protocols(mut container: Value) -> Value {
+    let ports = container.get_mut("ports").and_then(Value::as_array_mut);
+    for port in ports.into_iter().flatten().filter_map(Value::as_object_mut) {
+        port.retain(|field, value| field != "protocol" || value != "");
+    }
+    container
 }
 
 /// A volume without a source is an empty folder, and the API server writes that down, where it is nobody's: with the source that it
@@ -358,7 +369,9 @@ fn sidecar(valid: &ValidWorker<'_>, image: &str, token: &str, telemetry: Vec<Val
         json!({"name": "WARREN_POD_NAME", "valueFrom": field("metadata.name")}),
         json!({"name": "WARREN_POD_NAMESPACE", "valueFrom": field("metadata.namespace")}),
     ];
-    env.extend(telemetry);
+    // Those that the application's own refer to may have the names of these.
+    let own: Vec<Value> = env.iter().map(|variable| variable["name"].clone()).collect();
+    env.extend(telemetry.into_iter().filter(|variable| !own.contains(&variable["name"])));
     json!({
         "name": SIDECAR_CONTAINER,
         "image": image,

@@ -369,3 +369,27 @@ fn a_sidecar_of_which_no_resources_are_said_asks_for_the_little_that_it_takes_an
     let grace = json!({"name": "WARREN_GRACE_PERIOD_SECONDS", "value": u32::MAX.to_string()});
     assert!(sidecar["env"].as_array().unwrap().contains(&grace), "{sidecar:#}");
 }
+
+#[test]
+fn a_port_whose_protocol_is_left_blank_is_given_without_one() {
+    let blank = |name: &str| json!({"name": name, "ports": [{"containerPort": 8080, "protocol": ""}]});
+    let template = json!({"spec": {"containers": [blank("app")], "initContainers": [blank("first")]}});
+    let spec = fresh(json!({"template": template})).deployment["spec"]["template"]["spec"].clone();
+    for container in [&spec["containers"][0], &spec["initContainers"][0]] {
+        assert_eq!(container["ports"], json!([{"containerPort": 8080}]));
+    }
+}
+
+#[test]
+fn a_variable_of_the_application_that_has_the_name_of_one_of_the_sidecar_s_is_not_given_twice() {
+    let env = json!([
+        {"name": "WARREN_POD_NAME", "value": "mine"},
+        {"name": "OTEL_RESOURCE_ATTRIBUTES", "value": "k8s.pod.name=$(WARREN_POD_NAME)"},
+        {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector:4318"},
+    ]);
+    let app = json!({"name": "app", "env": env, "ports": [{"containerPort": 8080}]});
+    let deployment = fresh(json!({"template": {"spec": {"containers": [app]}}})).deployment;
+    let env = deployment["spec"]["template"]["spec"]["initContainers"][0]["env"].as_array().unwrap().clone();
+    let named = |name: &str| env.iter().filter(|variable| variable["name"] == name).count();
+    assert_eq!((named("WARREN_POD_NAME"), named("OTEL_RESOURCE_ATTRIBUTES")), (1, 1));
+}

@@ -7,8 +7,9 @@ pub fn covers(live: &Value, desired: &Value) -> bool {
     match (live, desired) {
         (Value::Object(live), Value::Object(desired)) => {
             desired.iter().all(|(key, value)| match (live.get(key), key.as_str()) {
-                (Some(found), "limits" | "requests") => quantities_cover(found, value),
+                (Some(found), "limits" | "requests" | "overhead") => quantities_cover(found, value),
                 (Some(found), "sizeLimit" | "divisor") => same_quantity(found, value),
+                (Some(_), key) if value == "" && is_filled_in(key) => true,
                 (Some(found), _) => covers(found, value),
                 (None, key) => is_empty(value) || is_left_out(key, value),
             })
@@ -30,6 +31,23 @@ fn is_empty(value: &Value) -> bool {
         Value::String(text) => text.is_empty(),
         Value::Bool(_) | Value::Number(_) => false,
     }
+}
+
+/// Whether the API server has a default for a field that is given as nothing, as a chart may write it.
+fn is_filled_in(key: &str) -> bool {
+    const FILLED_IN: [&str; 10] = [
+        "imagePullPolicy",
+        "pullPolicy",
+        "terminationMessagePath",
+        "terminationMessagePolicy",
+        "dnsPolicy",
+        "restartPolicy",
+        "schedulerName",
+        "path",
+        "scheme",
+        "apiVersion",
+    ];
+    FILLED_IN.contains(&key)
 }
 
 /// Whether the API server leaves a field out that is set to this. Fields that it keeps, such as `runAsUser: 0`, mean something
@@ -109,6 +127,15 @@ mod tests {
         assert!(!covers(&json!({"a": {"b": 2}, "list": [{"name": "x"}]}), &desired));
         assert!(!covers(&json!({"a": {"b": 1}, "list": [{"name": "x"}, {"name": "y"}]}), &desired));
         assert!(!covers(&json!({"a": {"b": 1}}), &desired));
+    }
+
+    #[test]
+    fn what_is_left_blank_and_has_a_default_is_no_difference() {
+        let live = json!({"imagePullPolicy": "IfNotPresent", "httpGet": {"path": "/", "port": 1}, "overhead": {"cpu": "1"}});
+        let blank =
+            json!({"imagePullPolicy": "", "httpGet": {"path": "", "port": 1}, "overhead": {"cpu": "1000m"}});
+        assert!(covers(&live, &blank));
+        assert!(!covers(&json!({"image": "app:1"}), &json!({"image": ""})));
     }
 
     #[test]

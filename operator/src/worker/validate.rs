@@ -282,6 +282,9 @@ fn handler_port(worker: &Worker, container: &Container) -> Result<u16, Problem> 
     })
 }
 
+/// Volumes of the sidecar.
+const OWN_VOLUMES: [&str; 3] = [CONFIG_VOLUME, BROKER_VOLUME, NO_TOKEN_VOLUME];
+
 /// What the sidecar needs for itself.
 fn reserved(pod: &PodSpec) -> Result<(), Problem> {
     if pod.host_network == Some(true) {
@@ -310,9 +313,17 @@ fn reserved(pod: &PodSpec) -> Result<(), Problem> {
                 ));
             }
         }
+        let mut mounts = container.volume_mounts.iter().flatten().map(|mount| &*mount.name);
+        if let Some(name) = mounts.find(|name| OWN_VOLUMES.contains(name)) {
+            let message = format!(
+                "container \"{}\" mounts \"{name}\", which is the sidecar's volume: leave it out",
+                container.name
+            );
+            return Err(Problem::new(TEMPLATE_VALID, NAME_TAKEN, message));
+        }
     }
     for volume in pod.volumes.iter().flatten() {
-        if [CONFIG_VOLUME, BROKER_VOLUME, NO_TOKEN_VOLUME].contains(&volume.name.as_str()) {
+        if OWN_VOLUMES.contains(&&*volume.name) {
             let message = format!("volume \"{}\" has a name that the sidecar uses: rename it", volume.name);
             return Err(Problem::new(TEMPLATE_VALID, NAME_TAKEN, message));
         }
@@ -686,6 +697,8 @@ pub(crate) mod tests {
         assert_eq!(also("initContainers", json!([{"name": SIDECAR_CONTAINER}])), "NameTaken");
         for volume in [CONFIG_VOLUME, BROKER_VOLUME, NO_TOKEN_VOLUME] {
             assert_eq!(also("volumes", json!([{"name": volume, "emptyDir": {}}])), "NameTaken", "{volume}");
+            let mounts = json!([{"name": "other", "volumeMounts": [{"name": volume, "mountPath": "/x"}]}]);
+            assert_eq!(also("initContainers", mounts), "NameTaken", "{volume}");
         }
         for port in [0, 70_000] {
             assert_eq!(reason(json!({"containers": app(port)})), "PortMissing", "{port}");

@@ -872,14 +872,24 @@ async fn a_younger_queue_leaves_what_an_older_one_without_its_secret_may_own() -
         room.condition(queue, "BrokerReachable", "False", "SecretNotFound", queue).await?;
     }
     room.condition("younger", "Declared", "False", "Conflict", "\"older\" in namespace").await?;
-    // With another spec neither of the two says any more whose the queue is.
+    // With another spec, too: what was changed may be just how the broker is reached.
     let ladder = r#"{"spec": {"retry": {"delaysSeconds": [7]}}}"#;
     room.kubectl(&["patch", "wq", "younger", "--type=merge", "-p", ladder]).await?;
-    room.condition("younger", "Declared", "Unknown", "SecretNotFound", "").await?;
-    // What the next operator knows, it knows from the objects; where the older one is may not be written yet.
+    room.eventually("the change is seen", async || {
+        let seen = "jsonpath={.metadata.generation} {.status.observedGeneration}";
+        let seen = room.kubectl(&["get", "wq", "younger", "-o", seen]).await?;
+        let both = seen.split_once(' ').context("two numbers")?;
+        ensure!(both.0 == both.1, "{seen}");
+        Ok(())
+    })
+    .await?;
+    room.condition("younger", "Declared", "False", "Conflict", "\"older\" in namespace").await?;
+    // What the next operator knows, it knows from the objects; whose the queue is, and where, may not be written there.
     first.stop().await?;
-    let nowhere = r#"{"status": {"brokerAddress": null}}"#;
-    room.kubectl(&["patch", "wq", "older", "--subresource=status", "--type=merge", "-p", nowhere]).await?;
+    let nothing = r#"{"status": {"brokerAddress": null, "conditions": []}}"#;
+    for queue in ["older", "younger"] {
+        room.kubectl(&["patch", "wq", queue, "--subresource=status", "--type=merge", "-p", nothing]).await?;
+    }
     room.kubectl(&["delete", "wq", "younger", "--wait=false"]).await?;
     room.secret("younger", &room.vhost.uri()).await?;
     let _second = room.operator("two").await?;
