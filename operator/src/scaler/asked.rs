@@ -26,6 +26,7 @@ pub fn spec(worker: &Worker, queue: Option<&Queue>, beside: Option<&str>) -> Spe
         single,
         quorum: queue.is_none_or(|queue| queue.spec.queue_type == QueueType::Quorum),
         paused: queue.map_or(consumer.paused, |queue| held(worker, queue, beside)),
+        ordered: consumer.ordering_key.is_some(),
     }
 }
 

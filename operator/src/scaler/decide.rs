@@ -29,6 +29,8 @@ const SCALE_IN_TOLERANCE: f64 = 0.9;
 const SCALE_IN_SPACING: f64 = 30.0;
 /// Seconds beyond the handler's time-out without progress that make a stall.
 const STALL_MARGIN: f64 = 30.0;
+/// Seconds for which a message of an ordering key that failed waits in its pod at most.
+const IN_PLACE_SECONDS: f64 = 60.0;
 
 /// What to do, and why.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,9 +113,10 @@ fn to_pods(pods: f64) -> u32 {
     (pods - 1e-9).ceil().max(0.0) as u32
 }
 
-/// Seconds within which a call of a handler that works has ended.
+/// Seconds within which a call of a handler that works has ended, and the next one of a message that failed has begun.
 fn patience(spec: &Spec) -> f64 {
-    spec.handler_timeout + STALL_MARGIN
+    let in_place = if spec.ordered { IN_PLACE_SECONDS } else { 0.0 };
+    spec.handler_timeout + STALL_MARGIN + in_place
 }
 
 /// Whether a zero that was read is true. Where nobody consumes, a queue without a leader says the same as one that was purged.
@@ -148,9 +151,9 @@ fn trouble(
     // Of such a queue a pod of another Worker gets the messages.
     let stands_by = spec.single && inputs.shared && sidecars.unsettled == 0;
     if ready > 0 && !stands_by && sidecars.scraped > 0 && !inputs.workload.rolling && idle > patience {
-        let see = match history.movement.copies_fail(now) {
+        let see = match history.movement.copies_fail(now) || sidecars.blocked > 0 {
             true => {
-                "the broker does not take what is to be tried again or dead-lettered: see the logs of container warren-sidecar, whether its user has the right to write to amq.default, and whether DeadLetterAvailable of the Queue says that its dead-letter queue is full"
+                "the broker does not take what is to be tried again or dead-lettered: see the logs of container warren-sidecar, whether a memory or disk alarm of the broker blocks publishes (kubectl warren doctor), whether its user has the right to write to amq.default, and whether DeadLetterAvailable of the Queue says that its dead-letter queue is full"
             }
             false => {
                 "see whether the condition Available says that sidecars are not connected, look at the handler's logs, and whether it answers 429 to all"
@@ -248,6 +251,12 @@ fn within_limits(
                 Reason::Steady,
                 format!("{current} pods fit the load, for which {lowest} would do: less than a tenth fewer"),
             )
+        } else if inputs.sidecars.holding > 0 && to_pods(need.lasting).max(min) < current {
+            let why = format!(
+                "{} pods hold messages that wait for another try, or for the broker, and stay beside those that work",
+                inputs.sidecars.holding
+            );
+            (Reason::InFlight, why)
         } else if current > min && history.fewer_would_do() {
             let why =
                 format!("fewer pods would do at times, what arrived within {:.0} s decides", spec.window());

@@ -15,6 +15,7 @@ fn spec() -> Spec {
         single: false,
         quorum: true,
         paused: false,
+        ordered: false,
     }
 }
 
@@ -1137,6 +1138,10 @@ fn a_stalled_consumer_is_not_no_load_and_gets_no_more_pods() {
         assert_eq!(message.contains("amq.default"), waits, "{message}");
         assert_eq!(message.contains("429"), !waits, "{message}");
     }
+    // One that waits for its confirm under an alarm does not fail.
+    inputs.sidecars.blocked = 1;
+    let (decision, _) = decide(history, &inputs, &spec(), 300.0);
+    assert!(decision.message.contains("alarm of the broker"), "{}", decision.message);
 }
 
 #[test]
@@ -1447,6 +1452,62 @@ fn what_a_pod_holds_and_does_not_hand_over_keeps_that_pod_and_one_that_works() {
         inputs.sidecars = holding(decision.replicas);
     }
     assert_eq!(inputs.workload.replicas, 2);
+    let (decision, _) = decide(history, &inputs, &spec(), 400.0);
+    assert_eq!(decision.reason, Reason::InFlight);
+    assert!(decision.message.starts_with("1 pods hold messages that wait"), "{}", decision.message);
+}
+
+#[test]
+fn a_pod_that_does_not_answer_has_no_free_place_for_what_waits() {
+    for (seen, replicas) in [(5, 5), (2, 8)] {
+        let mut inputs = waiting(0);
+        inputs.workload.replicas = 5;
+        let mut history = History::with_service_seconds(600.0);
+        for now in 0..100 {
+            inputs.sidecars = Sidecars { busy: 5, unsettled: 5, in_flight: 5, ..idle(5) };
+            history = decide(history, &inputs, &spec(), f64::from(now)).1;
+        }
+        // Those that do not answer are as busy as before; where all do, three have become free.
+        let (unsettled, in_flight) = (2, 2);
+        inputs.sidecars =
+            Sidecars { scraped: seen, away: 5 - seen, busy: 2, unsettled, in_flight, ..idle(5) };
+        inputs.ready = Some((3, 0.0));
+        let (decision, _) = decide(history, &inputs, &spec(), 100.0);
+        assert_eq!(decision.replicas, replicas, "{}", decision.message);
+    }
+}
+
+#[test]
+fn a_longer_stabilization_than_was_watched_lets_no_pod_go() {
+    for (before, after) in [(60.0, 600.0), (0.0, 300.0)] {
+        let mut world = World::new(Spec { stabilization: before, ..spec() }, 0.1);
+        for _ in 0..900 {
+            world.second(95.0);
+        }
+        let pods = world.replicas;
+        assert!(pods >= 10, "{pods}");
+        world.spec.stabilization = after;
+        for _ in 0..900 {
+            world.second(95.0);
+            assert!(world.replicas >= pods, "{} of {pods}: {:?}", world.replicas, world.decision);
+        }
+    }
+}
+
+#[test]
+fn an_ordered_message_that_waits_in_its_pod_for_the_next_attempt_is_no_stall() {
+    let stalls = |ordered, seconds: u32| {
+        let spec = Spec { ordered, handler_timeout: 10.0, ..spec() };
+        let (mut history, mut inputs) = (History::default(), waiting(5));
+        inputs.workload.replicas = 1;
+        inputs.sidecars = Sidecars { unsettled: 1, put_off: 1, holding: 1, ..idle(1) };
+        for now in 0..seconds {
+            history = decide(history, &inputs, &spec, f64::from(now)).1;
+        }
+        decide(history, &inputs, &spec, f64::from(seconds)).0.reason == Reason::Stalled
+    };
+    assert_eq!([false, true].map(|ordered| stalls(ordered, 60)), [true, false]);
+    assert!(stalls(true, 110));
 }
 
 #[test]
@@ -1592,6 +1653,7 @@ prop_compose! {
             single: false,
             quorum,
             paused,
+            ordered: paused ^ quorum,
         }
     }
 }
@@ -1634,6 +1696,8 @@ prop_compose! {
                 failed_first: counters.1,
                 call_seconds,
                 able: started / 2,
+                away: unscraped,
+                blocked: started / 4,
                 late: in_flight / 3,
                 lifetime_calls: counters.1,
                 lifetime_seconds: call_seconds,

@@ -42,6 +42,8 @@ const LEAST_SERVICE: f64 = 0.001;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct History {
     started_at: Option<f64>,
+    /// Seconds over which the lasting load was averaged last.
+    window: f64,
     arrivals: Arrivals,
     lasting: Arrivals,
     /// The sidecars, as last seen.
@@ -178,6 +180,12 @@ impl History {
 
     /// Takes one reading in. `ready` is the fresh ready count, and `window` the seconds over which the lasting load is averaged.
     pub(super) fn observe(&mut self, ready: u64, inputs: &Inputs, window: f64, now: f64) {
+        let before = std::mem::replace(&mut self.window, window);
+        if window > before {
+            // What is older than the shorter one was not kept: it is as if the Worker had not been watched before.
+            self.started_at = self.started_at.map(|at| at.max(now - before));
+            self.took_over |= inputs.workload.replicas > 0;
+        }
         if self.started_at.is_none() {
             self.started_at = Some(now);
             self.took_over = inputs.workload.replicas > 0;

@@ -25,6 +25,8 @@ pub struct Spec {
     pub quorum: bool,
     /// Whether consuming is paused.
     pub paused: bool,
+    /// Whether an ordering key has a message that failed wait in its pod for the next attempt, for a minute at most.
+    pub ordered: bool,
 }
 
 impl Spec {
@@ -99,6 +101,8 @@ pub struct Sidecars {
     pub started: u32,
     /// Of these, how many had a handler that took calls since they are known: the others are on their way.
     pub able: u32,
+    /// Of these, how many have no handler that takes calls any more, or did not answer just now: nobody knows of a free place there.
+    pub away: u32,
     /// Of those that have started, how many answered just now.
     pub scraped: u32,
     /// Of these, how many have messages at the handler.
@@ -124,6 +128,8 @@ pub struct Sidecars {
     pub extensions: u64,
     /// Tries so far at which the broker did not take a copy of a failed message.
     pub copies_failed: u64,
+    /// Pods from which the broker takes no publishes.
+    pub blocked: u32,
     /// Ended handler calls so far.
     pub calls: u64,
     /// Of those, how many failed.

@@ -220,8 +220,7 @@ pub(super) fn need(history: &History, ready: u64, inputs: &Inputs, spec: &Spec, 
         waited: history.startup.on_their_way(now),
         // A pod without a message of its own shortens nothing; some come until it has begun.
         // Nor does one for messages that others hold.
-        useful: ((backlog + in_flight as f64) / at_once)
-            .ceil()
+        useful: (((backlog + in_flight as f64) / at_once).ceil() + f64::from(sidecars.away))
             .min(f64::from(inputs.workload.replicas) + (ready as f64 / at_once).ceil())
             + rate * per_rate.min((startup + spec.target_wait) / at_once),
         // What an ending pod holds may come back: one pod stays for it.
@@ -292,9 +291,10 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     let target = load.spec.target_wait;
     // Messages a second that a pod begins.
     let pace = 1.0 / (load.per_rate * UTILISATION);
-    let able = f64::from(inputs.sidecars.able).min(current);
+    let come = f64::from(inputs.sidecars.able).min(current);
+    let (able, coming) = ((come - f64::from(inputs.sidecars.away)).max(0.0), current - come);
     // What waits still when pods that are asked for now begin: those on their way begin sooner, by what they have waited.
-    let begun = able * startup + (current - able) * waited.unwrap_or_default();
+    let begun = able * startup + coming * waited.unwrap_or_default();
     let left = (backlog - begun * pace).max(0.0);
     // How long the last message waits: more pods do not start sooner than those that are on their way.
     let wait = if waited.is_some() { left } else { backlog } / (current * pace);
@@ -316,7 +316,7 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     let at_once = load.spec.at_once();
     let each = at_once * (1.0 + (clearing * UTILISATION / load.service).floor());
     let idle = (able * at_once - in_flight as f64).max(0.0);
-    let missed = left - able * clearing * pace - idle - (current - able) * each;
+    let missed = left - able * clearing * pace - idle - coming * each;
     let in_time = current + missed / each;
     let by_backlog = in_time.min(load.useful);
     let by_chance = BY_CHANCE * (history.settled() as f64).sqrt();

@@ -187,6 +187,7 @@ impl Tracker {
     ) -> Sidecars {
         self.pods.retain(|pod, _| living.contains(pod));
         let mut sums = Sidecars { started: count(staying.len()), ..Sidecars::default() };
+        let mut takes = 0;
         let mut seen = Durability::default();
         for Answer { pod, whole, ran, ending, crashes, sample } in answers {
             let before = self.pods.get(&pod);
@@ -221,6 +222,8 @@ impl Tracker {
                 sums.ending += sample.unsettled;
             } else {
                 sums.scraped += 1;
+                takes += u32::from(sample.handler_up);
+                sums.blocked += u32::from(sample.publish_blocked);
                 sums.busy += u32::from(sample.in_flight > 0);
                 sums.unsettled += sample.unsettled;
                 if sample.in_flight == 0 {
@@ -243,6 +246,7 @@ impl Tracker {
         }
         let able = staying.iter().filter(|pod| self.pods.get(*pod).is_some_and(|tracked| tracked.was_up));
         sums.able = count(able.count());
+        sums.away = sums.able.saturating_sub(takes);
         self.recent.observe(seen, now);
         sums.deliveries = self.total.deliveries;
         sums.settled = self.total.settled;
@@ -365,14 +369,17 @@ something_else NaN
         let mut seen = |handler_up, now| {
             let sample = Sample { handler_up, ..Sample::default() };
             let sums = tracker.observe(answer("a", true, sample), &living, &living, now);
-            (sums.able, sums.held, sums.failing)
+            (sums.able, sums.away, sums.held, sums.failing)
         };
-        assert_eq!(seen(false, 0.0), (0, 0, 0));
+        assert_eq!(seen(false, 0.0), (0, 0, 0, 0));
         // Told, but more pods may help.
-        assert_eq!(seen(false, 31.0), (0, 1, 0));
-        assert_eq!(seen(false, 121.0), (0, 1, 1));
-        assert_eq!(seen(true, 122.0), (1, 0, 0));
-        assert_eq!(seen(false, 123.0), (1, 1, 1));
+        assert_eq!(seen(false, 31.0), (0, 0, 1, 0));
+        assert_eq!(seen(false, 121.0), (0, 0, 1, 1));
+        assert_eq!(seen(true, 122.0), (1, 0, 0, 0));
+        assert_eq!(seen(false, 123.0), (1, 1, 1, 1));
+        assert_eq!(seen(true, 124.0), (1, 0, 0, 0));
+        let silent = tracker.observe(vec![], &living, &living, 125.0);
+        assert_eq!((silent.able, silent.away), (1, 1));
     }
 
     #[test]
