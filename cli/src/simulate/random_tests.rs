@@ -71,6 +71,7 @@ fn setting(service: f64, concurrency: u32, target_wait: f64) -> Setting {
             single: false,
             quorum: true,
             paused: false,
+            ordered: false,
         },
         pods: Pods {
             service_seconds: service,
