@@ -81,6 +81,8 @@ struct Slot {
     state: Option<(SecretState, Instant)>,
     /// When it was last read, or that was tried.
     tried: Option<Instant>,
+    /// When that failed last.
+    failed: Option<Instant>,
     users: HashMap<(&'static str, String), (User, Instant)>,
     /// Held while it is read, so that many readers make one request.
     reading: Arc<tokio::sync::Mutex<()>>,
@@ -114,14 +116,20 @@ impl Secrets {
             slot.reading.clone()
         };
         let _one_at_a_time = reading.lock().await;
-        if let Some(state) = locked(&self.slots).get(&key).and_then(Slot::fresh) {
+        if let Some(state) =
+            locked(&self.slots).get(&key).and_then(|slot| slot.fresh().or_else(|| slot.missed()))
+        {
             return Ok(state);
         }
         let read = self.read(&key).await;
         read.or_else(|error| {
-            let slots = locked(&self.slots);
-            let last = slots.get(&key).and_then(|slot| slot.state.as_ref());
-            last.map(|(state, _)| state.clone()).ok_or(error)
+            let mut slots = locked(&self.slots);
+            let slot = slots.get_mut(&key);
+            let missed = slot.and_then(|slot| {
+                slot.failed = Some(Instant::now());
+                slot.missed()
+            });
+            missed.ok_or(error)
         })
     }
 
@@ -191,6 +199,12 @@ impl Secrets {
 }
 
 impl Slot {
+    /// What was read last, where another attempt has failed a moment ago: not each of many waits for one of its own.
+    fn missed(&self) -> Option<SecretState> {
+        let (state, _) = self.state.as_ref()?;
+        self.failed.is_some_and(|failed| failed.elapsed() < FRESH).then(|| state.clone())
+    }
+
     fn fresh(&self) -> Option<SecretState> {
         self.state.as_ref().filter(|(_, read)| read.elapsed() < FRESH).map(|(state, _)| state.clone())
     }

@@ -45,7 +45,13 @@ impl<'de, K: DeserializeOwned> Deserialize<'de> for Tolerant<K> {
     }
 }
 
+/// A key whose value the parser parses anew, as deep again as it may go at all. The API server writes it as it is.
+const PARSED_ANEW: &str = "$serde_json::private::RawValue";
+
 fn read<K: DeserializeOwned>(text: &str) -> serde_json::Result<K> {
+    if text.contains(PARSED_ANEW) {
+        return Err(serde::de::Error::custom(format!("it has \"{PARSED_ANEW}\", which is no name to use")));
+    }
     serde_json::from_value(without_managed_fields(&mut serde_json::Deserializer::from_str(text))?)
 }
 
@@ -230,6 +236,9 @@ mod tests {
         // Without it a watch would begin anew.
         assert_eq!(metadata.resource_version.as_deref(), Some("7"));
         assert!(error.contains("recursion limit"), "{error}");
+        let anew = json!({"metadata": {"name": "x", "annotations": {PARSED_ANEW: "[[1]]"}}, "spec": {}});
+        let read = serde_json::from_str::<Tolerant<Queue>>(&anew.to_string()).unwrap();
+        assert!(matches!(read, Tolerant::Unreadable { .. }), "{read:?}");
         assert!(matches!(&list[1], Tolerant::Read(worker) if worker.name_any() == "good"));
         let event = format!(r#"{{"type": "MODIFIED", "object": {bad}}}"#);
         let event = serde_json::from_str::<WatchEvent<Tolerant<Worker>>>(&event).unwrap();

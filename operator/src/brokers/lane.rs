@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use warren_broker::connect::ConnectOptions;
 use warren_broker::declare::{self, DeclareError, QueueDepth};
+use warren_broker::error::Difference;
 use warren_broker::lapin::Channel;
 use warren_broker::release::{self, Release};
 use warren_broker::supervisor::{Link, LinkState, Supervisor};
@@ -119,6 +120,11 @@ impl Lane {
         drop(entries);
         self.shared.changed.notify_one();
         outcome
+    }
+
+    /// See [`Entries::unseen`].
+    pub(super) fn unseen(&self, key: &Key) {
+        locked(&self.shared.entries).unseen(key, Instant::now());
     }
 
     pub(super) fn forget(&self, key: &Key) {
@@ -267,14 +273,11 @@ impl Shared {
         let work = carry_out(link, channels, order, patience, (rest, *full));
         let done = self.options.leadership.fenced(work).await;
         let done = done.unwrap_or_else(|lost| Err(of_main(order, closed(&lost.to_string()))));
-        let mut outcome = done.map_err(|failed| match failed.error {
-            // Over the refusal of a channel that was given up the library ends the connection, and answers all that is asked on it so.
-            BrokerError::NotFound { .. } | BrokerError::AccessRefused { .. } | BrokerError::Locked { .. }
-                if !link.connection.status().connected() =>
-            {
-                DeclareError { error: closed("the connection ended"), ..failed }
-            }
-            _ => failed,
+        // Over the refusal of a channel that was given up the library ends the connection, and answers all that is asked on it so.
+        let is_anothers = |error: &BrokerError| is_of_channel(error) && !link.connection.status().connected();
+        let mut outcome = done.map_err(|failed| match is_anothers(&failed.error) {
+            true => DeclareError { error: closed("the connection ended"), ..failed },
+            false => failed,
         })?;
         if let Outcome::Declared(seen) = &mut outcome
             && order.topology.main().is_some_and(QueuePlan::has_consumer_timeout)
@@ -282,6 +285,15 @@ impl Shared {
             seen.release = self.release(link.generation);
         }
         Ok(outcome)
+    }
+}
+
+/// Whether a broker ends a channel over that, and no connection.
+fn is_of_channel(error: &BrokerError) -> bool {
+    match error {
+        BrokerError::NotFound { .. } | BrokerError::AccessRefused { .. } | BrokerError::Locked { .. } => true,
+        BrokerError::Precondition { detail } => Difference::parse(detail).is_some(),
+        _ => false,
     }
 }
 

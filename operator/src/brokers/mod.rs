@@ -245,6 +245,13 @@ impl Brokers {
         outcome
     }
 
+    /// Takes in that nothing is known of what became of a Queue's queues before now.
+    pub fn unseen(&self, key: &Key) {
+        if let Some(lane) = self.lane_of(key) {
+            lane.unseen(key);
+        }
+    }
+
     /// Whether the main queue of a Queue was gone, and is declared again; told once.
     pub fn take_recreated(&self, key: &Key) -> bool {
         self.lane_of(key).is_some_and(|lane| lane.take_recreated(key))

@@ -206,8 +206,14 @@ fn holds(name: &str, holding: Holding, names_this: Option<bool>) -> String {
 fn keep_meanwhile(queue: &Queue, key: &Key, access: Option<BrokerAccess>, context: &Context) {
     match access {
         Some(access) => {
-            let order = plan::keep_under(queue, &access.address(), &context.workers_of(queue));
+            let address = access.address();
+            let order = plan::keep_under(queue, &address, &context.workers_of(queue));
+            let is_known = context.brokers.lane_of(key).is_some()
+                && context.brokers.access_of(key).as_ref() == Some(&access);
             context.brokers.assign(key, &access, order, false);
+            if !is_known && plan::was_declared(queue, &address) {
+                context.brokers.unseen(key);
+            }
         }
         None => context.brokers.forget(key),
     }

@@ -251,12 +251,6 @@ fn within_limits(
                 Reason::Steady,
                 format!("{current} pods fit the load, for which {lowest} would do: less than a tenth fewer"),
             )
-        } else if inputs.sidecars.holding > 0 && to_pods(need.lasting).max(min) < current {
-            let why = format!(
-                "{} pods hold messages that wait for another try, or for the broker, and stay beside those that work",
-                inputs.sidecars.holding
-            );
-            (Reason::InFlight, why)
         } else if current > min && history.fewer_would_do() {
             let why =
                 format!("fewer pods would do at times, what arrived within {:.0} s decides", spec.window());

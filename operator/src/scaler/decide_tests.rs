@@ -1452,9 +1452,6 @@ fn what_a_pod_holds_and_does_not_hand_over_keeps_that_pod_and_one_that_works() {
         inputs.sidecars = holding(decision.replicas);
     }
     assert_eq!(inputs.workload.replicas, 2);
-    let (decision, _) = decide(history, &inputs, &spec(), 400.0);
-    assert_eq!(decision.reason, Reason::InFlight);
-    assert!(decision.message.starts_with("1 pods hold messages that wait"), "{}", decision.message);
 }
 
 #[test]
@@ -1474,6 +1471,26 @@ fn a_pod_that_does_not_answer_has_no_free_place_for_what_waits() {
         inputs.ready = Some((3, 0.0));
         let (decision, _) = decide(history, &inputs, &spec(), 100.0);
         assert_eq!(decision.replicas, replicas, "{}", decision.message);
+    }
+}
+
+#[test]
+fn one_look_at_which_no_pod_answers_adds_none_to_those_that_keep_up() {
+    for away in [0, 10] {
+        let mut inputs = waiting(0);
+        inputs.workload.replicas = 10;
+        let mut history = History::with_service_seconds(0.5);
+        for now in 0..100 {
+            inputs.sidecars = Sidecars { busy: 10, unsettled: 10, in_flight: 10, ..idle(10) };
+            history = decide(history, &inputs, &spec(), f64::from(now)).1;
+        }
+        let seen = 10 - away;
+        let in_flight = u64::from(seen);
+        inputs.sidecars =
+            Sidecars { scraped: seen, away, busy: seen, unsettled: in_flight, in_flight, ..idle(10) };
+        inputs.ready = Some((120, 0.0));
+        let (decision, _) = decide(history, &inputs, &spec(), 100.0);
+        assert_eq!(decision.replicas, 10, "{}", decision.message);
     }
 }
 

@@ -118,7 +118,7 @@ impl Follower {
         let context = self.context.clone();
         let queue = context.queue_of(worker);
         let deployment = context.stores.deployments.get(&ObjectRef::from(&self.key));
-        let deployment = deployment.filter(|deployment| deployment.is_owned_by(worker));
+        let deployment = deployment.filter(|deployment| deployment.is_warrens());
         let pods = context.pods.of(&self.key);
         let lane = queue.as_deref().and_then(|queue| context.brokers.lane_of(&Key::of(queue)));
         // One that is looked at now and then is none of those whose looks are spread.

@@ -101,7 +101,7 @@ pub struct Sidecars {
     pub started: u32,
     /// Of these, how many had a handler that took calls since they are known: the others are on their way.
     pub able: u32,
-    /// Of these, how many have no handler that takes calls any more, or did not answer just now: nobody knows of a free place there.
+    /// Of these, how many have no handler that takes calls just now, or did not answer: nobody knows of a free place there.
     pub away: u32,
     /// Of those that have started, how many answered just now.
     pub scraped: u32,

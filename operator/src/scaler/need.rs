@@ -292,9 +292,9 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     // Messages a second that a pod begins.
     let pace = 1.0 / (load.per_rate * UTILISATION);
     let come = f64::from(inputs.sidecars.able).min(current);
-    let (able, coming) = ((come - f64::from(inputs.sidecars.away)).max(0.0), current - come);
+    let coming = current - come;
     // What waits still when pods that are asked for now begin: those on their way begin sooner, by what they have waited.
-    let begun = able * startup + coming * waited.unwrap_or_default();
+    let begun = come * startup + coming * waited.unwrap_or_default();
     let left = (backlog - begun * pace).max(0.0);
     // How long the last message waits: more pods do not start sooner than those that are on their way.
     let wait = if waited.is_some() { left } else { backlog } / (current * pace);
@@ -315,8 +315,10 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     // of a busy one end at any time.
     let at_once = load.spec.at_once();
     let each = at_once * (1.0 + (clearing * UTILISATION / load.service).floor());
-    let idle = (able * at_once - in_flight as f64).max(0.0);
-    let missed = left - able * clearing * pace - idle - coming * each;
+    // Of those that do not answer just now it is not known that they are.
+    let answer = (come - f64::from(inputs.sidecars.away)).max(0.0);
+    let idle = (answer * at_once - in_flight as f64).max(0.0);
+    let missed = left - come * clearing * pace - idle - coming * each;
     let in_time = current + missed / each;
     let by_backlog = in_time.min(load.useful);
     let by_chance = BY_CHANCE * (history.settled() as f64).sqrt();

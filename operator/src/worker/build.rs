@@ -15,6 +15,7 @@ use warren_api::sidecar::{BatchConfig, ConsumerConfig, HandlerConfig, QueueConfi
 use warren_api::worker::UpgradePolicy;
 use warren_api::{Queue, SidecarConfig, Worker, headers};
 
+use super::apply::REPLACED;
 use super::validate::{BROKER_VOLUME, CONFIG_VOLUME, NO_TOKEN_VOLUME, ValidWorker};
 use crate::condition::is_false;
 
@@ -146,7 +147,9 @@ fn image(worker: &Worker, rolled: &Rolled, digest: &str, newest: &str) -> String
         return image.to_owned();
     }
     match (&rolled.image, sidecar.upgrade_policy) {
-        (Some(image), UpgradePolicy::OnNextRollout) if rolled.digest.as_deref() == Some(digest) => {
+        (Some(image), UpgradePolicy::OnNextRollout)
+            if rolled.digest.as_deref().is_some_and(|rolled| [digest, REPLACED].contains(&rolled)) =>
+        {
             image.clone()
         }
         _ => newest.to_owned(),

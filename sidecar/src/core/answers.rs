@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
 use std::time::Duration;
 
-use super::breaker::{Change, DISTINCT, Identity, PROBES};
+use super::breaker::{Change, Identity, PROBES};
 use super::engine::{AtHandler, Engine};
 use super::event::{
     Answers, CallId, Copy, DeadReason, DeliveryId, Effect, Failure, Incoming, LateReply, Observation,
@@ -62,8 +62,8 @@ impl Engine {
             }
             Answers::All(verdict) => {
                 // One answer is one piece of news about the application, however many messages it is for.
-                // That of so many messages is no one message's failure.
-                let first = ended.deliveries.first().filter(|_| ended.deliveries.len() < DISTINCT);
+                // What is for several is no one message's failure.
+                let first = ended.deliveries.first().filter(|_| ended.deliveries.len() == 1);
                 self.judge_handler(&verdict, first.map(|one| one.id), ended.started, now, effects);
                 vec![verdict; ended.deliveries.len()].into_iter()
             }

@@ -14,7 +14,7 @@ pub const SAMPLES: usize = 20;
 /// The share of failures among them that opens the breaker, in percent.
 pub const SHARE_PERCENT: usize = 80;
 /// A few poison messages that come again and again are no outage: this many different ones must have failed.
-pub const DISTINCT: usize = 3;
+const DISTINCT: usize = 3;
 /// How many failures tell the status while it is open: one that answers otherwise is no news, and a mended path is soon.
 const LATEST: usize = 3;
 /// How many probes a message may fail before others' success makes the failure its own, and how many may fail in all before one without
@@ -35,7 +35,7 @@ pub(super) enum Identity {
 struct Sample {
     failed: bool,
     status: Option<u16>,
-    /// Whose failure it was; that of a whole batch counts as its first message's.
+    /// Whose failure it was; that of a whole batch is no one's.
     identity: Option<Identity>,
 }
 

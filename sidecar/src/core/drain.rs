@@ -18,10 +18,13 @@ pub(super) enum Drain {
     /// It goes on.
     Active {
         since: Time,
+        /// When it was asked for last: so late may the pod's end have begun.
+        asked: Time,
         port: Port,
     },
     /// It has ended.
     Done {
+        /// When it was asked for last.
         since: Time,
         port: Port,
     },
@@ -58,7 +61,7 @@ impl Engine {
     pub(super) fn begin_drain(&mut self, now: Time, effects: &mut Vec<Effect>) {
         match self.drain {
             Drain::No => {
-                self.drain = Drain::Active { since: now, port: Port::Unseen };
+                self.drain = Drain::Active { since: now, asked: now, port: Port::Unseen };
                 effects.push(Effect::Observe(Observation::DrainBegan));
                 // That it is up may be old news: what it does from now on is measured against what it does now.
                 if !self.handler.probing {
@@ -66,7 +69,9 @@ impl Engine {
                     effects.push(Effect::ProbeHandler { after: Duration::ZERO });
                 }
             }
-            Drain::Active { since, .. } => self.drain = Drain::Active { since, port: Port::Unseen },
+            Drain::Active { since, .. } => {
+                self.drain = Drain::Active { since, asked: now, port: Port::Unseen };
+            }
             Drain::Done { .. } => {
                 // The pod may end only now: what its port did before says nothing of that.
                 self.drain = Drain::Done { since: now, port: Port::Unseen };
@@ -162,7 +167,7 @@ impl Engine {
     }
 
     pub(super) fn finish_drain(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let Drain::Active { since, port } = self.drain else { return };
+        let Drain::Active { since, asked, port } = self.drain else { return };
         let complete = self.has_ended();
         let deadline = since + self.settings.drain_timeout;
         let boots = !self.terminating && self.handler.never_listened();
@@ -175,7 +180,7 @@ impl Engine {
             self.wake_at(Some(until));
             return;
         }
-        self.drain = Drain::Done { since, port };
+        self.drain = Drain::Done { since: asked, port };
         // The process may end now, and what was just finished would be done again.
         self.window.flush_all(effects);
         effects.push(Effect::Observe(Observation::DrainEnded { took: now - since, complete }));
@@ -183,7 +188,7 @@ impl Engine {
         if self.terminating {
             effects.push(Effect::Exit);
         } else {
-            self.wake_at(Some(since + self.settings.grace_period));
+            self.wake_at(Some(asked + self.settings.grace_period));
         }
     }
 }

@@ -388,6 +388,9 @@ impl Engine {
     /// Whether a probe has not ended. What began before the breaker opened is none: waiting for it could take as long as the
     /// work does. So is one that the application, which goes on with it, extends beyond the time of a call.
     fn is_probing(&mut self, now: Time) -> bool {
+        if self.breaker.open_since().is_none() {
+            return false;
+        }
         if self.calls.values().any(|call| self.breaker.is_open_at(call.started)) {
             return true;
         }

@@ -447,6 +447,22 @@ fn the_grace_period_is_that_of_the_last_drain() {
 }
 
 #[test]
+fn the_grace_period_is_that_of_the_last_drain_also_where_it_came_while_the_first_went_on() {
+    let mut world = World::running(settings(), 1);
+    let grace = world.engine.settings.grace_period;
+    world.step(Event::Drain);
+    world.settle();
+    world.pass(Duration::from_secs(5));
+    world.step(Event::Drain);
+    world.answer_all(Verdict::Ack);
+    world.settle();
+    world.pass(grace - Duration::from_secs(3));
+    assert_eq!((world.consuming, world.saw(&Observation::DrainReversed)), (None, 0));
+    world.pass(Duration::from_secs(5));
+    assert_eq!(world.saw(&Observation::DrainReversed), 1);
+}
+
+#[test]
 fn an_application_that_hung_is_consumed_for_again_when_it_has_restarted() {
     let mut world = World::running(settings(), 0);
     // Nothing takes connections, and the system's queue of them is full.
