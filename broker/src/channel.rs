@@ -23,15 +23,12 @@ pub async fn open(link: &Link) -> Result<Channel, BrokerError> {
         };
         if let ErrorKind::ChannelsLimitReached = error.kind() {
             link.give_up();
-            return Err(closed("no number is left for another channel"));
+            return Err(BrokerError::closed("no number is left for another channel"));
         }
         if !connection.status().connected() {
             // An old answer says nothing of a connection that ended meanwhile.
-            return Err(if is_of_channel(&error) { closed("the connection ended") } else { error.into() });
+            let old = is_of_channel(&error);
+            return Err(if old { BrokerError::closed("the connection ended") } else { error.into() });
         }
     }
-}
-
-fn closed(detail: &str) -> BrokerError {
-    BrokerError::Closed { detail: detail.to_owned() }
 }

@@ -142,6 +142,20 @@ impl BrokerError {
         }
     }
 
+    /// The connection is gone, and why.
+    pub fn closed(detail: impl Into<String>) -> Self {
+        Self::Closed { detail: detail.into() }
+    }
+
+    /// Whether a broker ends a channel over that, and no connection.
+    pub fn is_of_channel(&self) -> bool {
+        match self {
+            Self::NotFound { .. } | Self::AccessRefused { .. } | Self::Locked { .. } => true,
+            Self::Precondition { detail } => Difference::parse(detail).is_some(),
+            _ => false,
+        }
+    }
+
     /// Whether the broker lets nobody in, or not this user, since a number of connections or channels is reached.
     pub fn is_at_limit(&self) -> bool {
         match self {

@@ -8,7 +8,6 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use warren_broker::connect::ConnectOptions;
 use warren_broker::declare::{self, DeclareError, QueueDepth};
-use warren_broker::error::Difference;
 use warren_broker::lapin::Channel;
 use warren_broker::release::{self, Release};
 use warren_broker::supervisor::{Link, LinkState, Supervisor};
@@ -27,7 +26,7 @@ use super::running::Running;
 use super::schedule::interval;
 use super::scopes::Scopes;
 use super::work::{Patience, carry_out, in_time, of_main};
-use super::{Key, LaneOptions, Order, Outcome};
+use super::{Key, LaneOptions, Order, Outcome, Past};
 use crate::locked::locked;
 use crate::{problem, tick};
 
@@ -104,8 +103,8 @@ impl Lane {
         self.shared.link.borrow().link().is_some()
     }
 
-    /// Takes an order in; gives what has become of it. `there`: whether the main queue was declared here before.
-    pub(super) fn order(&self, key: &Key, order: Order, there: bool, declared: bool) -> Option<Outcome> {
+    /// Takes an order in; gives what has become of it. `there`: whether the main queue was declared here before, and would be missed.
+    pub(super) fn order(&self, key: &Key, order: Order, past: Past, there: bool) -> Option<Outcome> {
         let down = match &*self.shared.link.borrow() {
             LinkState::Down(error) => Some(problem::unreachable(error)),
             LinkState::Connecting | LinkState::Up(_) => None,
@@ -114,17 +113,12 @@ impl Lane {
         let (is_new, now) = (!entries.has(key), Instant::now());
         let outcome = entries.order(key, order, down, now);
         entries.expect(key, there);
-        if is_new && declared {
+        if is_new && (there || past != Past::None) {
             entries.unseen(key, now);
         }
         drop(entries);
         self.shared.changed.notify_one();
         outcome
-    }
-
-    /// See [`Entries::unseen`].
-    pub(super) fn unseen(&self, key: &Key) {
-        locked(&self.shared.entries).unseen(key, Instant::now());
     }
 
     pub(super) fn forget(&self, key: &Key) {
@@ -183,9 +177,7 @@ impl Shared {
         match &*self.link.borrow() {
             LinkState::Up(link) => Ok(link.clone()),
             LinkState::Down(error) => Err(error.as_ref().clone()),
-            LinkState::Connecting => {
-                Err(BrokerError::Closed { detail: "connecting for the first time".to_owned() })
-            }
+            LinkState::Connecting => Err(BrokerError::closed("connecting for the first time")),
         }
     }
 
@@ -272,11 +264,12 @@ impl Shared {
         };
         let work = carry_out(link, channels, order, patience, (rest, *full));
         let done = self.options.leadership.fenced(work).await;
-        let done = done.unwrap_or_else(|lost| Err(of_main(order, closed(&lost.to_string()))));
+        let done = done.unwrap_or_else(|lost| Err(of_main(order, BrokerError::closed(lost.to_string()))));
         // Over the refusal of a channel that was given up the library ends the connection, and answers all that is asked on it so.
-        let is_anothers = |error: &BrokerError| is_of_channel(error) && !link.connection.status().connected();
+        let is_anothers =
+            |error: &BrokerError| error.is_of_channel() && !link.connection.status().connected();
         let mut outcome = done.map_err(|failed| match is_anothers(&failed.error) {
-            true => DeclareError { error: closed("the connection ended"), ..failed },
+            true => DeclareError { error: BrokerError::closed("the connection ended"), ..failed },
             false => failed,
         })?;
         if let Outcome::Declared(seen) = &mut outcome
@@ -286,19 +279,6 @@ impl Shared {
         }
         Ok(outcome)
     }
-}
-
-/// Whether a broker ends a channel over that, and no connection.
-fn is_of_channel(error: &BrokerError) -> bool {
-    match error {
-        BrokerError::NotFound { .. } | BrokerError::AccessRefused { .. } | BrokerError::Locked { .. } => true,
-        BrokerError::Precondition { detail } => Difference::parse(detail).is_some(),
-        _ => false,
-    }
-}
-
-fn closed(detail: &str) -> BrokerError {
-    BrokerError::Closed { detail: detail.to_owned() }
 }
 
 /// Asks for a queue's depth on a channel that is used again, which changes nothing. It ends by its answer, also where nobody
@@ -314,7 +294,7 @@ async fn look(link: &Link, channels: &Pool, queue: &str) -> Result<QueueDepth, B
     let timed_out = || BrokerError::TimedOut { what: "queue depth", seconds: ANSWER_TIMEOUT.as_secs() };
     match looking.await {
         Ok(looked) => looked.unwrap_or_else(|_| Err(timed_out())),
-        Err(ended) => Err(BrokerError::Closed { detail: ended.to_string() }),
+        Err(ended) => Err(BrokerError::closed(ended.to_string())),
     }
 }
 
@@ -433,7 +413,7 @@ mod tests {
         let access = BrokerAccess::from_uri("amqp://u:p@127.0.0.1:1/a").unwrap();
         let key = Key { namespace: "shop".to_owned(), name: "orders".to_owned() };
         let order = plan::keep(&warren_api::Queue::new("orders", Default::default()), &access.address());
-        brokers.assign(&key, &access, order, false);
+        brokers.assign(&key, &access, order, Past::None);
         brokers.lapse(&key);
         assert!(brokers.lane_of(&key).is_none());
         brokers.lapse(&key);
@@ -449,9 +429,9 @@ mod tests {
         let [old, new] = ["old", "new"]
             .map(|user| BrokerAccess::from_uri(&format!("amqp://{user}:p@127.0.0.1:1/")).unwrap());
         let order = || plan::keep(&warren_api::Queue::new("orders", Default::default()), &old.address());
-        brokers.assign(&key, &old, order(), false);
+        brokers.assign(&key, &old, order(), Past::None);
         let probed = brokers.lane_of(&key).unwrap();
-        brokers.assign(&key, &new, order(), false);
+        brokers.assign(&key, &new, order(), Past::None);
         brokers.retain(None, &BTreeSet::from([key.clone()]));
         assert_eq!(brokers.connected(), (0, 2), "it must not go under a probe");
         drop(probed);
@@ -466,7 +446,7 @@ mod tests {
             let access = BrokerAccess::from_uri(&format!("amqp://u:p@127.0.0.1:1/{vhost}")).unwrap();
             let key = Key { namespace: vhost.to_owned(), name: format!("orders-{number}") };
             let order = plan::keep(&warren_api::Queue::new(&key.name, Default::default()), &access.address());
-            brokers.assign(&key, &access, order, false);
+            brokers.assign(&key, &access, order, Past::None);
             key
         };
         let keys: Vec<_> = (0..6_000).map(|number| keep(["a", "b"][number % 2], number)).collect();

@@ -145,6 +145,17 @@ pub enum Claim {
     MustBeAbsent,
 }
 
+/// What a Queue's status says of its main queue on the broker that an order is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Past {
+    /// It was never declared there.
+    None,
+    /// It was declared there: one that is gone is a loss.
+    Declared,
+    /// The same, but a removal that has been ordered since may have taken it.
+    Removing,
+}
+
 /// What became of an order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
@@ -228,28 +239,21 @@ impl Brokers {
     }
 
     /// Has `order` kept on the broker of `access`; gives what has become of it. Whenever that changes, the Queue is to be looked at
-    /// again. `declared`: whether the Queue's status says that its main queue was declared there.
-    pub fn assign(&self, key: &Key, access: &BrokerAccess, order: Order, declared: bool) -> Option<Outcome> {
+    /// again.
+    pub fn assign(&self, key: &Key, access: &BrokerAccess, order: Order, past: Past) -> Option<Outcome> {
         let lane = self.lane(access);
         let declares = order.declares();
         let mut state = locked(&self.state);
         state.lapsed.remove(key);
-        let there = state.claims.note_declared(key, declares, declared);
+        let there = state.claims.note_declared(key, declares, past == Past::Declared);
         let former = state.assigned.insert(key.clone(), lane.clone());
         drop(state);
         self.leave(key, former.filter(|former| !Arc::ptr_eq(former, &lane)));
-        let outcome = lane.order(key, order, there, there || declared);
+        let outcome = lane.order(key, order, past, there);
         if declares && matches!(outcome, Some(Outcome::Declared(_))) {
             locked(&self.state).claims.note_declared(key, true, true);
         }
         outcome
-    }
-
-    /// Takes in that nothing is known of what became of a Queue's queues before now.
-    pub fn unseen(&self, key: &Key) {
-        if let Some(lane) = self.lane_of(key) {
-            lane.unseen(key);
-        }
     }
 
     /// Whether the main queue of a Queue was gone, and is declared again; told once.

@@ -93,8 +93,7 @@ pub(super) fn outcome(
     order: &Order,
     context: &Context,
 ) -> Option<Outcome> {
-    let declared = plan::was_declared(queue, &access.address());
-    context.brokers.assign(key, access, order.clone(), declared)
+    context.brokers.assign(key, access, order.clone(), plan::past(queue, &access.address()))
 }
 
 /// How long a Queue waits for its broker's answer before it says so.

@@ -9,7 +9,7 @@ use warren_api::queue::{AdoptionPolicy, Declared, DeclaredBinding, DeletionPolic
 use warren_api::{Queue, Worker};
 use warren_broker::topology::{self, Topology};
 
-use crate::brokers::{Claim, Goal, Order};
+use crate::brokers::{Claim, Goal, Order, Past};
 use crate::condition::is_false;
 
 /// The order for the lane of the broker at `address` that keeps a Queue.
@@ -96,8 +96,13 @@ fn claim(queue: &Queue) -> Claim {
     }
 }
 
+/// What the status says of the main queue on the broker at `address`.
+pub fn past(queue: &Queue, address: &str) -> Past {
+    if was_declared(queue, address) { Past::Declared } else { Past::None }
+}
+
 /// Whether the status says that the main queue was on the broker at `address`, whatever has become of it and of the spec since.
-pub fn was_declared(queue: &Queue, address: &str) -> bool {
+pub(super) fn was_declared(queue: &Queue, address: &str) -> bool {
     let Some(status) = &queue.status else { return false };
     let there = status.declared.as_ref().is_some_and(|declared| declared.main_queue);
     there && status.broker_address.as_deref().is_some_and(|former| same_broker(former, address))

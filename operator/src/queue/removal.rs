@@ -14,7 +14,7 @@ use super::place::{conflict, older_to_come, outcome, patience, waits_for};
 use super::status::conflicting;
 use super::validate::validate;
 use super::{dereference, finalizer, plan};
-use crate::brokers::{Key, Order, Outcome};
+use crate::brokers::{Key, Order, Outcome, Past};
 use crate::context::{Context, PASSING_FAILURES};
 use crate::error::Error;
 use crate::problem::{CONFLICT, Problem};
@@ -208,12 +208,8 @@ fn keep_meanwhile(queue: &Queue, key: &Key, access: Option<BrokerAccess>, contex
         Some(access) => {
             let address = access.address();
             let order = plan::keep_under(queue, &address, &context.workers_of(queue));
-            let is_known = context.brokers.lane_of(key).is_some()
-                && context.brokers.access_of(key).as_ref() == Some(&access);
-            context.brokers.assign(key, &access, order, false);
-            if !is_known && plan::was_declared(queue, &address) {
-                context.brokers.unseen(key);
-            }
+            let past = if plan::was_declared(queue, &address) { Past::Removing } else { Past::None };
+            context.brokers.assign(key, &access, order, past);
         }
         None => context.brokers.forget(key),
     }

@@ -204,15 +204,15 @@ fn secret_is_usable(
     let problem = |reason, wrong: String| Err(Problem::new(QUEUE_READY, reason, format!("{needed}{wrong}")));
     match state {
         Some(SecretState::Found(keys)) => match BrokerAccess::parse(keys, queue.spec.broker.vhost.as_deref()) {
-            Ok(access) => match other_vhost(queue, secret) {
-                Some(vhost) if vhost != access.vhost() => problem(
+            Ok(access) => match missed_vhost(queue, secret, &access) {
+                Some(vhost) => problem(
                     "SecretInvalid",
                     format!(
                         ": its virtual host is \"{}\", and the Queue is in \"{vhost}\". Name that one in the Secret, or one for both in the Queue's spec.broker.vhost",
                         access.vhost()
                     ),
                 ),
-                Some(_) | None => Ok(access),
+                None => Ok(access),
             },
             Err(error) => problem("SecretInvalid", format!(": {error}")),
         },
@@ -231,15 +231,17 @@ fn secret_is_usable(
 /// Whether the Secret of a Worker's sidecars names another virtual host than the Queue's.
 pub fn leads_elsewhere(queue: &Queue, around: &Surroundings) -> bool {
     let Some(SecretState::Found(keys)) = &around.secret else { return false };
-    let access = BrokerAccess::parse(keys, queue.spec.broker.vhost.as_deref());
-    let expected = other_vhost(queue, worker_secret(queue));
-    access.ok().zip(expected).is_some_and(|(access, vhost)| vhost != access.vhost())
+    BrokerAccess::parse(keys, queue.spec.broker.vhost.as_deref())
+        .is_ok_and(|access| missed_vhost(queue, worker_secret(queue), &access).is_some())
 }
 
-/// The virtual host that the Queue was last seen in, where sidecars learn of theirs from another Secret than the operator.
-fn other_vhost(queue: &Queue, secret: &str) -> Option<String> {
+/// The virtual host that the Queue was last seen in, where sidecars learn of another one, from another Secret than the operator.
+fn missed_vhost(queue: &Queue, secret: &str, access: &BrokerAccess) -> Option<String> {
     let address = queue.status.as_ref()?.broker_address.as_deref()?;
-    if secret == queue.spec.broker.secret_ref.name { None } else { BrokerAccess::vhost_of(address) }
+    if secret == queue.spec.broker.secret_ref.name {
+        return None;
+    }
+    BrokerAccess::vhost_of(address).filter(|vhost| vhost != access.vhost())
 }
 
 fn handler_container<'p>(worker: &Worker, pod: &'p PodSpec) -> Result<&'p Container, Problem> {

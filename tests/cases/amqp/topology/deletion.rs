@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use warren_broker::BrokerAccess;
 use warren_broker::lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use warren_broker::lapin::types::FieldTable;
-use warren_operator::brokers::{Key, Outcome};
+use warren_operator::brokers::{Key, Outcome, Past};
 use warren_operator::queue::plan;
 use warren_tests::amqp::{Client, queue_type_argument};
 use warren_tests::broker::Vhost;
@@ -252,7 +252,7 @@ async fn a_deletion_that_is_taken_back_deletes_nothing_more(vhost: Vhost) -> Res
     other?.ready().await?;
     way.hold();
     let (key, order) = (Key::of(&queue.queue), plan::remove(&queue.queue).context("nothing is to go")?);
-    keeper.brokers.assign(&key, &queue.access, order, false);
+    keeper.brokers.assign(&key, &queue.access, order, Past::None);
     eventually(PATIENCE, "the deletion has begun", async || {
         ensure!(keeper.brokers.carries_out(&key) && way.holds());
         Ok(())

@@ -10,7 +10,7 @@ use kube::runtime::reflector::ObjectRef;
 use serde_json::Value;
 use warren_api::{Queue, QueueSpec, QueueStatus};
 use warren_broker::BrokerAccess;
-use warren_operator::brokers::{Brokers, Key, LaneOptions, Outcome};
+use warren_operator::brokers::{Brokers, Key, LaneOptions, Outcome, Past};
 use warren_operator::leader::Leadership;
 use warren_operator::queue::plan;
 use warren_operator::queue::status::{Progress, status};
@@ -94,8 +94,8 @@ impl Kept<'_> {
         let order = plan::keep(&self.queue, &address);
         let Keeper { brokers, .. } = self.keeper;
         brokers.claim(&key, 0, &address, order.names());
-        let declared = plan::was_declared(&self.queue, &address);
-        let progress = match brokers.assign(&key, &self.access, order, declared) {
+        let past = plan::past(&self.queue, &address);
+        let progress = match brokers.assign(&key, &self.access, order, past) {
             Some(outcome) => Progress::Observed { address, outcome },
             None => Progress::Pending { address },
         };
@@ -139,7 +139,7 @@ impl Kept<'_> {
         let order = plan::remove(&self.queue).context("nothing is to be removed")?;
         let Keeper { brokers, .. } = self.keeper;
         eventually(PATIENCE, "the deletion has an outcome", async || {
-            let outcome = brokers.assign(&Key::of(&self.queue), &self.access, order.clone(), false);
+            let outcome = brokers.assign(&Key::of(&self.queue), &self.access, order.clone(), Past::None);
             outcome.context("none yet")
         })
         .await
