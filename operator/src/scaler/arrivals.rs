@@ -6,6 +6,8 @@ use std::collections::VecDeque;
 const LEAST_SPACING: f64 = 0.9;
 /// Samples that a window is kept in, where that makes them further apart.
 const SAMPLES: f64 = 64.0;
+/// Fewest messages whose loss is told from those that are on their way between two readings.
+const LEAST_LOST: u64 = 5;
 
 /// Arrivals of the last seconds.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -40,6 +42,20 @@ impl Arrivals {
         while samples.len() > 2 && sample.at - samples[1].at >= window {
             samples.pop_front();
         }
+    }
+
+    /// How many messages have gone unsettled since the sample before, as of a queue that is purged or whose messages expire; none
+    /// where that may be the time between the readings of the queue and of the pods.
+    pub fn lost(&self, sample: Sample) -> u64 {
+        let Some(last) = self.0.back() else { return 0 };
+        let all = |sample: Sample| sample.held.saturating_add(sample.settled);
+        let lost = all(*last).saturating_sub(all(sample));
+        if lost > self.settled().max(last.held / 2).max(LEAST_LOST) { lost } else { 0 }
+    }
+
+    /// Forgets that so many messages were held: their loss is not that fewer arrive.
+    pub fn forget(&mut self, lost: u64) {
+        self.0.iter_mut().for_each(|sample| sample.held = sample.held.saturating_sub(lost));
     }
 
     /// Arrivals a second of the last `window` seconds; what was before the first sample counts as nothing.
@@ -91,6 +107,21 @@ mod tests {
         let arrivals = after(10_000, 3600.0);
         assert!(arrivals.0.len() <= 70, "{}", arrivals.0.len());
         assert!((arrivals.rate(3600.0) - 2.0).abs() < 0.01);
+    }
+
+    #[test]
+    fn what_is_purged_was_never_there_and_what_is_between_two_readings_is_not_lost() {
+        let rate = |held| {
+            let mut arrivals = after(100, 30.0);
+            let sample = Sample { at: 101.0, held, settled: 101 };
+            arrivals.forget(arrivals.lost(sample));
+            arrivals.observe(sample, 30.0);
+            arrivals.rate(30.0)
+        };
+        // One of two stays a second, and half of all was settled.
+        assert_eq!([101, 71, 51].map(rate), [2.0, 1.0, 10.0 / 30.0]);
+        // What came since the last look is lost from sight with them, and of what is there none was lost before it came.
+        assert_eq!([30, 0].map(rate), [58.0 / 30.0, 1.0]);
     }
 
     #[test]

@@ -2202,6 +2202,21 @@ fn a_queue_without_a_leader_has_not_lost_what_comes_again_with_it() {
 }
 
 #[test]
+fn a_purge_of_a_large_backlog_takes_no_pods_from_the_load_that_goes_on() {
+    let mut world = World::new(Spec { max: 10, ..spec() }, 1.0);
+    (world.replicas, world.queue) = (10, 5000.0);
+    for _ in 0..120 {
+        world.second(8.0);
+    }
+    assert_eq!(world.replicas, 10);
+    world.queue = 0.0;
+    for second in 0..120 {
+        let decision = world.second(8.0);
+        assert!(decision.replicas >= 8, "{second}: {}", decision.message);
+    }
+}
+
+#[test]
 fn a_zero_is_believed_where_what_was_there_is_held_also_by_pods_that_end() {
     let (spec, mut inputs, mut history) = a_minute_of_work();
     // Eight wait, two are held and one is where a pod ends.

@@ -191,7 +191,7 @@ impl History {
             self.took_over = inputs.workload.replicas > 0;
             // What waits for a Worker that had no pods yet is a burst; what ending pods hold is not.
             if !self.took_over {
-                self.count(inputs.sidecars.ending, inputs.sidecars.settled, window, now);
+                self.count(inputs.sidecars.ending, inputs, window, now);
             }
         }
         let sidecars = &inputs.sidecars;
@@ -219,7 +219,7 @@ impl History {
         }
         // What a queue without a leader says is no news of its messages.
         if ready > 0 || !inputs.contradicted {
-            self.count(held, sidecars.settled, window, now);
+            self.count(held, inputs, window, now);
         }
         self.observe_service(inputs, now);
         self.movement.observe(ready, sidecars, now);
@@ -232,8 +232,14 @@ impl History {
         }
     }
 
-    fn count(&mut self, held: u64, settled: u64, window: f64, now: f64) {
-        let sample = Sample { at: now, held, settled };
+    fn count(&mut self, held: u64, inputs: &Inputs, window: f64, now: f64) {
+        let sample = Sample { at: now, held, settled: inputs.sidecars.settled };
+        // Where nobody consumes, a queue without a leader says the same as one that was purged; others may have taken them.
+        if !inputs.unconsumed && !inputs.shared && !inputs.elsewhere {
+            let lost = self.arrivals.lost(sample);
+            self.arrivals.forget(lost);
+            self.lasting.forget(lost);
+        }
         self.arrivals.observe(sample, RATE_WINDOW);
         self.lasting.observe(sample, window);
     }

@@ -363,7 +363,7 @@ fn more(load: &Load<'_>, history: &History, lasting_rate: f64, inputs: &Inputs, 
     both.max_by(|one, other| one.pods.total_cmp(&other.pods))
 }
 
-/// A rate for people: what is purged or expires is no arrival, and counts as less than none.
+/// A rate for people: what others take, or what expires little by little, counts as less than none.
 fn per_second(rate: f64) -> String {
     format!("{} messages/s", figure(rate.max(0.0) + 0.0))
 }
