@@ -256,7 +256,7 @@ impl Metrics {
             transient: make.counter(names::TRANSIENT, "Messages of a classic queue without delivery_mode 2, which it loses with a broker restart")?,
             without_id: make.counter("warren_sidecar_messages_without_id_total", "Messages without a message id: the handler cannot tell a redelivery from another message")?,
             headers_omitted: make.counter("warren_sidecar_headers_omitted_total", "Message headers that could not be handed to the handler")?,
-            reconnects: make.counter("warren_sidecar_reconnects_total", "Consuming channels opened again after one was lost")?,
+            reconnects: make.counter("warren_sidecar_reconnects_total", "Consuming channels opened again after one was lost, or was given up for a changed Secret, virtual host or queue")?,
             stale: make.counter("warren_sidecar_stale_answers_total", "Handler answers for deliveries whose connection was gone: the broker delivers those again")?,
             stale_acks: make.counter("warren_sidecar_stale_acks_total", "Acknowledgements that were dropped because their channel was gone")?,
             undrained: make.counter("warren_sidecar_undrained_terminations_total", "SIGTERMs without a drain before them")?,
