@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::time::Instant;
 use warren_api::QueueType;
 use warren_api::conditions::queue::DECLARED;
@@ -26,6 +27,9 @@ use crate::problem::{ALREADY_EXISTS, Problem, QUEUE_NOT_FOUND};
 
 /// How long an attempt at an order may take, and what is bound again after it.
 const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Bindings that one attempt takes back at once, each on a channel of its own.
+const UNBINDS_AT_ONCE: usize = 4;
 
 /// Refusals of one attempt beyond which no more is tried: each costs a channel's number for good.
 const MOST_REFUSALS: usize = 8;
@@ -242,10 +246,12 @@ fn is_refused_binding(refused: &DeclareError) -> bool {
     of_binding && refused.error.category() != Category::Retryable
 }
 
-/// Takes bindings of the main queue back that may have been made.
+/// Takes bindings of the main queue back that may have been made: many have to fit an attempt on a slow way, too. None is left in the
+/// midst of it over another one: the library would end the connection over what is then refused to it.
 async fn take_all_back(link: &Link, order: &Order, bindings: &[DeclaredBinding]) -> Result<(), DeclareError> {
-    for binding in bindings {
-        take_back(link, &order.main, binding).await.map_err(|error| of_main(order, error))?;
+    for some in bindings.chunks(UNBINDS_AT_ONCE) {
+        let taken = join_all(some.iter().map(|binding| take_back(link, &order.main, binding))).await;
+        taken.into_iter().collect::<Result<(), _>>().map_err(|error| of_main(order, error))?;
     }
     Ok(())
 }
