@@ -1,14 +1,14 @@
 {{- define "warren.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 50 | trimAll "-." -}}
 {{- end -}}
 
 {{- define "warren.fullname" -}}
 {{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- .Values.fullnameOverride | trunc 50 | trimAll "-." -}}
 {{- else if contains (include "warren.name" .) .Release.Name -}}
-{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- .Release.Name | trunc 50 | trimAll "-." -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name (include "warren.name" .) | trunc 50 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name (include "warren.name" .) | trunc 50 | trimAll "-." -}}
 {{- end -}}
 {{- end -}}
 
