@@ -481,6 +481,14 @@ pub struct Declared {
 }
 
 impl Declared {
+    /// The retry queues of these delays exist.
+    pub fn have_rungs(&mut self, delays: &[i32]) {
+        self.begun_delays_seconds.retain(|delay| !delays.contains(delay));
+        let known = &mut self.retry_delays_seconds;
+        let new: Vec<i32> = delays.iter().copied().filter(|delay| !known.contains(delay)).collect();
+        known.extend(new);
+    }
+
     /// Delays of all retry queues that may exist.
     pub fn rungs(&self) -> impl Iterator<Item = i32> + '_ {
         self.retry_delays_seconds.iter().chain(&self.begun_delays_seconds).copied()

@@ -151,7 +151,8 @@ impl BrokerError {
     pub fn is_of_channel(&self) -> bool {
         match self {
             Self::NotFound { .. } | Self::AccessRefused { .. } | Self::Locked { .. } => true,
-            Self::Precondition { detail } => Difference::parse(detail).is_some(),
+            // Other refusals of this kind end the connection, and begin with another word.
+            Self::Precondition { detail } => detail.starts_with("PRECONDITION_FAILED"),
             _ => false,
         }
     }

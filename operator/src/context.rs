@@ -16,7 +16,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use warren_api::{Queue, SidecarConfig, Worker};
@@ -230,6 +230,22 @@ impl Context {
         objects.patch_status(&object.name_any(), &params, &Patch::Merge(patch)).await.map(drop)
     }
 
+    /// Whether an object is still as it was read, as the API server knows it. Nothing is written.
+    ///
+    /// # Errors
+    /// The API server does not answer.
+    pub async fn is_current<K>(&self, object: &K) -> Result<bool, Error>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+    {
+        let same = json!({"metadata": {"resourceVersion": object.resource_version()}});
+        match self.merge_status(object, same).await {
+            Ok(()) => Ok(true),
+            Err(kube::Error::Api(answer)) if answer.code == 409 || answer.code == 404 => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Publishes an event about an object, without waiting for it.
     pub fn event<K>(&self, object: &K, type_: EventType, reason: &str, note: &str, action: &str)
     where
@@ -318,6 +334,13 @@ impl Retries {
         *count - 1
     }
 
+    /// It is tried again later: it is not gone.
+    pub(crate) fn waits(&self, object: &impl ResourceExt, now: Instant) {
+        if let Some((_, last)) = locked(&self.counts).get_mut(&object.uid().unwrap_or_default()) {
+            *last = now;
+        }
+    }
+
     /// How many there were in a row.
     pub fn in_a_row(&self, object: &impl ResourceExt) -> u32 {
         locked(&self.counts).get(&object.uid().unwrap_or_default()).map_or(0, |(count, _)| *count)
@@ -360,7 +383,6 @@ impl Shutdown {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-    use serde_json::json;
 
     use super::*;
 
@@ -398,8 +420,11 @@ mod tests {
         retries.succeeded(&queue("b"));
         assert_eq!((retries.failed(&queue("b"), now), retries.failed(&queue("a"), now)), (0, 2));
         retries.failed(&queue("b"), now + GONE);
+        retries.failed(&queue("c"), now);
+        retries.waits(&queue("c"), now + GONE);
+        retries.waits(&queue("d"), now + GONE);
         retries.forget_gone(now + GONE);
-        assert_eq!(locked(&retries.counts).keys().collect::<Vec<_>>(), ["b"]);
+        assert_eq!(["a", "b", "c", "d"].map(|uid| retries.in_a_row(&queue(uid))), [0, 2, 1, 0]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use kube::runtime::{Controller, watcher};
 use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, SemaphorePermit, TryAcquireError};
+use tokio::time::Instant;
 
 use crate::context::{Context, Retries};
 use crate::error::Error;
@@ -56,6 +57,7 @@ where
             async move {
                 context.caches_filled().await;
                 let Ok(_place) = places.take(object.as_ref(), &context.retries) else {
+                    context.retries.waits(object.as_ref(), Instant::now());
                     return Ok(Action::requeue(PLACE.mul_f64(rand::random_range(0.2..1.0))));
                 };
                 let _timer = context.metrics.reconciling(kind);
@@ -100,7 +102,6 @@ impl Places {
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::Instant;
     use warren_api::Queue;
 
     use super::*;

@@ -24,6 +24,7 @@ use crate::locked::locked;
 use crate::scaler::board::Board;
 use crate::scaler::scrape::Scraper;
 use crate::watch::{Complaints, cached};
+use crate::worker::dereference::told_by;
 use crate::worker::live::{LiveConfigMap, LiveDeployment, LiveDisruptionBudget, OfWorker};
 use crate::worker::pod_index::PodIndex;
 use crate::worker::pods::POD_TEMPLATE_HASH;
@@ -210,6 +211,8 @@ fn worker_event(event: &watcher::Event<Worker>, context: &Context) {
         watcher::Event::Apply(worker) | watcher::Event::InitApply(worker) => {
             locked(&context.naming).names(Key::of(worker), Key::named_by(worker));
             if context.note_consumer(worker) {
+                // They go on with that until the configuration is written, however long its reconcile waits for a place.
+                context.note_told(worker, told_by(worker, context).as_ref());
                 tell_ordered(worker, context);
             }
         }

@@ -129,7 +129,9 @@ impl Entries {
                 again: false,
             }),
         };
-        entry.outcome = down.map(Outcome::Unreachable);
+        // Of a broker that was there a moment ago it is told in its time.
+        let told = !matches!(entry.outcome, Some(Outcome::Declared(_)));
+        entry.outcome = down.filter(|_| told).map(Outcome::Unreachable);
         if self.running.contains(key) {
             entry.again = true;
             return entry.outcome.clone();
@@ -145,9 +147,9 @@ impl Entries {
         }
     }
 
-    /// Whether there is an order of a Queue.
-    pub(super) fn has(&self, key: &Key) -> bool {
-        self.entries.contains_key(key)
+    /// The order of a Queue.
+    pub(super) fn order_of(&self, key: &Key) -> Option<&Order> {
+        self.entries.get(key).map(|entry| &*entry.order)
     }
 
     /// Takes in that nothing is known of the time before: what takes in what others give up may have been missing just now.
@@ -429,6 +431,18 @@ mod tests {
         assert_eq!(told(59, "BrokerUnreachable", "no answer"), "refused");
         assert_eq!(told(60, "BrokerUnreachable", "no answer"), "no answer", "it is another one by now");
         assert_eq!(told(61, "AuthRefused", "mend the password"), "mend the password");
+    }
+
+    #[test]
+    fn a_change_while_a_broker_blinks_is_not_told_as_an_outage_and_one_in_an_outage_is() {
+        let (mut entries, now) = (Entries::default(), Instant::now());
+        let down = || Some(Problem::new("BrokerReachable", "BrokerUnreachable", "refused"));
+        entries.order(&key(), keep(&[]), None, now);
+        let due = entries.take_due(now).unwrap();
+        entries.done(&due, declared(), DRIFT, now);
+        assert_eq!(entries.order(&key(), keep(&[5]), down(), now), None);
+        let told = entries.order(&key(), keep(&[60]), down(), now);
+        assert_eq!(told, down().map(Outcome::Unreachable), "nothing was known of it any more");
     }
 
     #[test]

@@ -110,7 +110,7 @@ impl Lane {
             LinkState::Connecting | LinkState::Up(_) => None,
         };
         let mut entries = locked(&self.shared.entries);
-        let (is_new, now) = (!entries.has(key), Instant::now());
+        let (is_new, now) = (entries.order_of(key).is_none(), Instant::now());
         let outcome = entries.order(key, order, down, now);
         entries.expect(key, there);
         if is_new && (there || past != Past::None) {
@@ -123,6 +123,11 @@ impl Lane {
 
     pub(super) fn forget(&self, key: &Key) {
         locked(&self.shared.entries).forget(key);
+    }
+
+    /// Whether this order of a Queue stands.
+    pub(super) fn has(&self, key: &Key, order: &Order) -> bool {
+        locked(&self.shared.entries).order_of(key) == Some(order)
     }
 
     pub(super) fn carries_out(&self, key: &Key) -> bool {
@@ -245,6 +250,7 @@ impl Shared {
         if !due.there || !self.is_gone(link, channels, due).await? {
             return self.work(link, channels, due).await;
         }
+        due.rest.missed(Instant::now());
         let key = due.key.clone();
         let mut work = Box::pin(self.work(link, channels, due));
         if let Ok(done) = tokio::time::timeout(MOMENT, &mut work).await {
@@ -265,13 +271,16 @@ impl Shared {
         let work = carry_out(link, channels, order, patience, (rest, *full));
         let done = self.options.leadership.fenced(work).await;
         let done = done.unwrap_or_else(|lost| Err(of_main(order, BrokerError::closed(lost.to_string()))));
-        // Over the refusal of a channel that was given up the library ends the connection, and answers all that is asked on it so.
-        let is_anothers =
-            |error: &BrokerError| error.is_of_channel() && !link.connection.status().connected();
-        let mut outcome = done.map_err(|failed| match is_anothers(&failed.error) {
-            true => DeclareError { error: BrokerError::closed("the connection ended"), ..failed },
-            false => failed,
-        })?;
+        // Over the refusal of a channel that was given up the library ends the connection, and answers all that is asked on it so: what
+        // is told, and what is passed over, may be another's.
+        let may_be_anothers = match &done {
+            Ok(outcome) => matches!(outcome, Outcome::Declared(_)),
+            Err(failed) => failed.error.is_of_channel(),
+        };
+        if may_be_anothers && !link.connection.status().connected() {
+            return Err(of_main(order, BrokerError::closed("the connection ended")));
+        }
+        let mut outcome = done?;
         if let Outcome::Declared(seen) = &mut outcome
             && order.topology.main().is_some_and(QueuePlan::has_consumer_timeout)
         {

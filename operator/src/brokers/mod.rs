@@ -301,6 +301,11 @@ impl Brokers {
         locked(&self.state).claims.older_to_come(key, age, names).cloned()
     }
 
+    /// Whether this order stands.
+    pub fn has(&self, key: &Key, access: &BrokerAccess, order: &Order) -> bool {
+        self.lane_of(key).is_some_and(|lane| lane.access() == access && lane.has(key, order))
+    }
+
     /// Whether something is still being done for a Queue in another way than by this `access`.
     pub fn carries_out_elsewhere(&self, key: &Key, access: &BrokerAccess) -> bool {
         let state = locked(&self.state);

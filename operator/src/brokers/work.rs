@@ -127,6 +127,7 @@ async fn keep(
         }
         Claim::MustExist => {
             let Some(depth) = depth_of(link, main).await.map_err(|error| of_main(order, error))? else {
+                rest.missed(Instant::now());
                 let message = format!(
                     "queue \"{main}\" does not exist, and adoptionPolicy AsIs leaves it to others: create it, or use adoptionPolicy: Adopt"
                 );
@@ -153,6 +154,7 @@ async fn keep(
     take_all_back(link, order, unbind).await?;
     let mut leaders = Leaders::of(link, channel, order, (room, depth));
     let mut leftover = Vec::new();
+    let missed = rest.missed_within(patience.held_back, Instant::now());
     for delay in retire {
         let rung = retry_queue(main, order.queue_type, *delay);
         // Each is counted by itself: many have their turn when the first of them have gone.
@@ -163,7 +165,7 @@ async fn keep(
         }
         let mut may_go =
             |empty| match (rest.seen(&rung.name, empty && room, Instant::now()), order.queue_type) {
-                (Some(waited), QueueType::Quorum) => waited >= patience.held_back,
+                (Some(waited), QueueType::Quorum) => waited >= patience.held_back && !missed,
                 (None, QueueType::Quorum) => false,
                 // It holds nothing back.
                 (_, QueueType::Classic) => empty,

@@ -180,7 +180,8 @@ pub fn begun(queue: &Queue, address: &str) -> Option<Declared> {
 pub fn refused(queue: &Queue, address: &str) -> Option<Declared> {
     let rungs =
         || Declared { retry_delays_seconds: queue.spec.retry.delays_seconds.clone(), ..Declared::default() };
-    begun(queue, address).or_else(|| declares(queue, address).then(rungs))
+    begun(queue, address)
+        .or_else(|| (declares(queue, address) || claim(queue) == Claim::MustExist).then(rungs))
 }
 
 /// Whether an order to the broker at `address` declares the main queue.
@@ -288,6 +289,10 @@ pub(super) mod tests {
         let unbound = queue(bound(&[], &[5]), QueueStatus::default());
         assert_eq!(begun(&unbound, ADDRESS), None);
         assert_eq!(refused(&unbound, ADDRESS).unwrap().retry_delays_seconds, [5]);
+        // Those of others' main queue are Warren's, too.
+        let others = QueueSpec { adoption_policy: AdoptionPolicy::AsIs, ..bound(&[], &[5]) };
+        let others = queue(others, QueueStatus::default());
+        assert_eq!(refused(&others, ADDRESS).unwrap().retry_delays_seconds, [5]);
         // Before its absence is known, nothing is made.
         let new = QueueSpec { adoption_policy: AdoptionPolicy::FailIfExists, ..bound(&["a"], &[5]) };
         assert_eq!(begun(&queue(new, QueueStatus::default()), ADDRESS), None);

@@ -147,7 +147,8 @@ async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, 
         }
         return Ok(None);
     }
-    if !record(queue, &address, context).await? {
+    // What has begun by way of another Secret would bind again what this one takes back.
+    if context.brokers.carries_out_elsewhere(&key, &access) || !record(queue, &address, context).await? {
         return Ok(None);
     }
     match outcome(queue, &key, &access, &order, context) {

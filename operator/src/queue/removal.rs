@@ -146,6 +146,10 @@ async fn removal(queue: &Queue, key: &Key, order: Order, context: &Context) -> R
     if context.brokers.carries_out_elsewhere(key, &access) {
         return Ok(End::Underway);
     }
+    // A policy that was changed since, which a watch may be late to say, may leave all of it.
+    if !context.brokers.has(key, &access, &order) && !context.is_current(queue).await? {
+        return Ok(End::Underway);
+    }
     match outcome(queue, key, &access, &order, context) {
         Some(Outcome::Removed) => Ok(End::Gone),
         Some(Outcome::Refused(refused)) => Ok(blocked(refused.reason, refused.message)),

@@ -131,8 +131,10 @@ fn observed(queue: &Queue, next: &mut QueueStatus, outcome: Outcome) -> Vec<Stat
         }
         Outcome::Removed => pending(),
         Outcome::Refused(problem) => {
-            if let Some(declared) = &mut next.declared {
-                declared.main_queue = is_main_there(queue, &problem).unwrap_or(declared.main_queue);
+            if let (Some(declared), Some(there)) = (&mut next.declared, is_main_there(queue, &problem)) {
+                declared.main_queue = there;
+                // They come before it.
+                declared.have_rungs(&queue.spec.retry.delays_seconds);
             }
             vec![
                 Statement::new(READY, false, problem.reason, problem.message.clone()),
@@ -349,20 +351,22 @@ mod tests {
         let queue = Queue::new("orders", QueueSpec { bindings, ..QueueSpec::default() });
         let exchange = Object::Exchange("shop".to_owned());
         let of = |name: &str| Object::Queue(name.to_owned());
-        for (object, reason, before, main_queue) in [
-            (exchange.clone(), "ExchangeNotFound", false, true),
-            (exchange.clone(), "AccessRefused", false, true),
-            (exchange, QUEUE_NOT_FOUND, false, false),
-            (of("orders"), ARGUMENTS_DIFFER, true, false),
-            (of("orders.dlq"), ARGUMENTS_DIFFER, true, true),
-            (of("orders.dlq"), "AccessRefused", false, false),
+        for (object, reason, before, main_queue, rungs) in [
+            (exchange.clone(), "ExchangeNotFound", false, true, true),
+            (exchange.clone(), "AccessRefused", false, true, true),
+            (exchange, QUEUE_NOT_FOUND, false, false, false),
+            (of("orders"), ARGUMENTS_DIFFER, true, false, true),
+            (of("orders.dlq"), ARGUMENTS_DIFFER, true, true, false),
+            (of("orders.dlq"), "AccessRefused", false, false, false),
         ] {
             let problem = Problem { object: Some(object), ..Problem::new(DECLARED, reason, "m") };
             let progress = Progress::Observed {
                 address: "amqp://h:1/v".to_owned(),
                 outcome: Outcome::Refused(problem.clone()),
             };
-            let declared = Some(Declared { main_queue: before, ..Declared::default() });
+            let former = vec![5, 30];
+            let declared =
+                Some(Declared { main_queue: before, retry_delays_seconds: former, ..Declared::default() });
             let before = QueueStatus {
                 declared,
                 broker_address: Some("amqp://h:1/v".to_owned()),
@@ -372,6 +376,10 @@ mod tests {
             let declared = status(&queue, progress, Durability::default(), &now()).declared.unwrap();
             assert_eq!(declared.bindings[0].exchange, "shop");
             assert_eq!(declared.main_queue, main_queue, "{problem:?}: queues come before bindings");
+            let all = (declared.retry_delays_seconds, declared.begun_delays_seconds);
+            let (there, begun) =
+                if rungs { (vec![5, 30, 60, 600], vec![]) } else { (vec![5, 30], vec![60, 600]) };
+            assert_eq!(all, (there, begun), "{problem:?}: and rungs before the main queue");
         }
     }
 
