@@ -162,6 +162,11 @@ impl Context {
     /// Notes that a Worker's sidecars could not be told what it names, and what they go on with; none where they could. Gives
     /// whether that is new.
     pub fn note_told(&self, worker: &Worker, told: Option<&SidecarConfig>) -> bool {
+        // What was written for it as it was before says nothing of what it names now.
+        let known = self.worker(&Key::of(worker));
+        if known.is_some_and(|known| known.metadata.generation > worker.metadata.generation) {
+            return false;
+        }
         // Nearly all of them: no look at every Queue is needed for these.
         let told = told.filter(|told| !self.queue_of(worker).is_some_and(|queue| consumes(told, &queue)));
         let mut queues = told.map(|told| consumed_by(told, &self.stores.queues.state())).unwrap_or_default();

@@ -34,6 +34,8 @@ const OF_A_ROUND: usize = 125;
 const AT_ONCE: usize = 8;
 /// How long a read may take.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How long a Secret that was never read cannot be read before that is told: what takes less passes by itself, mostly.
+const LASTING: Duration = Duration::from_secs(20);
 /// A user that has not asked for so long is gone; living ones are reconciled far more often.
 const FORGET_USER: Duration = Duration::from_secs(3600);
 
@@ -46,6 +48,8 @@ pub enum SecretState {
     Missing,
     /// The operator may not read it.
     Forbidden,
+    /// The API server has not been able to give it for a while, and never has; what it says.
+    Unreadable(String),
 }
 
 /// Who is reconciled when a Secret changes.
@@ -81,11 +85,19 @@ struct Slot {
     state: Option<(SecretState, Instant)>,
     /// When it was last read, or that was tried.
     tried: Option<Instant>,
-    /// When that failed last.
-    failed: Option<Instant>,
+    /// Since when that has failed, and how.
+    failed: Option<Failed>,
     users: HashMap<(&'static str, String), (User, Instant)>,
     /// Held while it is read, so that many readers make one request.
     reading: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// Reads that have failed, one after the other.
+#[derive(Debug)]
+struct Failed {
+    first: Instant,
+    last: Instant,
+    why: String,
 }
 
 /// The Secrets in use.
@@ -103,7 +115,7 @@ impl Secrets {
     /// Reads a Secret, and has `user` reconciled when it changes. While the API server cannot give it, what was read last counts.
     ///
     /// # Errors
-    /// The API server did not answer, and never has.
+    /// The API server did not answer, and never has; after a while that is no error, but so.
     pub async fn get(&self, namespace: &str, name: &str, user: User) -> Result<SecretState, kube::Error> {
         let key = (namespace.to_owned(), name.to_owned());
         let reading = {
@@ -126,7 +138,9 @@ impl Secrets {
             let mut slots = locked(&self.slots);
             let slot = slots.get_mut(&key);
             let missed = slot.and_then(|slot| {
-                slot.failed = Some(Instant::now());
+                let now = Instant::now();
+                let first = slot.failed.as_ref().map_or(now, |failed| failed.first);
+                slot.failed = Some(Failed { first, last: now, why: error.to_string() });
                 slot.missed()
             });
             missed.ok_or(error)
@@ -156,7 +170,8 @@ impl Secrets {
         let mut slots = locked(&self.slots);
         if let Some(slot) = slots.get_mut(key) {
             let before = slot.state.replace((state.clone(), Instant::now()));
-            if before.is_some_and(|(before, _)| before != state) {
+            let failed = slot.failed.take().is_some();
+            if before.map_or(failed, |(before, _)| before != state) {
                 slot.users.values().for_each(|(user, _)| user.notify());
             }
         }
@@ -199,10 +214,12 @@ impl Secrets {
 }
 
 impl Slot {
-    /// What was read last, where another attempt has failed a moment ago: not each of many waits for one of its own.
+    /// What counts where another attempt has failed a moment ago, as not each of many waits for one of its own: what was read last.
     fn missed(&self) -> Option<SecretState> {
-        let (state, _) = self.state.as_ref()?;
-        self.failed.is_some_and(|failed| failed.elapsed() < FRESH).then(|| state.clone())
+        let Failed { first, why, .. } =
+            self.failed.as_ref().filter(|failed| failed.last.elapsed() < FRESH)?;
+        let unreadable = || (first.elapsed() >= LASTING).then(|| SecretState::Unreadable(why.clone()));
+        self.state.as_ref().map(|(state, _)| state.clone()).or_else(unreadable)
     }
 
     fn fresh(&self) -> Option<SecretState> {
@@ -349,13 +366,22 @@ mod tests {
             std::future::ready(Ok::<_, std::convert::Infallible>(answer))
         });
         let secrets = Secrets::new(Client::new(server, "shop"));
-        let (sender, _receiver) = futures::channel::mpsc::unbounded();
+        let (sender, mut receiver) = futures::channel::mpsc::unbounded();
         let user = || User::Queue(ObjectRef::new("orders").within("shop"), sender.clone());
         let read = secrets.get("shop", "rabbitmq", user()).await.unwrap();
         *fails.lock().unwrap() = true;
         tokio::time::advance(Duration::from_secs(3600)).await;
         assert_eq!(secrets.get("shop", "rabbitmq", user()).await.unwrap(), read);
         assert!(secrets.get("shop", "never", user()).await.is_err());
+        tokio::time::advance(LASTING).await;
+        let told = secrets.get("shop", "never", user()).await.unwrap();
+        assert!(matches!(&told, SecretState::Unreadable(why) if !why.is_empty()), "{told:?}");
+        *fails.lock().unwrap() = false;
+        while receiver.try_recv().is_ok() {}
+        secrets.read(&("shop".to_owned(), "never".to_owned())).await.unwrap();
+        assert!(receiver.try_recv().is_ok(), "who waits for it is told");
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(secrets.get("shop", "never", user()).await.unwrap(), read);
     }
 
     #[tokio::test]

@@ -121,7 +121,9 @@ async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, 
             // It keeps its names: a younger Queue must not take them over while only the Secret is bad.
             match secret {
                 SecretState::Missing => context.brokers.lapse(&key),
-                SecretState::Found(_) | SecretState::Forbidden => context.brokers.forget(&key),
+                SecretState::Found(_) | SecretState::Forbidden | SecretState::Unreadable(_) => {
+                    context.brokers.forget(&key);
+                }
             }
             return Ok(Some(Progress::Invalid(problem)));
         }

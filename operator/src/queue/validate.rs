@@ -23,6 +23,15 @@ pub fn validate(queue: &Queue, secret: &SecretState) -> Result<BrokerAccess, Pro
                 ),
             ));
         }
+        SecretState::Unreadable(why) => {
+            return Err(Problem::new(
+                BROKER_REACHABLE,
+                "SecretUnreadable",
+                format!(
+                    "the API server cannot give Secret \"{name}\" in namespace \"{namespace}\": {why}. See its log; it is tried again by itself"
+                ),
+            ));
+        }
         SecretState::Forbidden => {
             return Err(Problem::new(
                 BROKER_REACHABLE,

@@ -55,16 +55,18 @@ pub async fn apply(
     if reconfigured {
         hasten(&built.config_map["data"], around, context).await;
     }
-    if let Some(live) = around.deployment.as_deref().filter(|live| live.is_owned_by(worker)) {
+    if let Some(live) = around.deployment.as_deref().filter(|live| live.is_free_for(worker)) {
         if live.facts.replaced {
             disown(&deployments, &live.name_any()).await?;
         }
-        change_strategy(&deployments, live, &built.deployment).await?;
+        if let Err(refusal) = change_strategy(&deployments, live, &built.deployment).await? {
+            return Ok(Err(refusal.problem));
+        }
     }
     let live = around.deployment.as_deref();
     let made = match one(&deployments, worker, &built.deployment, live).await? {
         // One that is not in the cache is this Worker's too, or there is none: of somebody else's the refusal is another.
-        Err(refusal) if refusal.code == 422 && live.is_none_or(|live| live.is_owned_by(worker)) => {
+        Err(refusal) if refusal.code == 422 && live.is_none_or(|live| live.is_free_for(worker)) => {
             replace_spec(&deployments, worker, &built.deployment, refusal).await?
         }
         made => made,
@@ -131,16 +133,19 @@ async fn change_strategy(
     api: &Api<LiveDeployment>,
     live: &LiveDeployment,
     desired: &Value,
-) -> Result<(), Error> {
+) -> Result<Result<(), Refusal>, Error> {
     if !recreates(desired) || live.object()["spec"]["strategy"]["rollingUpdate"].is_null() {
-        return Ok(());
+        return Ok(Ok(()));
     }
     let params = PatchParams::apply(FIELD_MANAGER);
     let strategy = json!({"spec": {"strategy": {"type": "Recreate", "rollingUpdate": null}}});
     match api.patch(&live.name_any(), &params, &Patch::Merge(strategy)).await {
-        Ok(_) => Ok(()),
+        Ok(_) => Ok(Ok(())),
         // One that is gone is made anew.
-        Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(()),
+        Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(Ok(())),
+        Err(kube::Error::Api(refusal)) if is_refusal(refusal.code, &refusal.message) => {
+            Ok(Err(Refusal::of("Deployment", &refusal)))
+        }
         Err(error) => Err(error.into()),
     }
 }

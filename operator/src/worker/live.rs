@@ -116,6 +116,12 @@ impl<K, F> Live<K, F> {
         !self.text.is_empty()
     }
 
+    /// Whether it is this Worker's to change in any way: Warren's, and nobody else's, such as after its former owner was deleted
+    /// and it was not.
+    pub fn is_free_for(&self, worker: &Worker) -> bool {
+        self.is_owned_by(worker) || self.is_warrens() && self.owners.is_empty()
+    }
+
     /// Whether it is this Worker's.
     pub fn is_owned_by(&self, worker: &Worker) -> bool {
         worker.metadata.uid.as_deref().is_some_and(|uid| self.owners.iter().any(|owner| **owner == *uid))

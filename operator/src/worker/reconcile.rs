@@ -80,13 +80,14 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     note_told(&worker, told.as_ref(), &context);
     let view = entry.view_of(&worker);
     let said = status(&worker, problem.as_ref(), image, &around, &view, &Time(Timestamp::now()));
-    write(&worker, said, &context).await?;
+    let written = write(&worker, said, &context).await;
     if !applied {
-        // Where something was refused, or failed, the ConfigMap had come before it. Neither of these waits for the other.
+        // Where something was refused, or failed, the ConfigMap had come before it. None of these waits for another.
         let tried = problem.as_ref().is_some_and(|problem| [REFUSED, NOT_APPLIED].contains(&problem.reason));
         let consuming = if tried { Ok(()) } else { hold_or_go_on(&worker, &around, &context).await };
         obey(&worker, &around, &entry, &context).await.and(consuming)?;
     }
+    written?;
     if problem.as_ref().is_none_or(|problem| problem.reason != NOT_APPLIED) {
         context.retries.succeeded(worker.as_ref());
     }

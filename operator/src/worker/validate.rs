@@ -221,6 +221,10 @@ fn secret_is_usable(
             ", and the operator may not read it to see that it is usable: grant its ServiceAccount get on Secrets there (the chart's rbac.create does)"
                 .to_owned(),
         ),
+        Some(SecretState::Unreadable(why)) => problem(
+            "SecretUnreadable",
+            format!(", and the API server cannot give it: {why}. See its log; it is tried again by itself"),
+        ),
         Some(SecretState::Missing) | None => problem(
             "SecretNotFound",
             ", and there is none: create it with the key \"uri\" (amqp://user:password@host:5672/vhost)".to_owned(),
@@ -602,6 +606,7 @@ pub(crate) mod tests {
         for (secret, reason, text) in [
             (SecretState::Missing, "SecretNotFound", "create it"),
             (SecretState::Forbidden, "SecretForbidden", "may not read"),
+            (SecretState::Unreadable("no key".to_owned()), "SecretUnreadable", "cannot give it: no key"),
             (found(&[("password", "p")]), "SecretInvalid", "\"uri\""),
         ] {
             let around = Surroundings { secret: Some(secret), ..surroundings() };
