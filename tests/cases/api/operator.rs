@@ -253,6 +253,62 @@ async fn a_worker_whose_one_replica_keeps_the_order_replaces_its_pod_and_one_wit
 }
 
 #[tokio::test]
+async fn a_deployment_that_an_orphaning_deletion_has_left_is_taken_over_in_another_form() -> Result<()> {
+    let room = Room::new("orphan").await?;
+    let _operator = room.operator("one").await?;
+    room.queue("orders", json!({})).await?;
+    let one = json!({"maxReplicas": 1});
+    room.worker("invoices", "orders", json!({"scaling": one})).await?;
+    room.deployed("invoices", "/strategy/type", "RollingUpdate".into()).await?;
+    room.kubectl(&["delete", "wk", "invoices", "--cascade=orphan"]).await?;
+    room.eventually("the Deployment has no owner", async || {
+        let deployment = room.get("deployment", "invoices").await?;
+        ensure!(deployment["metadata"]["ownerReferences"].is_null(), "{}", deployment["metadata"]);
+        Ok(())
+    })
+    .await?;
+    let consumer = json!({"orderingKey": "x-customer"});
+    room.worker("invoices", "orders", json!({"scaling": one, "consumer": consumer})).await?;
+    room.deployed("invoices", "/strategy/type", "Recreate".into()).await?;
+    room.condition_of("wk", "invoices", "TemplateValid", ("True", "Accepted", "")).await
+}
+
+#[tokio::test]
+async fn a_policy_that_refuses_a_strategy_is_told_in_its_own_words() -> Result<()> {
+    let room = Room::new("policy").await?;
+    let _operator = room.operator("one").await?;
+    room.queue("orders", json!({})).await?;
+    let one = json!({"maxReplicas": 1});
+    room.worker("invoices", "orders", json!({"scaling": one})).await?;
+    room.deployed("invoices", "/strategy/type", "RollingUpdate".into()).await?;
+    let (version, name) = ("admissionregistration.k8s.io/v1", &room.name);
+    let deployments = json!({"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["deployments"]});
+    let policy = json!({"apiVersion": version, "kind": "ValidatingAdmissionPolicy", "metadata": {"name": name}, "spec": {
+        "matchConstraints": {"resourceRules": [deployments]},
+        "validations": [{"expression": "object.spec.strategy.type != 'Recreate'", "message": "no downtime here"}]}});
+    room.cluster.apply(&policy.to_string()).await?;
+    let here = json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}});
+    let binding = json!({"apiVersion": version, "kind": "ValidatingAdmissionPolicyBinding", "metadata": {"name": name},
+        "spec": {"policyName": name, "validationActions": ["Deny"], "matchResources": here}});
+    room.cluster.apply(&binding.to_string()).await?;
+    let recreate = r#"{"spec": {"strategy": {"type": "Recreate", "rollingUpdate": null}}}"#;
+    let tried = ["patch", "deployment", "invoices", "--type=merge", "--dry-run=server", "-p", recreate];
+    room.eventually("the policy counts", async || {
+        let refused = room.kubectl(&tried).await.err().context("it was taken")?;
+        ensure!(format!("{refused:#}").contains("no downtime here"), "{refused:#}");
+        Ok(())
+    })
+    .await?;
+    let consumer = json!({"orderingKey": "x-customer"});
+    room.worker("invoices", "orders", json!({"scaling": one, "consumer": consumer})).await?;
+    room.condition_of("wk", "invoices", "TemplateValid", ("False", "Refused", "no downtime here")).await?;
+    for kind in ["validatingadmissionpolicybinding", "validatingadmissionpolicy"] {
+        room.kubectl(&["delete", kind, name]).await?;
+    }
+    room.deployed("invoices", "/strategy/type", "Recreate".into()).await
+}
+
+#[tokio::test]
 async fn an_account_that_a_template_names_no_more_is_not_kept() -> Result<()> {
     let room = Room::new("account").await?;
     let _operator = room.operator("one").await?;
