@@ -1,6 +1,7 @@
 //! What the scaler last decided and saw of each Worker: written by its task, read by the Worker's reconcile.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -101,6 +102,8 @@ pub struct Entry {
     view: Mutex<View>,
     /// Held while replicas are written, so that a reconcile never puts back a number that the scaler has just changed.
     pub writing: tokio::sync::Mutex<()>,
+    /// Whether the sidecars are told to hold consuming, for whatever reason.
+    told_to_pause: AtomicBool,
     /// For which replicas pods were marked last, and when.
     marked: Mutex<Option<(u32, Instant)>>,
 }
@@ -114,6 +117,16 @@ impl Entry {
     /// What is known of this Worker: what is known of one of the same name that it has replaced says nothing of it.
     pub fn view_of(&self, worker: &Worker) -> View {
         Some(self.view()).filter(|view| view.worker == worker.uid()).unwrap_or_default()
+    }
+
+    /// Takes in whether the sidecars are told to hold consuming.
+    pub fn tell_to_pause(&self, so: bool) {
+        self.told_to_pause.store(so, Ordering::Relaxed);
+    }
+
+    /// Whether they are.
+    pub fn is_told_to_pause(&self) -> bool {
+        self.told_to_pause.load(Ordering::Relaxed)
     }
 
     /// Whether pods are to be marked before replicas become so many. Not again and again where that is refused: a mark changes

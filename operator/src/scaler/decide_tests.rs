@@ -569,14 +569,19 @@ fn bursts_that_came_often_an_hour_ago_say_nothing_of_a_load_that_grows() {
     lasting.scaled_out(20, 100.0, None, 300.0);
     assert!(lasting.bursts_often(301.0).is_some() && lasting.bursts_often(3600.0).is_none());
     // Growth is no burst, nor does it end a row of them while they come.
-    history.scaled_out(2, 100.0, Some(TooMuch { calls: 1.0, pods: 1 }), 300.0);
+    history.scaled_out(2, 100.0, Some(TooMuch { calls: 1.0, pods: 1, at_once: 1.0 }), 300.0);
     assert!(history.bursts_often(301.0).is_some());
     history.scaled_in(320.0);
-    history.scaled_out(2, 100.0, Some(TooMuch { calls: 1.0, pods: 1 }), 3600.0);
+    history.scaled_out(2, 100.0, Some(TooMuch { calls: 1.0, pods: 1, at_once: 1.0 }), 3600.0);
     assert!(history.bursts_often(3601.0).is_none());
     let mut growing = History::default();
     for step in 0..5 {
-        growing.scaled_out(2, 100.0, Some(TooMuch { calls: 1.0, pods: 1 }), f64::from(step) * 60.0);
+        growing.scaled_out(
+            2,
+            100.0,
+            Some(TooMuch { calls: 1.0, pods: 1, at_once: 1.0 }),
+            f64::from(step) * 60.0,
+        );
         growing.scaled_in(f64::from(step) * 60.0 + 20.0);
     }
     assert_eq!(growing.bursts_often(300.0), None);
@@ -2202,6 +2207,62 @@ fn a_queue_without_a_leader_has_not_lost_what_comes_again_with_it() {
 }
 
 #[test]
+fn a_zero_that_was_contradicted_once_is_no_sooner_believed_where_nobody_consumes() {
+    let (mut inputs, mut history) = (waiting(1000), History::with_service_seconds(1.0));
+    inputs.workload.replicas = 50;
+    inputs.sidecars = idle(50);
+    for now in 0..10 {
+        history = decide(history, &inputs, &spec(), f64::from(now)).1;
+    }
+    (inputs.ready, inputs.unconsumed) = (Some((0, 0.0)), true);
+    let mut gone = None;
+    for now in 10..100 {
+        // A sidecar that had connected again.
+        inputs.contradicted = now == 10;
+        let (decision, next) = decide(history, &inputs, &spec(), f64::from(now));
+        if decision.replicas < 50 {
+            gone.get_or_insert(now);
+        }
+        history = next;
+    }
+    assert_eq!(gone, Some(11 + BLIND_SECONDS as i32), "a minute of zeros");
+}
+
+#[test]
+fn pods_that_proved_too_few_say_nothing_of_those_that_make_more_calls_at_once() {
+    let mut history = History::default();
+    history.scaled_out(4, 0.0, Some(TooMuch { calls: 3.0, pods: 3, at_once: 1.0 }), 0.0);
+    assert_eq!([1.0, 10.0].map(|at_once| history.too_few(3.0, at_once, 0.0, 1.0)), [Some(3), None]);
+}
+
+#[test]
+fn pods_whose_first_calls_are_long_are_kept_while_they_run() {
+    let (mut inputs, mut history) = (waiting(0), History::default());
+    inputs.workload.replicas = 50;
+    let spec = Spec { handler_timeout: 900.0, ..spec() };
+    let mut least = 50;
+    for now in 0..300 {
+        inputs.sidecars = Sidecars { deliveries: 50, ..working(50) };
+        let (decision, next) = decide(history, &inputs, &spec, f64::from(now));
+        least = least.min(decision.replicas);
+        history = next;
+    }
+    assert_eq!(least, 50);
+}
+
+#[test]
+fn pods_that_did_not_answer_for_a_while_worked_meanwhile() {
+    let (mut inputs, mut history) = (waiting(0), History::with_service_seconds(300.0));
+    inputs.workload.replicas = 20;
+    for now in 0..200 {
+        let answer = if (100..160).contains(&now) { 8 } else { 20 };
+        inputs.sidecars = Sidecars { started: 20, able: 20, ..working(answer) };
+        history.observe(0, &inputs, 60.0, f64::from(now));
+        assert!(history.running() > 19.9, "{now}: {}", history.running());
+    }
+}
+
+#[test]
 fn a_purge_of_a_large_backlog_takes_no_pods_from_the_load_that_goes_on() {
     let mut world = World::new(Spec { max: 10, ..spec() }, 1.0);
     (world.replicas, world.queue) = (10, 5000.0);
@@ -2321,8 +2382,8 @@ fn pods_that_proved_too_few_are_not_tried_again_for_ten_minutes_less_what_went_w
         if let Some(at) = last_out {
             history.scaled_out(2, 0.0, None, at);
         }
-        history.scaled_out(4, 0.0, Some(TooMuch { calls: 1.0, pods: 9 }), 500.0);
-        (501..2000).map(f64::from).rfind(|now| history.too_few(1.0, 0.0, *now) == Some(3))
+        history.scaled_out(4, 0.0, Some(TooMuch { calls: 1.0, pods: 9, at_once: 1.0 }), 500.0);
+        (501..2000).map(f64::from).rfind(|now| history.too_few(1.0, 1.0, 0.0, *now) == Some(3))
     };
     assert_eq!(proved(None, None), Some(599.0), "it was watched for 500 seconds");
     assert_eq!((proved(Some(400.0), None), proved(None, Some(300.0))), (Some(999.0), Some(899.0)));
@@ -2333,9 +2394,9 @@ fn pods_that_proved_too_few_are_not_tried_again_for_ten_minutes_less_what_went_w
 fn pods_are_too_few_for_a_load_that_is_no_lower_or_lower_by_chance() {
     let mut history = History::default();
     let mut few = |asked: u32, pods: u32, load: f64, each: f64| {
-        history.scaled_out(asked, 0.0, Some(TooMuch { calls: 1.0, pods }), 0.0);
+        history.scaled_out(asked, 0.0, Some(TooMuch { calls: 1.0, pods, at_once: 1.0 }), 0.0);
         assert!(history.grew());
-        history.too_few(load, each, 1.0)
+        history.too_few(load, 1.0, each, 1.0)
     };
     assert_eq!((few(10, 3, 0.71, 0.0), few(10, 3, 0.69, 0.0)), (Some(3), None));
     assert_eq!(
@@ -2486,7 +2547,7 @@ fn one_pod_more_than_proved_too_few_is_kept_for_ten_minutes() {
         inputs.sidecars = Sidecars { settled: calls, calls, call_seconds: calls as f64, ..working(5) };
         inputs.workload.rolling = now < 100;
         if now == 100 {
-            history.scaled_out(5, 0.0, Some(TooMuch { calls: 3.2, pods: 4 }), 100.0);
+            history.scaled_out(5, 0.0, Some(TooMuch { calls: 3.2, pods: 4, at_once: 1.0 }), 100.0);
         }
         let (decision, next) = decide(history, &inputs, &spec(), now as f64);
         history = next;

@@ -164,7 +164,9 @@ impl Follower {
             self.side.note(name, side_depth.map(|(depth, _)| u64::from(depth.ready)));
         }
         let beside = queue.as_deref().and_then(|queue| beside(worker, queue, &context));
-        let spec = spec(worker, queue.as_deref(), beside.as_deref());
+        let mut spec = spec(worker, queue.as_deref(), beside.as_deref());
+        // As over a Secret that leads elsewhere.
+        spec.paused |= self.entry.is_told_to_pause();
         let takes = |answer: &Answer| !answer.ending && answer.sample.connected && answer.sample.handler_up;
         let consumes = !spec.paused && sidecars.iter().any(takes);
         let (sidecars, handlers) = self.fold(&pods, sidecars);

@@ -58,6 +58,8 @@ pub struct History {
     zero_since: f64,
     /// Messages held and settled so far, when the queue was not empty last; none where its depth was in doubt since.
     loaded: Option<(u64, u64)>,
+    /// Whether that depth was a zero that sidecars contradicted, which may be the last that is known of a load.
+    doubted: bool,
     read_at: Option<f64>,
     pub(super) movement: Movement,
     unscraped_since: Option<f64>,
@@ -97,6 +99,8 @@ pub(super) struct TooMuch {
     pub calls: f64,
     /// Most pods that it can be too much for.
     pub pods: u32,
+    /// Calls at once of each of them.
+    pub at_once: f64,
 }
 
 /// Pods that a load proved too few.
@@ -104,6 +108,8 @@ pub(super) struct TooMuch {
 struct TooFew {
     until: f64,
     pods: u32,
+    /// Calls at once of each of them: others say nothing of pods that have more.
+    at_once: f64,
     /// Calls at once that it amounts to: a handler that has become faster makes less of a load.
     load: f64,
 }
@@ -213,9 +219,9 @@ impl History {
         self.startup.observe(&inputs.workload, sidecars.able, now);
         let held = ready.saturating_add(sidecars.unsettled).saturating_add(sidecars.ending);
         match ready {
-            0 if inputs.contradicted => self.loaded = None,
+            0 if inputs.contradicted => (self.loaded, self.doubted) = (None, true),
             0 => {}
-            _ => self.loaded = Some((held, sidecars.settled)),
+            _ => (self.loaded, self.doubted) = (Some((held, sidecars.settled)), false),
         }
         // What a queue without a leader says is no news of its messages.
         if ready > 0 || !inputs.contradicted {
@@ -289,6 +295,11 @@ impl History {
             self.seen_at = None;
             return;
         }
+        if sidecars.scraped < sidecars.started {
+            // What runs in the others is not known either: it is as it was.
+            self.seen_at = Some(now);
+            return;
+        }
         let since = self.seen_at.replace(now).map_or(f64::INFINITY, |before| (now - before).max(0.0));
         let running = sidecars.in_flight.min(sidecars.unsettled) as f64;
         self.running += (running - self.running) * (1.0 - (-since / window).exp());
@@ -332,18 +343,18 @@ impl History {
         more.fold(all, |most, other| if other.rate > most.rate { other } else { most })
     }
 
-    /// Remembers that `pods` are too few for a `load` of so many calls at once. The longer it went well before, the sooner they may be
+    /// Remembers that `pods` are too few for a load. The longer it went well before, the sooner they may be
     /// tried again.
-    fn proved_too_few(&mut self, pods: u32, load: f64, now: f64) {
+    fn proved_too_few(&mut self, pods: u32, TooMuch { calls: load, at_once, .. }: TooMuch, now: f64) {
         let since =
             self.seconds_since_scale_in(now).min(self.seconds_since_scale_out(now)).min(self.age(now));
-        self.scaled.too_few = Some(TooFew { until: now - since + TOO_FEW_SECONDS, pods, load });
+        self.scaled.too_few = Some(TooFew { until: now - since + TOO_FEW_SECONDS, pods, at_once, load });
     }
 
-    /// Pods that are too few for a `load` of so many calls at once, if that is known. Where a message more or less would be
-    /// `each` of these, a load that is lower by chance is not lower.
-    pub(super) fn too_few(&self, load: f64, each: f64, now: f64) -> Option<u32> {
-        let proved = self.scaled.too_few.filter(|proved| now < proved.until)?;
+    /// Pods of `at_once` calls each that are too few for a `load` of so many in all, if that is known. Where a message more or less
+    /// would be `each` of these, a load that is lower by chance is not lower.
+    pub(super) fn too_few(&self, load: f64, at_once: f64, each: f64, now: f64) -> Option<u32> {
+        let proved = self.scaled.too_few.filter(|proved| now < proved.until && at_once == proved.at_once)?;
         let by_chance = BY_CHANCE * ((proved.load + load) * each).max(0.0).sqrt();
         (load >= proved.load * LOWER_LOAD
             || load >= proved.load * LOWER_BY_CHANCE && load >= proved.load - by_chance)
@@ -363,9 +374,10 @@ impl History {
         self.service_seconds().map(|seconds| Measured { seconds, age })
     }
 
-    /// Whether calls take so long that few of them begin within the window.
-    pub(super) fn has_long_calls(&self) -> bool {
-        self.service_seconds().is_some_and(|seconds| seconds > LONG_CALL_SECONDS)
+    /// Whether calls take so long that few of them begin within the window, as the first of all may while it runs.
+    pub(super) fn has_long_calls(&self, now: f64) -> bool {
+        let so_far = self.movement.seconds_of_the_first_call(now);
+        self.service_seconds().unwrap_or(so_far) > LONG_CALL_SECONDS
     }
 
     /// Calls that run, on average over the window.
@@ -383,9 +395,9 @@ impl History {
         now - self.zero_since
     }
 
-    /// Whether messages were there before the queue read zero.
+    /// Whether messages were there before the queue read zero, or may have been.
     pub(super) const fn was_loaded(&self) -> bool {
-        self.loaded.is_some()
+        self.loaded.is_some() || self.doubted
     }
 
     /// Whether sidecars have settled, or have now, what was there when the queue was not empty last: a zero is true then.
@@ -443,7 +455,7 @@ impl History {
         self.scaled_before = self.scaled;
         self.scaled.grew = too_much.is_some();
         if let Some(load) = too_much {
-            self.proved_too_few(load.pods.min(pods - 1), load.calls, now);
+            self.proved_too_few(load.pods.min(pods - 1), load, now);
         }
         // A load that grows, or comes together by chance, is no further burst, and ends no row of them.
         if too_much.is_none() && backlog >= LEAST_BURST {

@@ -168,7 +168,7 @@ impl Load<'_> {
     /// what all those pods would be no warmer for than the coolest that are kept was not shown to be too few.
     fn too_much(&self, calls: f64) -> TooMuch {
         let coolest = calls / self.spec.at_once() / COOLEST;
-        TooMuch { calls, pods: coolest.ceil().max(self.current) as u32 }
+        TooMuch { calls, pods: coolest.ceil().max(self.current) as u32, at_once: self.spec.at_once() }
     }
 
     /// Pods that are kept for so many messages a second.
@@ -397,7 +397,7 @@ fn lasting(
         load.in_flight
     );
     // Work that asks for more time keeps its pods by itself.
-    let long_calls = history.has_long_calls() && !long_work;
+    let long_calls = history.has_long_calls(now) && !long_work;
     if long_calls {
         // So few of them arrive within the window that chance would change the pods with each.
         by_rate = by_rate.max(load.kept_for(history.running()).round());
@@ -412,7 +412,7 @@ fn lasting(
         ));
     }
     let too_few = history
-        .too_few(rate * load.service, load.service / over, now)
+        .too_few(rate * load.service, load.spec.at_once(), load.service / over, now)
         .filter(|few| by_rate <= f64::from(*few));
     let mut pods = too_few.map_or(by_rate, |few| f64::from(few.saturating_add(1)));
     if too_few.is_some() {

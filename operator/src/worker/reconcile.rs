@@ -63,6 +63,7 @@ async fn reconcile(worker: Arc<Worker>, context: Arc<Context>) -> Result<Action,
     }
     let entry = context.board.entry(&Key::of(worker.as_ref()));
     let around = dereference(&worker, &context).await?;
+    entry.tell_to_pause(around.is_told_to_pause());
     let (image, problem) = match converge(&worker, &around, &entry, &context).await {
         // It tells itself, and what does not need it goes on.
         Err(error @ Error::Api(_)) if context.retries.in_a_row(worker.as_ref()) >= PASSING_FAILURES => {
