@@ -30,6 +30,8 @@ const GRPC_PORT: u16 = 4317;
 const QUEUE: usize = 2048;
 /// Spans in one export at most.
 const EXPORT: usize = 512;
+/// Links of a span at most, as by default in OpenTelemetry (`OTEL_SPAN_LINK_COUNT_LIMIT`).
+const LINKS: usize = 128;
 /// How long spans wait for others.
 const INTERVAL: Duration = Duration::from_secs(5);
 /// How long the last export may take.
@@ -205,7 +207,8 @@ pub struct Begun {
 #[derive(Debug)]
 pub struct Spans {
     exporter: JoinHandle<()>,
-    sender: mpsc::Sender<Value>,
+    /// Of spans as text, which takes a tenth of a tree.
+    sender: mpsc::Sender<String>,
     sampler: Sampler,
     metrics: Arc<Metrics>,
 }
@@ -249,6 +252,7 @@ impl Spans {
         let links: Vec<Value> = begun
             .links
             .iter()
+            .take(LINKS)
             .filter_map(|link| Some(json!({"traceId": link.trace_id, "spanId": link.parent_id.as_ref()?})))
             .collect();
         let span = json!({
@@ -263,7 +267,7 @@ impl Spans {
             "links": links,
             "status": error.map_or_else(|| json!({}), |message| json!({"code": 2, "message": message})),
         });
-        if self.sender.try_send(span).is_err() {
+        if self.sender.try_send(span.to_string()).is_err() {
             self.metrics.spans_dropped.inc();
         }
     }
@@ -286,7 +290,7 @@ fn attribute(name: &str, value: Value) -> Value {
 async fn export(
     config: Config,
     defaults: Vec<(String, String)>,
-    mut spans: mpsc::Receiver<Value>,
+    mut spans: mpsc::Receiver<String>,
     metrics: Arc<Metrics>,
 ) {
     let own = config.resource.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
@@ -296,6 +300,8 @@ async fn export(
         .chain(config.resource)
         .map(|(name, value)| attribute(&name, value.into()))
         .collect();
+    let resource = json!({"attributes": resource});
+    let scope = json!({"name": "warren-sidecar", "version": env!("CARGO_PKG_VERSION")});
     let mut failing = false;
     loop {
         let mut batch = Vec::new();
@@ -311,16 +317,12 @@ async fn export(
             }
         }
         let count = batch.len() as u64;
-        let body = json!({"resourceSpans": [{
-            "resource": {"attributes": resource},
-            "scopeSpans": [{
-                "scope": {"name": "warren-sidecar", "version": env!("CARGO_PKG_VERSION")},
-                "schemaUrl": SCHEMA,
-                "spans": batch,
-            }],
-        }]});
-        let sent =
-            post(&config.endpoint, config.headers.clone(), Bytes::from(body.to_string()), TIMEOUT).await;
+        let spans_of_it = batch.join(",");
+        drop(batch);
+        let body = format!(
+            r#"{{"resourceSpans": [{{"resource": {resource}, "scopeSpans": [{{"scope": {scope}, "schemaUrl": "{SCHEMA}", "spans": [{spans_of_it}]}}]}}]}}"#
+        );
+        let sent = post(&config.endpoint, config.headers.clone(), Bytes::from(body), TIMEOUT).await;
         let problem = match sent {
             Ok(answer) if (200..300).contains(&answer.status) => None,
             Ok(answer) => Some(format!("it answered {}", answer.status)),

@@ -241,7 +241,9 @@ impl Runtime {
         let same_broker = *self.accesses.borrow_and_update() == *self.access.borrow();
         let same_key = !config::orders_anew(&self.config, &config);
         let stays = same_broker && same_key && config.queue.name == self.config.queue.name;
-        if stays || self.session.is_none() {
+        // Calls may outlive their channel, and their key with them.
+        let nothing_runs = self.session.is_none() && (same_key || !self.engine.snapshot().works);
+        if stays || nothing_runs {
             return self.configure(config);
         }
         if self.leaving.is_none() {
@@ -257,18 +259,19 @@ impl Runtime {
     fn leave(&mut self) {
         let Some(until) = self.leaving else { return };
         let snapshot = self.engine.snapshot();
-        let held = snapshot.unsettled > 0 || snapshot.prefetch > 0;
-        if held && self.now() < until && self.session.is_some() {
+        let config = self.configs.borrow().clone();
+        let holds = self.session.is_some() && (snapshot.unsettled > 0 || snapshot.prefetch > 0);
+        let works = snapshot.works && config::orders_anew(&self.config, &config);
+        if (holds || works) && self.now() < until {
             return;
         }
-        let config = self.configs.borrow().clone();
         self.configure(config);
     }
 
     /// Does as a configuration says from now on.
     fn configure(&mut self, config: Arc<SidecarConfig>) {
-        if self.leaving.take().is_some() {
-            self.step(Event::Leaving);
+        if let Some(until) = self.leaving.take() {
+            self.step(Event::Leaving { over: self.now() >= until });
         }
         let access = self.accesses.borrow().clone();
         if access != *self.access.borrow() {

@@ -4,16 +4,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, OnceCell, oneshot, watch};
+use tokio::time::Instant;
 use warren_broker::connect::ConnectOptions;
 use warren_broker::supervisor::{Link, LinkState, Supervisor};
 use warren_broker::{BrokerAccess, BrokerError};
 
 use super::line::{Letter, Line, Outcome, Room};
+use crate::locked::locked;
 
 /// How long a confirm may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a copy's confirm is waited for at most: the largest `consumerTimeoutSeconds`, after which its delivery is the broker's again.
 const LONGEST_CONFIRM: Duration = Duration::from_secs(2_000_000);
+/// How long a right that is missing for copies is missing for all of them: each refusal costs a channel's number for good, and with the
+/// last of these the connection is made anew, under the application's own publishes.
+const REFUSED: Duration = Duration::from_secs(20);
 /// How long a publish waits for the first connection.
 const FIRST_CONNECTION: Duration = Duration::from_secs(5);
 
@@ -69,12 +74,14 @@ struct Inner {
     access: watch::Receiver<Arc<BrokerAccess>>,
     options: ConnectOptions,
     supervisor: OnceCell<Supervisor>,
+    /// When the broker refused a copy over a missing right last, and what it said.
+    refused: std::sync::Mutex<Option<(Instant, BrokerError)>>,
 }
 
 impl Publisher {
     /// A publisher that connects when it first has something to publish.
     pub fn new(access: watch::Receiver<Arc<BrokerAccess>>, options: ConnectOptions) -> Self {
-        let link = Inner { access, options, supervisor: OnceCell::new() };
+        let link = Inner { access, options, supervisor: OnceCell::new(), refused: Default::default() };
         Self { link: Arc::new(link), line: Arc::default() }
     }
 
@@ -129,14 +136,27 @@ impl Publisher {
         Ok(line)
     }
 
-    /// Publishes a copy and waits for the broker's confirm for as long as the channel lives: the broker has been given it, and a
-    /// second one would be another message.
+    /// Publishes a copy to the default exchange and waits for the broker's confirm for as long as the channel lives: the broker has been
+    /// given it, and a second one would be another message.
     ///
     /// # Errors
     /// Why the broker does not have it, or may not have it.
     pub async fn publish(&self, letter: Letter) -> Outcome {
+        if let Some(error) = self.refused_lately() {
+            return Err(PublishError::Broker(error));
+        }
         let outcome = self.line().await?.send_copy(letter, Room::default());
-        confirmed(outcome, LONGEST_CONFIRM).await
+        let outcome = confirmed(outcome, LONGEST_CONFIRM).await;
+        if let Err(PublishError::Broker(error @ BrokerError::AccessRefused { .. })) = &outcome {
+            *locked(&self.link.refused) = Some((Instant::now(), error.clone()));
+        }
+        outcome
+    }
+
+    /// The right to write there that was missing a moment ago.
+    fn refused_lately(&self) -> Option<BrokerError> {
+        let refused = locked(&self.link.refused);
+        refused.as_ref().filter(|(at, _)| at.elapsed() < REFUSED).map(|(_, error)| error.clone())
     }
 
     /// Sends one message and gives what waits for the broker's confirm. Messages sent one after another arrive in that order.
@@ -167,5 +187,33 @@ pub(super) fn broken(error: BrokerError) -> PublishError {
     match error {
         BrokerError::Closed { .. } | BrokerError::Unreadable { .. } => PublishError::Disconnected,
         other => PublishError::Broker(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use warren_broker::lapin::BasicProperties;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_right_that_is_missing_for_a_copy_is_asked_for_again_after_a_while_and_by_none_before() {
+        warren_broker::install_crypto_provider();
+        let access = BrokerAccess::from_uri("amqp://u:p@127.0.0.1:1/").unwrap();
+        let publisher = Publisher::new(watch::channel(Arc::new(access)).1, ConnectOptions::named("test"));
+        let refusal = BrokerError::AccessRefused { detail: "amq.default".to_owned() };
+        *locked(&publisher.link.refused) = Some((Instant::now(), refusal.clone()));
+        let publish = async |publisher: &Publisher| {
+            let letter = Letter {
+                exchange: "".into(),
+                routing_key: "q".into(),
+                properties: BasicProperties::default(),
+                body: Default::default(),
+            };
+            publisher.publish(letter).await
+        };
+        assert_eq!(publish(&publisher.on_own_channel()).await, Err(PublishError::Broker(refusal)));
+        tokio::time::advance(REFUSED).await;
+        assert_eq!(publish(&publisher).await, Err(PublishError::Disconnected));
     }
 }

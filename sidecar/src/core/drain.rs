@@ -72,6 +72,9 @@ impl Engine {
             Drain::Active { since, .. } => {
                 self.drain = Drain::Active { since, asked: now, port: Port::Unseen };
             }
+            Drain::Done { .. } if self.handler.never_listened() && !self.terminating => {
+                self.drain = Drain::Active { since: now, asked: now, port: Port::Unseen };
+            }
             Drain::Done { .. } => {
                 // The pod may end only now: what its port did before says nothing of that.
                 self.drain = Drain::Done { since: now, port: Port::Unseen };
@@ -93,6 +96,7 @@ impl Engine {
             }
             Drain::Active { .. } => {}
             Drain::Done { .. } => {
+                self.give_up_replies(true, now, effects);
                 self.window.flush_all(effects);
                 effects.push(Effect::Exit);
             }
@@ -132,13 +136,17 @@ impl Engine {
         if !self.is_drain_over(now) {
             return;
         }
-        let ends_now = matches!(self.drain, Drain::Active { .. });
+        self.give_up_replies(matches!(self.drain, Drain::Active { .. }), now, effects);
+    }
+
+    /// Ends what only waits for its reply to be taken; `sent`: also what waits for its confirm.
+    pub(super) fn give_up_replies(&mut self, sent: bool, now: Time, effects: &mut Vec<Effect>) {
         let replies: Vec<DeliveryId> = self
             .window
             .open_slots()
             .filter(|slot| {
                 matches!(slot.state, State::Unpublished { copy: Copy::Reply, .. })
-                    || (ends_now && matches!(slot.state, State::Publishing { copy: Copy::Reply, .. }))
+                    || (sent && matches!(slot.state, State::Publishing { copy: Copy::Reply, .. }))
             })
             .map(|slot| slot.incoming.id)
             .collect();

@@ -99,6 +99,8 @@ pub struct Snapshot {
     pub late: usize,
     /// The window asked of the broker; 0 while not consuming.
     pub prefetch: u16,
+    /// Whether the application works on something, whatever became of its channel.
+    pub works: bool,
     /// Whether the handler accepts connections.
     pub handler_accepts: bool,
     /// Whether the breaker is open, and the status that most failures had (0: none).
@@ -162,7 +164,12 @@ impl Engine {
             Event::HandlerPort { seen } => self.handler_port(seen, now, effects),
             Event::Drain => self.begin_drain(now, effects),
             Event::Terminate => self.terminate(now, effects),
-            Event::Leaving => self.window.flush_all(effects),
+            Event::Leaving { over } => {
+                if over {
+                    self.give_up_replies(true, now, effects);
+                }
+                self.window.flush_all(effects);
+            }
             Event::Tick => {}
         }
         self.evaluate(now, effects);
@@ -183,6 +190,7 @@ impl Engine {
         Snapshot {
             unsettled: self.window.unsettled(),
             in_flight: self.at_work(),
+            works: self.at_work() > 0 || !self.outlived.is_empty(),
             late: self.late_messages(),
             prefetch: self.subscription.prefetch().unwrap_or(0),
             handler_accepts: self.handler.is_up(),

@@ -104,7 +104,10 @@ pub enum Event {
     /// SIGTERM: drain if that has not been done, then exit.
     Terminate,
     /// The channel is given up next: what has ended is acknowledged before.
-    Leaving,
+    Leaving {
+        /// Whether no time is left for what has not ended.
+        over: bool,
+    },
     /// Nothing happened but time.
     Tick,
 }

@@ -78,11 +78,23 @@ impl Engine {
             self.wake_at(Some(until).filter(|until| wanted.is_some() && *until > now));
             return;
         }
+        // Work whose channel is gone comes before what is handed over, too.
+        let elsewhere = !self.outlived.is_empty() || self.works_on_keys_of_another_channel();
+        if elsewhere && wanted.is_none() && !given_up {
+            self.handing_back = true;
+            return;
+        }
         self.window.flush_all(effects);
         let returned = Effect::Observe(Observation::Settled(Outcome::Returned));
         effects.extend(std::iter::repeat_n(returned, self.window.open()));
         self.forget_channel(generation, effects);
         effects.push(Effect::HandBack { generation });
+    }
+
+    /// Whether a call runs for a message of a key whose channel is gone.
+    fn works_on_keys_of_another_channel(&self) -> bool {
+        let mut called = self.calls.values().flat_map(|call| &call.deliveries);
+        called.any(|one| one.key.is_some() && self.window.get(one.id).is_none())
     }
 
     /// Nothing of a channel is here any more: what was open on it is with the broker again.

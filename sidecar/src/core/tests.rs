@@ -1290,6 +1290,12 @@ fn a_drain_waits_for_an_application_that_starts_until_it_listens_for_ten_seconds
     let mut never = starting();
     never.pass(Duration::from_secs(2));
     assert_eq!(never.drained, [true]);
+    // Its container was restarted, and starts again when the pod is deleted.
+    never.step(Event::Drain);
+    never.pass(Duration::from_secs(9));
+    assert_eq!(never.drained, [true]);
+    never.pass(Duration::from_secs(2));
+    assert_eq!(never.drained, [true, true]);
     let mut terminated = starting();
     terminated.step(Event::Terminate);
     assert_eq!(
@@ -1528,7 +1534,7 @@ fn what_has_ended_is_acknowledged_before_the_channel_is_given_up() {
     let first = *world.calls.keys().min().unwrap();
     world.answer(first, Verdict::Ack);
     assert_eq!(world.acks, [], "it waits for others");
-    world.step(Event::Leaving);
+    world.step(Event::Leaving { over: false });
     assert_eq!(world.acks, [(1, false, 1)]);
 }
 

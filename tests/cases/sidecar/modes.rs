@@ -29,6 +29,7 @@ warren_tests::on_each_release!(
     the_span_of_a_batch_links_to_the_trace_of_each_message,
     a_worker_that_turns_to_another_queue_lets_what_runs_end_first,
     an_ordering_key_that_is_set_live_waits_for_what_runs_without_one,
+    another_ordering_key_waits_for_calls_that_have_outlived_their_channel,
     paused_consumes_nothing_and_resumes_live,
     a_changed_window_is_taken_over_live,
     the_auto_window_follows_a_slow_application_down_and_no_message_is_handled_twice,
@@ -335,6 +336,29 @@ async fn an_ordering_key_that_is_set_live_waits_for_what_runs_without_one(place:
     sidecar.settled("ack", 2).await?;
     let [first, second] = &app.calls()[..] else { bail!("none is called twice: {:?}", app.calls()) };
     ensure!(second.at - first.at >= call, "it ran beside the first: {:?}", second.at - first.at);
+    Ok(())
+}
+
+async fn another_ordering_key_waits_for_calls_that_have_outlived_their_channel(place: Place) -> Result<()> {
+    let call = Duration::from_secs(8);
+    let app = App::working(call).await?;
+    let mut config = config();
+    config.handler.timeout_seconds = 60;
+    (config.consumer.prefetch, config.consumer.concurrency) = (2, 2);
+    config.consumer.ordering_key = Some("routing-key".to_owned());
+    let sidecar = place.sidecar(config, app.port()).await?;
+    place.client().await?.publish(QUEUE, b"first").await?;
+    eventually(PATIENCE, "it runs", async || {
+        ensure!(app.calls().len() == 1);
+        Ok(())
+    })
+    .await?;
+    place.broker.rabbitmqctl(&["close_all_connections", "-p", &place.vhost, "test"]).await?;
+    sidecar.until("warren_sidecar_deliveries_total", "", 2.0).await?;
+    sidecar.configure(|config| config.consumer.ordering_key = Some("x-customer".to_owned()));
+    sidecar.settled("ack", 1).await?;
+    let [first, second] = &app.calls()[..] else { bail!("it came again once: {:?}", app.calls()) };
+    ensure!(second.at - first.at >= call, "it was called twice at once: {:?}", second.at - first.at);
     Ok(())
 }
 

@@ -166,6 +166,31 @@ fn a_pod_that_ends_consumes_no_more_whatever_its_application_s_port_does() {
 }
 
 #[test]
+fn a_reply_that_nobody_has_confirmed_when_the_sidecar_goes_leaves_its_work_done() {
+    let replied = || {
+        let mut world = World::running(settings(), 1);
+        world.answer_all(Verdict::Reply);
+        world
+    };
+    let mut turns = replied();
+    turns.step(Event::Leaving { over: false });
+    assert_eq!(turns.acks.len(), 0, "the channel may stay");
+    turns.step(Event::Leaving { over: true });
+    assert_eq!(turns.acks.len(), 1);
+
+    // The call has outlasted the drain, and ends with the application.
+    let mut ends = World::running(settings(), 1);
+    ends.step(Event::Drain);
+    ends.settle();
+    ends.pass(Duration::from_secs(61));
+    assert_eq!(ends.drained, [false]);
+    ends.answer_all(Verdict::Reply);
+    assert_eq!(ends.acks.len(), 0, "its confirm may still come");
+    ends.step(Event::Terminate);
+    assert_eq!(ends.acks.len(), 1);
+}
+
+#[test]
 fn a_reply_that_comes_after_its_drain_is_sent_once_and_its_work_is_not_done_again() {
     for result in [PublishResult::Confirmed, PublishResult::Failed] {
         let mut world = World::running(settings(), 1);

@@ -21,6 +21,29 @@ fn another_window(world: &mut World, settings: &Settings) {
 }
 
 #[test]
+fn the_queue_is_handed_over_once_calls_whose_channel_is_gone_have_ended_too() {
+    for verdict in [Verdict::Ack, Verdict::Later] {
+        let (_, mut world) = keyed(MINUTE);
+        world.disconnect();
+        world.connect();
+        world.settle();
+        world.step(Event::Drain);
+        world.settle();
+        world.pass(Duration::from_secs(1));
+        let held = world.unacked.len();
+        assert!(held > 0 && world.consuming.is_some(), "three calls of before run");
+        let later = verdict == Verdict::Later;
+        world.answer_all(verdict);
+        world.settle();
+        if later {
+            assert_eq!(world.unacked.len(), held, "and go on");
+            world.pass(MINUTE + Duration::from_secs(1));
+        }
+        assert_eq!((world.unacked.len(), world.consuming), (0, None));
+    }
+}
+
+#[test]
 fn a_copy_that_the_broker_does_not_take_keeps_no_other_key_from_its_turn_when_the_window_changes() {
     let (settings, mut world) = keyed(MINUTE);
     world.copies = Some(PublishResult::Refused);
