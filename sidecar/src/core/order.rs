@@ -80,7 +80,7 @@ impl Engine {
         }
         // Work whose channel is gone comes before what is handed over, too.
         let elsewhere = !self.outlived.is_empty() || self.works_on_keys_of_another_channel();
-        if elsewhere && wanted.is_none() && !given_up {
+        if elsewhere && wanted.is_none() && !self.is_drain_over(now) {
             self.handing_back = true;
             return;
         }

@@ -353,9 +353,8 @@ async fn another_ordering_key_waits_for_calls_that_have_outlived_their_channel(p
         Ok(())
     })
     .await?;
-    place.broker.rabbitmqctl(&["close_all_connections", "-p", &place.vhost, "test"]).await?;
-    sidecar.until("warren_sidecar_deliveries_total", "", 2.0).await?;
     sidecar.configure(|config| config.consumer.ordering_key = Some("x-customer".to_owned()));
+    place.broker.rabbitmqctl(&["close_all_connections", "-p", &place.vhost, "test"]).await?;
     sidecar.settled("ack", 1).await?;
     let [first, second] = &app.calls()[..] else { bail!("it came again once: {:?}", app.calls()) };
     ensure!(second.at - first.at >= call, "it was called twice at once: {:?}", second.at - first.at);
