@@ -234,7 +234,7 @@ fn within_limits(
     // What was added in a hurry, for a burst or on an assumption, goes in one step when the burst has passed. Of long calls each
     // would be a burst.
     let just_added = history.seconds_since_scale_out(now) < spec.target_wait + RATE_WINDOW;
-    let hurried = just_added && !history.has_long_calls(now);
+    let hurried = just_added && !history.has_long_calls();
     let noise = (!hurried || history.grew())
         && lowest > min
         && f64::from(lowest) > f64::from(current) * SCALE_IN_TOLERANCE;

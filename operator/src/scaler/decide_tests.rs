@@ -2236,21 +2236,6 @@ fn pods_that_proved_too_few_say_nothing_of_those_that_make_more_calls_at_once() 
 }
 
 #[test]
-fn pods_whose_first_calls_are_long_are_kept_while_they_run() {
-    let (mut inputs, mut history) = (waiting(0), History::default());
-    inputs.workload.replicas = 50;
-    let spec = Spec { handler_timeout: 900.0, ..spec() };
-    let mut least = 50;
-    for now in 0..300 {
-        inputs.sidecars = Sidecars { deliveries: 50, ..working(50) };
-        let (decision, next) = decide(history, &inputs, &spec, f64::from(now));
-        least = least.min(decision.replicas);
-        history = next;
-    }
-    assert_eq!(least, 50);
-}
-
-#[test]
 fn pods_that_did_not_answer_for_a_while_worked_meanwhile() {
     let (mut inputs, mut history) = (waiting(0), History::with_service_seconds(300.0));
     inputs.workload.replicas = 20;

@@ -374,10 +374,9 @@ impl History {
         self.service_seconds().map(|seconds| Measured { seconds, age })
     }
 
-    /// Whether calls take so long that few of them begin within the window, as the first of all may while it runs.
-    pub(super) fn has_long_calls(&self, now: f64) -> bool {
-        let so_far = self.movement.seconds_of_the_first_call(now);
-        self.service_seconds().unwrap_or(so_far) > LONG_CALL_SECONDS
+    /// Whether calls take so long that few of them begin within the window.
+    pub(super) fn has_long_calls(&self) -> bool {
+        self.service_seconds().is_some_and(|seconds| seconds > LONG_CALL_SECONDS)
     }
 
     /// Calls that run, on average over the window.

@@ -397,7 +397,7 @@ fn lasting(
         load.in_flight
     );
     // Work that asks for more time keeps its pods by itself.
-    let long_calls = history.has_long_calls(now) && !long_work;
+    let long_calls = history.has_long_calls() && !long_work;
     if long_calls {
         // So few of them arrive within the window that chance would change the pods with each.
         by_rate = by_rate.max(load.kept_for(history.running()).round());
