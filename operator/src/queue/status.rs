@@ -48,7 +48,11 @@ pub fn status(queue: &Queue, progress: Progress, durability: Durability, now: &T
         Progress::Pending { address } | Progress::Observed { address, .. } => Some(address.as_str()),
         Progress::Invalid(_) | Progress::Blocked(_) => None,
     };
-    let is_refused = matches!(progress, Progress::Observed { outcome: Outcome::Refused(_), .. });
+    // Before it has refused a part, nothing was declared.
+    let is_refused = matches!(
+        &progress,
+        Progress::Observed { outcome: Outcome::Refused(problem), .. } if problem.object.is_some()
+    );
     let mut next = QueueStatus {
         observed_generation: queue.metadata.generation,
         queue_name: Some(name.to_owned()),
@@ -381,6 +385,20 @@ mod tests {
                 if rungs { (vec![5, 30, 60, 600], vec![]) } else { (vec![5, 30], vec![60, 600]) };
             assert_eq!(all, (there, begun), "{problem:?}: and rungs before the main queue");
         }
+    }
+
+    #[test]
+    fn nothing_was_declared_beside_a_queue_of_others_that_is_missing() {
+        let others = QueueSpec { adoption_policy: AdoptionPolicy::AsIs, ..QueueSpec::default() };
+        let queue = Queue::new("orders", others);
+        let declared = |object: Option<Object>| {
+            let problem = Problem { object, ..Problem::new(DECLARED, QUEUE_NOT_FOUND, "m") };
+            let outcome = Outcome::Refused(problem);
+            let progress = Progress::Observed { address: "amqp://h:1/v".to_owned(), outcome };
+            status(&queue, progress, Durability::default(), &now()).declared
+        };
+        assert_eq!(declared(None), None);
+        assert!(declared(Some(Object::Queue("orders.retry.60s".to_owned()))).is_some());
     }
 
     #[test]

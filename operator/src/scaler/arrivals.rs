@@ -6,6 +6,8 @@ use std::collections::VecDeque;
 const LEAST_SPACING: f64 = 0.9;
 /// Samples that a window is kept in, where that makes them further apart.
 const SAMPLES: f64 = 64.0;
+/// Part of what was settled in the window that may lie between the two readings.
+const BETWEEN: u64 = 8;
 /// Fewest messages whose loss is told from those that are on their way between two readings.
 const LEAST_LOST: u64 = 5;
 
@@ -50,7 +52,7 @@ impl Arrivals {
         let Some(last) = self.0.back() else { return 0 };
         let all = |sample: Sample| sample.held.saturating_add(sample.settled);
         let lost = all(*last).saturating_sub(all(sample));
-        if lost > self.settled().max(last.held / 2).max(LEAST_LOST) { lost } else { 0 }
+        if lost > (self.settled() / BETWEEN).max(last.held / 2).max(LEAST_LOST) { lost } else { 0 }
     }
 
     /// Forgets that so many messages were held: their loss is not that fewer arrive.

@@ -2207,6 +2207,30 @@ fn a_queue_without_a_leader_has_not_lost_what_comes_again_with_it() {
 }
 
 #[test]
+fn a_purge_of_some_seconds_work_is_one_too_and_pods_that_do_not_answer_have_lost_nothing() {
+    let mut world = World::new(Spec { max: 50, ..spec() }, 0.25);
+    (world.replicas, world.queue) = (50, 5000.0);
+    for _ in 0..120 {
+        world.second(200.0);
+    }
+    world.queue = 0.0;
+    for second in 0..60 {
+        let decision = world.second(190.0);
+        assert!(decision.replicas >= 48, "{second}: {}", decision.message);
+    }
+
+    let mut history = History::default();
+    let mut inputs = waiting(0);
+    inputs.workload.replicas = 20;
+    for now in 0..60 {
+        let answer = if now == 50 { 8 } else { 20 };
+        inputs.sidecars = Sidecars { started: 20, able: 20, ..working(answer) };
+        history.observe(0, &inputs, 60.0, f64::from(now));
+    }
+    assert_eq!(history.rate(), 0.0);
+}
+
+#[test]
 fn a_zero_that_was_contradicted_once_is_no_sooner_believed_where_nobody_consumes() {
     let (mut inputs, mut history) = (waiting(1000), History::with_service_seconds(1.0));
     inputs.workload.replicas = 50;
@@ -2245,6 +2269,13 @@ fn pods_that_did_not_answer_for_a_while_worked_meanwhile() {
         history.observe(0, &inputs, 60.0, f64::from(now));
         assert!(history.running() > 19.9, "{now}: {}", history.running());
     }
+    // One that takes over while not all answer knows as little.
+    let mut history = History::with_service_seconds(300.0);
+    for now in 0..301 {
+        inputs.sidecars = Sidecars { started: 20, able: 20, ..working(if now < 300 { 19 } else { 20 }) };
+        history.observe(0, &inputs, 60.0, f64::from(now));
+    }
+    assert_eq!(history.running(), 20.0);
 }
 
 #[test]

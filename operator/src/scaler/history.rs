@@ -240,8 +240,10 @@ impl History {
 
     fn count(&mut self, held: u64, inputs: &Inputs, window: f64, now: f64) {
         let sample = Sample { at: now, held, settled: inputs.sidecars.settled };
-        // Where nobody consumes, a queue without a leader says the same as one that was purged; others may have taken them.
-        if !inputs.unconsumed && !inputs.shared && !inputs.elsewhere {
+        // Where nobody consumes, a queue without a leader says the same as one that was purged; others may have taken them; and what pods
+        // hold that do not answer just now is not lost.
+        let all_answer = inputs.sidecars.scraped >= inputs.sidecars.started;
+        if all_answer && !inputs.unconsumed && !inputs.shared && !inputs.elsewhere {
             let lost = self.arrivals.lost(sample);
             self.arrivals.forget(lost);
             self.lasting.forget(lost);
@@ -296,8 +298,8 @@ impl History {
             return;
         }
         if sidecars.scraped < sidecars.started {
-            // What runs in the others is not known either: it is as it was.
-            self.seen_at = Some(now);
+            // What runs in the others is not known either: it is as it was, if it was known.
+            self.seen_at = self.seen_at.map(|_| now);
             return;
         }
         let since = self.seen_at.replace(now).map_or(f64::INFINITY, |before| (now - before).max(0.0));

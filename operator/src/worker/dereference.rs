@@ -113,7 +113,7 @@ pub fn beside(worker: &Worker, queue: &Queue, context: &Context) -> Option<Strin
     if let Some(other @ Key { name, .. }) = &context.beside(&own, &Key::of(queue)) {
         if context.is_told(other, &queue.name_any()) {
             return Some(format!(
-                "the sidecars of Worker \"{name}\", which has named the same Queue, cannot be told of another: see its conditions, or delete it"
+                "the sidecars of Worker \"{name}\", which has named the same Queue, have not been told of another yet: where that stays so, see its conditions, or delete it"
             ));
         }
         return Some(format!(
