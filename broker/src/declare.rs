@@ -93,9 +93,9 @@ pub async fn declare(channel: &Channel, topology: &Topology) -> Result<Vec<Queue
         .zip(answers)
         .map(|(queue, answer)| answer.map_err(|error| refused(Object::Queue(queue.name.clone()), error)));
     let depths = depths.collect::<Result<_, _>>()?;
-    for exchange in exchanges {
-        let object = || Object::Exchange(exchange.name.clone());
-        declare_exchange(channel, exchange).await.map_err(|e| refused(object(), e))?;
+    let answers = join_all(exchanges.iter().map(|exchange| declare_exchange(channel, exchange))).await;
+    for (exchange, answer) in exchanges.iter().zip(answers) {
+        answer.map_err(|error| refused(Object::Exchange(exchange.name.clone()), error))?;
     }
     let answers = join_all(bindings.iter().map(|binding| bind(channel, main, binding))).await;
     for (binding, answer) in bindings.iter().zip(answers) {

@@ -18,6 +18,8 @@ pub enum Category {
 
 /// What the broker says of a number of connections that is reached, of a node, a virtual host or a user, or cannot be asked for.
 pub(crate) const LIMIT: &str = "connection limit";
+/// What it says of a queue that it does not have, before the name.
+const NO_QUEUE: &str = "no queue '";
 /// The same of channels, of a node or a user. It ends the connection.
 const CHANNEL_LIMIT: &str = "number of channels opened";
 
@@ -166,10 +168,15 @@ impl BrokerError {
         }
     }
 
+    /// Whether the broker says that there is no queue of some name.
+    pub fn names_no_queue(&self) -> bool {
+        matches!(self, Self::NotFound { detail } if detail.contains(NO_QUEUE))
+    }
+
     /// Whether the broker says that there is no queue of this name. One whose node is down is not found either, and may come back.
     pub fn says_no_queue(&self, name: &str) -> bool {
         let Self::NotFound { detail } = self else { return false };
-        let Some((_, said)) = detail.split_once("no queue '") else { return false };
+        let Some((_, said)) = detail.split_once(NO_QUEUE) else { return false };
         // A broker says 255 bytes at most, and ends them with dots where it had more to say.
         said.strip_prefix(name).is_some_and(|rest| rest.starts_with('\''))
             || said.strip_suffix("...").is_some_and(|said| name.starts_with(said))

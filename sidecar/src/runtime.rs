@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use warren_api::QueueType;
 use warren_api::sidecar::SidecarConfig;
@@ -35,6 +35,8 @@ use crate::repeats::Repeats;
 
 /// How often gauges, the channel and the loop itself are looked at though nothing happens.
 const PULSE: Duration = Duration::from_secs(1);
+/// Copies that go alone at once.
+const ALONE: usize = 16;
 /// Things taken in before effects are looked after and others get their turn.
 const BURST: usize = 256;
 
@@ -90,6 +92,8 @@ struct Runtime {
     publisher: Publisher,
     /// Publishes replies: what closes its channel, such as a reply that is too large, leaves copies alone.
     replier: Publisher,
+    /// Places for copies that go alone, each on a channel: a connection has no channel for each of a large window.
+    alone: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
     session: Option<Session>,
@@ -133,6 +137,7 @@ pub async fn run(parts: Parts) {
         fixed,
         sender,
         replier: publisher.on_own_channel(),
+        alone: Arc::new(Semaphore::new(ALONE)),
         publisher,
         metrics,
         health,

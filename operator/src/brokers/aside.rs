@@ -1,17 +1,23 @@
 //! What is asked of a broker beside the work: nobody waits for it.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::locked::locked;
 
-/// An answer that each connection is asked for once, and again while there was none.
+/// How long an answer holds: it may be one of several nodes that has given it, and another that has changed since.
+const HOLDS: Duration = Duration::from_secs(600);
+
+/// An answer that each connection is asked for, and again while there was none, or after a while.
 #[derive(Debug)]
 pub(super) struct Aside<T>(Arc<Mutex<State<T>>>);
 
 #[derive(Debug)]
 struct State<T> {
-    /// The connection that was asked last; none where that is to be asked again.
-    asked: Option<u64>,
+    /// The connection that was asked last, and when; none where that is to be asked again.
+    asked: Option<(u64, Instant)>,
     answer: Option<T>,
 }
 
@@ -22,13 +28,15 @@ impl<T> Default for Aside<T> {
 }
 
 impl<T: Clone + Send + 'static> Aside<T> {
-    /// The last answer, which an older connection may have given. `ask` asks the one of `generation`, if that was not asked yet.
+    /// The last answer, which an older connection may have given. `ask` asks the one of `generation`, if that was not asked lately.
     pub(super) fn answer<F>(&self, generation: u64, ask: impl FnOnce() -> F) -> Option<T>
     where
         F: Future<Output = Option<T>> + Send + 'static,
     {
         let mut state = locked(&self.0);
-        if state.asked.replace(generation) != Some(generation) {
+        let lately = |(asked, at): (u64, Instant)| asked == generation && at.elapsed() < HOLDS;
+        if !state.asked.is_some_and(lately) {
+            state.asked = Some((generation, Instant::now()));
             let (asked, answer) = (self.0.clone(), ask());
             tokio::spawn(async move {
                 let answer = answer.await;
@@ -47,7 +55,7 @@ impl<T: Clone + Send + 'static> Aside<T> {
 mod tests {
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn nobody_waits_for_an_answer_and_one_that_does_not_come_is_asked_for_again() {
         let aside = Aside::default();
         let look = async |generation, answer: Option<&'static str>| {
@@ -65,5 +73,8 @@ mod tests {
         // What was known holds until the next connection says otherwise.
         assert_eq!(look(2, Some("4.0")).await, (true, Some("3.10")));
         assert_eq!(look(2, None).await, (false, Some("4.0")));
+        tokio::time::advance(HOLDS).await;
+        assert_eq!(look(2, Some("4.1")).await, (true, Some("4.0")), "another node may have been asked");
+        assert_eq!(look(2, None).await, (false, Some("4.1")));
     }
 }

@@ -1,8 +1,8 @@
-//! Queues that a broker has said it does not have, for a while. Pure.
+//! Queues that a broker has said it does not have, or does not tell of, for a while. Pure.
 //!
 //! Each such refusal takes one of the 2,047 channel numbers of its connection for good (`warren_broker::channel`), and when all
-//! are gone the connection of all Queues is given up. So the longer a queue has been missing, the more rarely it is asked for,
-//! unless a declaration has ended meanwhile.
+//! are gone the connection of all Queues is given up. So the longer a queue has been refused, the more rarely it is asked
+//! for, unless a declaration has ended meanwhile.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -19,7 +19,7 @@ const SHORTEST: Duration = Duration::from_secs(1);
 /// How long a refusal counts at most.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// What one connection's broker does not have.
+/// What one connection's broker does not have, or does not tell of, as where the node of a classic queue is down, or a right is missing.
 #[derive(Debug, Default)]
 pub(super) struct Misses(HashMap<String, Miss>);
 
@@ -47,7 +47,7 @@ impl Misses {
     pub(super) fn answered<T>(&mut self, queue: &str, answer: &Result<T, BrokerError>, now: Instant) {
         match answer {
             Ok(_) => _ = self.0.remove(queue),
-            Err(error) if error.says_no_queue(queue) => {
+            Err(error) if error.says_no_queue(queue) || error.is_of_channel() && !error.names_no_queue() => {
                 let since = self.0.get(queue).map_or(now, |miss| miss.since);
                 // What nobody asks for any more is forgotten.
                 self.0.retain(|_, miss| now < miss.counts_until() + LONGEST);
@@ -80,6 +80,22 @@ mod tests {
 
     fn missing(queue: &str) -> Result<(), BrokerError> {
         Err(BrokerError::NotFound { detail: format!("NOT_FOUND - no queue '{queue}' in vhost '/'") })
+    }
+
+    #[test]
+    fn a_queue_that_is_not_told_of_is_asked_for_as_rarely_and_what_ends_a_connection_is_no_word_on_one() {
+        let (now, mut misses) = (Instant::now(), Misses::default());
+        let down = "NOT_FOUND - home node 'b' of durable queue 'q' in vhost '/' is down or inaccessible";
+        let down = BrokerError::NotFound { detail: down.to_owned() };
+        let refused = BrokerError::AccessRefused { detail: "q".to_owned() };
+        let mut counts = |error: &BrokerError| {
+            misses.answered::<()>("q", &Err(error.clone()), now);
+            misses.of("q", now).as_ref() == Some(error)
+        };
+        assert!(counts(&down) && counts(&refused));
+        let BrokerError::NotFound { detail } = missing("other").unwrap_err() else { panic!() };
+        assert!(!counts(&BrokerError::NotFound { detail }) && !counts(&BrokerError::closed("x")));
+        assert_eq!(misses.of("q", now), Some(refused), "nothing else was said of it");
     }
 
     #[test]

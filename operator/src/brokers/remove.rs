@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::time::Instant;
 use warren_api::QueueType;
 use warren_api::conditions::queue::DELETION_BLOCKED;
@@ -157,8 +158,10 @@ async fn count_unbound(
         }
     }
     if ours.iter().any(|(queue, _)| queue.role == Role::Main) {
-        for binding in order.topology.bindings.iter().chain(unbind) {
-            let unbound = declare::unbind(channel, &order.main, binding).await;
+        let bindings = || order.topology.bindings.iter().chain(unbind);
+        let unbound =
+            join_all(bindings().map(|binding| declare::unbind(channel, &order.main, binding))).await;
+        for (binding, unbound) in bindings().zip(unbound) {
             let object = Object::Binding(Box::new(binding.clone()));
             unbound.map_err(|error| DeclareError { object, error })?;
         }

@@ -74,8 +74,15 @@ struct Inner {
     access: watch::Receiver<Arc<BrokerAccess>>,
     options: ConnectOptions,
     supervisor: OnceCell<Supervisor>,
-    /// When the broker refused a copy over a missing right last, and what it said.
-    refused: std::sync::Mutex<Option<(Instant, BrokerError)>>,
+    /// A right that was missing for a copy last.
+    refused: std::sync::Mutex<Option<Missing>>,
+}
+
+/// A right that is missing: when the broker said so, whose it is, and what the broker said.
+struct Missing {
+    at: Instant,
+    access: Arc<BrokerAccess>,
+    error: BrokerError,
 }
 
 impl Publisher {
@@ -137,26 +144,33 @@ impl Publisher {
     }
 
     /// Publishes a copy to the default exchange and waits for the broker's confirm for as long as the channel lives: the broker has been
-    /// given it, and a second one would be another message.
+    /// given it, and a second one would be another message. `asks`: also where a right was missing for another one a moment ago.
     ///
     /// # Errors
     /// Why the broker does not have it, or may not have it.
-    pub async fn publish(&self, letter: Letter) -> Outcome {
-        if let Some(error) = self.refused_lately() {
+    pub async fn publish(&self, letter: Letter, asks: bool) -> Outcome {
+        let access = self.link.access.borrow().clone();
+        if let Some(error) = self.refused_lately(&access).filter(|_| !asks) {
             return Err(PublishError::Broker(error));
         }
         let outcome = self.line().await?.send_copy(letter, Room::default());
         let outcome = confirmed(outcome, LONGEST_CONFIRM).await;
-        if let Err(PublishError::Broker(error @ BrokerError::AccessRefused { .. })) = &outcome {
-            *locked(&self.link.refused) = Some((Instant::now(), error.clone()));
+        match &outcome {
+            Ok(()) => *locked(&self.link.refused) = None,
+            Err(PublishError::Broker(error @ BrokerError::AccessRefused { .. })) => {
+                let missing = Missing { at: Instant::now(), access, error: error.clone() };
+                *locked(&self.link.refused) = Some(missing);
+            }
+            Err(_) => {}
         }
         outcome
     }
 
-    /// The right to write there that was missing a moment ago.
-    fn refused_lately(&self) -> Option<BrokerError> {
+    /// The right to write there that was missing a moment ago, for the same user.
+    fn refused_lately(&self, access: &Arc<BrokerAccess>) -> Option<BrokerError> {
         let refused = locked(&self.link.refused);
-        refused.as_ref().filter(|(at, _)| at.elapsed() < REFUSED).map(|(_, error)| error.clone())
+        let missing = refused.as_ref().filter(|missing| missing.at.elapsed() < REFUSED)?;
+        Arc::ptr_eq(&missing.access, access).then(|| missing.error.clone())
     }
 
     /// Sends one message and gives what waits for the broker's confirm. Messages sent one after another arrive in that order.
@@ -199,21 +213,33 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_right_that_is_missing_for_a_copy_is_asked_for_again_after_a_while_and_by_none_before() {
         warren_broker::install_crypto_provider();
-        let access = BrokerAccess::from_uri("amqp://u:p@127.0.0.1:1/").unwrap();
-        let publisher = Publisher::new(watch::channel(Arc::new(access)).1, ConnectOptions::named("test"));
-        let refusal = BrokerError::AccessRefused { detail: "amq.default".to_owned() };
-        *locked(&publisher.link.refused) = Some((Instant::now(), refusal.clone()));
-        let publish = async |publisher: &Publisher| {
+        let access = || Arc::new(BrokerAccess::from_uri("amqp://u:p@127.0.0.1:1/").unwrap());
+        let (accesses, follows) = watch::channel(access());
+        let publisher = Publisher::new(follows, ConnectOptions::named("test"));
+        let error = BrokerError::AccessRefused { detail: "amq.default".to_owned() };
+        let refuse = |access| {
+            let missing = Missing { at: Instant::now(), access, error: error.clone() };
+            *locked(&publisher.link.refused) = Some(missing);
+        };
+        let publish = async |publisher: &Publisher, asks| {
             let letter = Letter {
                 exchange: "".into(),
                 routing_key: "q".into(),
                 properties: BasicProperties::default(),
                 body: Default::default(),
             };
-            publisher.publish(letter).await
+            publisher.publish(letter, asks).await
         };
-        assert_eq!(publish(&publisher.on_own_channel()).await, Err(PublishError::Broker(refusal)));
+        refuse(accesses.borrow().clone());
+        let refused = Err(PublishError::Broker(error.clone()));
+        assert_eq!(publish(&publisher.on_own_channel(), false).await, refused);
+        let asked = Err(PublishError::Disconnected);
+        assert_eq!(publish(&publisher, true).await, asked);
+        assert_eq!(publish(&publisher, false).await, refused);
+        accesses.send_replace(access());
+        assert_eq!(publish(&publisher, false).await, asked, "another user may have it");
+        refuse(accesses.borrow().clone());
         tokio::time::advance(REFUSED).await;
-        assert_eq!(publish(&publisher).await, Err(PublishError::Disconnected));
+        assert_eq!(publish(&publisher, false).await, asked);
     }
 }

@@ -159,10 +159,14 @@ impl Runtime {
             }
         };
         let letter = Letter { exchange: "".into(), routing_key: copy::short(&target), properties, body };
-        let publisher = if again { publisher.on_own_channel() } else { publisher.clone() };
+        let place = if again { Arc::clone(&self.alone).try_acquire_owned().ok() } else { None };
+        let publisher = if place.is_some() { publisher.on_own_channel() } else { publisher.clone() };
+        // Given up after a few tries, a reply is at least asked for once.
+        let asks = *copy == Copy::Reply && !again;
         let sender = self.sender.clone();
         tokio::spawn(async move {
-            let (result, refusal) = result_of(publisher.publish(letter).await, target);
+            let (result, refusal) = result_of(publisher.publish(letter, asks).await, target);
+            drop(place);
             // Without a loop there is nobody to tell.
             let _ = sender.send(Inbox::Published { id, result, refusal });
         });
