@@ -467,11 +467,16 @@ pub struct Declared {
     #[serde(default)]
     pub main_queue: bool,
 
-    /// Delays of the retry queues that exist, in seconds.
+    /// Delays of the retry queues that sidecars use, all of which exist, in seconds.
     #[serde(default)]
     pub retry_delays_seconds: Vec<i32>,
 
-    /// Delays of further retry queues that may exist, while not everything could be declared: no sidecar uses them yet.
+    /// The attempts that go with them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<i32>,
+
+    /// Delays of further retry queues that may exist: those of a ladder that could not be declared as a whole yet, and those of a former
+    /// one that have not gone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub begun_delays_seconds: Vec<i32>,
 
@@ -481,12 +486,12 @@ pub struct Declared {
 }
 
 impl Declared {
-    /// The retry queues of these delays exist.
-    pub fn have_rungs(&mut self, delays: &[i32]) {
-        self.begun_delays_seconds.retain(|delay| !delays.contains(delay));
-        let known = &mut self.retry_delays_seconds;
-        let new: Vec<i32> = delays.iter().copied().filter(|delay| !known.contains(delay)).collect();
-        known.extend(new);
+    /// All retry queues of this ladder exist.
+    pub fn has_ladder(&mut self, retry: &Retry) {
+        let further = self.rungs().filter(|delay| !retry.delays_seconds.contains(delay)).collect();
+        self.begun_delays_seconds = further;
+        self.retry_delays_seconds.clone_from(&retry.delays_seconds);
+        self.max_attempts = Some(retry.max_attempts);
     }
 
     /// Delays of all retry queues that may exist.

@@ -78,7 +78,7 @@ pub fn refused(error: &DeclareError) -> Problem {
             None if detail.contains("queue limit in") => (
                 "QueueLimit",
                 format!(
-                    "the broker does not take {object}: {detail}. A Queue takes a queue on the broker for its messages, one for the dead letters and one for each of retry.delaysSeconds: raise the limit that it names (max-queues of the virtual host, cluster_queue_limit of the brokers), or use fewer delays"
+                    "the broker does not take {object}: {detail}. A Queue takes a queue on the broker for its messages, one for the dead letters and one for each of retry.delaysSeconds: raise the limit that it names (max-queues of the virtual host, cluster_queue_limit of the brokers), or leave out some of the delays that it has: others need room beside these until these have gone"
                 ),
             ),
             None => (

@@ -118,7 +118,7 @@ async fn keep(
                 && is_refused_binding(refused)
             {
                 // What the spec has dropped does not wait for what is wrong with the rest, which is told.
-                let taken_back = take_all_back(link, order, unbind).await;
+                let taken_back = take_all_back(link, order, unbind, patience.stands).await;
                 tracing::debug!(?taken_back, "bindings that the spec has dropped");
             }
             let depths = declared?;
@@ -151,7 +151,7 @@ async fn keep(
         Some((0, _)) if was_full => Some(!has_emptied(link, order).await),
         counted => counted.map(|(ready, limit)| i64::from(ready) >= limit),
     };
-    take_all_back(link, order, unbind).await?;
+    take_all_back(link, order, unbind, patience.stands).await?;
     let mut leaders = Leaders::of(link, channel, order, (room, depth));
     let mut leftover = Vec::new();
     let missed = rest.missed_within(patience.held_back, Instant::now());
@@ -249,9 +249,18 @@ fn is_refused_binding(refused: &DeclareError) -> bool {
 }
 
 /// Takes bindings of the main queue back that may have been made: many have to fit an attempt on a slow way, too. None is left in the
-/// midst of it over another one: the library would end the connection over what is then refused to it.
-async fn take_all_back(link: &Link, order: &Order, bindings: &[DeclaredBinding]) -> Result<(), DeclareError> {
+/// midst of it over another one: the library would end the connection over what is then refused to it. An order that does not stand any
+/// more takes no further ones: the next may ask for them.
+async fn take_all_back(
+    link: &Link,
+    order: &Order,
+    bindings: &[DeclaredBinding],
+    stands: &Weak<()>,
+) -> Result<(), DeclareError> {
     for some in bindings.chunks(UNBINDS_AT_ONCE) {
+        if stands.strong_count() == 0 {
+            break;
+        }
         let taken = join_all(some.iter().map(|binding| take_back(link, &order.main, binding))).await;
         taken.into_iter().collect::<Result<(), _>>().map_err(|error| of_main(order, error))?;
     }

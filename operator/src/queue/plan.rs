@@ -141,15 +141,20 @@ pub(super) fn same_broker<'a>(one: &'a str, other: &'a str) -> bool {
 
 /// What `status.declared` says once an order is done; `leftover` rungs still hold messages.
 pub fn declared(queue: &Queue, leftover: &[u32]) -> Declared {
-    let rungs = &queue.spec.retry.delays_seconds;
-    let leftover = leftover.iter().filter_map(|delay| i32::try_from(*delay).ok());
     Declared {
         // What others have made is theirs to lose.
         main_queue: claim(queue) == Claim::Declare,
-        retry_delays_seconds: rungs.iter().copied().chain(leftover).collect(),
+        begun_delays_seconds: leftover.iter().filter_map(|delay| i32::try_from(*delay).ok()).collect(),
         bindings: queue.spec.bindings.iter().map(DeclaredBinding::from).collect(),
-        ..Declared::default()
+        ..with_ladder(queue)
     }
+}
+
+/// What `status.declared` says of a Queue whose ladder is the first.
+fn with_ladder(queue: &Queue) -> Declared {
+    let mut declared = Declared::default();
+    declared.has_ladder(&queue.spec.retry);
+    declared
 }
 
 /// What `status.declared` says of an order to the broker at `address` that is not done: it may have made each of its bindings and
@@ -161,7 +166,7 @@ pub fn begun(queue: &Queue, address: &str) -> Option<Declared> {
     let mut declared = match queue.declared() {
         Some(former) => former.clone(),
         None if !binds || queue.spec.bindings.is_empty() => return None,
-        None => Declared { retry_delays_seconds: rungs.clone(), ..Declared::default() },
+        None => with_ladder(queue),
     };
     declared.main_queue = was_declared(queue, address);
     if binds {
@@ -178,10 +183,8 @@ pub fn begun(queue: &Queue, address: &str) -> Option<Declared> {
 
 /// The same of an order that the broker has refused in part: the rungs of a new Queue may be there, too.
 pub fn refused(queue: &Queue, address: &str) -> Option<Declared> {
-    let rungs =
-        || Declared { retry_delays_seconds: queue.spec.retry.delays_seconds.clone(), ..Declared::default() };
-    begun(queue, address)
-        .or_else(|| (declares(queue, address) || claim(queue) == Claim::MustExist).then(rungs))
+    let makes_rungs = || declares(queue, address) || claim(queue) == Claim::MustExist;
+    begun(queue, address).or_else(|| makes_rungs().then(|| with_ladder(queue)))
 }
 
 /// Whether an order to the broker at `address` declares the main queue.

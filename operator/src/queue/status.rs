@@ -138,7 +138,7 @@ fn observed(queue: &Queue, next: &mut QueueStatus, outcome: Outcome) -> Vec<Stat
             if let (Some(declared), Some(there)) = (&mut next.declared, is_main_there(queue, &problem)) {
                 declared.main_queue = there;
                 // They come before it.
-                declared.have_rungs(&queue.spec.retry.delays_seconds);
+                declared.has_ladder(&queue.spec.retry);
             }
             vec![
                 Statement::new(READY, false, problem.reason, problem.message.clone()),
@@ -346,7 +346,9 @@ mod tests {
     fn a_declared_queue_is_ready() {
         let status = observed(Outcome::Declared(Seen { leftover: vec![7], ..Seen::default() }));
         assert!(is_true(&status.conditions, READY) && is_true(&status.conditions, DECLARED));
-        assert_eq!(status.declared.unwrap().retry_delays_seconds, [5, 60, 600, 7]);
+        let declared = status.declared.unwrap();
+        assert_eq!(declared.retry_delays_seconds, [5, 60, 600]);
+        assert_eq!((declared.begun_delays_seconds, declared.max_attempts), (vec![7], Some(24)));
     }
 
     #[test]
@@ -382,7 +384,7 @@ mod tests {
             assert_eq!(declared.main_queue, main_queue, "{problem:?}: queues come before bindings");
             let all = (declared.retry_delays_seconds, declared.begun_delays_seconds);
             let (there, begun) =
-                if rungs { (vec![5, 30, 60, 600], vec![]) } else { (vec![5, 30], vec![60, 600]) };
+                if rungs { (vec![5, 60, 600], vec![30]) } else { (vec![5, 30], vec![60, 600]) };
             assert_eq!(all, (there, begun), "{problem:?}: and rungs before the main queue");
         }
     }

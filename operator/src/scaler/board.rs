@@ -102,6 +102,8 @@ pub struct Entry {
     view: Mutex<View>,
     /// Held while replicas are written, so that a reconcile never puts back a number that the scaler has just changed.
     pub writing: tokio::sync::Mutex<()>,
+    /// Replicas that a reconcile wrote last.
+    written: Mutex<Option<u32>>,
     /// Whether the sidecars are told to hold consuming, for whatever reason.
     told_to_pause: AtomicBool,
     /// For which replicas pods were marked last, and when.
@@ -127,6 +129,21 @@ impl Entry {
     /// Whether they are.
     pub fn is_told_to_pause(&self) -> bool {
         self.told_to_pause.load(Ordering::Relaxed)
+    }
+
+    /// A reconcile has written replicas.
+    pub fn wrote(&self, replicas: u32) {
+        *locked(&self.written) = Some(replicas);
+    }
+
+    /// Whether a reconcile wrote so many replicas last.
+    pub fn has_written(&self, replicas: u32) -> bool {
+        *locked(&self.written) == Some(replicas)
+    }
+
+    /// No pods are let go now: the next time they are marked anew.
+    pub fn forget_marks(&self) {
+        *locked(&self.marked) = None;
     }
 
     /// Whether pods are to be marked before replicas become so many. Not again and again where that is refused: a mark changes

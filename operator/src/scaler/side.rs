@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use warren_api::Queue;
 use warren_api::names::{dead_letter_queue, retry_queue};
+use warren_api::queue::Declared;
 
 use super::decide::AGREEING_ZEROS;
 
@@ -61,15 +62,15 @@ impl Side {
 
 /// Those of the spec, and those that it has dropped and that are not empty yet.
 fn retry_queues(queue: &Queue) -> BTreeSet<String> {
-    let left = queue.declared().into_iter().flat_map(|declared| &declared.retry_delays_seconds);
-    let delays = queue.spec.retry.delays_seconds.iter().chain(left);
+    let left = queue.declared().into_iter().flat_map(Declared::rungs);
+    let delays = queue.spec.retry.delays_seconds.iter().copied().chain(left);
     delays.map(|delay| retry_queue(queue.broker_name(), delay.unsigned_abs())).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use warren_api::QueueSpec;
-    use warren_api::queue::{Declared, QueueStatus};
+    use warren_api::queue::QueueStatus;
 
     use super::*;
 

@@ -11,6 +11,7 @@ use warren_api::names::{
     BROKER_DIR, CONFIG_DIR, CONFIG_KEY, MANAGED_BY, MANAGED_BY_LABEL, SIDECAR_CONTAINER, SIDECAR_PORT,
     WORKER_LABEL, config_map, drain_token,
 };
+use warren_api::queue::{Declared, Retry};
 use warren_api::sidecar::{BatchConfig, ConsumerConfig, HandlerConfig, QueueConfig};
 use warren_api::worker::UpgradePolicy;
 use warren_api::{Queue, SidecarConfig, Worker, headers};
@@ -160,6 +161,7 @@ fn sidecar_config(valid: &ValidWorker<'_>) -> SidecarConfig {
     let (spec, queue) = (&valid.worker.spec, valid.queue);
     let prefetch = u16::try_from(spec.consumer.prefetch).unwrap_or(1);
     let concurrency = spec.consumer.concurrency.and_then(|c| u16::try_from(c).ok()).unwrap_or(prefetch);
+    let (retry_delays_seconds, max_attempts) = ladder(queue);
     SidecarConfig {
         namespace: valid.worker.namespace().unwrap_or_default(),
         worker: valid.worker.name_any(),
@@ -168,8 +170,8 @@ fn sidecar_config(valid: &ValidWorker<'_>) -> SidecarConfig {
             name: queue.broker_name().to_owned(),
             queue_type: queue.spec.queue_type,
             vhost: queue.spec.broker.vhost.clone(),
-            retry_delays_seconds: ladder(queue),
-            max_attempts: queue.spec.retry.max_attempts.unsigned_abs(),
+            retry_delays_seconds,
+            max_attempts,
             consumer_timeout_seconds: consumer_timeout(queue),
         },
         handler: HandlerConfig {
@@ -193,19 +195,19 @@ fn sidecar_config(valid: &ValidWorker<'_>) -> SidecarConfig {
     }
 }
 
-/// The retry ladder that the sidecars use: the spec's once all its rungs are on the broker, and until then the whole one that
+/// The retry ladder that the sidecars use, with its attempts: the spec's once all its rungs are on the broker, and until then the whole one that
 /// was declared before. A part of the spec's would use up attempts too fast, and no rung at all dead-letters at the first
 /// failure. Before the first declaration it is the spec's too: a copy for a rung that is missing comes back, and its delivery
 /// stays unacknowledged until the rung is there.
-fn ladder(queue: &Queue) -> Vec<u32> {
-    let wanted = &queue.spec.retry.delays_seconds;
-    let former = queue
-        .declared()
-        .map(|declared| &declared.retry_delays_seconds)
-        .filter(|declared| !wanted.iter().all(|delay| declared.contains(delay)));
-    let mut delays: Vec<u32> = former.unwrap_or(wanted).iter().map(|delay| delay.unsigned_abs()).collect();
+fn ladder(queue: &Queue) -> (Vec<u32>, u32) {
+    let Retry { delays_seconds: wanted, max_attempts } = &queue.spec.retry;
+    let is_there = |declared: &Declared| wanted.iter().all(|d| declared.retry_delays_seconds.contains(d));
+    let former = queue.declared().filter(|declared| !is_there(declared));
+    let delays = former.map_or(wanted, |declared| &declared.retry_delays_seconds);
+    let attempts = former.and_then(|declared| declared.max_attempts).unwrap_or(*max_attempts);
+    let mut delays: Vec<u32> = delays.iter().map(|delay| delay.unsigned_abs()).collect();
     delays.sort_unstable();
-    delays
+    (delays, attempts.unsigned_abs())
 }
 
 /// The Queue's own consumer timeout; none where its broker is known to go by another.

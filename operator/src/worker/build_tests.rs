@@ -264,6 +264,25 @@ fn a_ladder_holds_whole_until_every_rung_of_the_next_is_on_the_broker() {
 }
 
 #[test]
+fn the_attempts_are_those_of_the_ladder_that_counts() {
+    let attempts = |declared: Declared| {
+        let mut around = surroundings();
+        let queue = Arc::make_mut(around.queue.as_mut().unwrap());
+        (queue.spec.retry.delays_seconds, queue.spec.retry.max_attempts) = (vec![300, 3600], 8);
+        queue.status = Some(QueueStatus { declared: Some(declared), ..QueueStatus::default() });
+        of_the_queue(&around).max_attempts
+    };
+    let mut former = Declared::default();
+    former.has_ladder(&Retry { delays_seconds: vec![5, 300], max_attempts: 24 });
+    former.begun_delays_seconds = vec![3600];
+    assert_eq!(attempts(former.clone()), 24);
+    former.has_ladder(&Retry { delays_seconds: vec![300, 3600], max_attempts: 8 });
+    assert_eq!(former.begun_delays_seconds, [5]);
+    assert_eq!(attempts(former), 8);
+    assert_eq!(attempts(Declared::default()), 8, "an operator before this one has not said it");
+}
+
+#[test]
 fn where_one_replica_alone_keeps_the_order_the_old_pod_goes_before_the_new_one_comes() {
     let strategy = |single: bool, consumer: Value| {
         let mut around = surroundings();

@@ -144,7 +144,7 @@ async fn converge(
     let _writing = entry.writing.lock().await;
     let view = entry.view_of(worker);
     let replicas = replicas(worker, around, &view);
-    let foreign = foreign(worker, around, replicas, context).await;
+    let foreign = foreign(worker, around, entry, replicas, context).await;
     mark(worker, around, entry, replicas, context).await;
     let mut rolled = around.deployment.as_deref().map(LiveDeployment::rolled).unwrap_or_default();
     // What nothing runs with protects nothing.
@@ -153,6 +153,7 @@ async fn converge(
     let paused = around.deployment.as_deref().is_some_and(|live| live.facts.paused);
     match apply(worker, &built, around, context).await? {
         Ok(Applied { made, budget }) => {
+            entry.wrote(replicas);
             if let Some(live) = foreign {
                 let note = format!(
                     "someone else set {live} replicas on the Deployment; spec.replicas puts back {replicas}. An autoscaler is to name the Worker in its scaleTargetRef (apiVersion warren.dev/v1alpha1, kind Worker)"
@@ -175,10 +176,18 @@ async fn converge(
 }
 
 /// What somebody else has written to the Deployment of a Worker whose pods others decide, after its own number was carried out.
-async fn foreign(worker: &Worker, around: &Surroundings, replicas: u32, context: &Context) -> Option<u32> {
+async fn foreign(
+    worker: &Worker,
+    around: &Surroundings,
+    entry: &Entry,
+    replicas: u32,
+    context: &Context,
+) -> Option<u32> {
     let carried_out = worker.status.as_ref()?.desired_replicas;
     let live = live(around)?.unsigned_abs();
-    if worker.scales_itself() || live == replicas || carried_out.unsigned_abs() != replicas {
+    // What was asked for and taken back at once may have been carried out all the same.
+    let ours = live == replicas || entry.has_written(live);
+    if worker.scales_itself() || ours || carried_out.unsigned_abs() != replicas {
         return None;
     }
     // A cache that lags behind accuses nobody.
@@ -199,8 +208,12 @@ fn not_applied(error: &Error) -> Problem {
 
 /// Marks the idlest pods before there are fewer; in mode Builtin the scaler has done so.
 async fn mark(worker: &Worker, around: &Surroundings, entry: &Entry, replicas: u32, context: &Context) {
-    let others = !worker.scales_itself();
-    if others && live(around).is_some_and(|live| live.unsigned_abs() > replicas) && entry.may_mark(replicas) {
+    if worker.scales_itself() {
+        return;
+    }
+    if live(around).is_none_or(|live| live.unsigned_abs() <= replicas) {
+        entry.forget_marks();
+    } else if entry.may_mark(replicas) {
         act::mark_idlest(context, &around.pods).await;
     }
 }
@@ -211,6 +224,7 @@ async fn obey(worker: &Worker, around: &Surroundings, entry: &Entry, context: &C
     let _writing = entry.writing.lock().await;
     mark(worker, around, entry, replicas, context).await;
     act::write_replicas(context, &Key::of(worker), replicas).await?;
+    entry.wrote(replicas);
     tracing::info!(namespace = worker.namespace(), worker = %worker.name_any(), replicas, "scaled as spec.replicas says");
     Ok(())
 }

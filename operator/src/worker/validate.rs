@@ -205,6 +205,11 @@ fn secret_is_usable(
     match state {
         Some(SecretState::Found(keys)) => match BrokerAccess::parse(keys, queue.spec.broker.vhost.as_deref()) {
             Ok(access) => match missed_vhost(queue, secret, &access) {
+                Some(_) if queue.spec.broker.vhost.is_some() => {
+                    let vhost = access.vhost();
+                    let wrong = format!(": the Queue has not been kept in virtual host \"{vhost}\" yet, as its own conditions say");
+                    problem("QueueMoving", wrong)
+                }
                 Some(vhost) => problem(
                     "SecretInvalid",
                     format!(
@@ -637,6 +642,9 @@ pub(crate) mod tests {
         for word in ["\"other\"", "\"mail\"", "\"shop\""] {
             assert!(problem.message.contains(word), "{}", problem.message);
         }
+        let mut moving = around(address, wrong, other());
+        Arc::make_mut(moving.queue.as_mut().unwrap()).spec.broker.vhost = Some("new".to_owned());
+        assert_eq!(validate(&worker, &moving).unwrap_err().reason, "QueueMoving");
         let leads = |around: &Surroundings| leads_elsewhere(around.queue.as_deref().unwrap(), around);
         assert!(leads(&around(address, wrong, other())), "what consumes there is to stop");
         for fine in [

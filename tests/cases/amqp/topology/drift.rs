@@ -200,7 +200,7 @@ async fn a_changed_ladder_declares_first_and_deletes_what_is_empty_and_unused(vh
     queue.respec(json!({"retry": {"delaysSeconds": [30]}}))?;
     eventually(PATIENCE, "the empty rung goes, the full one stays", async || {
         queue.turn();
-        let rungs = queue.status().declared.unwrap_or_default().retry_delays_seconds;
+        let rungs: Vec<i32> = queue.status().declared.unwrap_or_default().rungs().collect();
         ensure!(rungs == [30, 600], "{rungs:?}");
         Ok(())
     })
@@ -323,7 +323,7 @@ async fn a_rung_s_name_that_is_somebody_s_own_is_left_alone_when_the_spec_drops_
     queue.respec(with(&[60]))?;
     eventually(PATIENCE, "the rung is let go", async || {
         queue.turn();
-        let rungs = queue.status().declared.unwrap_or_default().retry_delays_seconds;
+        let rungs: Vec<i32> = queue.status().declared.unwrap_or_default().rungs().collect();
         ensure!(rungs == [60], "{rungs:?}");
         Ok(())
     })
