@@ -1,5 +1,7 @@
 //! A plain AMQP client for producers and for looks at a broker: what a user's own program would do.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use futures::stream::{FuturesUnordered, StreamExt};
 use warren_broker::BrokerError;
@@ -13,6 +15,10 @@ use warren_broker::lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, PublisherConfirm,
 };
 
+use crate::wait::eventually;
+
+/// How long the leader of a queue may take to be there.
+const LEADER: Duration = Duration::from_secs(60);
 /// How many publishes wait for their confirm at once.
 const WINDOW: usize = 256;
 
@@ -99,6 +105,20 @@ impl Client {
             Err(BrokerError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Makes sure that so many messages are ready. Of a quorum queue whose leader takes longer than a moment the broker says 0, which alone
+    /// is asked again.
+    pub async fn holds(&self, queue: &str, count: u32) -> Result<()> {
+        let what = format!("{queue} holds {count}");
+        let ready = eventually(LEADER, &what, async || {
+            let ready = self.ready(queue).await?;
+            ensure!(ready != Some(0), "it says 0");
+            Ok(ready)
+        });
+        let ready = ready.await?;
+        ensure!(ready == Some(count), "{queue}: {ready:?}, and not {count}");
+        Ok(())
     }
 
     /// Takes one message, if there is one, and acknowledges it.

@@ -41,7 +41,7 @@ async fn a_queue_that_an_attempt_to_delete_it_left_unbound_is_bound_again_before
     let _second = room.operator("two").await?;
     room.gone("orders").await?;
     ensure!(is_bound(&room, "shop").await?, "messages do not come any more");
-    assert_eq!(client.ready("orders").await?, Some(1));
+    client.holds("orders", 1).await?;
     Ok(())
 }
 

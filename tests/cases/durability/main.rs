@@ -24,9 +24,7 @@ async fn fill(client: &Client, queue: &str, properties: BasicProperties) -> Resu
     for number in 0..MESSAGES {
         client.publish_with(queue, format!("message {number}").as_bytes(), properties.clone()).await?;
     }
-    let ready = client.ready(queue).await?;
-    ensure!(ready == Some(MESSAGES), "{ready:?} messages before the restart");
-    Ok(())
+    client.holds(queue, MESSAGES).await
 }
 
 /// The administrator's restart: SIGTERM, then start.

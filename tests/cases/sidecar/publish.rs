@@ -156,7 +156,7 @@ async fn headers_that_do_not_fit_the_brokers_frame_are_413_and_nothing_of_them_i
         let answer = request(sidecar.local, "POST", "/publish?routingKey=orders", headers, b"x").await?;
         ensure!(answer.status == status, "{answer:?}");
     }
-    ensure!(place.client().await?.ready(QUEUE).await? == Some(2));
+    place.client().await?.holds(QUEUE, 2).await?;
     Ok(())
 }
 

@@ -155,6 +155,7 @@ async fn the_pod_in_the_place_of_one_that_is_let_go_takes_no_message_of_a_key_be
         "consumer": {"orderingKey": "routing-key", "prefetch": 4}, "scaling": {"maxReplicas": 1},
     });
     space.worker("invoices", ordered).await?;
+    space.ready("wq", "orders").await?;
     space.client().await?.publish_all("orders", (0..4).map(|n| format!("{n}").into_bytes())).await?;
     space
         .eventually("a call has begun", async || {

@@ -98,7 +98,7 @@ async fn a_paused_worker_keeps_its_pods_and_takes_no_message_until_it_is_resumed
     let client = space.client().await?;
     client.publish("orders", b"waits").await?;
     space.condition(("wk", "invoices"), "ScalingActive", ("True", "Paused"), &[]).await?;
-    assert_eq!(client.ready("orders").await?, Some(1));
+    client.holds("orders", 1).await?;
     space.worker("invoices", worker(false)).await?;
     space.handled(1).await
 }

@@ -13,6 +13,8 @@ use warren_tests::{ports, process};
 
 use super::say;
 
+/// The release of pika that is compared with: budgets are shares of it, for years.
+const PIKA_VERSION: &str = "1.4.4";
 /// The consumer of the tutorials: pika, one ack a message.
 const PIKA: &str = r#"
 import json, os, pika, sys, time
@@ -97,15 +99,16 @@ impl Peers {
             .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
         let venv = target.join("bench/venv");
         let python = venv.join("bin/python");
-        let has_pika = Command::new(&python).args(["-c", "import pika"]).stderr(Stdio::null()).status().await;
+        let check = format!("import pika; assert pika.__version__ == '{PIKA_VERSION}'");
+        let has_pika = Command::new(&python).args(["-c", &check]).stderr(Stdio::null()).status().await;
         if !has_pika.is_ok_and(|status| status.success()) {
             say("Getting pika from PyPI");
             std::fs::create_dir_all(target.join("bench"))?;
             let made = Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv).status().await;
             let made = made.context("run python3, which is missing")?;
             ensure!(made.success(), "python3 -m venv failed: install python3-venv");
-            let pip =
-                Command::new(venv.join("bin/pip")).args(["install", "--quiet", "pika"]).status().await?;
+            let pika = format!("pika=={PIKA_VERSION}");
+            let pip = Command::new(venv.join("bin/pip")).args(["install", "--quiet", &pika]).status().await?;
             ensure!(pip.success(), "pip install pika failed");
         }
         let pika = target.join("bench/pika_consumer.py");

@@ -74,8 +74,9 @@ pub(super) async fn publish(peers: &Peers, amqp: &str, rounds: usize) -> Result<
                 if let Some(figures) = figures.get_mut(place * 2 + offset) {
                     figures.push(result["rate"].as_f64().unwrap_or(0.0));
                 }
+                // Each begins with an empty queue.
+                client.purge("bench-publish").await?;
             }
-            client.purge("bench-publish").await?;
         }
     }
     let [warren, raw, warren_one, raw_one] = figures.map(|figures| figure(median(figures)));

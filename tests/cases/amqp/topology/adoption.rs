@@ -23,7 +23,7 @@ async fn an_equal_queue_is_adopted_with_its_messages(vhost: Vhost) -> Result<()>
     let process = look::process(&vhost, "orders").await?;
     Keeper::new().queue(&vhost.uri(), json!({"adoptionPolicy": "Adopt"}))?.ready().await?;
     assert_eq!(look::process(&vhost, "orders").await?, process);
-    assert_eq!(client.ready("orders").await?, Some(1));
+    client.holds("orders", 1).await?;
     Ok(())
 }
 

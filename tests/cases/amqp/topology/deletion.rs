@@ -221,7 +221,7 @@ async fn delete_if_empty_does_not_believe_the_zero_of_a_queue_without_its_leader
     })
     .await?;
     assert_eq!(look::bindings(&vhost, "orders").await?, ["shop  "]);
-    assert_eq!(client.ready("orders").await?, Some(1));
+    client.holds("orders", 1).await?;
     Ok(())
 }
 

@@ -172,7 +172,7 @@ async fn a_second_pass_changes_nothing_and_is_no_news(vhost: Vhost) -> Result<()
         Ok(())
     })
     .await?;
-    assert_eq!(client.ready("orders").await?, Some(1));
+    client.holds("orders", 1).await?;
     assert_eq!(look::process(&vhost, "orders").await?, process);
     assert_eq!(look::bindings(&vhost, "orders").await?, bindings);
     Ok(())
@@ -207,7 +207,7 @@ async fn a_changed_ladder_declares_first_and_deletes_what_is_empty_and_unused(vh
     .await?;
     assert_eq!(client.ready("orders.retry.30s").await?, Some(0));
     assert_eq!(client.ready("orders.retry.500s").await?, None);
-    assert_eq!(client.ready("orders.retry.600s").await?, Some(1));
+    client.holds("orders.retry.600s", 1).await?;
     client.purge("orders.retry.600s").await?;
     eventually(PATIENCE, "the emptied rung goes too", async || {
         queue.turn();
