@@ -467,7 +467,7 @@ pub struct Declared {
     #[serde(default)]
     pub main_queue: bool,
 
-    /// Delays of the retry queues that sidecars use, all of which exist, in seconds.
+    /// Delays of the retry queues that sidecars use, in seconds: all of them exist once the Queue was declared.
     #[serde(default)]
     pub retry_delays_seconds: Vec<i32>,
 

@@ -36,7 +36,7 @@ use crate::repeats::Repeats;
 /// How often gauges, the channel and the loop itself are looked at though nothing happens.
 const PULSE: Duration = Duration::from_secs(1);
 /// Copies that go alone at once.
-const ALONE: usize = 16;
+const ALONE: usize = 256;
 /// Things taken in before effects are looked after and others get their turn.
 const BURST: usize = 256;
 

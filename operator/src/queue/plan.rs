@@ -169,6 +169,10 @@ pub fn begun(queue: &Queue, address: &str) -> Option<Declared> {
         None => with_ladder(queue),
     };
     declared.main_queue = was_declared(queue, address);
+    if rungs.iter().all(|delay| declared.retry_delays_seconds.contains(delay)) {
+        // Sidecars are told at once.
+        declared.has_ladder(&queue.spec.retry);
+    }
     if binds {
         let wanted = queue.spec.bindings.iter().map(DeclaredBinding::from);
         let new: Vec<_> = wanted.filter(|one| !declared.bindings.contains(one)).collect();
@@ -299,6 +303,23 @@ pub(super) mod tests {
         // Before its absence is known, nothing is made.
         let new = QueueSpec { adoption_policy: AdoptionPolicy::FailIfExists, ..bound(&["a"], &[5]) };
         assert_eq!(begun(&queue(new, QueueStatus::default()), ADDRESS), None);
+    }
+
+    #[test]
+    fn attempts_that_sidecars_are_told_at_once_are_recorded_with_the_rungs_that_count() {
+        let ladder = |delays: &[i32], max_attempts| QueueSpec {
+            retry: Retry { delays_seconds: delays.to_vec(), max_attempts },
+            ..QueueSpec::default()
+        };
+        let made = declared(&queue(ladder(&[5, 60], 24), QueueStatus::default()), &[]);
+        let status = QueueStatus { declared: Some(made), ..QueueStatus::default() };
+        let begun = |spec| begun(&queue(spec, status.clone()), ADDRESS).unwrap();
+        let fewer = begun(ladder(&[60], 100));
+        assert_eq!((fewer.max_attempts, fewer.retry_delays_seconds), (Some(100), vec![60]));
+        assert_eq!(fewer.begun_delays_seconds, [5], "it has yet to go");
+        let more = begun(ladder(&[60, 3600], 100));
+        assert_eq!((more.max_attempts, more.retry_delays_seconds), (Some(24), vec![5, 60]));
+        assert_eq!(more.begun_delays_seconds, [3600]);
     }
 
     #[test]

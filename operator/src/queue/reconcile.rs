@@ -149,14 +149,6 @@ async fn converge(queue: &Queue, context: &Context) -> Result<Option<Progress>, 
         }
         return Ok(None);
     }
-    // What has begun by way of another Secret would bind again what this one takes back.
-    if context.brokers.carries_out_elsewhere(&key, &access) {
-        // Nothing more begins there.
-        if context.brokers.access_of(&key).is_some_and(|former| former != access) {
-            context.brokers.forget(&key);
-        }
-        return Ok(None);
-    }
     if !record(queue, &address, context).await? {
         return Ok(None);
     }

@@ -49,9 +49,14 @@ impl Side {
         }
     }
 
-    /// Messages that wait to be tried again; none before every retry queue was read.
+    /// Messages that wait to be tried again; none before every retry queue was read, but for those that may not be there.
     pub fn retrying(&self, queue: &Queue) -> Option<u64> {
-        retry_queues(queue).iter().map(|name| self.read.get(name)).sum()
+        let begun =
+            queue.declared().into_iter().flat_map(|declared| declared.begun_delays_seconds.iter().copied());
+        let begun = names(queue, begun);
+        let all = retry_queues(queue);
+        let counted = all.iter().filter(|name| self.read.contains_key(*name) || !begun.contains(*name));
+        counted.map(|name| self.read.get(name)).sum()
     }
 
     /// Dead messages; none before they were counted.
@@ -63,7 +68,10 @@ impl Side {
 /// Those of the spec, and those that it has dropped and that are not empty yet.
 fn retry_queues(queue: &Queue) -> BTreeSet<String> {
     let left = queue.declared().into_iter().flat_map(Declared::rungs);
-    let delays = queue.spec.retry.delays_seconds.iter().copied().chain(left);
+    names(queue, queue.spec.retry.delays_seconds.iter().copied().chain(left))
+}
+
+fn names(queue: &Queue, delays: impl Iterator<Item = i32>) -> BTreeSet<String> {
     delays.map(|delay| retry_queue(queue.broker_name(), delay.unsigned_abs())).collect()
 }
 
@@ -110,6 +118,19 @@ mod tests {
         assert_eq!(side.next(&queue, true), Some(dead.clone()), "read again at once");
         assert_eq!(told(&mut side, Some(0)), Some(0));
         assert_eq!(side.next(&queue, true), None, "in its turn again");
+    }
+
+    #[test]
+    fn a_rung_that_may_not_be_there_counts_once_it_was_read() {
+        let mut queue = Queue::new("orders", QueueSpec::default());
+        queue.spec.retry.delays_seconds = vec![5];
+        let begun = Declared { begun_delays_seconds: vec![60, 600], ..Declared::default() };
+        queue.status = Some(QueueStatus { declared: Some(begun), ..QueueStatus::default() });
+        let mut side = Side::default();
+        side.note(retry_queue("orders", 60), Some(4));
+        assert_eq!(side.retrying(&queue), None, "the ladder's own was not read");
+        side.note(retry_queue("orders", 5), Some(3));
+        assert_eq!(side.retrying(&queue), Some(7));
     }
 
     #[test]

@@ -205,7 +205,7 @@ fn secret_is_usable(
     match state {
         Some(SecretState::Found(keys)) => match BrokerAccess::parse(keys, queue.spec.broker.vhost.as_deref()) {
             Ok(access) => match missed_vhost(queue, secret, &access) {
-                Some(_) if queue.spec.broker.vhost.is_some() => {
+                Some(_) if queue.spec.broker.vhost.is_some() || is_changed(queue) => {
                     let vhost = access.vhost();
                     let wrong = format!(": the Queue has not been kept in virtual host \"{vhost}\" yet, as its own conditions say");
                     problem("QueueMoving", wrong)
@@ -235,6 +235,11 @@ fn secret_is_usable(
             ", and there is none: create it with the key \"uri\" (amqp://user:password@host:5672/vhost)".to_owned(),
         ),
     }
+}
+
+/// Whether a Queue was changed, and not looked at since.
+fn is_changed(queue: &Queue) -> bool {
+    queue.status.as_ref().is_none_or(|status| status.observed_generation != queue.metadata.generation)
 }
 
 /// Whether the Secret of a Worker's sidecars names another virtual host than the Queue's.

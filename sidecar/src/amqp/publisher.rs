@@ -16,9 +16,11 @@ use crate::locked::locked;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a copy's confirm is waited for at most: the largest `consumerTimeoutSeconds`, after which its delivery is the broker's again.
 const LONGEST_CONFIRM: Duration = Duration::from_secs(2_000_000);
-/// How long a right that is missing for copies is missing for all of them: each refusal costs a channel's number for good, and with the
+/// How long a right that is missing for a copy is missing for all of them: each refusal costs a channel's number for good, and with the
 /// last of these the connection is made anew, under the application's own publishes.
-const REFUSED: Duration = Duration::from_secs(20);
+pub const COPY_REFUSED: Duration = Duration::from_secs(20);
+/// The same for replies, which are given up after a few tries: less than these take, so that each is asked for.
+pub const REPLY_REFUSED: Duration = Duration::from_secs(1);
 /// How long a publish waits for the first connection.
 const FIRST_CONNECTION: Duration = Duration::from_secs(5);
 
@@ -144,13 +146,14 @@ impl Publisher {
     }
 
     /// Publishes a copy to the default exchange and waits for the broker's confirm for as long as the channel lives: the broker has been
-    /// given it, and a second one would be another message. `asks`: also where a right was missing for another one a moment ago.
+    /// given it, and a second one would be another message. `missing`: how long a
+    /// right that the broker says is missing is so for this one, too.
     ///
     /// # Errors
     /// Why the broker does not have it, or may not have it.
-    pub async fn publish(&self, letter: Letter, asks: bool) -> Outcome {
+    pub async fn publish(&self, letter: Letter, missing: Duration) -> Outcome {
         let access = self.link.access.borrow().clone();
-        if let Some(error) = self.refused_lately(&access).filter(|_| !asks) {
+        if let Some(error) = self.refused_within(missing, &access) {
             return Err(PublishError::Broker(error));
         }
         let outcome = self.line().await?.send_copy(letter, Room::default());
@@ -166,10 +169,10 @@ impl Publisher {
         outcome
     }
 
-    /// The right to write there that was missing a moment ago, for the same user.
-    fn refused_lately(&self, access: &Arc<BrokerAccess>) -> Option<BrokerError> {
+    /// The right to write there that was missing lately, for the same user.
+    fn refused_within(&self, time: Duration, access: &Arc<BrokerAccess>) -> Option<BrokerError> {
         let refused = locked(&self.link.refused);
-        let missing = refused.as_ref().filter(|missing| missing.at.elapsed() < REFUSED)?;
+        let missing = refused.as_ref().filter(|missing| missing.at.elapsed() < time)?;
         Arc::ptr_eq(&missing.access, access).then(|| missing.error.clone())
     }
 
@@ -221,25 +224,27 @@ mod tests {
             let missing = Missing { at: Instant::now(), access, error: error.clone() };
             *locked(&publisher.link.refused) = Some(missing);
         };
-        let publish = async |publisher: &Publisher, asks| {
+        let publish = async |publisher: &Publisher, missing| {
             let letter = Letter {
                 exchange: "".into(),
                 routing_key: "q".into(),
                 properties: BasicProperties::default(),
                 body: Default::default(),
             };
-            publisher.publish(letter, asks).await
+            publisher.publish(letter, missing).await
         };
         refuse(accesses.borrow().clone());
         let refused = Err(PublishError::Broker(error.clone()));
-        assert_eq!(publish(&publisher.on_own_channel(), false).await, refused);
+        assert_eq!(publish(&publisher.on_own_channel(), COPY_REFUSED).await, refused);
+        assert_eq!(publish(&publisher, REPLY_REFUSED).await, refused);
         let asked = Err(PublishError::Disconnected);
-        assert_eq!(publish(&publisher, true).await, asked);
-        assert_eq!(publish(&publisher, false).await, refused);
+        tokio::time::advance(REPLY_REFUSED).await;
+        assert_eq!(publish(&publisher, REPLY_REFUSED).await, asked);
+        assert_eq!(publish(&publisher, COPY_REFUSED).await, refused);
         accesses.send_replace(access());
-        assert_eq!(publish(&publisher, false).await, asked, "another user may have it");
+        assert_eq!(publish(&publisher, COPY_REFUSED).await, asked, "another user may have it");
         refuse(accesses.borrow().clone());
-        tokio::time::advance(REFUSED).await;
-        assert_eq!(publish(&publisher, false).await, asked);
+        tokio::time::advance(COPY_REFUSED).await;
+        assert_eq!(publish(&publisher, COPY_REFUSED).await, asked);
     }
 }

@@ -8,7 +8,7 @@ use warren_broker::BrokerError;
 
 use super::Runtime;
 use crate::amqp::line::{Letter, Outcome};
-use crate::amqp::publisher::PublishError;
+use crate::amqp::publisher::{COPY_REFUSED, PublishError, REPLY_REFUSED};
 use crate::amqp::session;
 use crate::copy;
 use crate::core::{
@@ -161,11 +161,10 @@ impl Runtime {
         let letter = Letter { exchange: "".into(), routing_key: copy::short(&target), properties, body };
         let place = if again { Arc::clone(&self.alone).try_acquire_owned().ok() } else { None };
         let publisher = if place.is_some() { publisher.on_own_channel() } else { publisher.clone() };
-        // Given up after a few tries, a reply is at least asked for once.
-        let asks = *copy == Copy::Reply && !again;
+        let missing = if *copy == Copy::Reply { REPLY_REFUSED } else { COPY_REFUSED };
         let sender = self.sender.clone();
         tokio::spawn(async move {
-            let (result, refusal) = result_of(publisher.publish(letter, asks).await, target);
+            let (result, refusal) = result_of(publisher.publish(letter, missing).await, target);
             drop(place);
             // Without a loop there is nobody to tell.
             let _ = sender.send(Inbox::Published { id, result, refusal });
