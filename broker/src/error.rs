@@ -18,10 +18,10 @@ pub enum Category {
 
 /// What the broker says of a number of connections that is reached, of a node, a virtual host or a user, or cannot be asked for.
 pub(crate) const LIMIT: &str = "connection limit";
-/// What it says of a queue that it does not have, before the name.
-const NO_QUEUE: &str = "no queue '";
 /// The same of channels, of a node or a user. It ends the connection.
 const CHANNEL_LIMIT: &str = "number of channels opened";
+/// What it says of a queue that it does not have, before the name.
+const NO_QUEUE: &str = "no queue '";
 
 /// A failed exchange with a broker.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
